@@ -1,0 +1,43 @@
+"""Feature extractors: any timm model, and BagNet-77."""
+
+from __future__ import annotations
+
+from tnet.backbones.bagnet import BagNet77
+from tnet.backbones.base import Backbone, BackboneConfig, BatchNormMode, Described, PopulationNorms
+from tnet.backbones.timm_backbone import TimmBackbone
+from tnet.errors import ConfigError
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "BagNet77",
+    "BatchNormMode",
+    "Described",
+    "PopulationNorms",
+    "TimmBackbone",
+    "create_backbone",
+]
+
+
+def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> Backbone:
+    """Build the backbone a configuration names.
+
+    Args:
+        config: name, tap, pretrained, kwargs.
+        in_channels: channels of a glimpse.
+        base_px: side of a glimpse, pixels.
+        grid_side: the larger of the grid's rows and columns.
+
+    Raises:
+        ConfigError: unknown name, wrong arguments, or glimpses too small for it.
+    """
+    if config.name != "bagnet77":
+        return TimmBackbone(config, in_channels, base_px, grid_side)
+    if config.pretrained:
+        raise ConfigError("bagnet77 has no pretrained weights; set backbone.pretrained: false")
+    if base_px < BagNet77.min_px:
+        raise ConfigError(f"base_px {base_px} is too small for bagnet77; the limit is {BagNet77.min_px} px")
+    try:
+        return BagNet77(in_channels, **config.kwargs)
+    except TypeError as error:
+        raise ConfigError(f"backbone bagnet77 does not take kwargs {config.kwargs}: {error}") from None

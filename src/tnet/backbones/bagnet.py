@@ -1,0 +1,116 @@
+"""BagNet-77 as TNet uses it: no batch norm, and valid convolutions that keep each position's view to 77 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnet.backbones.base import Backbone, Described
+from tnet.errors import ConfigError
+
+_SLOPE = 0.2
+_EXPANDED_BLOCKS = 2  # the first two blocks of a stage look 3 pixels wide, the others 1
+
+
+def same_pad(size_px: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding before and after by the reference's "same" rule: an odd pixel goes after."""
+    total = max((-(-size_px // stride) - 1) * stride + kernel - size_px, 0)
+    return total // 2, total - total // 2
+
+
+class Bottleneck(nn.Module):
+    """1x1, k x k, 1x1 with a shortcut; biases everywhere, no normalisation."""
+
+    def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, valid: bool) -> None:
+        super().__init__()
+        out_dim = planes * expansion
+        self.kernel, self.stride, self.valid = kernel, stride, valid
+        self.reduce = nn.Conv2d(in_dim, planes, 1)
+        self.look = nn.Conv2d(planes, planes, kernel, stride)
+        self.expand = nn.Conv2d(planes, out_dim, 1)
+        self.shortcut = nn.Conv2d(in_dim, out_dim, 1, stride) if stride > 1 or in_dim != out_dim else None
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Transform a feature map."""
+        y = F.leaky_relu(self.reduce(x), _SLOPE)
+        if self.kernel > 1 and not self.valid:
+            top, bottom = same_pad(y.shape[-2], self.kernel, self.stride)
+            left, right = same_pad(y.shape[-1], self.kernel, self.stride)
+            y = F.pad(y, (left, right, top, bottom))
+        y = self.expand(F.leaky_relu(self.look(y), _SLOPE))
+        # A valid 3x3 loses a pixel a side; the shortcut loses the same.
+        short = x[..., 1:-1, 1:-1] if self.kernel > 1 and self.valid else x
+        if self.shortcut is not None:
+            short = self.shortcut(short)
+        return F.leaky_relu(y + short, _SLOPE)
+
+
+class BagNet77(Backbone):
+    """The feature extractor of the paper's ImageNet models (paper, supplementary; receptive field 77 px).
+
+    Cell features are the output of the third stage; 77 px gives 9 x 9 positions there, of which the paper takes every
+    second. The pooled feature is averaged over positions, whole channels dropped in training.
+
+    Args:
+        in_channels: channels of a glimpse.
+        planes: width of the four stages.
+        blocks: bottlenecks in each stage.
+        expansion: output channels of a stage over its planes (4 as published; 1 in a narrow variant).
+        feature_dim: size of the pooled feature.
+        spatial_dropout: probability of dropping a channel of the last map (paper: 0.5 for TNet, 0.625 for the
+            baseline).
+    """
+
+    min_px = 25
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        planes: Sequence[int] = (64, 128, 256, 512),
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        expansion: int = 4,
+        feature_dim: int = 512,
+        spatial_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if len(planes) != 4 or len(blocks) != 4 or min(*planes, *blocks, expansion, feature_dim) < 1:
+            raise ConfigError(
+                f"bagnet77 planes {tuple(planes)} and blocks {tuple(blocks)} must be four positive numbers each, "
+                f"expansion {expansion} and feature_dim {feature_dim} positive"
+            )
+        self.feature_dim = feature_dim
+        self.cell_dim = planes[2] * expansion
+        self.stem = nn.Conv2d(in_channels, planes[0], 3)
+        dim = planes[0]
+        stages = []
+        for stage, (width, count, stride) in enumerate(zip(planes, blocks, (2, 2, 2, 1), strict=True)):
+            layers = []
+            for block in range(count):
+                kernel = 3 if block < _EXPANDED_BLOCKS else 1
+                # The last two stages start with a valid 3x3; their second is padded.
+                valid = stage >= 2 and block == 0
+                layers.append(Bottleneck(dim, width, expansion, kernel, stride if block == 0 else 1, valid))
+                dim = width * expansion
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+        self.head = nn.Conv2d(dim, feature_dim, 1)
+        self.dropout = nn.Dropout2d(spatial_dropout)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
+        """Describe glimpses of at least 25 px."""
+        x = F.leaky_relu(self.stem(glimpses), _SLOPE)
+        for stage in self.stages[:3]:
+            x = stage(x)
+        cell_map = x
+        x = self.dropout(F.leaky_relu(self.head(self.stages[3](x)), _SLOPE))
+        return Described(torch.mean(x, dim=(2, 3)), cell_map)

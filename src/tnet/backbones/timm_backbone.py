@@ -1,0 +1,120 @@
+"""Any timm model as a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnet.backbones.base import Backbone, BackboneConfig, Described
+from tnet.errors import ConfigError
+
+# Positions of the tapped map for each grid cell and axis that `tap: auto` asks for.
+_POSITIONS_PER_CELL = 1.5
+
+
+class TimmBackbone(Backbone):
+    """A timm model without its classifier.
+
+    The pooled feature is what the model's own head would classify (after its last convolution, norm and pooling); the
+    cell map is an intermediate map in ``[channels, height, width]`` form, for transformers too.
+
+    Args:
+        config: name, tap, pretrained, kwargs.
+        in_channels: channels of a glimpse.
+        base_px: side of a glimpse; models with a fixed input size are built for it.
+        grid_side: the larger of the grid's rows and columns, for ``tap: auto``.
+
+    Raises:
+        ConfigError: unknown model, arguments it does not take, or a tap that it does not have.
+    """
+
+    min_px = 8
+
+    def __init__(self, config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> None:
+        super().__init__()
+        self.model = _create(config, in_channels, base_px)
+        self._tapped: Tensor | None = None
+        probe = torch.zeros(2, in_channels, base_px, base_px)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            try:
+                final, maps = self.model.forward_intermediates(probe)
+                pooled = self.model.forward_head(final, pre_logits=True)
+            except (AttributeError, RuntimeError, AssertionError) as error:
+                raise ConfigError(
+                    f"backbone {config.name} cannot describe {base_px} px glimpses ({str(error).splitlines()[0]}); "
+                    "choose another base_px or backbone"
+                ) from None
+        self.feature_dim = int(pooled.shape[1])
+        self._index = self._choose_tap(config, [int(m.shape[-1]) for m in maps], grid_side)
+        if self._index is None:
+            self.model.get_submodule(str(config.tap)).register_forward_hook(self._keep)
+            with torch.no_grad():
+                self.model.forward_features(probe)
+            if self._tapped is None or self._tapped.ndim != 4:
+                raise ConfigError(f"tap {config.tap!r} of {config.name} gives no [channels, height, width] map")
+            self.cell_dim = int(self._tapped.shape[1])
+            self._tapped = None
+        else:
+            self.cell_dim = int(maps[self._index].shape[1])
+        self.model.train(training)
+
+    def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> int | None:
+        """Index of the intermediate map to use, or None for a module by name."""
+        tap = config.tap
+        if tap == "auto":
+            fine = [i for i, side in enumerate(sides) if side >= _POSITIONS_PER_CELL * grid_side]
+            return fine[-1] if fine else 0
+        if isinstance(tap, int):
+            if not -len(sides) <= tap < len(sides):
+                raise ConfigError(f"tap {tap} is outside the {len(sides)} intermediate maps of {config.name}")
+            return tap % len(sides)
+        if tap not in dict(self.model.named_modules()):
+            raise ConfigError(f"tap {tap!r} is not a module of {config.name}; give an index, 'auto' or a module's name")
+        return None
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._tapped = output
+
+    def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
+        """Describe glimpses of the size the model was built for (any size for convolutional models)."""
+        if self._index is None:
+            final = self.model.forward_features(glimpses)
+            cell_map, self._tapped = self._tapped, None
+            assert cell_map is not None
+        else:
+            final, maps = self.model.forward_intermediates(glimpses, indices=[self._index])
+            cell_map = maps[0]
+        return Described(self.model.forward_head(final, pre_logits=True), cell_map)
+
+
+def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
+    kwargs = dict(config.kwargs)
+    try:
+        default = timm.get_pretrained_cfg(config.name.removeprefix("timm/"), allow_unregistered=False)
+    except RuntimeError:
+        default = None
+    if not timm.is_model(config.name):
+        close = timm.list_models(f"*{config.name.split('.')[0][:8]}*")[:3]
+        hint = f"; did you mean {', '.join(close)}" if close else ""
+        raise ConfigError(f"backbone {config.name!r} is neither bagnet77 nor a timm model{hint}")
+    if default is not None and default.fixed_input_size:
+        kwargs.setdefault("img_size", base_px)
+    try:
+        return timm.create_model(
+            config.name, pretrained=config.pretrained, num_classes=0, in_chans=in_channels, **kwargs
+        )
+    except TypeError as error:
+        raise ConfigError(f"backbone {config.name} does not take kwargs {kwargs}: {error}") from None
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
+            "network once, set HF_HOME to a cache that has them, or set backbone.pretrained: false"
+        ) from None

@@ -1,0 +1,304 @@
+"""Megapixel digits: a made task in which a few small digits on a large, cluttered canvas decide the label.
+
+This is the Megapixel-MNIST task of Katharopoulos and Fleuret (2019), with the four questions of Bergner et al.
+(2023). Images are made on the fly: image ``index`` of a split depends on the seed, the split and the index alone, so
+worker count and order change nothing, and there is nothing to store.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch.utils.data import Dataset
+
+from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
+from tnet.data.sample import Sample
+from tnet.errors import ConfigError
+
+Task = Literal["majority", "max", "top", "multi"]
+Variant = Literal["ips", "ats"]
+
+MAX_CANVAS_PX = 32_768
+"""Largest canvas side: 1 GiB an image."""
+_TRIES_PER_DIGIT = 100
+_SMALLEST = {
+    "canvas_px": 1, "digit_px": 4, "noise_px": 2, "target_copies": 1, "other_digits": 0, "noise_patterns": 0,
+    "images_train": 0, "images_val": 0, "images_test": 0, "seed": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """What the images show and what is asked about them.
+
+    The pictures do not depend on ``task``: one seed gives the same images with four kinds of label.
+
+    Attributes:
+        task: ``majority``: the class with most copies; ``max``: the largest digit; ``top``: the digit with the smallest
+            row (of equal rows, the leftmost); ``multi``: for each class, whether it is there.
+        variant: ``ips``: digits are pasted last and are never hidden; ``ats``: clutter is pasted last and can hide
+            them.
+        canvas_px: side of the square image.
+        digit_px: side of a pasted digit (28 px glyphs, resized).
+        target_copies: digits of the target class.
+        other_digits: digits of other classes; none of these has as many copies as the target class where that can be.
+        noise_patterns: pieces of clutter pasted per image, drawn from 50 patterns that ``seed`` fixes.
+        noise_px: side of a piece of clutter.
+        images_train: images in the train split.
+        images_val: images in the val split.
+        images_test: images in the test split.
+        seed: another seed gives other images and other clutter, from the same source digits.
+        mnist_dir: folder with MNIST's IDX files (plain or .gz; flat, raw/ or MNIST/raw/); none for scikit-learn's
+            bundled digits.
+
+    Raises:
+        ConfigError: a value is out of range, the digits do not fit, or the majority would not be unique.
+    """
+
+    task: Task = "majority"
+    variant: Variant = "ips"
+    canvas_px: int = 1500
+    digit_px: int = 28
+    target_copies: int = 3
+    other_digits: int = 2
+    noise_patterns: int = 50
+    noise_px: int = 28
+    images_train: int = 5000
+    images_val: int = 1000
+    images_test: int = 1000
+    seed: int = 0
+    mnist_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("task", get_args(Task)), ("variant", get_args(Variant))):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"{key} is {getattr(self, key)!r} but must be one of {', '.join(allowed)}")
+        for key, smallest in _SMALLEST.items():
+            if getattr(self, key) < smallest:
+                raise ConfigError(f"{key} is {getattr(self, key)} but must be at least {smallest}: raise {key}")
+        if self.canvas_px > MAX_CANVAS_PX:
+            raise ConfigError(f"canvas_px is {self.canvas_px} but must be at most {MAX_CANVAS_PX}: lower canvas_px")
+        for key in ("digit_px", "noise_px"):
+            if getattr(self, key) > self.canvas_px:
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)} but must be at most canvas_px, {self.canvas_px}: raise canvas_px "
+                    f"or lower {key}"
+                )
+        fit = (self.canvas_px // self.digit_px) ** 2
+        if self.digits > fit:
+            raise ConfigError(
+                f"target_copies plus other_digits is {self.digits} but at most {fit} digits of {self.digit_px} px fit "
+                f"on {self.canvas_px} px without overlap: raise canvas_px, or lower digit_px or the number of digits"
+            )
+        if self.task == "majority" and self.other_digits > self._unique_majority_limit:
+            raise ConfigError(
+                f"other_digits is {self.other_digits} but with target_copies {self.target_copies} must be at most "
+                f"{self._unique_majority_limit}, or another class could tie for the majority: raise target_copies or "
+                "lower other_digits"
+            )
+
+    @property
+    def digits(self) -> int:
+        """Digits on an image."""
+        return self.target_copies + self.other_digits
+
+    @property
+    def other_copies_limit(self) -> int:
+        """Most copies of one class that is not the target: fewer than the target's, where that can be."""
+        return self.target_copies - 1 if self.other_digits <= self._unique_majority_limit else self.other_digits
+
+    @property
+    def _unique_majority_limit(self) -> int:
+        return (CLASSES - 1) * (self.target_copies - 1)
+
+    def images(self, split: Split) -> int:
+        """Images in a split."""
+        return {"train": self.images_train, "val": self.images_val, "test": self.images_test}[split]
+
+
+@dataclass(frozen=True, eq=False)
+class DigitLayout:
+    """Where everything on one image is.
+
+    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (level 0), the end excluded, in the order of pasting.
+
+    Attributes:
+        labels: the class of each digit, the ``target_copies`` digits of the target class first.
+        glyphs: each digit's position in the split's glyph bank.
+        digit_box_l0_yxyx: the digits' boxes, which never overlap each other.
+        clutter_patterns: each piece's position in the seed's clutter bank.
+        clutter_box_l0_yxyx: the pieces' boxes, which may overlap each other and the digits.
+    """
+
+    labels: Int64[np.ndarray, " digits"]
+    glyphs: Int64[np.ndarray, " digits"]
+    digit_box_l0_yxyx: Int64[np.ndarray, "digits 4"]
+    clutter_patterns: Int64[np.ndarray, " pieces"]
+    clutter_box_l0_yxyx: Int64[np.ndarray, "pieces 4"]
+
+    @property
+    def digits(self) -> list[tuple[int, int, int]]:
+        """``(label, y0, x0)`` of each digit."""
+        y0, x0 = self.digit_box_l0_yxyx[:, 0], self.digit_box_l0_yxyx[:, 1]
+        return list(zip(self.labels.tolist(), y0.tolist(), x0.tolist(), strict=True))
+
+    def answer(self, task: Task) -> torch.Tensor:
+        """The label of the image: a scalar ``int64`` class, or for ``multi`` ten ``float32`` 0/1 values."""
+        if task == "multi":
+            present = torch.zeros(CLASSES)
+            present[torch.from_numpy(self.labels)] = 1.0
+            return present
+        if task == "majority":
+            digit = int(np.bincount(self.labels).argmax())
+        elif task == "max":
+            digit = int(self.labels.max())
+        else:
+            digit = min((y0, x0, label) for label, y0, x0 in self.digits)[2]
+        return torch.tensor(digit, dtype=torch.int64)
+
+    def decisive(self, task: Task) -> Int64[np.ndarray, " decisive"]:
+        """Positions (in ``labels``) of the digits that the answer rests on; for ``multi`` all of them."""
+        if task == "multi":
+            return np.arange(len(self.labels))
+        if task == "top":
+            return np.lexsort((self.digit_box_l0_yxyx[:, 1], self.digit_box_l0_yxyx[:, 0]))[:1].astype(np.int64)
+        return np.flatnonzero(self.labels == int(self.answer(task)))
+
+
+class MegapixelDigits(Dataset[Sample]):
+    """Images of a few digits among clutter, made on the fly.
+
+    Same configuration, split and index give the same bytes in every process (numpy may change its generators between
+    releases; it has said that it seldom will).
+
+    Args:
+        config: what the images show and what is asked.
+        split: which images; the three splits share no source digit, and share the clutter patterns.
+
+    Attributes:
+        config: as given.
+        split: as given.
+        classes: ``"0"`` to ``"9"``.
+        multilabel: whether targets are ten 0/1 values (task ``multi``).
+
+    Raises:
+        ConfigError: ``split`` is not one of train, val, test.
+        DataError: the folder ``config.mnist_dir`` lacks a file, or one is damaged.
+    """
+
+    def __init__(self, config: DigitsConfig, split: Split) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"split is {split!r} but must be one of {', '.join(SPLITS)}")
+        self.config = config
+        self.split: Split = split
+        self.classes = [str(digit) for digit in range(CLASSES)]
+        self.multilabel = config.task == "multi"
+        load_glyphs(config.mnist_dir, split)  # a damaged file is told now, not in a worker; not kept: see _bank
+
+    @property
+    def _bank(self) -> GlyphBank:
+        """From the cache of the process, so that pickling for a worker carries no pixels."""
+        return load_glyphs(self.config.mnist_dir, self.split)
+
+    def __len__(self) -> int:
+        return self.config.images(self.split)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One image.
+
+        Returns:
+            The image ``[1, canvas_px, canvas_px]``, its answer (see :meth:`DigitLayout.answer`) and the name
+            ``made/<split>/<index>``.
+
+        Raises:
+            IndexError: ``index`` is not within 0 to ``len(self) - 1``.
+        """
+        layout = self.layout(index)
+        return Sample(
+            image=torch.from_numpy(self._draw(layout)[None]),
+            target=layout.answer(self.config.task),
+            name=f"made/{self.split}/{index:06d}",
+        )
+
+    def layout(self, index: int) -> DigitLayout:
+        """What is where on one image; costs no drawing.
+
+        Raises:
+            IndexError: ``index`` is not within 0 to ``len(self) - 1``.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index} but the {self.split} split has images 0 to {len(self) - 1}")
+        config = self.config
+        key = (SPLITS.index(self.split), index)
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=key))
+        labels = _draw_labels(rng, config)
+        of_class = self._bank.of_class
+        glyphs = np.array([rng.choice(of_class[label]) for label in labels], dtype=np.int64)
+        digit_yx = _place_apart(rng, config.digits, config.digit_px, config.canvas_px)
+        size = (config.noise_patterns, 2)
+        clutter_yx = rng.integers(0, config.canvas_px - config.noise_px, size=size, endpoint=True)
+        return DigitLayout(
+            labels=labels,
+            glyphs=glyphs,
+            digit_box_l0_yxyx=np.hstack((digit_yx, digit_yx + config.digit_px)),
+            clutter_patterns=rng.integers(0, CLUTTER_BANK, size=config.noise_patterns),
+            clutter_box_l0_yxyx=np.hstack((clutter_yx, clutter_yx + config.noise_px)),
+        )
+
+    def _draw(self, layout: DigitLayout) -> UInt8[np.ndarray, "canvas canvas"]:
+        """Paste in the variant's order; a later piece hides what is under its whole box."""
+        config = self.config
+        bank, patterns = self._bank, clutter_bank(config.seed, config.noise_px)
+        digits = [
+            (bank.resized(glyph, config.digit_px), box)
+            for glyph, box in zip(layout.glyphs.tolist(), layout.digit_box_l0_yxyx.tolist(), strict=True)
+        ]
+        clutter = [
+            (patterns[pattern], box)
+            for pattern, box in zip(layout.clutter_patterns, layout.clutter_box_l0_yxyx.tolist(), strict=True)
+        ]
+        canvas = np.zeros((config.canvas_px, config.canvas_px), dtype=np.uint8)
+        for pixels, (y0, x0, y1, x1) in clutter + digits if config.variant == "ips" else digits + clutter:
+            canvas[y0:y1, x0:x1] = pixels
+        return canvas
+
+
+def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.ndarray, " digits"]:
+    """The target class, uniform, ``target_copies`` times, then others, uniform among the classes that have room."""
+    target = int(rng.integers(CLASSES))
+    labels = [target] * config.target_copies
+    room = [0 if digit == target else config.other_copies_limit for digit in range(CLASSES)]
+    for _ in range(config.other_digits):
+        open_classes = [digit for digit in range(CLASSES) if room[digit]]
+        digit = open_classes[int(rng.integers(len(open_classes)))]
+        room[digit] -= 1
+        labels.append(digit)
+    return np.array(labels, dtype=np.int64)
+
+
+def _place_apart(rng: np.random.Generator, count: int, side_px: int, canvas_px: int) -> Int64[np.ndarray, "count 2"]:
+    """Top left corners ``(y, x)``, uniform, a new one drawn again while its box overlaps an earlier one.
+
+    On a canvas so full that a digit finds no place in 100 tries, all go to random cells of a grid instead, at a
+    random place within each: this always ends when ``count`` is at most ``(canvas_px // side_px) ** 2``.
+    """
+    placed = np.empty((count, 2), dtype=np.int64)
+    for done in range(count):
+        for _ in range(_TRIES_PER_DIGIT):
+            corner = rng.integers(0, canvas_px - side_px, size=2, endpoint=True)
+            if (np.abs(placed[:done] - corner).max(axis=1) >= side_px).all():
+                placed[done] = corner
+                break
+        else:
+            cells = canvas_px // side_px
+            cell_px = canvas_px // cells
+            chosen = rng.choice(cells * cells, size=count, replace=False)
+            spare = rng.integers(0, cell_px - side_px, size=(count, 2), endpoint=True)
+            return np.stack(np.divmod(chosen, cells), axis=1) * cell_px + spare
+    return placed

@@ -1,0 +1,239 @@
+"""Small pictures to paste on a canvas: handwritten digits, and line-segment clutter.
+
+Digits come from MNIST's IDX files where a folder is given, else from scikit-learn's bundled set. Both sources end
+as banks of 28 px glyphs, split so that no glyph is in two of train, val and test. Everything here is cached per
+process and read-only, so a data set that uses it stays cheap to pickle and needs no copy per worker.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar, cast
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from tnet.errors import DataError
+
+Array = TypeVar("Array", bound="np.ndarray[Any, Any]")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+CLASSES = 10
+GLYPH_PX = 28
+CLUTTER_BANK = 50
+"""Patterns in a clutter bank: the published task draws from this many, however many pieces it pastes."""
+
+_MAX_IDX_ITEMS = 1_000_000  # 784 MB of images: well above MNIST and its relatives, and a limit on a lying header
+_IDX_SUBFOLDERS = ("", "raw", "MNIST/raw")
+_IDX_REMEDY = (
+    "put MNIST's four files (train- and t10k-, -images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz) there, or "
+    "leave mnist_dir empty to use scikit-learn's bundled digits"
+)
+_CLUTTER_STREAM = len(SPLITS)  # images use the spawn keys (split number, index); the bank must not share one
+
+
+@dataclass(frozen=True, eq=False)
+class GlyphBank:
+    """The digits that one split may paste.
+
+    Attributes:
+        pixels: grey levels 0 to 255, white on black, read-only.
+        labels: the digit on each glyph, 0 to 9.
+        of_class: for each class, the positions of its glyphs in ``pixels``; none is empty.
+    """
+
+    pixels: UInt8[np.ndarray, "glyphs 28 28"]
+    labels: Int64[np.ndarray, " glyphs"]
+    of_class: Sequence[Int64[np.ndarray, " _"]]
+
+    def resized(self, glyph: int, side_px: int) -> UInt8[np.ndarray, "side side"]:
+        """One glyph at ``side_px`` pixels a side (bilinear, antialiased when it shrinks)."""
+        pixels = self.pixels[glyph]
+        if side_px == GLYPH_PX:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.BILINEAR))
+
+
+@lru_cache(maxsize=12)
+def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
+    """The glyphs of one split, read once per process.
+
+    MNIST: ``test`` is the t10k files, ``val`` the last sixth (10,000) of the train files, ``train`` the rest.
+    scikit-learn: 60, 20 and 20 percent of each class, in an order that no seed or library version changes.
+
+    Args:
+        mnist_dir: a folder with the IDX files, flat, in ``raw/`` or in ``MNIST/raw/``; ``None`` for scikit-learn's.
+        split: which part.
+
+    Raises:
+        DataError: a file is missing, damaged or not what it should be, or a class has no glyph in this split.
+    """
+    if mnist_dir is None:
+        pixels, labels = _bundled_digits()
+        keep = _bundled_split(labels, split)
+        pixels, labels = pixels[keep], labels[keep]
+    else:
+        pixels, labels = _mnist_part(mnist_dir, "t10k" if split == "test" else "train")
+        if split != "test":
+            cut = len(labels) - len(labels) // 6
+            part = slice(0, cut) if split == "train" else slice(cut, None)
+            pixels, labels = pixels[part], labels[part]
+    of_class = tuple(np.flatnonzero(labels == digit) for digit in range(CLASSES))
+    empty = [str(digit) for digit, members in enumerate(of_class) if len(members) == 0]
+    if empty:
+        raise DataError(
+            f"{mnist_dir}: the {split} split has {len(labels)} digits but none of class {', '.join(empty)}, and each "
+            f"class needs at least one: {_IDX_REMEDY}"
+        )
+    return GlyphBank(pixels=_frozen(pixels), labels=_frozen(labels), of_class=of_class)
+
+
+@lru_cache(maxsize=4)
+def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side side"]:
+    """The fixed set of clutter patterns that a seed stands for.
+
+    A pattern is a line from a corner, ``y = slope * x`` at ``2 * side_px`` points with
+    ``slope = tan(u * pi / 2.5)``, joined with another pattern's line that is flipped on each axis with probability
+    0.33, at one grey level of 0.8 to 1 times white (the Megapixel-MNIST task, made there for 28 px and 56 points).
+
+    Args:
+        seed: the data set's seed.
+        side_px: side of a pattern, at least 2.
+
+    Returns:
+        ``[50, side_px, side_px]``, read-only.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CLUTTER_STREAM,)))
+    slopes = np.tan(rng.random(CLUTTER_BANK) * np.pi / 2.5)
+    reach_px = (side_px - 1) / np.maximum(slopes, 1.0)  # a steep line leaves through the side, not the end
+    x = np.linspace(0.0, reach_px, 2 * side_px, axis=1)
+    y = slopes[:, None] * x
+    lines = np.zeros((CLUTTER_BANK, side_px, side_px), dtype=bool)
+    lines[np.arange(CLUTTER_BANK)[:, None], np.rint(y).astype(int), np.rint(x).astype(int)] = True
+    others = lines[rng.permutation(CLUTTER_BANK)]
+    for axis in (1, 2):
+        flipped = rng.random(CLUTTER_BANK) < 0.33
+        others[flipped] = np.flip(others[flipped], axis=axis)
+    grey = np.rint(255 * rng.uniform(0.8, 1.0, size=CLUTTER_BANK)).astype(np.uint8)
+    return _frozen((lines | others) * grey[:, None, None])
+
+
+def _frozen(array: Array) -> Array:
+    """The array, made read-only: caches are shared, and a stray write would change every later image."""
+    array.setflags(write=False)
+    return array
+
+
+@lru_cache(maxsize=1)
+def _bundled_digits() -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
+    """scikit-learn's 1,797 digits (8 px, 0 to 16) as 28 px glyphs.
+
+    They fill their 8 px; one black pixel is added on each side, so that a glyph has a margin as MNIST's have.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "mnist_dir is empty and scikit-learn, whose bundled digits stand in for MNIST, is not installed: install "
+            "scikit-learn, or set mnist_dir to a folder with MNIST's IDX files"
+        ) from error
+    bundle = load_digits()
+    small = np.rint(np.pad(bundle.images, ((0, 0), (1, 1), (1, 1))) * (255 / 16)).astype(np.uint8)
+    size = (GLYPH_PX, GLYPH_PX)
+    pixels = np.stack([np.asarray(Image.fromarray(glyph).resize(size, Image.Resampling.BICUBIC)) for glyph in small])
+    return pixels, bundle.target.astype(np.int64)
+
+
+def _bundled_split(labels: Int64[np.ndarray, " glyphs"], split: Split) -> Int64[np.ndarray, " kept"]:
+    """Positions of one split: per class, in the order of a hash of the position, cut at 60 and 80 percent."""
+    kept = []
+    for digit in range(CLASSES):
+        members = sorted(np.flatnonzero(labels == digit).tolist(), key=_position_hash)
+        cuts = {"train": (0, 60), "val": (60, 80), "test": (80, 100)}[split]
+        first, end = (len(members) * percent // 100 for percent in cuts)
+        kept.extend(members[first:end])
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _position_hash(position: int) -> bytes:
+    return hashlib.sha256(str(position).encode()).digest()
+
+
+@lru_cache(maxsize=4)
+def _mnist_part(
+    mnist_dir: str, part: Literal["train", "t10k"]
+) -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
+    """Images and labels of MNIST's train or test files."""
+    image_path = _find_idx(mnist_dir, f"{part}-images-idx3-ubyte")
+    label_path = _find_idx(mnist_dir, f"{part}-labels-idx1-ubyte")
+    pixels = _read_idx(image_path, magic=2051, item_shape=(GLYPH_PX, GLYPH_PX))
+    labels = _read_idx(label_path, magic=2049, item_shape=())
+    if len(pixels) != len(labels):
+        raise DataError(
+            f"{label_path}: holds {len(labels)} labels but {image_path.name} holds {len(pixels)} images, and they must "
+            f"be as many: {_IDX_REMEDY}"
+        )
+    if len(labels) and labels.max() >= CLASSES:
+        raise DataError(f"{label_path}: a label is {labels.max()} but must be 0 to {CLASSES - 1}: {_IDX_REMEDY}")
+    return pixels, labels.astype(np.int64)
+
+
+def _find_idx(mnist_dir: str, name: str) -> Path:
+    """The file of that name, plain or gzipped, in the folder or a layout that downloaders leave."""
+    root = Path(mnist_dir).expanduser()
+    for subfolder in _IDX_SUBFOLDERS:
+        for candidate in (root / subfolder / name, root / subfolder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    found = "the folder has no such file" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: expected {name} or {name}.gz, here or in raw/ or MNIST/raw/, but {found}: {_IDX_REMEDY}")
+
+
+def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.ndarray, "items ..."]:
+    """An IDX file of unsigned bytes, checked against its header and never read beyond what that promises."""
+    header_bytes = 4 * (2 + len(item_shape))
+    try:
+        with _open_idx(path) as file:
+            header = file.read(header_bytes)
+            if len(header) < header_bytes:
+                raise DataError(
+                    f"{path}: the file ends after {len(header)} bytes, within its {header_bytes}-byte header: "
+                    f"{_IDX_REMEDY}"
+                )
+            found_magic, items, *found_shape = np.frombuffer(header, dtype=">u4").tolist()
+            _check_header(path, (found_magic, magic), items, (tuple(found_shape), item_shape))
+            expected = items * int(np.prod(item_shape, dtype=np.int64))
+            data = file.read(expected + 1)  # one more than promised tells a file that is too long
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): {_IDX_REMEDY}") from error
+    if len(data) != expected:
+        found = "more" if len(data) > expected else str(len(data))
+        raise DataError(
+            f"{path}: the header promises {items} items, {expected} bytes, but {found} follow: {_IDX_REMEDY}"
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(items, *item_shape)
+
+
+def _open_idx(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_header(
+    path: Path, magic: tuple[int, int], items: int, item_shape: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    """Refuse a header that is of another kind of file or promises too much; pairs are (found, expected)."""
+    if magic[0] != magic[1]:
+        raise DataError(
+            f"{path}: starts with {magic[0]:#010x} but an IDX file of this kind with {magic[1]:#010x}: {_IDX_REMEDY}"
+        )
+    if item_shape[0] != item_shape[1]:
+        raise DataError(f"{path}: its images are {item_shape[0]} pixels but must be {item_shape[1]}: {_IDX_REMEDY}")
+    if items > _MAX_IDX_ITEMS:
+        raise DataError(f"{path}: the header promises {items} items, more than {_MAX_IDX_ITEMS}: {_IDX_REMEDY}")

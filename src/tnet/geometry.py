@@ -1,0 +1,320 @@
+"""Where regions are: grids, boxes, levels.
+
+Everything here is pure arithmetic on integers. No other module adds, scales or clips boxes.
+
+Frames and units: a box is ``(y0, x0, y1, x1)`` in *level-0 pixels*, the pixels of the full-resolution image, with
+``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below); what is there is the
+scene's stated padding. *Level* counts from 0, the whole image (the paper counts processing levels from 1).
+
+Grid geometry (paper, section 3.1; constants as in the reference implementation): a parent of ``size`` pixels on an
+axis is covered by ``n`` cells of ``round(size * cell_extent)`` pixels (halves round to even), ``ceil((size - cell) /
+(n - 1))`` pixels apart. What this sticks out past the parent is split: ``ceil(total / 2)`` before, the rest after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tnet.errors import GeometryError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a region is divided into the cells that can be looked at next.
+
+    Attributes:
+        rows: cells down.
+        cols: cells across.
+        cell_extent: side of a cell as a fraction of the side of the region it lies in, in (0, 1]. (The reference
+            implementation calls this number "overlap": with 5 cells of 0.34375 neighbours share about half.)
+    """
+
+    rows: int = 5
+    cols: int = 5
+    cell_extent: float = 0.34375
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise GeometryError(f"grid has {self.rows} x {self.cols} cells; give at least 1 row and 1 column")
+        if not 0 < self.cell_extent <= 1:
+            raise GeometryError(f"grid cell_extent is {self.cell_extent}; give a fraction above 0 and at most 1")
+        for cells in (self.rows, self.cols):
+            if cells > 1 and self.cell_extent == 1:
+                raise GeometryError(f"{cells} cells of cell_extent 1 all cover the same place; give a fraction below 1")
+
+    @property
+    def cells(self) -> int:
+        """Number of cells, rows times columns."""
+        return self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class AxisCells:
+    """The cells along one axis of a parent region.
+
+    Attributes:
+        starts_px: first pixel of each cell relative to the parent's first pixel; negative inside the padding.
+        cell_px: pixels in each cell.
+        stride_px: pixels between starts of neighbours.
+        pad_before_px: pixels by which the first cell sticks out before the parent.
+        pad_after_px: pixels by which the last cell sticks out after the parent.
+    """
+
+    starts_px: tuple[int, ...]
+    cell_px: int
+    stride_px: int
+    pad_before_px: int
+    pad_after_px: int
+
+
+@lru_cache(maxsize=4096)
+def axis_cells(size_px: int, count: int, cell_extent: float) -> AxisCells:
+    """Place ``count`` cells along an axis of ``size_px`` pixels.
+
+    Raises:
+        GeometryError: the axis is too short for that many distinct cells of at least one pixel.
+    """
+    cell_px = round(size_px * cell_extent)
+    if cell_px < 1 or (count > 1 and size_px - cell_px < 1):
+        raise GeometryError(
+            f"a region of {size_px} px cannot hold {count} cells of {cell_extent} of its side; "
+            "use fewer levels or larger images"
+        )
+    if count == 1:
+        before = (size_px - cell_px) // 2
+        return AxisCells((before,), cell_px, 0, 0, 0)
+    stride_px = math.ceil((size_px - cell_px) / (count - 1))
+    total_pad = max(stride_px * (count - 1) + cell_px - size_px, 0)
+    before = math.ceil(total_pad / 2)
+    starts = tuple(i * stride_px - before for i in range(count))
+    return AxisCells(starts, cell_px, stride_px, before, total_pad - before)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of one level, of all images of a batch, ordered by image, then parent, then raster order.
+
+    Attributes:
+        level: 0 for whole images.
+        image: index of the image in the batch.
+        box_l0_yxyx: box in level-0 pixels; may reach past the image's edge.
+        cell: flat (row-major) grid cell in the parent; -1 for a whole image.
+        parent: index into the regions of the level before; -1 for a whole image.
+        position_yx: row and column in the grid that the level would have if every cell were divided: a cell (i, j)
+            of a parent at (y, x) is at ``(y * rows + i, x * cols + j)`` (paper, positional encoding).
+    """
+
+    level: int
+    image: Int[Tensor, " regions"]
+    box_l0_yxyx: Int[Tensor, "regions 4"]
+    cell: Int[Tensor, " regions"]
+    parent: Int[Tensor, " regions"]
+    position_yx: Int[Tensor, "regions 2"]
+
+    def __len__(self) -> int:
+        return int(self.image.shape[0])
+
+    @property
+    def size_hw(self) -> Int[Tensor, "regions 2"]:
+        """Height and width of each region in level-0 pixels."""
+        return self.box_l0_yxyx[:, 2:] - self.box_l0_yxyx[:, :2]
+
+
+def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
+    """Level 0: one region for each image, covering it.
+
+    Args:
+        sizes_hw: height and width of each image, pixels.
+
+    Raises:
+        GeometryError: no image, or one without pixels.
+    """
+    if not sizes_hw or min(min(size) for size in sizes_hw) < 1:
+        raise GeometryError(f"images of sizes {list(sizes_hw)[:4]} cannot be looked at; each side needs a pixel")
+    count = len(sizes_hw)
+    sizes = torch.tensor([tuple(size) for size in sizes_hw], dtype=torch.long)
+    none = torch.full((count,), -1, dtype=torch.long)
+    return Regions(
+        level=0,
+        image=torch.arange(count),
+        box_l0_yxyx=torch.cat([torch.zeros_like(sizes), sizes], dim=1),
+        cell=none,
+        parent=none.clone(),
+        position_yx=torch.zeros(count, 2, dtype=torch.long),
+    )
+
+
+def _starts_and_sizes(
+    sizes_px: Int[Tensor, " regions"], count: int, cell_extent: float
+) -> tuple[Int[Tensor, "regions count"], Int[Tensor, " regions"]]:
+    """First pixels and size of the cells along one axis, for regions of any sizes."""
+    cells = [axis_cells(size, count, cell_extent) for size in sizes_px.tolist()]
+    starts = torch.tensor([axis.starts_px for axis in cells], dtype=torch.long).reshape(-1, count)
+    return starts, torch.tensor([axis.cell_px for axis in cells], dtype=torch.long)
+
+
+def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
+    """Boxes of every cell of every parent, cells in raster order, in level-0 pixels.
+
+    Raises:
+        GeometryError: a parent is too small to be divided.
+    """
+    size = parents.size_hw
+    y_starts, height = _starts_and_sizes(size[:, 0], grid.rows, grid.cell_extent)
+    x_starts, width = _starts_and_sizes(size[:, 1], grid.cols, grid.cell_extent)
+    y0 = (parents.box_l0_yxyx[:, 0:1] + y_starts)[:, :, None].expand(-1, -1, grid.cols)
+    x0 = (parents.box_l0_yxyx[:, 1:2] + x_starts)[:, None, :].expand(-1, grid.rows, -1)
+    boxes = torch.stack([y0, x0, y0 + height[:, None, None], x0 + width[:, None, None]], dim=-1)
+    return boxes.reshape(len(parents), grid.cells, 4)
+
+
+def choose_cells(parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"]) -> Regions:
+    """The regions of the next level: the chosen cells of each parent.
+
+    Args:
+        parents: regions of one level.
+        grid: how each is divided.
+        cells: flat cell indices, ascending in each row (raster order).
+
+    Raises:
+        GeometryError: a cell outside the grid, or a parent too small to be divided.
+    """
+    cells = cells.cpu()
+    if cells.numel() and (int(cells.min()) < 0 or int(cells.max()) >= grid.cells):
+        raise GeometryError(f"cell indices must lie in 0..{grid.cells - 1} for a {grid.rows} x {grid.cols} grid")
+    k = cells.shape[1]
+    boxes = torch.gather(cell_boxes(parents, grid), 1, cells[:, :, None].expand(-1, -1, 4))
+    in_parent = torch.stack([cells // grid.cols, cells % grid.cols], dim=-1)
+    position = parents.position_yx[:, None, :] * torch.tensor([grid.rows, grid.cols]) + in_parent
+    return Regions(
+        level=parents.level + 1,
+        image=parents.image.repeat_interleave(k),
+        box_l0_yxyx=boxes.reshape(-1, 4),
+        cell=cells.reshape(-1),
+        parent=torch.arange(len(parents)).repeat_interleave(k),
+        position_yx=position.reshape(-1, 2),
+    )
+
+
+def cell_spans(
+    parents: Regions, grid: Grid
+) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
+    """What each cell covers of its parent, per axis, as fractions of the parent's side.
+
+    Padding is cut off, so all values lie in [0, 1]: this says which part of a parent's feature map describes a cell.
+    """
+    spans = []
+    for axis, count in ((0, grid.rows), (1, grid.cols)):
+        size = parents.size_hw[:, axis]
+        starts, cell = _starts_and_sizes(size, count, grid.cell_extent)
+        edges = torch.stack([starts, starts + cell[:, None]], dim=-1)
+        spans.append((edges / size[:, None, None]).clamp(0, 1))
+    return spans[0], spans[1]
+
+
+def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid, levels: int) -> tuple[int, ...]:
+    """Spell out a number of looks as locations per region, one number a level after the first.
+
+    Args:
+        looks: ``0`` (only the whole image), a number for level 1 (deeper levels keep their default), or one number
+            for each level; a sequence shorter than ``levels - 1`` stops early.
+        default: the model's own numbers, ``levels - 1`` of them.
+        grid: the model's grid.
+        levels: levels of the model, the whole image included.
+
+    Returns:
+        Locations per region for levels 1, 2, ...; empty for 0 looks.
+
+    Raises:
+        GeometryError: negative, more than the grid's cells, or more levels than the model has.
+    """
+    if isinstance(looks, int):
+        chosen = () if looks == 0 else (looks, *default[1:])
+    else:
+        chosen = tuple(looks)
+        while chosen and chosen[-1] == 0:
+            chosen = chosen[:-1]
+    if len(chosen) > levels - 1:
+        raise GeometryError(
+            f"looks {looks} asks for {len(chosen)} levels of regions but the model has {levels - 1}; give at most that"
+        )
+    for number in chosen:
+        if not 1 <= number <= grid.cells:
+            raise GeometryError(
+                f"looks {looks} asks for {number} locations in a grid of {grid.rows} x {grid.cols} cells; "
+                f"give between 0 and {grid.cells}"
+            )
+    return chosen
+
+
+def total_looks(looks: Sequence[int]) -> int:
+    """Regions looked at in one image after the whole: 2 then 1 each is 2 + 2 = 4."""
+    total, at_level = 0, 1
+    for number in looks:
+        at_level *= number
+        total += at_level
+    return total
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A traversal for images of a given size: see :func:`suggest`.
+
+    Attributes:
+        levels: levels of processing, the whole image included.
+        grid: the grid used at every level.
+        looks: locations per region for each level after the first.
+        finest_scale: image pixels per glimpse pixel at the last level; 1 is full resolution.
+        why: the reasoning in one or two sentences.
+    """
+
+    levels: int
+    grid: Grid
+    looks: tuple[int, ...]
+    finest_scale: float
+    why: str
+
+
+def suggest(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: float = 0.3) -> Suggestion:
+    """Propose levels and grid so that the last level sees full resolution.
+
+    The cell extent is the same at every level and shrinks the image's longer side to ``base_px`` over ``levels - 1``
+    steps; the fewest levels are taken for which a cell is at least ``min_cell_extent`` of its parent (smaller cells
+    are too faint in the parent to be chosen well). Neighbouring cells overlap by at least half, so that a thing of up
+    to half a cell is whole in some cell. For 224 px and base 77 this gives the paper's 5 x 5 cells of 0.344; for 448
+    and 896 px and base 224, 2 and 3 levels of 3 x 3 cells of 0.5.
+
+    Args:
+        image_size_hw: typical height and width, pixels.
+        base_px: side of what the backbone sees.
+        min_cell_extent: smallest acceptable cell, in (0, 1).
+
+    Raises:
+        GeometryError: the image is smaller than ``base_px``, or a size or fraction that makes no sense.
+    """
+    longer = max(image_size_hw)
+    if base_px < 1 or not 0 < min_cell_extent < 1:
+        raise GeometryError(f"base_px {base_px} and min_cell_extent {min_cell_extent} must be positive, the second < 1")
+    if longer < base_px:
+        raise GeometryError(
+            f"images of {image_size_hw[0]} x {image_size_hw[1]} px are smaller than the base resolution {base_px} px; "
+            "a plain network is enough for them, or choose a smaller base"
+        )
+    ratio = longer / base_px
+    steps = max(1, math.ceil(math.log(ratio) / math.log(1 / min_cell_extent) - 1e-9))
+    extent = min(ratio ** (-1 / steps), 0.9)
+    count = math.ceil((1 - extent) / (extent / 2) - 1e-9) + 1
+    looks = ((2,) * (steps - 1) + (1,)) if steps > 1 else (min(3, count * count),)
+    scale = max(1.0, ratio * extent**steps)
+    why = (
+        f"{longer} px is {ratio:.1f} times the base of {base_px} px; {steps} step(s) of {extent:.3f} reach "
+        f"{scale:.2f} image pixel(s) per pixel seen, and {count} x {count} cells overlap by half or more."
+    )
+    return Suggestion(steps + 1, Grid(count, count, round(extent, 6)), looks, scale, why)

@@ -1,0 +1,221 @@
+"""The modules of a TNet around its backbone: position, location, aggregation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnet.errors import ConfigError
+from tnet.geometry import Grid, Regions, cell_spans
+from tnet.models.config import Activation, LocatorConfig, LogitNorm, PositionConfig
+
+_MAX_INVERSE_FREQUENCY = 100.0
+
+
+def activation(name: Activation) -> nn.Module:
+    """The activation of that name."""
+    if name == "leaky_relu":
+        return nn.LeakyReLU(0.2)
+    return {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}[name]()
+
+
+def positional_encoding(position: Float[Tensor, "regions 3"], dim: int) -> Float[Tensor, "regions {dim}"]:
+    """Sines and cosines of row, column and level (paper, positional encoding).
+
+    ``dim // 6`` frequencies from 1 to 1/100 in geometric steps; for row, column and level in turn all sines, then all
+    cosines; zeros to fill ``dim``.
+
+    Args:
+        position: row and column in the level's overall grid, and the level.
+        dim: size of the encoding.
+    """
+    count = dim // 6
+    steps = torch.arange(count, dtype=torch.float32, device=position.device)
+    frequency = _MAX_INVERSE_FREQUENCY ** (-steps / max(count - 1, 1))
+    angle = position[:, :, None] * frequency
+    waves = torch.cat([angle.sin(), angle.cos()], dim=2).flatten(1)
+    return F.pad(waves, (0, dim - waves.shape[1]))
+
+
+class PositionModule(nn.Module):
+    """Tells a feature where it was seen.
+
+    Args:
+        config: which form.
+        dim: size of the feature.
+    """
+
+    def __init__(self, config: PositionConfig, dim: int) -> None:
+        super().__init__()
+        self.kind = config.kind
+        self.encoding_dim = dim // config.divisor if config.kind == "add" else dim
+        if config.kind != "none" and self.encoding_dim < 6:
+            raise ConfigError(
+                f"features of {dim} numbers leave {self.encoding_dim} for the positional encoding, which needs 6; "
+                "set model.position.divisor lower or model.position.kind: none"
+            )
+        if config.kind == "concat":
+            self.linear: nn.Module = nn.Linear(2 * dim, dim)
+        elif config.kind == "add":
+            self.linear = nn.Linear(self.encoding_dim, dim)
+            self.activation = activation(config.activation)
+
+    def forward(self, feature: Float[Tensor, "regions dim"], regions: Regions) -> Float[Tensor, "regions dim"]:
+        """Combine features with the positions of their regions."""
+        if self.kind == "none":
+            return feature
+        level = torch.full((len(regions), 1), float(regions.level))
+        position = torch.cat([regions.position_yx.float(), level], dim=1).to(feature.device)
+        encoding = positional_encoding(position, self.encoding_dim).to(feature.dtype)
+        if self.kind == "concat":
+            return self.linear(torch.cat([feature, encoding], dim=1))
+        return self.activation(feature + self.linear(encoding))
+
+
+def _span_weights(spans: Float[Tensor, "regions cells 2"], size: int) -> Float[Tensor, "regions cells {size}"]:
+    """How much of each of ``size`` equal bins of [0, 1] a span covers, as weights that add up to 1."""
+    edges = torch.arange(size + 1, device=spans.device) / size
+    low = torch.maximum(spans[:, :, 0:1], edges[:-1])
+    high = torch.minimum(spans[:, :, 1:2], edges[1:])
+    weights = (high - low).clamp_min(0)
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def pool_cells(
+    cell_map: Float[Tensor, "regions dim h w"], parents: Regions, grid: Grid
+) -> Float[Tensor, "regions dim {grid.rows} {grid.cols}"]:
+    """Average a feature map over each cell's true extent, fractions of positions included."""
+    y_spans, x_spans = cell_spans(parents, grid)
+    y_weights = _span_weights(y_spans.to(cell_map.device), cell_map.shape[2]).to(cell_map.dtype)
+    x_weights = _span_weights(x_spans.to(cell_map.device), cell_map.shape[3]).to(cell_map.dtype)
+    return torch.einsum("nrh,ndhw,ncw->ndrc", y_weights, cell_map, x_weights)
+
+
+def sample_cells(
+    cell_map: Float[Tensor, "regions dim h w"], grid: Grid, start: int, step: int
+) -> Float[Tensor, "regions dim {grid.rows} {grid.cols}"]:
+    """Take single positions of a feature map, one a cell (the reference's way).
+
+    Raises:
+        ConfigError: the map is too small for these positions.
+    """
+    stop_y, stop_x = start + step * (grid.rows - 1), start + step * (grid.cols - 1)
+    if stop_y >= cell_map.shape[2] or stop_x >= cell_map.shape[3]:
+        raise ConfigError(
+            f"positions {start}::{step} do not fit a map of {cell_map.shape[2]} x {cell_map.shape[3]} for a grid of "
+            f"{grid.rows} x {grid.cols}; change model.locator.position_start and position_step, or use cells: area"
+        )
+    return cell_map[:, :, start : stop_y + 1 : step, start : stop_x + 1 : step]
+
+
+class Coordinates(nn.Module):
+    """Two channels that say where in the grid a cell is: -1 to 1, each through its own learned scale and shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale_y = nn.Linear(1, 1)
+        self.scale_x = nn.Linear(1, 1)
+        for layer in (self.scale_y, self.scale_x):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, cells: Float[Tensor, "regions dim rows cols"]) -> Float[Tensor, "regions 2 rows cols"]:
+        """Coordinates for the cells of a feature grid."""
+        count, _, rows, cols = cells.shape
+        y = self.scale_y(torch.linspace(-1, 1, rows, device=cells.device, dtype=cells.dtype)[:, None])
+        x = self.scale_x(torch.linspace(-1, 1, cols, device=cells.device, dtype=cells.dtype)[:, None])
+        return torch.stack([y.expand(rows, cols), x.T.expand(rows, cols)]).expand(count, 2, rows, cols)
+
+
+def normalize_logits(
+    logits: Float[Tensor, "regions cells"], kind: LogitNorm, log_scale: Float[Tensor, ""] | None
+) -> Float[Tensor, "regions cells"]:
+    """Bring location logits to the scale that the softmax sees (paper: L2 norm 1 over the cells, no epsilon)."""
+    if kind == "none":
+        return logits
+    unit = logits / logits.norm(dim=1, keepdim=True)
+    return unit if log_scale is None else unit * log_scale.exp()
+
+
+class Locator(nn.Module):
+    """Rates the cells of a region: how much is to be gained by looking there.
+
+    Its input is detached from the backbone: the locator learns by REINFORCE alone and does not disturb the features
+    (paper, training).
+
+    Args:
+        config: form and normalisation.
+        cell_dim: channels of the cell features.
+        context_dim: size of the pooled feature, for the ``context`` form.
+    """
+
+    def __init__(self, config: LocatorConfig, cell_dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.kind = config.kind
+        self.logits = config.logits
+        self.coordinates = Coordinates()
+        if config.kind == "context":
+            hidden = config.hidden or 512
+            self.hidden = nn.Conv2d(cell_dim + context_dim + 2, hidden, 1)
+        else:
+            hidden = config.hidden or cell_dim
+            squeezed = max(1, hidden // 2)
+            self.reduce = nn.Conv2d(cell_dim, hidden, 1)
+            self.squeeze = nn.Conv2d(hidden, squeezed, 1)
+            self.excite = nn.Conv2d(squeezed, hidden, 1)
+            self.hidden = nn.Conv2d(hidden + 2, hidden, 1)
+        self.output = nn.Conv2d(hidden, 1, 1)
+        scaled = config.logits == "l2_scaled"
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale))) if scaled else None
+
+    def forward(
+        self, cells: Float[Tensor, "regions dim rows cols"], context: Float[Tensor, "regions features"]
+    ) -> Float[Tensor, "regions cells"]:
+        """Location logits, normalised as configured; cells in raster order."""
+        cells, context = cells.detach(), context.detach()
+        if self.kind == "context":
+            tiled = context[:, :, None, None].expand(-1, -1, *cells.shape[2:])
+            x = F.leaky_relu(self.hidden(torch.cat([cells, tiled, self.coordinates(cells)], dim=1)), 0.2)
+        else:
+            x = F.silu(self.reduce(cells))
+            gate = self.excite(F.silu(self.squeeze(x.mean(dim=(2, 3), keepdim=True))))
+            x = x * gate.sigmoid()
+            x = F.silu(self.hidden(torch.cat([x, self.coordinates(x)], dim=1)))
+        return normalize_logits(self.output(x).flatten(1), self.logits, self.log_scale)
+
+
+class MeanAggregation(nn.Module):
+    """All features count the same."""
+
+    def forward(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch n"]:
+        """Weights of the features, adding up to 1."""
+        return features.new_full(features.shape[:2], 1 / features.shape[1])
+
+
+class FeatureWeighting(nn.Module):
+    """Learned weights for the features (paper, fine-grained experiments).
+
+    Squeeze-and-excitation on the mean feature gates the features that are rated; what is summed with the resulting
+    weights are the ungated ones.
+
+    Args:
+        dim: size of a feature.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        squeezed = max(1, dim // 4)
+        self.squeeze = nn.Linear(dim, squeezed)
+        self.excite = nn.Linear(squeezed, dim)
+        self.rate = nn.Linear(dim, 1)
+
+    def forward(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch n"]:
+        """Weights of the features, adding up to 1."""
+        gate = self.excite(F.silu(self.squeeze(features.mean(dim=1)))).sigmoid()
+        return self.rate(features * gate[:, None, :]).squeeze(2).softmax(dim=1)
+
+

@@ -1,0 +1,206 @@
+"""What training minimises (paper, training objective with per-feature regularisation)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tnet.errors import ConfigError
+from tnet.models.tnet import TNetOutput
+
+_BASELINE_DECAY = 0.9
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the terms.
+
+    Attributes:
+        joint_weight_ce: share of the cross entropy of all features together (paper: 0.3 ImageNet and birds, 0.2 and
+            0.05 fMoW); the rest goes to the cross entropy of single features.
+        joint_weight_reinforce: the same for the two REINFORCE terms.
+        reinforce_weight: of both REINFORCE terms (paper: 0.1).
+        entropy_weight: of an entropy bonus on the location probabilities (0 in the paper).
+        per_feature_levels: use single features of this many levels only, 0 for all (paper: 2 in fMoW stage 2).
+        contrastive_weight: of the contrastive term (paper: 100 CUB, 50 NABirds).
+        contrastive_margin: cosine similarity below which different classes cost nothing.
+        l2_weight: of the sum of squares of the penalised parameters, biases included, norms excluded.
+        l2_scope: penalise ``all`` parameters or only those of the ``new`` layers (everything but the backbone).
+        label_smoothing: of the cross entropy.
+    """
+
+    joint_weight_ce: float = 0.3
+    joint_weight_reinforce: float = 0.3
+    reinforce_weight: float = 0.1
+    entropy_weight: float = 0.0
+    per_feature_levels: int = 0
+    contrastive_weight: float = 0.0
+    contrastive_margin: float = 0.4
+    l2_weight: float = 0.0
+    l2_scope: Literal["all", "new"] = "all"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("joint_weight_ce", "joint_weight_reinforce"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
+        for name in ("reinforce_weight", "entropy_weight", "contrastive_weight", "l2_weight", "per_feature_levels"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give 0 or more")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The terms of the objective, each already weighted, and what training logs beside them.
+
+    Attributes:
+        terms: by name; they add up to ``total``.
+        total: what is minimised.
+        reward: mean reward of the joint prediction.
+        reward_per_feature: mean reward of single regions.
+    """
+
+    terms: dict[str, Float[Tensor, ""]]
+    total: Float[Tensor, ""]
+    reward: Float[Tensor, ""]
+    reward_per_feature: Float[Tensor, ""]
+
+
+def reward(logits: Float[Tensor, "*n classes"], target: Int[Tensor, "*n"] | Float[Tensor, "*n classes"]) -> Float[Tensor, "*n"]:
+    """How right a prediction is, between 0 and 1, without gradient.
+
+    For classes that exclude each other: 1 if the most probable class is the right one (paper). For several labels:
+    what predicted and true labels share, over their union (1 if both are empty), which is 1 only if all are right and
+    does not reward predicting nothing.
+    """
+    if not target.is_floating_point():
+        return (logits.argmax(dim=-1) == target).float()
+    predicted, true = logits.detach() > 0, target > 0.5
+    union = (predicted | true).sum(dim=-1)
+    shared = (predicted & true).sum(dim=-1)
+    return torch.where(union > 0, shared / union.clamp_min(1), torch.ones_like(shared, dtype=torch.float32))
+
+
+def classification_loss(
+    logits: Float[Tensor, "n classes"],
+    target: Int[Tensor, " n"] | Float[Tensor, "n classes"],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, " n"]:
+    """Cross entropy, or the mean binary cross entropy over the classes for several labels; one value an example."""
+    if not target.is_floating_point():
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    target = target * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+
+
+def contrastive_loss(
+    features: Float[Tensor, "batch dim"], same: Bool[Tensor, "batch batch"], margin: float
+) -> Float[Tensor, ""]:
+    """Pull features of a class together, push others apart beyond a margin (mean over all pairs, diagonal included)."""
+    unit = F.normalize(features, dim=1)
+    similarity = unit @ unit.T
+    return torch.where(same, 1 - similarity, (similarity - margin).clamp_min(0)).mean()
+
+
+def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list[nn.Parameter]:
+    """Parameters under the L2 penalty: biases included, norm layers excluded; ``new`` leaves out the backbone."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    parameters = []
+    for name, module in model.named_modules():
+        if isinstance(module, norms) or (scope == "new" and name.split(".")[0] == "backbone"):
+            continue
+        parameters += [p for p in module.parameters(recurse=False) if p.requires_grad]
+    return parameters
+
+
+class Objective(nn.Module):
+    """The training objective with its moving reward baseline.
+
+    The baseline starts at 0.5 and follows the rewards with a decay of 0.9; both REINFORCE terms use its old value, and
+    it is updated once a step in training mode. With several processes the rewards are averaged over them, so that all
+    keep the same baseline.
+
+    Args:
+        config: weights of the terms.
+    """
+
+    baseline: Tensor
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("baseline", torch.tensor(0.5))
+
+    def forward(
+        self,
+        output: TNetOutput,
+        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+        model: nn.Module | None = None,
+    ) -> Loss:
+        """All terms for one batch.
+
+        Args:
+            output: of the model in training mode.
+            target: class indices, or 0/1 values for several labels.
+            model: whose parameters the L2 term penalises; needed only if that term has a weight.
+        """
+        config = self.config
+        looks = output.log_prob.shape[1]
+        kept = self._features_kept(output)
+        ce = classification_loss(output.logits, target, config.label_smoothing).mean()
+        joint_reward = reward(output.logits, target)
+        terms = {"cross_entropy": ce * config.joint_weight_ce}
+        feature_reward = output.logits.new_zeros(())
+        if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
+            logits = output.feature_logits[:, :kept]
+            repeated = target[:, None].expand(-1, kept, *target.shape[1:]).flatten(0, 1)
+            per_feature = classification_loss(logits.flatten(0, 1), repeated, config.label_smoothing)
+            terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
+            rewards = reward(logits.flatten(0, 1), repeated).unflatten(0, (-1, kept))[:, 1:]
+            if looks:
+                share = config.reinforce_weight * (1 - config.joint_weight_reinforce)
+                surprise = -output.log_prob[:, : kept - 1]
+                terms["reinforce_per_feature"] = ((rewards - self.baseline) * surprise).mean() * share
+                feature_reward = rewards.mean()
+        if looks:
+            share = config.reinforce_weight * config.joint_weight_reinforce
+            terms["reinforce"] = ((joint_reward - self.baseline) * -output.joint_log_prob).mean() * share
+            if config.entropy_weight:
+                terms["entropy"] = -config.entropy_weight * self._entropy(output)
+        if config.contrastive_weight:
+            same = (target[:, None] == target[None, :]) if target.ndim == 1 else (target @ target.T) > 0
+            contrastive = contrastive_loss(output.aggregate, same, config.contrastive_margin)
+            terms["contrastive"] = contrastive * config.contrastive_weight
+        if config.l2_weight and model is not None:
+            squares = torch.stack([p.square().sum() for p in penalised_parameters(model, config.l2_scope)])
+            terms["l2"] = squares.sum() * config.l2_weight
+        if self.training and looks:
+            self._update_baseline(joint_reward.mean(), feature_reward)
+        return Loss(terms, torch.stack(list(terms.values())).sum(), joint_reward.mean(), feature_reward)
+
+    def _features_kept(self, output: TNetOutput) -> int:
+        """Features that the per-feature terms use: those of the first levels, where a cap is set."""
+        counts = [len(regions) // output.logits.shape[0] for regions in output.regions]
+        cap = self.config.per_feature_levels
+        return sum(counts[:cap] if cap else counts)
+
+    @staticmethod
+    def _entropy(output: TNetOutput) -> Float[Tensor, ""]:
+        logits = torch.cat(output.location_logits)
+        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+
+    @torch.no_grad()
+    def _update_baseline(self, joint_reward: Float[Tensor, ""], feature_reward: Float[Tensor, ""]) -> None:
+        share = self.config.joint_weight_reinforce
+        step = share * joint_reward + (1 - share) * feature_reward
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(step, torch.distributed.ReduceOp.AVG)
+        self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)

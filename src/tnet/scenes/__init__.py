@@ -1,0 +1,6 @@
+"""What can be looked at."""
+
+from tnet.scenes.base import Scene
+from tnet.scenes.tensor import TensorScene
+
+__all__ = ["Scene", "TensorScene"]

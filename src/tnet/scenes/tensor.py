@@ -1,0 +1,137 @@
+"""Scenes whose pixels are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from tnet.errors import GeometryError
+from tnet.geometry import Regions
+
+Resize = Literal["antialias", "bilinear"]
+
+# Crops of one shape are resized together while they need less than this; a larger crop is resized in bands of rows of
+# at most this size. The extra memory of a glimpse therefore does not depend on the size of the image.
+_CHUNK_BYTES = 8 * 2**20
+
+
+class TensorScene:
+    """Images in memory, of one size or several.
+
+    Only the chosen regions are cropped and resized; nothing is copied at full size, so a look costs memory for its
+    result and a few megabytes, whatever the image's size.
+
+    Args:
+        images: ``[batch, channels, height, width]``, or one ``[channels, height, width]`` an image. ``uint8`` pixels
+            are given out as 0 to 1; floating point pixels are taken as normalised already and given out as they are.
+        resize: ``antialias`` (triangle filter as wide as the reduction; what Pillow does) or ``bilinear`` (the
+            reference implementation: half-pixel centres, two taps, whatever the reduction).
+        fill: value outside the image, one for each channel, in the same units as what is given out. The reference
+            implementation pads with 0, mid-grey after its normalisation.
+
+    Raises:
+        GeometryError: no image, or not three-dimensional images.
+    """
+
+    def __init__(
+        self,
+        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]],
+        resize: Resize = "antialias",
+        fill: Sequence[float] | float = 0.0,
+    ) -> None:
+        self.images = images
+        self.resize: Resize = resize
+        self.fill = fill
+        if len(images) == 0 or any(image.ndim != 3 for image in images):
+            raise GeometryError("images must be [batch, channels, height, width], or a list of [channels, height, width]")
+        self.is_normalized = images[0].dtype.is_floating_point
+
+    @property
+    def sizes_hw(self) -> list[tuple[int, int]]:
+        """Height and width of each image, pixels."""
+        return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.images[0].device
+
+    def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
+        """Pixels of each region, resized to ``size_px`` squared.
+
+        Args:
+            regions: boxes in level-0 pixels; what lies outside the image is filled.
+            size_px: side of the result.
+
+        Returns:
+            ``float32`` (or the images' own floating dtype), in [0, 1] for ``uint8`` images.
+        """
+        boxes = list(zip(regions.image.tolist(), regions.box_l0_yxyx.tolist(), strict=True))
+        result: list[Tensor] = []
+        group: list[Tensor] = []
+        for image, (y0, x0, y1, x1) in boxes:
+            crop = self._crop(image, y0, x0, y1, x1)
+            full = group and (
+                group[0].shape != crop.shape or (len(group) + 1) * crop.numel() * crop.element_size() > _CHUNK_BYTES
+            )
+            if full:
+                result.append(self._resized(group, size_px))
+                group = []
+            group.append(crop)
+        result.append(self._resized(group, size_px))
+        pixels = torch.cat(result) if len(result) > 1 else result[0]
+        return pixels
+
+    def _crop(self, image: int, y0: int, x0: int, y1: int, x1: int) -> Tensor:
+        """One region: a view where it lies inside the image, else a padded copy."""
+        source = self.images[image]
+        height, width = source.shape[-2:]
+        inside = source[:, max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+        if inside.shape[-2:] == (y1 - y0, x1 - x0):
+            return inside
+        scale = 1.0 if self.is_normalized else 255.0
+        fill = torch.as_tensor(self.fill, dtype=torch.float32, device=source.device).expand(source.shape[0]) * scale
+        if not self.is_normalized:
+            fill = fill.round()
+        padded = fill.to(source.dtype)[:, None, None].repeat(1, y1 - y0, x1 - x0)
+        top, left = max(-y0, 0), max(-x0, 0)
+        padded[:, top : top + inside.shape[-2], left : left + inside.shape[-1]] = inside
+        return padded
+
+    def _resized(self, crops: list[Tensor], size_px: int) -> Tensor:
+        """Resize crops of one shape, and bring ``uint8`` to [0, 1]."""
+        # uint8 interpolation exists on the CPU only, where it is several times faster than float.
+        if not self.is_normalized and crops[0].device.type != "cpu":
+            crops = [crop.float() for crop in crops]
+        pixels = torch.stack([self._resize_banded(crop, size_px) for crop in crops]) if self._is_large(crops[0]) else (
+            _interpolate(torch.stack(crops), (size_px, size_px), self.resize)
+        )
+        return pixels if self.is_normalized else pixels.float() / 255
+
+    @staticmethod
+    def _is_large(crop: Tensor) -> bool:
+        return crop.numel() * crop.element_size() > _CHUNK_BYTES
+
+    def _resize_banded(self, crop: Tensor, size_px: int) -> Tensor:
+        """Resize one large crop: columns first, a band of rows at a time, then rows.
+
+        Both filters are separable and keep an axis as it is when its size does not change, so this is the same result
+        as in one go. One call on the whole crop would first copy it.
+        """
+        channels, height, width = crop.shape
+        rows = max(1, _CHUNK_BYTES // (channels * width * crop.element_size()))
+        bands = [
+            _interpolate(band[None], (band.shape[-2], size_px), self.resize) for band in crop.split(rows, dim=-2)
+        ]
+        return _interpolate(torch.cat(bands, dim=-2), (size_px, size_px), self.resize)[0]
+
+
+def _interpolate(pixels: Tensor, size_hw: tuple[int, int], resize: Resize) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size_hw:
+        return pixels
+    return F.interpolate(pixels, size_hw, mode="bilinear", align_corners=False, antialias=resize == "antialias")

@@ -1,0 +1,203 @@
+"""How locations are chosen from what the locator says.
+
+A policy turns location logits into the cells to look at, with the log-probability of having chosen them. Chosen cells
+always come in raster order (as in the reference implementation), whatever the order in which they were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tnet.errors import GeometryError
+
+# Logit of a cell that cannot be drawn any more; finite, because the gradient of logsumexp over nothing but -inf is NaN.
+_GONE = -1e30
+
+# The subset recursion of set_log_prob visits 2^k subsets.
+MAX_SET_SIZE = 10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Cells chosen in each region.
+
+    Attributes:
+        cells: flat cell indices in raster order.
+        log_prob: log-probability of each chosen cell: of its draw for a sampled choice, of the cell under the
+            softmax for top-k, 0 where nothing was learned. Differentiable with respect to the logits.
+        joint_log_prob: log-probability of the whole choice in a region.
+    """
+
+    cells: Int[Tensor, "regions k"]
+    log_prob: Float[Tensor, "regions k"]
+    joint_log_prob: Float[Tensor, " regions"]
+
+
+class Policy(Protocol):
+    """Chooses ``k`` cells a region."""
+
+    needs_logits: bool
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Choose ``k`` of the cells of each region."""
+        ...
+
+
+def raster_order(
+    cells: Int[Tensor, "regions k"], log_prob: Float[Tensor, "regions k"]
+) -> tuple[Int[Tensor, "regions k"], Float[Tensor, "regions k"]]:
+    """Sort chosen cells by position, their log-probabilities with them."""
+    cells, order = cells.sort(dim=1)
+    return cells, log_prob.gather(1, order)
+
+
+class TopK:
+    """The ``k`` most probable cells, in training too (the published form).
+
+    Ties go to the lower index. The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their
+    sum, as in the paper's objective, although a deterministic choice has no distribution.
+    """
+
+    needs_logits = True
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Choose the ``k`` most probable cells."""
+        # A stable descending sort settles ties; topk leaves them open.
+        cells = logits.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
+        log_prob = torch.log(logits.softmax(dim=1) + 1e-10).gather(1, cells)
+        cells, log_prob = raster_order(cells, log_prob)
+        return Choice(cells, log_prob, log_prob.sum(dim=1))
+
+
+class SampleWithoutReplacement:
+    """``k`` different cells drawn one after the other, each from the softmax over those left (Gumbel top-k).
+
+    Perturbing the logits with independent Gumbel noise and taking the ``k`` largest draws exactly from that sequential
+    distribution (Plackett-Luce; Kool et al. 2019, "Stochastic beams and where to find them").
+
+    Args:
+        joint: ``sequence``, the log-probability of the cells in the order drawn, or ``set``, of the cells in any
+            order, which has less variance as a REINFORCE estimator and costs ``2^k`` steps (``k`` at most 10).
+        temperature: the logits are divided by this before drawing; the log-probabilities are those of the tempered
+            distribution.
+        generator: random numbers; PyTorch's default generator if ``None``.
+    """
+
+    needs_logits = True
+
+    def __init__(
+        self, joint: str = "sequence", temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
+        if joint not in ("sequence", "set"):
+            raise GeometryError(f"joint log-probability {joint!r} is not known; give 'sequence' or 'set'")
+        if not temperature > 0:
+            raise GeometryError(f"temperature is {temperature}; give a number above 0")
+        self.joint = joint
+        self.temperature = temperature
+        self.generator = generator
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Draw ``k`` different cells in each region."""
+        logits = logits / self.temperature
+        uniform = torch.rand(logits.shape, generator=self.generator, device=logits.device, dtype=torch.float32)
+        gumbel = -torch.log((-torch.log(uniform.clamp_min(1e-20))).clamp_min(1e-20))
+        drawn = (logits.detach().float() + gumbel).topk(k, dim=1).indices
+        log_prob = sequence_log_prob(logits, drawn)
+        joint = log_prob.sum(dim=1) if self.joint == "sequence" else set_log_prob(logits, drawn)
+        cells, log_prob = raster_order(drawn, log_prob)
+        return Choice(cells, log_prob, joint)
+
+
+def sequence_log_prob(
+    logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "regions k"]
+) -> Float[Tensor, "regions k"]:
+    """Log-probability of each draw given the ones before it; summed over ``k``, that of the sequence."""
+    remaining = logits
+    log_probs = []
+    for step in range(drawn.shape[1]):
+        cell = drawn[:, step : step + 1]
+        log_probs.append(remaining.log_softmax(dim=1).gather(1, cell))
+        remaining = remaining.scatter(1, cell, _GONE)
+    return torch.cat(log_probs, dim=1)
+
+
+def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "regions k"]) -> Float[Tensor, " regions"]:
+    """Log-probability that sequential drawing gives these cells in any order.
+
+    Exact, by recursion over subsets: the last cell of a subset is drawn after all the others of it, so
+    ``P(S) = sum_i P(S without i) * p_i / (1 - sum of p over S without i)``.
+
+    Raises:
+        GeometryError: more than 10 cells (the cost doubles with each).
+    """
+    k = drawn.shape[1]
+    if k > MAX_SET_SIZE:
+        raise GeometryError(
+            f"the probability of a set of {k} locations needs 2^{k} steps; the limit is {MAX_SET_SIZE} locations, "
+            "use the sequence's probability instead"
+        )
+    log_p = logits.log_softmax(dim=1)
+    chosen = log_p.gather(1, drawn)
+    rest = log_p.scatter(1, drawn, _GONE).logsumexp(dim=1)
+    log_prob: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(rest)}
+    for size in range(1, k + 1):
+        for subset in combinations(range(k), size):
+            terms = []
+            for last in subset:
+                before = frozenset(subset) - {last}
+                # Probability left once `before` is gone, added up from what is left: 1 - sum would cancel.
+                left = [chosen[:, i] for i in range(k) if i not in before]
+                remaining = torch.logsumexp(torch.stack([rest, *left]), dim=0)
+                terms.append(log_prob[before] + chosen[:, last] - remaining)
+            log_prob[frozenset(subset)] = torch.logsumexp(torch.stack(terms), dim=0)
+    return log_prob[frozenset(range(k))]
+
+
+class RandomCells:
+    """``k`` different cells, all equally likely: the control that a learned locator has to beat."""
+
+    needs_logits = False
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Draw ``k`` cells whatever the logits say."""
+        noise = torch.rand(logits.shape, generator=self.generator, device=logits.device)
+        cells = noise.topk(k, dim=1).indices.sort(dim=1).values
+        zeros = logits.new_zeros(cells.shape)
+        return Choice(cells, zeros, zeros.sum(dim=1))
+
+
+class FixedCells:
+    """The same cells in every region, in a stated order of preference.
+
+    Args:
+        order: flat cell indices; the first ``k`` are looked at.
+    """
+
+    needs_logits = False
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = tuple(order)
+
+    @classmethod
+    def centre_out(cls, rows: int, cols: int) -> FixedCells:
+        """Cells by their distance from the middle; with ``k`` of all cells this is the whole grid."""
+        middle_y, middle_x = (rows - 1) / 2, (cols - 1) / 2
+        return cls(sorted(range(rows * cols), key=lambda i: (i // cols - middle_y) ** 2 + (i % cols - middle_x) ** 2))
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Choose the first ``k`` cells of the order."""
+        if k > len(self.order):
+            raise GeometryError(f"{k} looks asked of a fixed policy that names {len(self.order)} cells")
+        cells = torch.tensor(sorted(self.order[:k]), device=logits.device).expand(logits.shape[0], k)
+        zeros = logits.new_zeros(cells.shape)
+        return Choice(cells, zeros, zeros.sum(dim=1))
