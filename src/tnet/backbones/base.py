@@ -85,13 +85,6 @@ class PopulationNorms:
             norm.register_buffer("region_mean", norm.running_mean.clone())
             norm.register_buffer("region_var", norm.running_var.clone())
 
-    def start_regions_from_whole(self) -> None:
-        """Copy the first set into the second: after loading pretrained weights, which have only one."""
-        with torch.no_grad():
-            for norm in self.norms:
-                norm.get_buffer("region_mean").copy_(norm.get_buffer("running_mean"))
-                norm.get_buffer("region_var").copy_(norm.get_buffer("running_var"))
-
     def _exchange(self) -> None:
         for norm in self.norms:
             norm.running_mean, norm.region_mean = norm.get_buffer("region_mean"), norm.get_buffer("running_mean")

@@ -125,7 +125,7 @@ class DigitsConfig:
 class DigitLayout:
     """Where everything on one image is.
 
-    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (level 0), the end excluded, in the order of pasting.
+    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (full resolution), the end excluded, in the order of pasting.
 
     Attributes:
         labels: the class of each digit, the ``target_copies`` digits of the target class first.
@@ -173,8 +173,8 @@ class DigitLayout:
 class MegapixelDigits(Dataset[Sample]):
     """Images of a few digits among clutter, made on the fly.
 
-    Same configuration, split and index give the same bytes in every process (numpy may change its generators between
-    releases; it has said that it seldom will).
+    Same configuration, split and index give the same bytes in every process with one release of numpy (another may draw
+    other numbers, though that is rare).
 
     Args:
         config: what the images show and what is asked.

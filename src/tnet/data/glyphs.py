@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar, cast
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -22,7 +23,6 @@ from PIL import Image
 
 from tnet.errors import DataError
 
-Array = TypeVar("Array", bound="np.ndarray[Any, Any]")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 CLASSES = 10
@@ -55,7 +55,7 @@ class GlyphBank:
 
     def resized(self, glyph: int, side_px: int) -> UInt8[np.ndarray, "side side"]:
         """One glyph at ``side_px`` pixels a side (bilinear, antialiased when it shrinks)."""
-        pixels = self.pixels[glyph]
+        pixels: np.ndarray = self.pixels[glyph]
         if side_px == GLYPH_PX:
             return pixels
         return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.BILINEAR))
@@ -92,7 +92,8 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
             f"{mnist_dir}: the {split} split has {len(labels)} digits but none of class {', '.join(empty)}, and each "
             f"class needs at least one: {_IDX_REMEDY}"
         )
-    return GlyphBank(pixels=_frozen(pixels), labels=_frozen(labels), of_class=of_class)
+    _freeze(pixels, labels, *of_class)
+    return GlyphBank(pixels=pixels, labels=labels, of_class=of_class)
 
 
 @lru_cache(maxsize=4)
@@ -122,13 +123,15 @@ def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side si
         flipped = rng.random(CLUTTER_BANK) < 0.33
         others[flipped] = np.flip(others[flipped], axis=axis)
     grey = np.rint(255 * rng.uniform(0.8, 1.0, size=CLUTTER_BANK)).astype(np.uint8)
-    return _frozen((lines | others) * grey[:, None, None])
+    patterns = (lines | others) * grey[:, None, None]
+    _freeze(patterns)
+    return patterns
 
 
-def _frozen(array: Array) -> Array:
-    """The array, made read-only: caches are shared, and a stray write would change every later image."""
-    array.setflags(write=False)
-    return array
+def _freeze(*arrays: np.ndarray) -> None:
+    """Make arrays read-only: caches are shared, and a stray write would change every later image."""
+    for array in arrays:
+        array.setflags(write=False)
 
 
 @lru_cache(maxsize=1)
@@ -137,13 +140,8 @@ def _bundled_digits() -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarr
 
     They fill their 8 px; one black pixel is added on each side, so that a glyph has a margin as MNIST's have.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "mnist_dir is empty and scikit-learn, whose bundled digits stand in for MNIST, is not installed: install "
-            "scikit-learn, or set mnist_dir to a folder with MNIST's IDX files"
-        ) from error
+    from sklearn.datasets import load_digits  # here: takes a second, which --help and MNIST need not
+
     bundle = load_digits()
     small = np.rint(np.pad(bundle.images, ((0, 0), (1, 1), (1, 1))) * (255 / 16)).astype(np.uint8)
     size = (GLYPH_PX, GLYPH_PX)
@@ -221,8 +219,8 @@ def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.n
     return np.frombuffer(data, dtype=np.uint8).reshape(items, *item_shape)
 
 
-def _open_idx(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def _open_idx(path: Path) -> BufferedIOBase:
+    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _check_header(

@@ -1,0 +1,123 @@
+"""From a recipe's data section to data sets and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tnet.data.augment import Augment, AugmentConfig
+from tnet.data.config import DataConfig
+from tnet.data.digits import MegapixelDigits
+from tnet.data.folder import open_split_folders
+from tnet.data.sample import Batch, Sample, collate
+from tnet.data.table import ImageTable
+from tnet.errors import ConfigError
+
+
+class LabelledData(Protocol):
+    """A data set of samples that knows its classes."""
+
+    classes: list[str]
+    multilabel: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledData, LabelledData]:
+    """Open the training and validation images of a recipe.
+
+    Args:
+        config: where they come from.
+        channels: of the images handed out: 1 or 3 (1 for the made task).
+        seed: of the augmentation.
+
+    Raises:
+        DataError: missing, empty or inconsistent data.
+        ConfigError: channels that the data cannot have.
+    """
+    if config.kind == "digits":
+        if channels != 1:
+            raise ConfigError(f"the made digits are grey but model.in_channels is {channels}; set it to 1")
+        return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
+    if channels not in (1, 3):
+        raise ConfigError(f"pictures are read with 1 or 3 channels but model.in_channels is {channels}; set 1 or 3")
+    planes = cast(Literal[1, 3], channels)
+    augment = Augment(config.augment) if config.augment != AugmentConfig() else None
+    if config.kind == "folder":
+        return open_split_folders(
+            config.root, config.train, config.val, val_fraction=config.val_fraction, channels=planes,
+            max_side_px=config.max_side_px, augment=augment, seed=seed,
+        )  # fmt: skip
+    root = Path(config.root)
+
+    def table(name: str, classes: list[str] | None, changes: Augment | None) -> ImageTable:
+        return ImageTable(
+            root / name, path_column=config.path_column, label_column=config.label_column, image_root=root,
+            classes=classes, label_separator=config.label_separator, channels=planes,
+            max_side_px=config.max_side_px, augment=changes, seed=seed,
+        )  # fmt: skip
+
+    train = table(config.train, None, augment)
+    if config.val is None:
+        return train.split_off(config.val_fraction)
+    return train, table(config.val, train.classes, None)
+
+
+class EpochSampler(Sampler[int]):
+    """Which images an epoch sees, and in which order: a function of seed and epoch alone.
+
+    Epochs shorter than the data walk through one shuffled pass after another, so that no image comes again before all
+    others have come.
+
+    Args:
+        images: number of images there are.
+        per_epoch: images an epoch.
+        seed: of the order.
+        epoch: counts from 0.
+    """
+
+    def __init__(self, images: int, per_epoch: int, seed: int, epoch: int) -> None:
+        self.images, self.per_epoch, self.seed, self.epoch = images, per_epoch, seed, epoch
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.epoch * self.per_epoch
+        order: list[int] = []
+        while len(order) < self.per_epoch:
+            lap, offset = divmod(start + len(order), self.images)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + lap)
+            shuffled = torch.randperm(self.images, generator=generator)
+            order += shuffled[offset : offset + self.per_epoch - len(order)].tolist()
+        return iter(order)
+
+
+def train_loader(
+    data: Dataset[Sample], batch_size: int, workers: int, seed: int, epoch: int, per_epoch: int | None
+) -> DataLoader[Batch]:
+    """Loader of one training epoch; the same for every number of workers."""
+    images = len(data)  # type: ignore[arg-type]
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+    sampler = EpochSampler(images, per_epoch or images, seed, epoch)
+    # A last batch of one image would leave batch norm without a spread.
+    drop_last = len(sampler) > batch_size
+    return DataLoader(
+        data, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=drop_last, pin_memory=_pin()
+    )
+
+
+def eval_loader(data: Dataset[Sample], batch_size: int, workers: int) -> DataLoader[Batch]:
+    """Loader of all images in order."""
+    return DataLoader(data, batch_size, num_workers=workers, collate_fn=collate, pin_memory=_pin())
+
+
+def _pin() -> bool:
+    return torch.cuda.is_available()

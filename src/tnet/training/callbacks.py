@@ -1,0 +1,95 @@
+"""What happens around the steps of a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from tnet.models.io import save_model
+from tnet.training.module import TNetModule
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their final name first, so that a killed run leaves the last good one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        final = Path(path)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
+        try:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class TimeLimit(Callback):
+    """Ends training after a time, and lets the schedule know how much of it is gone.
+
+    Args:
+        minutes: of training, validation included; time before a resume counts too.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+        self.before = 0.0
+        self.started: float | None = None
+
+    def elapsed(self) -> float:
+        """Seconds of training so far."""
+        return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Tell the schedule, and stop when time is up."""
+        share = self.elapsed() / self.seconds
+        assert isinstance(pl_module, TNetModule)
+        pl_module.elapsed_share = min(1.0, share)
+        if share >= 1:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far."""
+        return {"seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.before = float(state_dict["seconds"])
+
+
+class KeepBestModel(Callback):
+    """Writes ``model/`` whenever validation is better than before, so that a stopped run can be used.
+
+    Args:
+        folder: of the model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best = float("-inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the model if it is the best so far."""
+        assert isinstance(pl_module, TNetModule)
+        value = trainer.callback_metrics.get(pl_module.monitor)
+        if trainer.sanity_checking or value is None or float(value) <= self.best or not trainer.is_global_zero:
+            return
+        self.best = float(value)
+        save_model(pl_module.model, self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best = float(state_dict["best"])

@@ -1,0 +1,74 @@
+"""Metrics of a run, as one table and as pictures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from tnet.files import atomic_path, write_text
+
+Row = dict[str, float]
+
+
+def read_metrics(csv_logs: Path) -> list[Row]:
+    """All epochs that the CSV logs hold, a later version (after a resume) replacing what it repeats.
+
+    Args:
+        csv_logs: the folder of the logger's ``version_*`` folders.
+
+    Returns:
+        One row an epoch, in order, with ``epoch``, ``step`` and the metrics.
+    """
+    epochs: dict[int, Row] = {}
+    versions = sorted(csv_logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for version in versions:
+        with version.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("epoch")]
+        seen: set[int] = set()
+        for row in rows:
+            epoch = int(float(row["epoch"]))
+            if epoch not in seen:
+                epochs[epoch] = {}
+                seen.add(epoch)
+            epochs[epoch].update({name: float(value) for name, value in row.items() if value})
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def write_metrics(rows: list[Row], path: Path) -> None:
+    """Write the rows as one CSV file."""
+    names = ["epoch", "step"] + sorted({name for row in rows for name in row} - {"epoch", "step"})
+    lines = [",".join(names)]
+    lines += [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def plot_curves(rows: list[Row], path: Path) -> None:
+    """Draw accuracy, loss terms and location entropy over the epochs as a PNG."""
+    import matplotlib  # noqa: PLC0415  (slow to import, and only needed here)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    names = sorted({name for row in rows for name in row})
+    panels = {
+        "accuracy": [n for n in names if "accuracy" in n],
+        "loss terms (weighted)": [
+            n for n in names if n.startswith("train/") and "accuracy" not in n and n not in _ELSEWHERE
+        ],
+        "locator": [n for n in names if n in _ELSEWHERE],
+    }
+    panels = {title: found for title, found in panels.items() if found}
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
+    for axis, (title, found) in zip(axes[0], panels.items(), strict=True):
+        for name in found:
+            points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+_ELSEWHERE = ("train/location_entropy", "train/baseline")

@@ -1,0 +1,48 @@
+"""The Lightning data module over a recipe's data section."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from tnet.data.loading import eval_loader, open_data, train_loader
+from tnet.data.sample import Batch
+from tnet.training.recipe import Recipe
+
+
+class TNetData(pl.LightningDataModule):
+    """Training and validation loaders.
+
+    The training loader is made anew each epoch (workers are not kept), so that order and augmentation follow from
+    seed and epoch alone.
+
+    Args:
+        recipe: its data, train and seed sections.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.train_data, self.val_data = open_data(recipe.data, recipe.model.in_channels, recipe.seed)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, by index."""
+        return self.train_data.classes
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image can have several labels."""
+        return self.train_data.multilabel
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Loader of the current epoch."""
+        train = self.recipe.train
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return train_loader(
+            self.train_data, train.batch_size, train.workers, self.recipe.seed, epoch, train.images_per_epoch
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Loader of the validation images, in order."""
+        return eval_loader(self.val_data, self.recipe.train.batch_size, self.recipe.train.workers)

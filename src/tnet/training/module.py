@@ -1,0 +1,160 @@
+"""The Lightning module: objective, optimiser, validation at several looks and policies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
+
+from tnet.data.sample import Batch
+from tnet.errors import TrainingError
+from tnet.geometry import total_looks
+from tnet.models.tnet import TNet
+from tnet.objectives import Objective
+from tnet.training.recipe import OptimConfig, Recipe
+
+# Mixed into the seed of each epoch so that neighbouring epochs and seeds do not share random numbers.
+_EPOCH_STRIDE = 100_003
+
+
+def accuracy_metric(classes: int, multilabel: bool) -> Metric:
+    """Share of images whose prediction is right: top-1, or all labels at 0.5 for several labels."""
+    if multilabel:
+        return MultilabelExactMatch(num_labels=classes)
+    return MulticlassAccuracy(num_classes=classes, average="micro")
+
+
+def schedule_factor(config: OptimConfig, progress: float) -> float:
+    """What the learning rate is multiplied by after a share of the training."""
+    if config.warmup and progress < config.warmup:
+        return max(progress / config.warmup, 0.01)
+    if config.schedule == "step":
+        return config.drop_factor if progress > config.drop_at else 1.0
+    if config.schedule == "cosine":
+        share = (progress - config.warmup) / (1 - config.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return 1.0
+
+
+def parameter_groups(model: TNet, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by learning rate (backbone, new layers) and by whether weight decay applies (not to biases, norms)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("backbone."), parameter.ndim >= 2), []).append(parameter)
+    decay = config.weight_decay if config.name == "adamw" else 0.0
+    backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
+    return [
+        {
+            "params": parameters,
+            "lr": backbone_lr if is_backbone else config.lr,
+            "weight_decay": decay if is_matrix else 0.0,
+            "name": f"{'backbone' if is_backbone else 'new'}{'' if is_matrix else '_bias'}",
+        }
+        for (is_backbone, is_matrix), parameters in groups.items()
+    ]
+
+
+class TNetModule(pl.LightningModule):
+    """Trains a TNet by a recipe.
+
+    Args:
+        recipe: with the data's classes filled in.
+        model: a model to go on from; built from the recipe if ``None``.
+    """
+
+    def __init__(self, recipe: Recipe, model: TNet | None = None) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.model = TNet(recipe.model) if model is None else model
+        self.objective = Objective(recipe.objective)
+        self.elapsed_share = 0.0  # of the time limit; set by the time-limit callback
+        config = recipe.model
+        names = ["0"] + [f"{policy}" for policy in self.eval_policies]
+        self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
+
+    @property
+    def eval_policies(self) -> tuple[str, ...]:
+        """Policies measured in validation; none for a model of one level."""
+        return self.recipe.train.eval_policies if self.recipe.model.levels > 1 else ()
+
+    @property
+    def monitor(self) -> str:
+        """Name of the metric by which the best checkpoint is chosen."""
+        return "val/accuracy" if self.eval_policies else "val/accuracy_0_looks"
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout and sampling by the epoch, so that a resumed run repeats the uninterrupted one."""
+        torch.manual_seed(self.recipe.seed * _EPOCH_STRIDE + self.current_epoch)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step's loss."""
+        output = self.model(batch.images)
+        loss = self.objective(output, batch.targets, self.model)
+        if not torch.isfinite(loss.total):
+            bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
+            raise TrainingError(
+                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); the last "
+                "good checkpoint is kept, lower optim.lr or set optim.clip_norm and resume"
+            )
+        size = len(batch.names)
+        logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
+        logged |= {"train/loss": loss.total.detach(), "train/accuracy": loss.reward}
+        if output.location_logits:
+            logged |= {"train/region_accuracy": loss.reward_per_feature, "train/baseline": self.objective.baseline}
+            entropy = [-(p * (p + 1e-10).log()).sum(1).mean() for p in output.location_probs]
+            logged["train/location_entropy"] = torch.stack(entropy).mean().detach()
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size)
+        self.log("loss", loss.total.detach(), prog_bar=True, logger=False, batch_size=size)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Accuracy at 0 looks and at the recipe's looks, for each policy."""
+        size, last = len(batch.names), self.recipe.model.multilabel
+        # Random locations are the same at every epoch and in every run, so that curves can be compared.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(batch_index)
+            for name, metric in self.accuracy.items():
+                output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
+                metric.update(output.logits.sigmoid() if last else output.logits, batch.targets.long())
+                key = {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(name, f"val/accuracy_{name}")
+                self.log(key, metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop on gradients that are not numbers before they reach the weights."""
+        # With 16-mixed precision the scaler finds and skips such steps itself.
+        if self.trainer.precision == "16-mixed":
+            return
+        norms = torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None])
+        if not torch.isfinite(norms).all():
+            raise TrainingError(
+                f"a gradient became infinite or NaN at step {self.global_step}; the last good checkpoint is kept, "
+                "lower optim.lr and resume"
+            )
+
+    def progress(self, step: int) -> float:
+        """Share of the training that is done: of the steps, or of the time limit if that comes first."""
+        total = self.trainer.estimated_stepping_batches
+        return min(1.0, max(step / total if math.isfinite(total) and total else 0.0, self.elapsed_share))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam or AdamW over parameter groups, with the recipe's schedule."""
+        config = self.recipe.optim
+        kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        optimizer = kind(parameter_groups(self.model, config), lr=config.lr, eps=config.eps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(config, self.progress(step))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def description(self) -> str:
+        """One line for logs."""
+        config = self.recipe.model
+        looks = f"{total_looks(config.looks)} look(s)" if config.levels > 1 else "the whole image only"
+        return f"{config.backbone.name} at {config.base_px} px, {looks}, {config.num_classes} classes"

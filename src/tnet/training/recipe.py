@@ -1,0 +1,198 @@
+"""A recipe: everything a training run is, as frozen data read from YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tnet.config import parse_dataclass, to_plain
+from tnet.data.config import DataConfig
+from tnet.errors import ConfigError, RecipeError
+from tnet.files import write_text
+from tnet.models.config import TNetConfig
+from tnet.objectives import ObjectiveConfig
+
+_MAX_RECIPE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser.
+
+    Attributes:
+        name: ``adam`` (published) or ``adamw``.
+        lr: learning rate of the new layers, and of the backbone unless it has its own.
+        backbone_lr: learning rate of the backbone; ``null`` for the same.
+        weight_decay: of ``adamw``, on weights of two and more dimensions.
+        eps: of Adam (reference implementation: 1e-7).
+        schedule: ``constant``, ``step`` (published: one drop) or ``cosine`` to zero.
+        drop_at: share of the training after which ``step`` drops.
+        drop_factor: what ``step`` multiplies by.
+        warmup: share of the training over which the rate rises linearly from zero.
+        clip_norm: largest gradient norm; ``null`` for no limit.
+    """
+
+    name: Literal["adam", "adamw"] = "adamw"
+    lr: float = 1e-3
+    backbone_lr: float | None = None
+    weight_decay: float = 1e-4
+    eps: float = 1e-8
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    drop_at: float = 0.8
+    drop_factor: float = 0.1
+    warmup: float = 0.03
+    clip_norm: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or (self.backbone_lr is not None and self.backbone_lr < 0):
+            raise ConfigError(f"optim.lr {self.lr} and backbone_lr {self.backbone_lr} must be positive numbers")
+        if not 0 <= self.warmup < 1 or not 0 < self.drop_at <= 1:
+            raise ConfigError(f"optim.warmup {self.warmup} and drop_at {self.drop_at} are shares of the training, 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run.
+
+    Attributes:
+        epochs: passes; validation and checkpoints come after each.
+        batch_size: images a step and device.
+        images_per_epoch: length of a pass; ``null`` for all training images.
+        max_minutes: stop then; the schedule follows the time if that is what ends the run. ``null`` for no limit.
+        workers: processes that load images; 0 loads them in the main process.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        devices: processes or GPUs to train on.
+        eval_policies: policies that validation measures at the recipe's looks (``topk``, ``random``, ``centre``).
+        overlays: validation images for which the regions are drawn at the end.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    images_per_epoch: int | None = None
+    max_minutes: float | None = None
+    workers: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    eval_policies: tuple[Literal["topk", "random", "centre"], ...] = ("topk", "random")
+    overlays: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; give at least 1")
+        for name in ("workers", "overlays"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; give 0 or more")
+        if self.images_per_epoch is not None and self.images_per_epoch < 1:
+            raise ConfigError(f"train.images_per_epoch is {self.images_per_epoch}; give at least 1, or null for all")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ConfigError(f"train.max_minutes is {self.max_minutes}; give a positive number, or null for no limit")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        title: one line on what it trains.
+        seed: of weights, order, augmentation, dropout and sampled locations.
+        model: the network; the number and names of classes come from the data.
+        objective: what is minimised.
+        optim: the optimiser.
+        data: where images come from.
+        train: the run.
+    """
+
+    title: str = ""
+    seed: int = 0
+    model: TNetConfig = field(default_factory=TNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as a number, as everybody but YAML 1.1 expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.\d[\d_]*([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.in.recipe=value`` each, applied over the file; the value is read as YAML.
+
+    Raises:
+        RecipeError: unreadable file, YAML that is not, an unknown key, or a wrong value; with file and key.
+        ConfigError: a value that cannot be, or values that contradict each other.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes, which no recipe is; give a YAML file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"recipe {path} cannot be read ({reason}); give the path of a YAML file") from None
+    return parse_recipe(text, overrides, str(path))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Read a recipe from YAML text; see :func:`load_recipe`."""
+    data = _yaml(text, source)
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return parse_dataclass(Recipe, data, source)
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{source}{where}: not YAML ({problem}); check colons and indentation") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` in nested mappings."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not key=value; write for example train.epochs=5")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inside = data.setdefault(parent, {})
+        if not isinstance(inside, dict):
+            raise RecipeError(f"override {override!r}: {parent} holds a value, not keys")
+        data = inside
+    data[last] = _yaml(value, f"override {override!r}")
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe with every value spelled out."""
+    write_text(path, yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120))
+
+
+def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
+    """The recipe with the data's classes in its model."""
+    model = replace(recipe.model, num_classes=len(classes), class_names=tuple(classes), multilabel=multilabel)
+    return replace(recipe, model=model)

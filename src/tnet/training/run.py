@@ -1,0 +1,184 @@
+"""A training run from a recipe to a run directory.
+
+A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far: safetensors,
+config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard), ``metrics.csv``,
+``curves.png`` and ``overlays/``.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+import warnings
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from tnet.errors import CheckpointError, OutputError, TrainingError
+from tnet.files import make_folder
+from tnet.models.io import load_model
+from tnet.models.tnet import TNet
+from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimeLimit
+from tnet.training.curves import plot_curves, read_metrics, write_metrics
+from tnet.training.data import TNetData
+from tnet.training.module import TNetModule
+from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
+
+RECIPE_NAME = "recipe.yaml"
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: the run directory.
+        recipe: as run, with the data's classes.
+        model: the best model, in evaluation mode.
+        metrics: one row an epoch.
+        train_seconds: wall time of the fit, validation included; of this process only, after a resume.
+        interrupted: it was stopped by the keyboard and can be resumed.
+    """
+
+    folder: Path
+    recipe: Recipe
+    model: TNet
+    metrics: list[dict[str, float]]
+    train_seconds: float
+    interrupted: bool = False
+
+
+def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> RunResult:
+    """Train by a recipe.
+
+    Args:
+        recipe: what to train.
+        folder: the run directory; must be new or empty unless resuming.
+        resume: go on from the last checkpoint in ``folder``, if there is one.
+        progress: show a progress bar.
+
+    Raises:
+        OutputError: the folder is in use or cannot be written.
+        DataError: missing or inconsistent data.
+        ConfigError: a recipe that cannot be built.
+        CheckpointError: resuming from a damaged checkpoint or that of another recipe.
+        TrainingError: the loss became NaN, or the accelerator is not there.
+    """
+    folder = Path(folder)
+    checkpoint = _checkpoint_to_resume(folder, resume)
+    make_folder(folder)
+    data = TNetData(recipe)
+    recipe = with_classes(recipe, data.classes, data.multilabel)
+    data.recipe = recipe
+    if checkpoint is not None:
+        _same_recipe(recipe, folder)
+    torch.manual_seed(recipe.seed)
+    module = TNetModule(recipe)
+    save_recipe(recipe, folder / RECIPE_NAME)
+    trainer = _trainer(recipe, folder, module, progress)
+    start = time.monotonic()
+    _fit(trainer, module, data, checkpoint)
+    seconds = time.monotonic() - start
+    metrics = _write_curves(folder)
+    return RunResult(folder, recipe, load_model(folder), metrics, seconds, trainer.interrupted)
+
+
+def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from; refuses to write over another run."""
+    checkpoint = folder / LAST_CHECKPOINT
+    if resume:
+        return checkpoint if checkpoint.is_file() else None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} already exists and is not empty; give another --out, or --resume to go on with the run in it"
+        )
+    return None
+
+
+def _same_recipe(recipe: Recipe, folder: Path) -> None:
+    """A resumed run must be the one that was started; only its length may differ."""
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        return
+    before = load_recipe(path)
+    length = {"epochs": 1, "max_minutes": None, "workers": 0, "overlays": 0}
+    same = replace(recipe, train=replace(recipe.train, **length), title="")
+    if same != replace(before, train=replace(before.train, **length), title=""):
+        raise CheckpointError(
+            f"{folder} holds a run of another recipe (see {path}); resume with that recipe, or give another --out"
+        )
+
+
+def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -> pl.Trainer:
+    """The Lightning trainer of a run."""
+    train = recipe.train
+    callbacks: list[Callback] = [
+        ModelCheckpoint(folder / "checkpoints", "best", monitor=module.monitor, mode="max", save_last=True,
+                        enable_version_counter=False),
+        KeepBestModel(folder / "model"),
+    ]  # fmt: skip
+    if train.max_minutes is not None:
+        callbacks.append(TimeLimit(train.max_minutes))
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=False))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        return pl.Trainer(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            precision=train.precision,
+            max_epochs=train.epochs,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
+                TensorBoardLogger(folder / "logs", name="tensorboard"),
+            ],
+            plugins=[AtomicCheckpointIO()],
+            gradient_clip_val=recipe.optim.clip_norm,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10**9,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"training on {train.devices} x {train.accelerator} with {train.precision} cannot start "
+            f"({str(error).splitlines()[0]}); change train.accelerator, train.devices or train.precision"
+        ) from None
+
+
+def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
+    with warnings.catch_warnings():
+        # Advice on worker counts; small data sets and made images do not need it.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*dirpath.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
+            if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} cannot be resumed from ({str(error).splitlines()[0][:200]}); delete it to start anew, or "
+                "use the model/ beside it"
+            ) from None
+        except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
+            raise KeyboardInterrupt from stop
+
+
+def _write_curves(folder: Path) -> list[dict[str, float]]:
+    """Gather the logs of all parts of a run."""
+    rows = read_metrics(folder / "logs" / "csv")
+    if rows:
+        write_metrics(rows, folder / "metrics.csv")
+        plot_curves(rows, folder / "curves.png")
+    return rows

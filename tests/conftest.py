@@ -1,0 +1,103 @@
+"""What every test runs under: checked shapes, no network, fixed seeds, two threads, no display."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Read once, when the library is imported; processes that tests start inherit them. The proxies lead nowhere: an HTTP
+# client in such a process, out of reach of the guard below, is refused at once instead of reaching the network.
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"))
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+if "tnet" in sys.modules:
+    raise RuntimeError("tnet was imported before tests/conftest.py, so that its shapes would go unchecked")
+# Every annotated argument and return value, and every shape in one, is checked on each call in this process.
+install_import_hook("tnet", "beartype.beartype")
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Derandomised: a failure on one machine is a failure on all. `--hypothesis-profile=thorough` goes looking for more.
+hypothesis.settings.register_profile("tnet", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("tnet")
+
+_network_attempts: list[str] = []
+
+
+def _host_of(event: str, args: tuple[Any, ...]) -> str | None:
+    """The host that an audited socket call is about to reach; None where there is none, as for a Unix socket."""
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        connection, address = args
+        internet = connection.family in (socket.AF_INET, socket.AF_INET6)
+        return str(address[0]) if internet and address else None
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        return args[0].decode() if isinstance(args[0], bytes) else args[0]
+    return None
+
+
+def _is_this_machine(host: str) -> bool:
+    if host in ("", "localhost", socket.gethostname()):
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
+    if not event.startswith("socket."):
+        return
+    host = _host_of(event, args)
+    if host is not None and not _is_this_machine(host):
+        _network_attempts.append(f"{event} {host}")
+        raise ConnectionRefusedError(f"tests are offline, and this one wants {host} ({event})")
+
+
+# An audit hook sees every call that Python makes, also those of code that kept its own reference to a socket function.
+sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(autouse=True)
+def network_attempts() -> Iterator[list[str]]:
+    """Fail a test that reached for the network, even where the code under test swallowed the refusal."""
+    _network_attempts.clear()
+    yield _network_attempts
+    assert not _network_attempts, f"reached for the network: {_network_attempts}"
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same random state, whichever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also the working directory, for commands that write where they stand."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout, for tests of recipes and documents."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,449 @@
+"""Decoding pictures: what levels come out, how they shrink, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, JpegImagePlugin, features
+
+from tnet.data import images
+from tnet.data.images import IMAGE_SUFFIXES, find_images, is_image_path, load_image
+from tnet.errors import ConfigError, DataError, ImageError
+
+LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
+LOSSY = {"JPEG": ".jpg", "GIF": ".gif", "JPEG2000": ".jp2"} | ({"AVIF": ".avif"} if features.check("avif") else {})
+COLOURS = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+
+
+def encoded(levels: np.ndarray, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    extra = {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(levels).save(stream, kind, **extra, **options)
+    return stream.getvalue()
+
+
+def put(folder: Path, name: str, content: bytes | Image.Image) -> Path:
+    path = folder / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.save(path)
+    return path
+
+
+def png_16_bit(levels: np.ndarray, transparent: tuple[int, ...] = ()) -> bytes:
+    """Pillow cannot write 16-bit colour, nor a transparent 16-bit level."""
+    height, width, channels = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if transparent:
+        parts.insert(1, (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)))
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# --- levels
+
+
+@pytest.mark.parametrize(("kind", "suffix"), LOSSLESS.items())
+def test_lossless_colours_come_back_exactly(tmp_path: Path, kind: str, suffix: str) -> None:
+    image = load_image(put(tmp_path, f"a{suffix}", encoded(COLOURS, kind)))
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), COLOURS)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), LOSSY.items())
+def test_lossy_formats_come_back_nearly(tmp_path: Path, kind: str, suffix: str) -> None:
+    ramp = np.repeat(np.linspace(20, 200, 48, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    image = load_image(put(tmp_path, f"a{suffix}", encoded(ramp, kind)))
+    assert image.shape == (3, 32, 48)
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - ramp).max() <= 6
+
+
+def test_one_channel_out_of_colour_is_luma(tmp_path: Path) -> None:
+    image = load_image(put(tmp_path, "a.png", encoded(COLOURS, "PNG")), channels=1)
+    assert image.shape == (1, 7, 11)
+    assert np.abs(image[0].numpy() - COLOURS @ [0.299, 0.587, 0.114]).max() <= 0.51
+
+
+def test_three_channels_out_of_grey_are_equal(tmp_path: Path) -> None:
+    grey = COLOURS[..., 0]
+    image = load_image(put(tmp_path, "a.png", encoded(grey, "PNG")))
+    for channel in image:
+        np.testing.assert_array_equal(channel.numpy(), grey)
+
+
+def one_pixel(mode: str, colour: object) -> Image.Image:
+    return Image.new(mode, (3, 2), colour)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "expected"),
+    [
+        ("bit.png", one_pixel("1", 1), (255, 255, 255)),
+        ("opaque.png", one_pixel("RGBA", (10, 20, 30, 255)), (10, 20, 30)),
+        ("clear.png", one_pixel("RGBA", (10, 20, 30, 0)), (255, 255, 255)),
+        ("half.png", one_pixel("RGBA", (0, 100, 200, 51)), (204, 224, 244)),  # a fifth of the colour, the rest white
+        ("half.webp", one_pixel("RGBA", (0, 100, 200, 51)), (204, 224, 244)),
+        ("half_grey.png", one_pixel("LA", (100, 51)), (224, 224, 224)),
+        ("ink.tif", one_pixel("CMYK", (255, 0, 0, 0)), (0, 255, 255)),
+        ("ink.jpg", one_pixel("CMYK", (0, 0, 0, 255)), (0, 0, 0)),
+        ("palette.png", one_pixel("RGB", (1, 2, 3)).quantize(2), (1, 2, 3)),
+        ("palette.gif", one_pixel("RGB", (1, 2, 3)).quantize(2), (1, 2, 3)),
+        ("deep.png", one_pixel("I;16", 0x80FF), (128, 128, 128)),
+        ("deep.tif", one_pixel("I;16", 0xFFFF), (255, 255, 255)),
+        ("big_endian.tif", one_pixel("I;16B", 0x1234), (0x12, 0x12, 0x12)),
+        ("deep.pgm", one_pixel("I;16", 0x4001), (0x40, 0x40, 0x40)),
+        ("deep.jp2", one_pixel("I;16", 0x4001), (0x40, 0x40, 0x40)),
+    ],
+)
+def test_every_kind_of_pixel_has_its_levels(
+    tmp_path: Path, name: str, picture: Image.Image, expected: tuple[int, int, int]
+) -> None:
+    path = put(tmp_path, name, picture)
+    image = load_image(path)
+    assert image.shape == (3, 2, 3)
+    assert (image == torch.tensor(expected, dtype=torch.uint8)[:, None, None]).all(), image[:, 0, 0]
+    luma = sum(weight * level for weight, level in zip((0.299, 0.587, 0.114), expected, strict=True))
+    assert abs(load_image(path, channels=1).float() - luma).max() <= 1
+
+
+def test_transparent_colours_and_palettes_are_laid_over_white(tmp_path: Path) -> None:
+    grey = np.array([[10, 20]], dtype=np.uint8)
+    assert load_image(put(tmp_path, "l.png", encoded(grey, "PNG", transparency=10)), channels=1).tolist() == [
+        [[255, 20]]
+    ]
+    colours = np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
+    path = put(tmp_path, "rgb.png", encoded(colours, "PNG", transparency=(1, 2, 3)))
+    assert load_image(path)[:, 0].T.tolist() == [[255, 255, 255], [4, 5, 6]]
+    palette = Image.fromarray(grey // 20).convert("P")
+    palette.putpalette([1, 2, 3, 4, 5, 6])
+    palette.save(tmp_path / "p.png", transparency=bytes([255, 0]))
+    assert load_image(tmp_path / "p.png")[:, 0].T.tolist() == [[1, 2, 3], [255, 255, 255]]
+
+
+def test_16_bit_png_colour_and_transparent_level(tmp_path: Path) -> None:
+    colours = np.array([[[0x0102, 0x80FF, 0xFFFF]]])
+    assert load_image(put(tmp_path, "c.png", png_16_bit(colours))).flatten().tolist() == [0x01, 0x80, 0xFF]
+    grey = np.array([[[0x1001], [0x1002]]])
+    path = put(tmp_path, "g.png", png_16_bit(grey, transparent=(0x1001,)))
+    assert load_image(path, channels=1).flatten().tolist() == [255, 0x10]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_levels_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+    path = put(tmp_path, "a.tif", one_pixel(mode, 3))
+    with pytest.raises(ImageError, match=rf"a\.tif .*mode {mode}.*scale it to 8 or 16 bits"):
+        load_image(path)
+
+
+def test_first_frame_of_an_animation_and_first_page(tmp_path: Path) -> None:
+    first, second = one_pixel("L", 40), one_pixel("L", 200)
+    for name in ("a.gif", "a.tif", "a.webp", "a.png"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        assert abs(load_image(tmp_path / name).int() - 40).max() <= 2, name
+
+
+def test_multi_picture_jpeg_gives_the_first(tmp_path: Path) -> None:
+    one_pixel("L", 40).save(tmp_path / "a.mpo", save_all=True, append_images=[one_pixel("L", 200)])
+    path = (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
+    assert abs(load_image(path).int() - 40).max() <= 2
+
+
+# --- orientation
+
+
+def as_seen(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """By the EXIF standard: where the stored picture's first row and first column are in the one that is seen."""
+    turned = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]  # quarter turns, against the clock
+    picture = np.rot90(stored, turned)
+    if orientation in (2, 4):
+        return np.fliplr(picture)
+    return np.flipud(picture) if orientation in (5, 7) else picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_orientation_is_applied(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = put(tmp_path, f"a{LOSSLESS[kind]}", encoded(COLOURS, kind, exif=exif))
+    np.testing.assert_array_equal(load_image(path).permute(1, 2, 0).numpy(), as_seen(COLOURS, orientation))
+
+
+def test_orientation_is_applied_to_shrunk_jpeg_and_to_transparent_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored left side is seen on top
+    stored = np.zeros((64, 128, 3), np.uint8)
+    stored[:, :64] = 255
+    image = load_image(put(tmp_path, "a.jpg", encoded(stored, "JPEG", exif=exif)), max_side_px=16)
+    assert image.shape == (3, 16, 8)
+    assert image[:, :7].min() > 240 and image[:, 9:].max() < 15
+    see_through = np.dstack([COLOURS, np.full((7, 11), 255, np.uint8)])
+    image = load_image(put(tmp_path, "a.png", encoded(see_through, "PNG", exif=exif)))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), as_seen(COLOURS, 6))
+
+
+def test_unreadable_exif_does_not_spoil_a_sound_picture(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.png", encoded(COLOURS, "PNG", exif=b"Exif\0\0 this is no TIFF header"))
+    np.testing.assert_array_equal(load_image(path).permute(1, 2, 0).numpy(), COLOURS)
+
+
+# --- shrinking
+
+
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    side=st.integers(1, 400),
+    kind=st.sampled_from(["JPEG", "PNG"]),
+)
+def test_shrunk_size_keeps_the_aspect_and_never_enlarges(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, side: int, kind: str
+) -> None:
+    content = encoded(np.full((height, width), 90, np.uint8), kind)
+    path = put(tmp_path_factory.mktemp("shrink"), "a", content)
+    image = load_image(path, channels=1, max_side_px=side)
+    new_height, new_width = image.shape[1:]
+    assert max(new_height, new_width) == min(side, max(height, width))
+    scale = max(new_height, new_width) / max(height, width)
+    assert abs(new_height - height * scale) <= 0.5 or new_height == 1
+    assert abs(new_width - width * scale) <= 0.5 or new_width == 1
+    assert abs(image.int() - 90).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("side", [7, 30, 100])
+def test_shrinking_is_antialiased(tmp_path: Path, kind: str, side: int) -> None:
+    rows, columns = np.indices((256, 256))
+    board = ((rows + columns) % 2 * 255).astype(np.uint8)
+    image = load_image(
+        put(tmp_path, "a", encoded(board, kind, **({"quality": 95} if kind == "JPEG" else {}))), max_side_px=side
+    )
+    inside = image[:, 1:-1, 1:-1].float()
+    assert abs(inside - 127.5).max() < 6  # nearest or bilinear sampling would give 0s and 255s
+
+
+@pytest.mark.parametrize("side", [50, 100, 170, 300])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_shrunk_picture_is_in_place(tmp_path: Path, kind: str, side: int) -> None:
+    """Of an odd size, which decoding at a part of the size rounds up: a ramp must keep its ends and its slope."""
+    width = 501
+    ramp = np.repeat(np.linspace(0, 255, width)[None], 333, axis=0).astype(np.uint8)
+    image = load_image(put(tmp_path, "a", encoded(ramp, kind)), channels=1, max_side_px=side)[0].float()
+    centres = (np.arange(side) + 0.5) / side * width - 0.5
+    expected = np.interp(centres, np.arange(width), ramp[0])
+    assert np.abs(image.mean(0).numpy() - expected)[1:-1].max() < 1.5
+
+
+def test_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path, "a.jpg", encoded(np.full((640, 800), 90, np.uint8), "JPEG"))
+    decoded: list[tuple[int, int]] = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def record(self: JpegImagePlugin.JpegImageFile) -> object:
+        decoded.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", record)
+    for side in (100, 200, 533, 534, 800):
+        decoded.clear()
+        load_image(path, max_side_px=side)
+        assert decoded[0] == {100: (200, 160), 200: (400, 320)}.get(side, (800, 640))
+
+
+@pytest.mark.parametrize("option", ["max_side_px", "max_pixels"])
+def test_options_below_one_are_refused(tmp_path: Path, option: str) -> None:
+    path = put(tmp_path, "a.png", encoded(COLOURS, "PNG"))
+    with pytest.raises(ConfigError, match=f"{option} is 0"):
+        load_image(path, **{option: 0})  # type: ignore[arg-type]
+
+
+# --- what is refused
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png cannot be read: there is no such file; correct the path"):
+        load_image(tmp_path / "gone.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="no such file"):
+        load_image(tmp_path / "link.png")
+    with pytest.raises(ImageError, match="cannot be opened"):
+        load_image(str(tmp_path / "null\0.png"))
+
+
+def test_folder_pipe_and_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="it is a folder; name a picture inside it"):
+        load_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"e\.png cannot be read: the file is empty \(0 bytes\)"):
+        load_image(put(tmp_path, "e.png", b""))
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path, "a.png", encoded(COLOURS, "PNG"))
+
+    def refuse(*_: object) -> None:  # the tests may run as a user to whom nothing is forbidden
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: permission was denied; make the file"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("content", [b"hello, world", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0"])
+def test_file_that_is_no_picture_of_a_known_kind(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ImageError, match=r"a\.jpg cannot be read: it is not a picture of a known kind \(JPEG, PNG"):
+        load_image(put(tmp_path, "a.jpg", content))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), (LOSSLESS | LOSSY).items())
+def test_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path, kind: str, suffix: str) -> None:
+    content = encoded(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8), kind)
+    whole = load_image(put(tmp_path, f"whole{suffix}", content))
+    path = tmp_path / f"cut{suffix}"
+    for length in range(1, len(content), max(1, len(content) // 60)):
+        path.write_bytes(content[:length])
+        try:
+            image = load_image(path)
+        except ImageError:
+            continue
+        assert length > 0.95 * len(content) and torch.equal(image, whole), length  # no pixels were in it
+
+
+@given(
+    kind=st.sampled_from(sorted(LOSSLESS | LOSSY)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    near=st.sampled_from([64, 256, 1 << 20]),
+)
+def test_damaged_file_gives_levels_or_an_image_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[float, int]], near: int
+) -> None:
+    content = bytearray(encoded(COLOURS, kind))
+    for place, value in changes:
+        content[int(place * min(near, len(content)))] = value
+    path = put(tmp_path_factory.mktemp("damaged"), "a", bytes(content))
+    try:
+        image = load_image(path, max_pixels=10_000)
+    except ImageError:
+        return
+    assert image.shape[0] == 3 and image[0].numel() <= 10_000
+
+
+# --- the pixel budget
+
+
+def test_budget_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path, "a.png", encoded(COLOURS, "PNG"))
+    assert load_image(path, max_pixels=77).shape == (3, 7, 11)
+    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"11 x 7 = 77 pixels, over the limit max_pixels=76; .*raise max_pixels"):
+        load_image(path, max_pixels=76)
+
+
+def test_header_that_declares_a_giant_is_refused(tmp_path: Path) -> None:
+    """Without memory for it, and without Pillow's warning (warnings are errors here)."""
+    content = encoded(COLOURS, "PNG")
+    header = b"IHDR" + struct.pack(">II", 30_000, 10_000) + content[24:29]
+    bomb = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    with pytest.raises(
+        ImageError, match=r"30,000 x 10,000 = 300,000,000 pixels, over the limit max_pixels=268,435,456"
+    ):
+        load_image(put(tmp_path, "bomb.png", bomb))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG", "JPEG"])
+def test_budget_above_pillows_limit_holds_without_touching_it_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As for a picture above Pillow's real limit (89 million pixels), at a smaller scale."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    monkeypatch.setattr(images, "_PILLOW_NEVER_COMPLAINS_PX", 20)
+    path = put(tmp_path, "a", encoded(COLOURS, kind))  # 77 pixels: a plain Image.open raises
+    assert load_image(path).shape == (3, 7, 11)
+    assert Image.MAX_IMAGE_PIXELS == 30
+    with pytest.raises(ImageError, match="max_pixels=70"):
+        load_image(path, max_pixels=70)
+    assert Image.MAX_IMAGE_PIXELS == 30
+
+
+def test_smaller_limit_of_pillow_set_by_the_program_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    path = put(tmp_path, "a.webp", encoded(COLOURS, "WEBP"))
+    with pytest.raises(ImageError, match="larger than the limit"):
+        load_image(path, max_pixels=1000)
+
+
+# --- finding pictures
+
+
+def test_names_of_pictures() -> None:
+    assert is_image_path("a/b.JPEG") and is_image_path(Path("x.tif"))
+    assert not is_image_path("a.txt") and not is_image_path("jpg")
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+def test_pictures_are_found_in_order_at_any_depth_but_not_hidden_ones(tmp_path: Path) -> None:
+    wanted = ["a.PNG", "b/a.jpg", "b/c/d/e.webp", "c.gif"]
+    for name in [*wanted, ".hidden.png", ".thumbs/x.png", "b/._a.jpg", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_images(tmp_path) == [tmp_path / name for name in wanted]
+    assert find_images(str(tmp_path / "c.gif")) == [tmp_path / "c.gif"]
+
+
+def test_folder_below_a_hidden_one_can_be_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / ".cache" / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    assert find_images(tmp_path / ".cache") == [path]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    put(tmp_path, "real/a.png", b"")
+    (tmp_path / "real" / "back").symlink_to(tmp_path)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
+    found = find_images(tmp_path / "root")
+    assert found == [tmp_path / "root/link/a.png"]
+
+
+def test_nothing_found_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path, "notes.txt", b"")
+    with pytest.raises(DataError, match=r"No picture was found in .*\.jpeg .*name another folder"):
+        find_images(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        find_images(tmp_path / "gone")
+    with pytest.raises(DataError, match="nor a picture by its name"):
+        find_images(tmp_path / "notes.txt")
+
+
+def test_folder_that_cannot_be_listed_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    put(tmp_path, "a.png", b"")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"locked cannot be looked into \(Permission denied\)"):
+        find_images(tmp_path)
