@@ -25,12 +25,12 @@ SEEDS = (0, 1, 2)
 PARTS: dict[str, dict[str, list[str]]] = {
     "locator": {
         "top-k, L2 (published)": ["model.policy.train=topk", "model.locator.logits=l2"],
-        "top-k, L2 x learned scale": ["model.policy.train=topk", "model.locator.logits=l2_scaled"],
-        "sampled, L2": ["model.policy.train=sample", "model.locator.logits=l2"],
-        "sampled, L2 x learned scale": ["model.policy.train=sample", "model.locator.logits=l2_scaled"],
+        "top-k, L2 x learned scale": ["model.policy.train=topk"],
+        "sampled, L2": ["model.locator.logits=l2"],
+        "sampled, L2 x learned scale": [],  # what the recipe has
     },
     "norm": {
-        "batch norm, shared statistics": ["model.batch_norm=shared"],
+        "batch norm, shared statistics": [],  # what the recipe has: the same runs as above
         "batch norm, statistics per level": ["model.batch_norm=per_level"],
         "group norm": ["model.backbone.kwargs.norm_layer=groupnorm"],
     },
@@ -58,10 +58,10 @@ def study(part: str, out: Path, jobs: int) -> None:
     """Run all variants and seeds of one part and write its table."""
     variants = PARTS[part]
     todo = []
-    for index, (name, overrides) in enumerate(variants.items()):
-        # The second part's first variant is the first part's last: the same run serves both.
+    for name, overrides in variants.items():
         for seed in SEEDS:
-            todo.append((name, overrides, seed, out / part / f"{index}_{seed}"))
+            folder = "-".join(override.rpartition("model.")[2] for override in overrides) or "recipe"
+            todo.append((name, overrides, seed, out / "runs" / f"{folder}-seed{seed}"))
     context = multiprocessing.get_context("spawn")
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
     start = time.monotonic()

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Read once, when the library is imported; processes that tests start inherit them. The proxies lead nowhere: an HTTP
@@ -23,12 +24,17 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 if "tnet" in sys.modules:
     raise RuntimeError("tnet was imported before tests/conftest.py, so that its shapes would go unchecked")
-# Every annotated argument and return value, and every shape in one, is checked on each call in this process.
-install_import_hook("tnet", "beartype.beartype")
+# Every annotated argument and return value, and every shape in one, is checked on each call in this process; as mypy
+# reads them, so that 1 is welcome where a float is asked for. The hook wants the checker by name.
+_checker = ModuleType("tnet_checker")
+_checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules[_checker.__name__] = _checker
+install_import_hook("tnet", "tnet_checker.check")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

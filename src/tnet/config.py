@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from tnet.errors import RecipeError, TnetError
 T = TypeVar("T")
 
 
-def parse_dataclass(cls: type[T], data: Mapping[str, Any], source: str) -> T:
+def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
     """Build a dataclass, and those inside it, from nested mappings.
 
     Args:
@@ -30,7 +31,7 @@ def parse_dataclass(cls: type[T], data: Mapping[str, Any], source: str) -> T:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None)
     try:
-        values = parser.instantiate(parser.parse_object(dict(data)))
+        values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except TnetError as error:
         raise type(error)(f"{source}: {error}") from None

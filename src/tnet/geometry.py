@@ -208,14 +208,17 @@ def cell_spans(
 ) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
     """What each cell covers of its parent, per axis, as fractions of the parent's side.
 
-    Padding is cut off, so all values lie in [0, 1]: this says which part of a parent's feature map describes a cell.
+    Padding is cut off, so all values lie in [0, 1]: this says which part of a parent's feature map describes a cell. A
+    cell that lies in the padding altogether (many cells in a small parent) is described by the parent's edge pixel.
     """
     spans = []
     for axis, count in ((0, grid.rows), (1, grid.cols)):
         size = parents.size_hw[:, axis]
         starts, cell = _starts_and_sizes(size, count, grid.cell_extent)
-        edges = torch.stack([starts, starts + cell[:, None]], dim=-1)
-        spans.append((edges / size[:, None, None]).clamp(0, 1))
+        last = size[:, None] - 1
+        low = torch.minimum(starts.clamp_min(0), last)
+        high = torch.minimum((starts + cell[:, None]).clamp_min(1), last + 1)
+        spans.append(torch.stack([low, high], dim=-1) / size[:, None, None])
     return spans[0], spans[1]
 
 

@@ -65,7 +65,7 @@ class BagNet77(Backbone):
             baseline).
     """
 
-    min_px = 25
+    min_px = 27  # leaves 3 x 3 positions for the last stage's valid convolution
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class BagNet77(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
-        """Describe glimpses of at least 25 px."""
+        """Describe glimpses of at least ``min_px``."""
         x = F.leaky_relu(self.stem(glimpses), _SLOPE)
         for stage in self.stages[:3]:
             x = stage(x)

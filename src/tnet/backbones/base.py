@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 BatchNormMode = Literal["shared", "per_level"]
+
+# Never Any: jsonargparse imports and calls what a value of that type names (a mapping with class_path), and
+# configurations come from outside.
+PlainValue = str | bool | int | float | None
+PlainArgument = PlainValue | list[PlainValue | list[PlainValue]] | dict[str, PlainValue]
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,16 @@ class BackboneConfig:
             one), a module's name such as ``blocks.4.0``, or ``auto``: the deepest map with at least 1.5 positions
             for each grid cell and axis.
         pretrained: load the weights timm names for this model (from its cache, or downloaded by timm).
+        weights: file of weights to start from instead: ``.safetensors``, or ``.pth`` (a plain state dict; never
+            unpickled). A classifier in it is left out.
         kwargs: further arguments for the model's constructor, e.g. ``drop_path_rate: 0.2``.
     """
 
     name: str = "tf_efficientnet_b0"
     tap: str | int = "auto"
     pretrained: bool = False
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    kwargs: dict[str, PlainArgument] = field(default_factory=dict)
 
 
 class Described(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,6 +12,19 @@ from torch import Tensor, nn
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
 from tnet.errors import ConfigError
+from tnet.weights import check_state, read_tensors
+
+# Arguments of timm.create_model that a configuration, which may come from outside, must not set.
+_NOT_FOR_KWARGS = {
+    "cache_dir",
+    "checkpoint_path",
+    "in_chans",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "scriptable",
+}
 
 # Positions of the tapped map for each grid cell and axis that `tap: auto` asks for.
 _POSITIONS_PER_CELL = 1.5
@@ -94,19 +108,25 @@ class TimmBackbone(Backbone):
 
 
 def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
-    kwargs = dict(config.kwargs)
-    try:
-        default = timm.get_pretrained_cfg(config.name.removeprefix("timm/"), allow_unregistered=False)
-    except RuntimeError:
-        default = None
+    """Build the timm model without its classifier, with the weights that the configuration asks for."""
+    kwargs: dict[str, Any] = dict(config.kwargs)
+    refused = sorted(_NOT_FOR_KWARGS & kwargs.keys())
+    if refused:
+        raise ConfigError(
+            f"backbone kwargs must not hold {refused[0]!r}, which says where weights come from or what tnet sets itself; "
+            "use backbone.pretrained or backbone.weights"
+        )
+    if config.pretrained and config.weights is not None:
+        raise ConfigError(f"backbone has both pretrained: true and weights {config.weights}; choose one")
     if not timm.is_model(config.name):
         close = timm.list_models(f"*{config.name.split('.')[0][:8]}*")[:3]
         hint = f"; did you mean {', '.join(close)}" if close else ""
         raise ConfigError(f"backbone {config.name!r} is neither bagnet77 nor a timm model{hint}")
+    default = timm.get_pretrained_cfg(config.name)
     if default is not None and default.fixed_input_size:
         kwargs.setdefault("img_size", base_px)
     try:
-        return timm.create_model(
+        model = timm.create_model(
             config.name, pretrained=config.pretrained, num_classes=0, in_chans=in_channels, **kwargs
         )
     except TypeError as error:
@@ -118,3 +138,11 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
             "network once, set HF_HOME to a cache that has them, or set backbone.pretrained: false"
         ) from None
+    if config.weights is not None:
+        tensors = read_tensors(Path(config.weights))
+        classifiers = (model.pretrained_cfg or {}).get("classifier") or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+        kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
+        check_state(model.state_dict(), kept, config.weights)
+        model.load_state_dict(kept)
+    return model

@@ -102,9 +102,9 @@ class Augment:
             The changed picture; of another size where crops or quarter turns are on.
         """
         image = self._crop(image, generator)
-        if self.config.horizontal_flip and _uniform(0, 1, generator) < 0.5:
+        if self.config.horizontal_flip and _integer(2, generator):
             image = functional.horizontal_flip(image)
-        if self.config.vertical_flip and _uniform(0, 1, generator) < 0.5:
+        if self.config.vertical_flip and _integer(2, generator):
             image = functional.vertical_flip(image)
         if self.config.quarter_turns:
             image = torch.rot90(image, _integer(4, generator), dims=(-2, -1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -18,6 +18,7 @@ from tnet.data.table import ImageTable
 from tnet.errors import ConfigError
 
 
+@runtime_checkable
 class LabelledData(Protocol):
     """A data set of samples that knows its classes."""
 
@@ -44,6 +45,11 @@ def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledDat
     if config.kind == "digits":
         if channels != 1:
             raise ConfigError(f"the made digits are grey but model.in_channels is {channels}; set it to 1")
+        if not config.digits.images_train or not config.digits.images_val:
+            raise ConfigError(
+                f"data.digits.images_train is {config.digits.images_train} and images_val {config.digits.images_val}; "
+                "training needs at least 1 of each"
+            )
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
     if channels not in (1, 3):
         raise ConfigError(f"pictures are read with 1 or 3 channels but model.in_channels is {channels}; set 1 or 3")

@@ -34,6 +34,10 @@ class PositionConfig:
     divisor: int = 4
     activation: Activation = "silu"
 
+    def __post_init__(self) -> None:
+        if self.divisor < 1:
+            raise ConfigError(f"model.position.divisor is {self.divisor}; give at least 1")
+
 
 @dataclass(frozen=True)
 class LocatorConfig:
@@ -60,6 +64,13 @@ class LocatorConfig:
     position_start: int = 0
     position_step: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.initial_scale > 0:
+            raise ConfigError(f"model.locator.initial_scale is {self.initial_scale}; give a number above 0")
+        for name, least in (("hidden", 0), ("position_start", 0), ("position_step", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"model.locator.{name} is {getattr(self, name)}; give at least {least}")
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -77,6 +88,10 @@ class PolicyConfig:
     eval: PolicyKind = "topk"
     joint: Literal["sequence", "set"] = "sequence"
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from tnet.config import parse_dataclass, to_plain
-from tnet.errors import CheckpointError, RecipeError
+from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNet
+from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -37,7 +35,7 @@ def save_model(model: TNet, folder: str | Path, *, card: str | None = None) -> P
     """
     folder = Path(folder)
     # Pretrained weights are in the file already; loading must not fetch them again.
-    config = replace(model.config, backbone=replace(model.config.backbone, pretrained=False))
+    config = replace(model.config, backbone=replace(model.config.backbone, pretrained=False, weights=None))
     with atomic_folder(folder) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -64,14 +62,13 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> TNe
     if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
         folder = folder / "model"
     config = read_config(folder)
-    model = TNet(config)
+    # A file from outside must not make us fetch or open anything beside it.
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    model = TNet(replace(config, backbone=backbone))
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}; give the model/ folder of a finished training run")
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{weights} is damaged ({error}); copy it again or train anew") from None
+    tensors = read_tensors(weights)
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.to(device).eval()
@@ -90,36 +87,14 @@ def read_config(folder: Path) -> TNetConfig:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {_MAX_CONFIG_BYTES} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again or train anew") from None
     if not isinstance(data, dict) or data.pop("model_type", None) != "tnet":
         raise CheckpointError(f"{path} does not describe a tnet model; give a folder that tnet wrote")
     try:
         return parse_dataclass(TNetConfig, data, str(path))
-    except RecipeError as error:
+    except TnetError as error:
         raise CheckpointError(f"{error}; it was written by another version or changed by hand") from None
-
-
-def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
-    """Say which tensor does not fit before loading.
-
-    Raises:
-        CheckpointError: a missing, superfluous or differently shaped tensor.
-    """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if missing or extra:
-        name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
-        raise CheckpointError(
-            f"{source} {what} tensor {name!r} ({len(missing)} missing, {len(extra)} unknown in all): these are weights "
-            "of another model; use the config.json that was saved with them"
-        )
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{source}: tensor {name!r} has shape {list(found[name].shape)} but the model needs "
-                f"{list(tensor.shape)}: these are weights of another model; use the config.json saved with them"
-            )
 
 
 def default_card(config: TNetConfig) -> str:

@@ -159,8 +159,10 @@ class TNet(nn.Module):
                 f"images have {pixels.shape[1]} channels but the model takes {self.config.in_channels}; "
                 "convert them, or build the model with in_channels of the images"
             )
+        mean = self.get_buffer("mean")
+        pixels = pixels.to(mean)  # the model's device and precision
         if not scene.is_normalized:
-            pixels = (pixels.to(self.get_buffer("mean").device) - self.get_buffer("mean")) / self.get_buffer("std")
+            pixels = (pixels - mean) / self.get_buffer("std")
         population: AbstractContextManager[None] = nullcontext()
         if self.population_norms is not None:
             population = self.population_norms.of_level(regions.level)

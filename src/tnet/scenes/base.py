@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 from tnet.geometry import Regions
 
 
+@runtime_checkable
 class Scene(Protocol):
     """A batch of images that can be looked at, wherever their pixels are.
 

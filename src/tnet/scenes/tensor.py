@@ -91,7 +91,8 @@ class TensorScene:
         """One region: a view where it lies inside the image, else a padded copy."""
         source = self.images[image]
         height, width = source.shape[-2:]
-        inside = source[:, max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+        # A negative end would count from the far edge.
+        inside = source[:, max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)]
         if inside.shape[-2:] == (y1 - y0, x1 - x0):
             return inside
         scale = 1.0 if self.is_normalized else 255.0

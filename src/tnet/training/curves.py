@@ -38,16 +38,16 @@ def write_metrics(rows: list[Row], path: Path) -> None:
     """Write the rows as one CSV file."""
     names = ["epoch", "step"] + sorted({name for row in rows for name in row} - {"epoch", "step"})
     lines = [",".join(names)]
-    lines += [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
+    lines += [
+        ",".join(f"{row[name]:.{10 if name == 'step' else 6}g}" if name in row else "" for name in names) for row in rows
+    ]
     write_text(path, "\n".join(lines) + "\n")
 
 
 def plot_curves(rows: list[Row], path: Path) -> None:
     """Draw accuracy, loss terms and location entropy over the epochs as a PNG."""
-    import matplotlib  # noqa: PLC0415  (slow to import, and only needed here)
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    # Slow to import, and only needed here; not pyplot, whose backend belongs to the caller (a notebook, say).
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
     names = sorted({name for row in rows for name in row})
     panels = {
@@ -58,7 +58,8 @@ def plot_curves(rows: list[Row], path: Path) -> None:
         "locator": [n for n in names if n in _ELSEWHERE],
     }
     panels = {title: found for title, found in panels.items() if found}
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, found) in zip(axes[0], panels.items(), strict=True):
         for name in found:
             points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
@@ -68,7 +69,6 @@ def plot_curves(rows: list[Row], path: Path) -> None:
         axis.legend(fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)
 
 
 _ELSEWHERE = ("train/location_entropy", "train/baseline")

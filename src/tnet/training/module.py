@@ -19,8 +19,8 @@ from tnet.models.tnet import TNet
 from tnet.objectives import Objective
 from tnet.training.recipe import OptimConfig, Recipe
 
-# Mixed into the seed of each epoch so that neighbouring epochs and seeds do not share random numbers.
-_EPOCH_STRIDE = 100_003
+# Steps of neighbouring seeds do not share random numbers.
+_SEED_STRIDE = 1_000_000_007
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
@@ -28,6 +28,11 @@ def accuracy_metric(classes: int, multilabel: bool) -> Metric:
     if multilabel:
         return MultilabelExactMatch(num_labels=classes)
     return MulticlassAccuracy(num_classes=classes, average="micro")
+
+
+def _metric_name(measured: str) -> str:
+    """Name in the logs of an accuracy: without looks (``0``), or with those that a policy chose."""
+    return {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(measured, f"val/accuracy_{measured}")
 
 
 def schedule_factor(config: OptimConfig, progress: float) -> float:
@@ -87,11 +92,15 @@ class TNetModule(pl.LightningModule):
     @property
     def monitor(self) -> str:
         """Name of the metric by which the best checkpoint is chosen."""
-        return "val/accuracy" if self.eval_policies else "val/accuracy_0_looks"
+        measured = ("topk",) if "topk" in self.eval_policies else (*self.eval_policies, "0")
+        return _metric_name(measured[0])
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout and sampling by the epoch, so that a resumed run repeats the uninterrupted one."""
-        torch.manual_seed(self.recipe.seed * _EPOCH_STRIDE + self.current_epoch)
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one.
+
+        Not once an epoch: the data loader draws a number too, before or after that depending on whether it resumes.
+        """
+        torch.manual_seed(self.recipe.seed * _SEED_STRIDE + self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step's loss."""
@@ -101,7 +110,7 @@ class TNetModule(pl.LightningModule):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
             raise TrainingError(
                 f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); the last "
-                "good checkpoint is kept, lower optim.lr or set optim.clip_norm and resume"
+                "good checkpoint and model/ are kept, train anew with a lower optim.lr or optim.clip_norm"
             )
         size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
@@ -123,8 +132,7 @@ class TNetModule(pl.LightningModule):
             for name, metric in self.accuracy.items():
                 output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
                 metric.update(output.logits.sigmoid() if last else output.logits, batch.targets.long())
-                key = {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(name, f"val/accuracy_{name}")
-                self.log(key, metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
+                self.log(_metric_name(name), metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop on gradients that are not numbers before they reach the weights."""
@@ -134,8 +142,8 @@ class TNetModule(pl.LightningModule):
         norms = torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None])
         if not torch.isfinite(norms).all():
             raise TrainingError(
-                f"a gradient became infinite or NaN at step {self.global_step}; the last good checkpoint is kept, "
-                "lower optim.lr and resume"
+                f"a gradient became infinite or NaN at step {self.global_step}; the last good checkpoint and "
+                "model/ are kept, train anew with a lower optim.lr"
             )
 
     def progress(self, step: int) -> float:

@@ -53,6 +53,13 @@ class OptimConfig:
             raise ConfigError(f"optim.lr {self.lr} and backbone_lr {self.backbone_lr} must be positive numbers")
         if not 0 <= self.warmup < 1 or not 0 < self.drop_at <= 1:
             raise ConfigError(f"optim.warmup {self.warmup} and drop_at {self.drop_at} are shares of the training, 0 to 1")
+        if not self.eps > 0 or not self.weight_decay >= 0 or not self.drop_factor >= 0:
+            raise ConfigError(
+                f"optim.eps {self.eps}, weight_decay {self.weight_decay} and drop_factor {self.drop_factor} must not be "
+                "negative, nor eps 0"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"optim.clip_norm is {self.clip_norm}; give a number above 0, or null for no limit")
 
 
 @dataclass(frozen=True)
@@ -118,16 +125,24 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
+
 
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-4 as a number, as everybody but YAML 1.1 expects."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.\d[\d_]*([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
+class _Dumper(yaml.SafeDumper):
+    """YAML that puts quotes around a text, such as a class's name, that the loader would read as a number."""
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.\d[\d_]*([eE][-+]?\d+)?$"
 )
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -171,6 +186,8 @@ def _yaml(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{source}{where}: not YAML ({problem}); check colons and indentation") from None
+    except RecursionError:
+        raise RecipeError(f"{source}: nested too deeply for a recipe; check the brackets") from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -189,7 +206,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe with every value spelled out."""
-    write_text(path, yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120))
+    text = yaml.dump(to_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    write_text(path, text)
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:

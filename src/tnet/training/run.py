@@ -121,10 +121,11 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
     """The Lightning trainer of a run."""
     train = recipe.train
     callbacks: list[Callback] = [
-        ModelCheckpoint(folder / "checkpoints", "best", monitor=module.monitor, mode="max", save_last=True,
-                        enable_version_counter=False),
+        ModelCheckpoint(folder / "checkpoints", "best", monitor=module.monitor, mode="max", enable_version_counter=False),
+        # Not save_last=True of the one above: that writes last.ckpt only in epochs that are the best so far.
+        ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
         KeepBestModel(folder / "model"),
-    ]  # fmt: skip
+    ]
     if train.max_minutes is not None:
         callbacks.append(TimeLimit(train.max_minutes))
     if progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,7 @@ class Choice:
     joint_log_prob: Float[Tensor, " regions"]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses ``k`` cells a region."""
 

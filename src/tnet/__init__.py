@@ -1,0 +1,70 @@
+"""tnet: classify images that are too large to process whole, by looking at a few regions of them.
+
+The names below are imported on first use, so that ``import tnet`` and the command line's ``--help`` stay quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Grid": "tnet.geometry",
+    "Regions": "tnet.geometry",
+    "suggest": "tnet.geometry",
+    "Scene": "tnet.scenes",
+    "TensorScene": "tnet.scenes",
+    "BackboneConfig": "tnet.backbones",
+    "TNet": "tnet.models",
+    "TNetConfig": "tnet.models",
+    "TNetOutput": "tnet.models",
+    "create_model": "tnet.models.registry",
+    "list_models": "tnet.models.registry",
+    "load_model": "tnet.models",
+    "save_model": "tnet.models",
+    "Objective": "tnet.objectives",
+    "ObjectiveConfig": "tnet.objectives",
+    "Recipe": "tnet.training.recipe",
+    "load_recipe": "tnet.training.recipe",
+    "train": "tnet.training.run",
+    "TnetError": "tnet.errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    __version__: str
+    from tnet.backbones import BackboneConfig as BackboneConfig
+    from tnet.errors import TnetError as TnetError
+    from tnet.geometry import Grid as Grid
+    from tnet.geometry import Regions as Regions
+    from tnet.geometry import suggest as suggest
+    from tnet.models import TNet as TNet
+    from tnet.models import TNetConfig as TNetConfig
+    from tnet.models import TNetOutput as TNetOutput
+    from tnet.models import load_model as load_model
+    from tnet.models import save_model as save_model
+    from tnet.models.registry import create_model as create_model
+    from tnet.models.registry import list_models as list_models
+    from tnet.objectives import Objective as Objective
+    from tnet.objectives import ObjectiveConfig as ObjectiveConfig
+    from tnet.scenes import Scene as Scene
+    from tnet.scenes import TensorScene as TensorScene
+    from tnet.training.recipe import Recipe as Recipe
+    from tnet.training.recipe import load_recipe as load_recipe
+    from tnet.training.run import train as train
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is defined."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tnet")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tnet' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,84 @@
+"""What several verbs of the command line read in the same way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+
+import typer
+
+from tnet.errors import ConfigError
+
+Looks = int | tuple[int, ...]
+"""Looks as ``TNet.forward`` takes them: a number for level 1, or one number a level."""
+
+LOOKS_HELP = "Number of looks; for several levels one number each, such as 2x1 (2 looks, and 1 inside each)."
+DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another device that PyTorch names, such as cuda:1."
+
+
+class PolicyName(StrEnum):
+    """How locations are chosen; an Enum, because Typer takes no list of a Literal."""
+
+    topk = "topk"
+    sample = "sample"
+    random = "random"
+    centre = "centre"
+
+
+_MAX_SIDE_PX = 10_000_000
+
+
+def parse_looks(text: str) -> Looks:
+    """Read ``3`` as 3 looks (deeper levels as the model is configured) and ``2x1`` as one number a level.
+
+    Raises:
+        typer.BadParameter: it is neither; a usage error, with exit status 2.
+    """
+    if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", text.strip()):
+        raise typer.BadParameter(f"{text!r} is not a number of looks; write 3, or 2x1 for two levels of regions")
+    numbers = [int(number) for number in text.strip().split("x")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def parse_looks_list(texts: Sequence[str]) -> list[Looks]:
+    """Read a repeatable option whose values may hold several numbers of looks with commas between.
+
+    Raises:
+        typer.BadParameter: a part is not a number of looks.
+    """
+    return [parse_looks(part) for text in texts for part in text.split(",")]
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read ``768x1024`` as height and width, and ``1024`` as the side of a square; pixels.
+
+    Raises:
+        typer.BadParameter: it is neither, or out of range.
+    """
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size; write height x width in pixels such as 768x1024, or 1024")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (min(height, width) >= 1 and max(height, width) <= _MAX_SIDE_PX):
+        raise typer.BadParameter(f"{text!r} is out of range; give sides of 1 to {_MAX_SIDE_PX} pixels")
+    return height, width
+
+
+def pick_device(name: str) -> str:
+    """The device of that name, with ``auto`` settled.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # Making something there and reading it back is the one check that holds for every kind of device.
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from None
+    return name

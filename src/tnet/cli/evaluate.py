@@ -1,0 +1,170 @@
+"""``tnet evaluate``: accuracy against the number of looks, with what each look costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tnet.cli.common import DEVICE_HELP, PolicyName, parse_looks_list, pick_device
+from tnet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tnet.data.config import DataConfig
+    from tnet.data.loading import LabelledData
+    from tnet.models.config import TNetConfig
+    from tnet.training.recipe import Recipe
+
+_LOOKS_HELP = (
+    "Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be repeated. "
+    "[default: 0 up to the model's own]"
+)
+_DATA_HELP = (
+    "Labelled images: a folder with one folder a class, or a table (CSV, Parquet) of paths and labels. "
+    "[default: those of the run's recipe]"
+)
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory, or the folder of a saved model.")],
+    data: Annotated[Path | None, typer.Argument(help=_DATA_HELP)] = None,
+    looks: Annotated[list[str] | None, typer.Option(metavar="N,N,...", help=_LOOKS_HELP)] = None,
+    policy: Annotated[
+        list[PolicyName] | None,
+        typer.Option(
+            metavar="[topk|sample|random|centre]",
+            help="How regions are chosen: by the locator (topk, or sample), or a control. Can be repeated. "
+            "[default: topk]",
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["val", "test"], typer.Option(help="Which of the recipe's images, where no others are given.")
+    ] = "val",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the random and sample policies.")] = 0,
+    path_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or path]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or label]")] = None,
+    label_separator: Annotated[
+        str | None, typer.Option(help="Between several labels of an image in a table. [default: the recipe's, or |]")
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Measure accuracy against the number of looks.
+
+    Prints a table of accuracy, multiply-adds, parameters and time per image for each number of looks, and writes it as
+    evaluation.md, evaluation.csv and evaluation.png.
+    """
+    chosen = parse_looks_list(looks or [])
+
+    from tnet.evaluation import default_looks, evaluate_looks, looks_notes, looks_table, plot_looks, write_rows_csv
+    from tnet.files import make_folder, write_text
+    from tnet.models.io import load_model
+
+    model = load_model(run)
+    recipe = _recipe_of(run)
+    columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
+    images, source = _open_images(model.config, recipe, run, data, split, columns)
+    folder = make_folder(out or run / "evaluation")
+    head = f"{_describe(model.config)}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
+    typer.echo(head)
+    rows = evaluate_looks(
+        model,
+        images,
+        looks=chosen or default_looks(model.config),
+        policies=[item.value for item in policy or [PolicyName.topk]],
+        batch_size=batch_size,
+        workers=workers,
+        device=pick_device(device),
+        progress=progress,
+        seed=seed,
+    )
+    table, notes = looks_table(rows), looks_notes(rows)
+    typer.echo(f"{table}\n{notes}")
+    write_rows_csv(rows, folder / "evaluation.csv")
+    plot_looks(rows, folder / "evaluation.png")
+    title = f"# Accuracy against looks: {run.resolve().name}"
+    write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
+    typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+
+
+def _recipe_of(run: Path) -> Recipe | None:
+    """The recipe beside a model, if it was trained by one."""
+    from tnet.training.recipe import load_recipe
+
+    for folder in (run, run.parent) if run.resolve().name == "model" else (run,):
+        if (folder / "recipe.yaml").is_file():
+            return load_recipe(folder / "recipe.yaml")
+    return None
+
+
+def _describe(config: TNetConfig) -> str:
+    """One line on a model."""
+    text = f"{config.backbone.name} at {config.base_px} px"
+    if config.levels == 1:
+        return f"{text}, the whole image only"
+    looks = "x".join(map(str, config.looks))
+    return (
+        f"{text}, {config.levels} levels, grid of {config.grid.rows} x {config.grid.cols}, {looks} look(s) by default"
+    )
+
+
+def _open_images(
+    model: TNetConfig,
+    recipe: Recipe | None,
+    run: Path,
+    data: Path | None,
+    split: Literal["val", "test"],
+    columns: dict[str, str | None],
+) -> tuple[LabelledData, str]:
+    """The images to evaluate on, and what to call them."""
+    from dataclasses import replace
+
+    from tnet.data.config import DataConfig
+
+    config = replace(recipe.data if recipe else DataConfig(), **{key: value for key, value in columns.items() if value})
+    if data is not None:
+        return _open_path(model, config, data, data.parent), str(data)
+    if recipe is None:
+        raise DataError(
+            f"{run} has no recipe.yaml that says which images to evaluate on; name a folder of class folders or a "
+            f"table after it: tnet evaluate {run} IMAGES"
+        )
+    if config.kind == "digits":
+        from tnet.data.digits import MegapixelDigits
+
+        return MegapixelDigits(config.digits, split), f"made digits ({config.digits.task}), {split} images"
+    if split == "val":
+        from tnet.data.loading import open_data
+
+        name = config.val or f"{config.val_fraction:g} of {config.train}"
+        return open_data(config, model.in_channels, recipe.seed)[1], f"{Path(config.root) / name}"
+    # As the training images lie in root/train or root/train.csv, so these in root/test or root/test.csv.
+    path = Path(config.root) / Path(config.train).with_name("test").with_suffix(Path(config.train).suffix)
+    return _open_path(model, config, path, Path(config.root)), str(path)
+
+
+def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
+    """A folder of class folders, or a table, with the model's classes in the model's order."""
+    from tnet.data.folder import ImageFolder
+    from tnet.data.table import ImageTable
+
+    if model.in_channels not in (1, 3):
+        raise ConfigError(f"the model takes images of {model.in_channels} channels but pictures are read with 1 or 3")
+    channels: Literal[1, 3] = 1 if model.in_channels == 1 else 3
+    classes = model.class_names or None
+    if path.is_dir() or not path.suffix:
+        return ImageFolder(path, classes=classes, channels=channels, max_side_px=config.max_side_px)
+    return ImageTable(
+        path,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        label_separator=(config.label_separator or "|") if model.multilabel else None,
+        image_root=image_root,
+        classes=classes,
+        channels=channels,
+        max_side_px=config.max_side_px,
+    )

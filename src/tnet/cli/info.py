@@ -1,0 +1,156 @@
+"""``tnet info``: what a recipe or a model consists of, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tnet.cli.common import parse_image_size, parse_looks_list
+from tnet.errors import ConfigError, TnetError
+
+if TYPE_CHECKING:
+    from tnet.models.config import TNetConfig
+    from tnet.models.tnet import TNet
+
+
+def info(
+    target: Annotated[
+        str, typer.Argument(help="Recipe (YAML), run directory, folder of a saved model, or model name.")
+    ],
+    looks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be "
+            "repeated. [default: 0 up to the model's own]",
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Say also what it does with images of this size, such as 768x1024."),
+    ] = None,
+) -> None:
+    """Show parameters and multiply-adds of a recipe or model, part by part and for each number of looks.
+
+    No weights are loaded or downloaded.
+    """
+    chosen = parse_looks_list(looks or [])
+    size_hw = parse_image_size(image_size) if image_size is not None else None
+
+    from dataclasses import replace
+
+    from tnet.evaluation.looks import default_looks
+    from tnet.geometry import resolve_looks
+    from tnet.models.tnet import TNet
+
+    config, kind = _read_config(target)
+    settings = [
+        resolve_looks(item, config.looks, config.grid, config.levels) for item in chosen or default_looks(config)
+    ]
+    model = TNet(replace(config, backbone=replace(config.backbone, pretrained=False))).eval()
+    typer.echo(f"{target} ({kind})\n\n{_describe(config)}\n")
+    typer.echo(_costs(model, list(dict.fromkeys(settings))))
+    if size_hw is not None:
+        typer.echo(_geometry(model, size_hw))
+
+
+def _read_config(target: str) -> tuple[TNetConfig, str]:
+    """The configuration that a path or a name stands for, and what it was."""
+    from tnet.models.io import CONFIG_NAME, read_config
+    from tnet.models.registry import model_config
+    from tnet.training.recipe import load_recipe
+
+    path = Path(target)
+    if path.is_dir():
+        for folder in (path, path / "model"):
+            if (folder / CONFIG_NAME).is_file():
+                return read_config(folder), "saved model" if folder == path else "run directory"
+        if (path / "recipe.yaml").is_file():
+            return load_recipe(path / "recipe.yaml").model, "run directory without a model yet"
+        return read_config(path), ""
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return load_recipe(path).model, "recipe; when training starts the data set the number of classes"
+    try:
+        return model_config(target), "registered model"
+    except ConfigError as error:
+        raise ConfigError(f"{target} is neither a file, nor a folder, nor a model: {error}") from None
+
+
+def _describe(config: TNetConfig) -> str:
+    """What a model is made of, in lines."""
+    grid, locator = config.grid, config.locator
+    kind = "labels, any number an image" if config.multilabel else "classes"
+    lines = [
+        f"backbone     {config.backbone.name}, glimpses of {config.base_px} px, {config.in_channels} channel(s)",
+        f"classes      {config.num_classes} {kind}",
+        f"levels       {config.levels}, the whole image included",
+    ]
+    if config.levels > 1:
+        lines += [
+            f"grid         {grid.rows} x {grid.cols} cells, each {grid.cell_extent:g} of the side of its region",
+            f"looks        {'x'.join(map(str, config.looks))} by default",
+            f"locator      {locator.kind}, logits {locator.logits}, cells by {locator.cells}",
+            f"tap          {config.backbone.tap}",
+            f"policy       {config.policy.train} in training, {config.policy.eval} in evaluation",
+            f"position     {config.position.kind}",
+            f"aggregation  {config.aggregation}",
+        ]
+    return "\n".join(lines)
+
+
+def _costs(model: TNet, settings: list[tuple[int, ...]]) -> str:
+    """Parameters, and multiply-adds of each part for each number of looks."""
+    from tnet.evaluation.cost import cost_by_module, count_parameters
+    from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
+
+    columns = [cost_by_module(model, looks) for looks in settings]
+    totals = [sum(part.macs for part in column) for column in columns]
+    unit, letter = macs_unit(max(totals))
+    lines = [
+        [parts[0].name, f"{parts[0].parameters.trainable:,}", *(short_number(part.macs / unit) for part in parts)]
+        for parts in zip(*columns, strict=True)
+    ]
+    count = count_parameters(model)
+    lines.append(["total", f"{count.trainable:,}", *(short_number(macs / unit) for macs in totals)])
+    table = markdown_table(["part", "parameters", *(f"{looks_label(looks)} looks" for looks in settings)], lines)
+    return (
+        f"{table}\nLooks: multiply-adds ({letter}) of one image; 1 multiply-add is 2 FLOPs.\n"
+        f"Parameters: trainable ones; {count.total:,} with frozen ones and the running statistics of batch norm.\n"
+    )
+
+
+def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
+    """What becomes of an image of a size: regions in its pixels, what all of it would cost, and our proposal."""
+    import torch
+
+    from tnet.evaluation.cost import full_image_multiply_adds, multiply_adds
+    from tnet.evaluation.report import macs_unit, markdown_table, short_number
+    from tnet.geometry import choose_cells, suggest, whole_images
+
+    config = model.config
+    regions, count, lines = whole_images([size_hw]), 1, []
+    for level in range(config.levels):
+        if level:
+            regions = choose_cells(regions, config.grid, torch.zeros(1, 1, dtype=torch.long))
+            count *= config.looks[level - 1]
+        height, width = regions.size_hw[0].tolist()
+        lines.append([f"{level}", f"{count}", f"{height} x {width}", f"{max(height, width) / config.base_px:.2f}"])
+    table = markdown_table(["level", "regions", "image px (height x width)", "image px per px seen"], lines)
+    text = f"An image of {size_hw[0]} x {size_hw[1]} px:\n\n{table}\n"
+    try:
+        whole, own = full_image_multiply_adds(model, size_hw), multiply_adds(model)
+        unit, letter = macs_unit(whole)
+        text += (
+            f"The same backbone on all of it: {short_number(whole / unit)} {letter} multiply-adds, "
+            f"{short_number(whole / own)} times what this model needs.\n"
+        )
+        proposal = suggest(size_hw, config.base_px)
+    except TnetError as error:
+        return f"{text}{error}\n"
+    grid = proposal.grid
+    return (
+        f"{text}Proposed levels and grid: levels: {proposal.levels}, grid: {{rows: {grid.rows}, cols: {grid.cols}, "
+        f"cell_extent: {grid.cell_extent:g}}}, looks: {list(proposal.looks)}\n({proposal.why})\n"
+    )

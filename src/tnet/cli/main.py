@@ -1,0 +1,116 @@
+"""The ``tnet`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tnet.cli import demo, evaluate, explain, info, models, predict, train
+from tnet.errors import TnetError
+
+_INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+
+
+class _Group(TyperGroup):
+    """Turns what a user can cause into one sentence and an exit status; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TnetError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as interrupt:
+            # A verb that knows how to go on says so in a note on the exception.
+            typer.echo(": ".join(["\ninterrupted", *getattr(interrupt, "__notes__", [])]), err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            typer.echo(
+                f"error: memory ran out ({str(error).splitlines()[0][:200] if str(error) else 'no more to be had'}); "
+                "use a smaller batch (--batch-size, or train.batch_size=8 in training) or a smaller picture",
+                err=True,
+            )
+            raise typer.Exit(1) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, the CPU allocator's or an accelerator's way to say that memory ran out.
+
+    By name and text: torch, whose class the last one is, may not be imported here.
+    """
+    is_accelerator = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error)
+
+
+app = typer.Typer(
+    name="tnet",
+    cls=_Group,
+    no_args_is_help=True,
+    # Plain help: the framed one takes three times as long to show.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from tnet import __version__
+
+        typer.echo(f"tnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _tnet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Classify images that are too large to process whole, by looking at a few regions of them.
+
+    Start with `tnet demo`: it trains, evaluates and explains on made images, offline, in a few minutes.
+    """
+
+
+for _verb in (
+    demo.demo,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    explain.explain,
+    models.models,
+    info.info,
+):
+    app.command()(_verb)
+
+
+def main() -> None:
+    """Run the command line: the entry point of ``tnet``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal without a sign for "×" must not end a run.
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what is buffered; quiet where the reader has gone, as after ``tnet models | head -1``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more on its way out, and must find a place to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

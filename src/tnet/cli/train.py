@@ -1,0 +1,38 @@
+"""``tnet train``: from a recipe to a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values over the recipe's: key.in.recipe=value, e.g. data.root=photos train.epochs=5."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<recipe name>].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Train a model by a recipe.
+
+    Leaves a run directory: recipe.yaml (every value spelled out), model/ (safetensors, config.json, README.md),
+    metrics.csv, curves.png, overlays/, logs/ (CSV and TensorBoard) and checkpoints/ (to resume). A run that was stopped
+    goes on with --resume.
+    """
+    from tnet.training.recipe import load_recipe  # noqa: PLC0415
+    from tnet.training.run import train as run  # noqa: PLC0415
+
+    folder = out or Path("runs") / recipe.stem
+    result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
+    last = result.metrics[-1] if result.metrics else {}
+    shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
+    if result.interrupted:
+        typer.echo(f"\ninterrupted after {len(result.metrics)} epoch(s); go on with: tnet train {recipe} --out {folder} --resume")
+        raise typer.Exit(130)
+    typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
+    typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {folder}")

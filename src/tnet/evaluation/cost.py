@@ -1,0 +1,259 @@
+"""What a model costs: parameters, multiply-adds and time, in all and module by module.
+
+Multiply-adds (MACs) are what PyTorch's FLOP counter counts, halved: it counts a multiplication and an addition as two.
+Convolutions, linear layers, matrix products and attention count; element-wise operations, normalisation, pooling and
+the resizing of pixels count as zero. Everything that ``TNet.forward`` runs is counted, the classification of each
+single feature included. The published figures count the same way, but classify only the aggregate, and count the
+location module at 0 looks too, where ours does not run.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tnet.backbones import Described
+from tnet.errors import ConfigError
+from tnet.geometry import Regions
+from tnet.models.config import PolicyKind
+from tnet.models.tnet import TNet
+from tnet.traversal import Policy
+
+_OWN = "aggregation"  # what TNet itself computes (cell pooling, the weighted sum) is counted here
+MODULES = ("backbone", "position", "locator", "aggregation", "classifier")
+"""The parts of a TNet, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers that a model consists of.
+
+    Attributes:
+        trainable: what an optimiser changes.
+        total: that, frozen parameters, and the running statistics of batch norm (one mean and one variance a channel),
+            as the paper's tables count. Not in it: counters of batches, and the second set of statistics that
+            ``batch_norm: per_level`` keeps.
+    """
+
+    trainable: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """What one part of a model costs for one image.
+
+    Attributes:
+        name: of the part: one of :data:`MODULES`.
+        parameters: what it consists of.
+        macs: multiply-adds over all glimpses of the image. Those of ``aggregation`` include what no part owns: the
+            pooling of cell features, and the weighted sum.
+    """
+
+    name: str
+    parameters: ParameterCount
+    macs: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock time of a forward pass, per image.
+
+    Attributes:
+        median_ms: over repeats, milliseconds an image.
+        min_ms: fastest repeat.
+        max_ms: slowest repeat.
+        batch_size: images a pass.
+        repeats: passes that were timed, after those that warmed up.
+    """
+
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    batch_size: int
+    repeats: int
+
+
+class _BlankScene:
+    """One image of zeros that takes no memory: costs do not depend on what an image shows."""
+
+    is_normalized = True
+
+    def __init__(self, size_hw: tuple[int, int], channels: int, like: Tensor) -> None:
+        self.sizes_hw = [size_hw]
+        self.channels = channels
+        self.device = like.device
+        self.dtype = like.dtype
+
+    def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
+        """Zeros for each region."""
+        return torch.zeros(len(regions), self.channels, size_px, size_px, device=self.device, dtype=self.dtype)
+
+
+def count_parameters(module: nn.Module) -> ParameterCount:
+    """Count the parameters of a model, or of a part of one; see :class:`ParameterCount`."""
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
+    statistics_ = 0
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            assert norm.running_var is not None
+            statistics_ += norm.running_mean.numel() + norm.running_var.numel()
+    return ParameterCount(trainable, trainable + frozen + statistics_)
+
+
+def multiply_adds(
+    model: TNet,
+    looks: int | Sequence[int] | None = None,
+    image_size_hw: tuple[int, int] | None = None,
+    policy: PolicyKind = "topk",
+) -> int:
+    """Multiply-adds of one image in evaluation mode.
+
+    Args:
+        model: any TNet.
+        looks: as for ``TNet.forward``.
+        image_size_hw: height and width, pixels. Every glimpse is resized to one size, so this changes nothing, but an
+            image too small to be divided is refused. If ``None``, one that can be divided.
+        policy: ``random`` and ``centre`` do not ask the locator, which then costs nothing.
+
+    Raises:
+        GeometryError: looks that the model or the image does not allow.
+    """
+    return sum(part.macs for part in cost_by_module(model, looks, image_size_hw, policy))
+
+
+def cost_by_module(
+    model: TNet,
+    looks: int | Sequence[int] | None = None,
+    image_size_hw: tuple[int, int] | None = None,
+    policy: PolicyKind = "topk",
+) -> list[ModuleCost]:
+    """Parameters and multiply-adds of each part of a model, for one image in evaluation mode.
+
+    Args:
+        model: any TNet.
+        looks: as for :func:`multiply_adds`.
+        image_size_hw: as for :func:`multiply_adds`.
+        policy: as for :func:`multiply_adds`.
+
+    Returns:
+        One entry for each of :data:`MODULES` that the model has.
+
+    Raises:
+        GeometryError: looks that the model or the image does not allow.
+    """
+    config = model.config
+    size_hw = image_size_hw or _divisible_size(model)
+    scene = _BlankScene(size_hw, config.in_channels, like=model.classifier.weight)
+    device = scene.device
+    training = model.training
+    counter = FlopCounterMode(display=False)
+    # A policy that draws must not move the caller's random numbers.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            with torch.no_grad(), counter:
+                model.eval()(scene, looks=looks, policy=policy)
+        finally:
+            model.train(training)
+    flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    parts = {name: flops.get(f"{type(model).__name__}.{name}", 0) for name in MODULES}
+    parts[_OWN] += counter.get_total_flops() - sum(parts.values())
+    modules = {name: getattr(model, name) for name in MODULES}
+    return [
+        ModuleCost(name, count_parameters(modules[name]), flops // 2)
+        for name, flops in parts.items()
+        if modules[name] is not None
+    ]
+
+
+def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int:
+    """Multiply-adds of the model's own backbone on one image at full resolution: what looking at all of it would cost.
+
+    Nothing is computed, so the image may be of any size.
+
+    Args:
+        model: any TNet.
+        image_size_hw: height and width, pixels.
+
+    Raises:
+        ConfigError: the backbone takes images of one size only, as many transformers do, or larger ones.
+    """
+    backbone = copy.deepcopy(model.backbone).to("meta").eval()
+    image = torch.zeros(1, model.config.in_channels, *image_size_hw, device="meta")
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            described: Described = backbone(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone {model.config.backbone.name} does not take a whole image of {image_size_hw[0]} x "
+            f"{image_size_hw[1]} px ({str(error).splitlines()[0]})"
+        ) from None
+    return counter.get_total_flops() // 2 + described.pooled.shape[1] * model.config.num_classes
+
+
+def time_per_image_ms(
+    model: TNet,
+    images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]],
+    looks: int | Sequence[int] | None = None,
+    *,
+    policy: Policy | PolicyKind = "topk",
+    repeats: int = 5,
+    warmup: int = 2,
+) -> Timing:
+    """Time the forward pass of one batch in evaluation mode.
+
+    Reading and decoding are not in it; cropping and resizing are.
+
+    Args:
+        model: on its device.
+        images: one batch, as for ``TNet.forward``, on the device where it is to be cropped.
+        looks: as for ``TNet.forward``.
+        policy: how locations are chosen.
+        repeats: passes that are timed, at least 1.
+        warmup: passes before them.
+
+    Raises:
+        ConfigError: no repeats.
+        GeometryError: looks that the model or the images do not allow.
+    """
+    if repeats < 1:
+        raise ConfigError(f"repeats is {repeats}; give at least 1")
+    device = model.classifier.weight.device
+    training = model.training
+    times_ms: list[float] = []
+    try:
+        model.eval()
+        with torch.inference_mode():
+            for repeat in range(warmup + repeats):
+                synchronize(device)
+                start = time.perf_counter()
+                model(images, looks=looks, policy=policy)
+                synchronize(device)
+                if repeat >= warmup:
+                    times_ms.append(1000 * (time.perf_counter() - start) / len(images))
+    finally:
+        model.train(training)
+    return Timing(statistics.median(times_ms), min(times_ms), max(times_ms), len(images), repeats)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told, so that a clock beside it tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _divisible_size(model: TNet) -> tuple[int, int]:
+    """An image so large that the regions of the last level are still as large as a glimpse."""
+    config = model.config
+    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
+    return side, side

@@ -1,0 +1,147 @@
+"""One look at one image, and what is to be shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tnet.explain.panels import Bar, CellMap, ShareBox
+from tnet.geometry import Regions, cell_boxes, whole_images
+from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
+from tnet.models.config import PolicyKind
+from tnet.models.tnet import TNet, TNetOutput
+from tnet.scenes import TensorScene
+from tnet.traversal import Policy
+
+_DISPLAY_PX = 1000
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model saw of one image and made of it.
+
+    Attributes:
+        model: that looked.
+        image: levels 0 to 255.
+        output: of the traversal.
+        prediction: the same as plain data.
+        names: of the classes.
+        located: whether the locator decided where to look.
+        title: of the figure, below the verdict.
+        truth: the right label, if known; several are joined by ``|``.
+    """
+
+    model: TNet
+    image: UInt8[Tensor, "channels height width"]
+    output: TNetOutput
+    prediction: Prediction
+    names: Sequence[str]
+    located: bool
+    title: str
+    truth: str | None
+
+    @property
+    def true_labels(self) -> set[str]:
+        """The right labels; none if they are not known."""
+        if self.truth is None:
+            return set()
+        return set(self.truth.split("|")) - {""} if self.model.config.multilabel else {self.truth}
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the prediction is the truth; ``None`` if that is not known."""
+        return None if self.truth is None else self.true_labels == set(self.prediction.labels)
+
+    def alone(self, feature: int) -> tuple[str, float]:
+        """What the classifier says of one feature: 0 is the whole image."""
+        prob, index = class_probs(self.output.feature_logits[0, feature], self.model.config).max(dim=0)
+        return self.names[int(index)], float(prob)
+
+    def bars(self) -> list[Bar]:
+        """The most probable classes, and after them a true one that is not among them."""
+        probs = class_probs(self.output.logits[0], self.model.config).tolist()
+        shown = list(self.prediction.top5)
+        missing = [name for name in self.names if name in self.true_labels and name not in dict(shown)]
+        shown += [(name, probs[self.names.index(name)]) for name in missing[:2]]
+        return [Bar(name, p, name in self.prediction.labels, name in self.true_labels) for name, p in shown]
+
+    def cell_map(self, level: int, index: int) -> CellMap:
+        """Probabilities of the cells of region ``index`` of a level, and which were chosen."""
+        grid = self.model.config.grid
+        parents = self.output.regions[level]
+        y0, x0, y1, x1 = parents.box_l0_yxyx[index].tolist()
+        boxes = [(b[0] - y0, b[1] - x0, b[2] - y0, b[3] - x0) for b in cell_boxes(parents, grid)[index].tolist()]
+        below = [record for record in self.prediction.regions if record.level == level + 1]
+        parent_of = self.output.regions[level + 1].parent.tolist()
+        return CellMap(
+            probs=self.output.location_probs[level][index].float().cpu().tolist(),
+            boxes=[shares(box, (y1 - y0, x1 - x0)) for box in boxes],
+            rows=grid.rows,
+            cols=grid.cols,
+            chosen=frozenset(record.cell for record, of in zip(below, parent_of, strict=True) if of == index),
+            level=level + 1,
+        )
+
+    def glimpses(self, level: int, keep: Sequence[int]) -> list[np.ndarray]:
+        """Some regions of a level at the base resolution, as the backbone got them; for display."""
+        regions, rows = self.output.regions[level], torch.tensor(list(keep), dtype=torch.long)
+        kept = Regions(
+            level=level,
+            image=regions.image[rows],
+            box_l0_yxyx=regions.box_l0_yxyx[rows],
+            cell=regions.cell[rows],
+            parent=regions.parent[rows],
+            position_yx=regions.position_yx[rows],
+        )
+        pixels = self.model.scene([self.image]).glimpse(kept, self.model.config.base_px)
+        return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
+
+    def whole(self) -> np.ndarray:
+        """The whole image, no larger than can be seen, and square; a panel stretches it back to its shape."""
+        size_hw = (int(self.image.shape[1]), int(self.image.shape[2]))
+        pixels = TensorScene([self.image]).glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
+        return _display((pixels * 255).round().to(torch.uint8))
+
+
+def look(
+    model: TNet,
+    image: UInt8[Tensor, "channels height width"],
+    *,
+    looks: int | Sequence[int] | None = None,
+    policy: Policy | PolicyKind | None = None,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    truth: str | None = None,
+    source: str | None = None,
+    own_size_hw: tuple[int, int] | None = None,
+) -> Explanation:
+    """Look at one image; arguments as for :func:`tnet.explain.save_explanation`."""
+    labels = class_labels(model.config, names)
+    if policy is None or isinstance(policy, str):
+        policy = model.policy(policy)
+    with torch.inference_mode():
+        output = model([image], looks, policy)
+    prediction = prediction_of(
+        output, 0, model.config, source or title or "", located=policy.needs_logits, names=labels,
+        own_size_hw=own_size_hw,
+    )  # fmt: skip
+    return Explanation(model, image, output, prediction, labels, policy.needs_logits, title or source or "", truth)
+
+
+def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
+    """A box as shares of the frame it lies in."""
+    y0, x0, y1, x1 = box_yxyx
+    return y0 / size_hw[0], x0 / size_hw[1], y1 / size_hw[0], x1 / size_hw[1]
+
+
+def _display(image: UInt8[Tensor, "channels height width"]) -> np.ndarray:
+    """Grey or colour, as figures take it: of two channels the first, of more than three the first three."""
+    image = image.cpu()
+    if image.shape[0] < 3:
+        return image[0].numpy()
+    return image[:3].permute(1, 2, 0).contiguous().numpy()

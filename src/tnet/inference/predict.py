@@ -1,0 +1,297 @@
+"""Many pictures, one model: decode in workers, look in batches, hand out plain data in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tnet.data.images import DEFAULT_MAX_PIXELS, _open_file, _read_header, load_image
+from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
+from tnet.geometry import axis_cells, resolve_looks
+from tnet.inference.records import Prediction, RegionRecord, Unreadable, prediction_of
+from tnet.models.config import PolicyKind, TNetConfig
+from tnet.models.tnet import TNet
+from tnet.traversal import Policy
+
+__all__ = ["Prediction", "RegionRecord", "Unreadable", "check_image_size", "predict_paths", "read_picture"]
+
+_BATCH_BYTES = 2**29
+_TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
+_ORIENTATION = 0x0112
+
+
+def check_image_size(
+    size_hw: tuple[int, int],
+    config: TNetConfig,
+    name: str,
+    *,
+    looks: Sequence[int] | None = None,
+    allow_small: bool = False,
+) -> None:
+    """Refuse a picture that is too small to be looked at closely.
+
+    A picture whose shorter side is below the base resolution would be enlarged to be seen at all, and regions of it
+    even more: looking cannot show anything that is not seen at once.
+
+    Args:
+        size_hw: height and width, pixels, as the model gets it.
+        config: of the model: base resolution and grid.
+        name: of the picture, for the message.
+        looks: locations per region for each level that will be looked at; the model's own if ``None``.
+        allow_small: enlarge such pictures; only one that has no pixel for each cell is refused.
+
+    Raises:
+        ImageError: too small.
+    """
+    height, width = size_hw
+    if min(size_hw) < config.base_px and not allow_small:
+        raise ImageError(
+            f"The picture {name} has {width} x {height} pixels, but its shorter side must have at least the model's "
+            f"base resolution, {config.base_px} px; give a larger picture, or allow small ones (--allow-small), which "
+            "are enlarged."
+        )
+    for side_px, cells in ((height, config.grid.rows), (width, config.grid.cols)):
+        for level, _ in enumerate(config.looks if looks is None else looks, start=1):
+            try:
+                side_px = axis_cells(side_px, cells, config.grid.cell_extent).cell_px
+            except GeometryError:
+                raise ImageError(
+                    f"The picture {name} has {width} x {height} pixels, too few for regions at level {level} (a region "
+                    f"of {side_px} px cannot hold {cells} cells); give a larger picture, or look at fewer levels "
+                    "(--looks)."
+                ) from None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        path: where it came from.
+        image: levels 0 to 255, shrunk if that was asked for.
+        own_size_hw: height and width before shrinking, upright: the frame of the boxes that are handed out.
+    """
+
+    path: str
+    image: UInt8[Tensor, "channels height width"]
+    own_size_hw: tuple[int, int]
+
+
+def read_picture(
+    path: str | os.PathLike[str],
+    config: TNetConfig,
+    *,
+    looks: Sequence[int] | None = None,
+    max_side_px: int | None = None,
+    allow_small: bool = False,
+) -> Picture:
+    """Decode one picture for a model.
+
+    Args:
+        path: the picture.
+        config: of the model: channels, base resolution and grid.
+        looks: as for :func:`check_image_size`.
+        max_side_px: shrink a larger picture so that its longer side has this many pixels.
+        allow_small: as for :func:`check_image_size`.
+
+    Raises:
+        ImageError: it cannot be read, or is too small.
+        ConfigError: the model does not take grey or colour pictures.
+    """
+    channels = cast(Literal[1, 3], check_channels(config))
+    image = load_image(path, channels=channels, max_side_px=max_side_px)
+    size_hw = (int(image.shape[1]), int(image.shape[2]))
+    check_image_size(size_hw, config, str(path), looks=looks, allow_small=allow_small)
+    own = size_hw if max_side_px is None or max(size_hw) < max_side_px else _own_size_hw(Path(path))
+    return Picture(str(path), image, own)
+
+
+def check_channels(config: TNetConfig) -> int:
+    """Channels that pictures are read with.
+
+    Raises:
+        ConfigError: the model takes neither 1 nor 3.
+    """
+    if config.in_channels not in (1, 3):
+        raise ConfigError(
+            f"the model takes images of {config.in_channels} channels, but pictures are read with 1 or 3; call the "
+            "model on your own tensors"
+        )
+    return config.in_channels
+
+
+def _own_size_hw(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as it is stored, but upright; only its header is read."""
+    with _open_file(path) as stream:
+        header = _read_header(stream, path, DEFAULT_MAX_PIXELS)
+        try:
+            turned = header.getexif().get(_ORIENTATION) in _TURNED
+        except Exception:  # an unreadable EXIF block: load_image leaves such a picture as it is
+            turned = False
+        return (header.width, header.height) if turned else (header.height, header.width)
+
+
+class _Pictures(Dataset[Picture | Unreadable]):
+    """Decodes in the loader's workers; errors come back as data, since a worker's exception loses its sentence."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        config: TNetConfig,
+        looks: Sequence[int],
+        max_side_px: int | None,
+        allow_small: bool,
+    ) -> None:
+        self.paths, self.config, self.looks = paths, config, looks
+        self.max_side_px, self.allow_small = max_side_px, allow_small
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Picture | Unreadable:
+        path = self.paths[index]
+        try:
+            return read_picture(
+                path, self.config, looks=self.looks, max_side_px=self.max_side_px, allow_small=self.allow_small
+            )
+        except ImageError as error:
+            return Unreadable(str(path), str(error))
+
+
+def predict_paths(
+    model: TNet,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    looks: int | Sequence[int] | None = None,
+    policy: Policy | PolicyKind | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    skip_unreadable: bool = False,
+    max_side_px: int | None = None,
+    allow_small: bool = False,
+) -> Iterator[Prediction | Unreadable]:
+    """Classify pictures, and say where the model looked.
+
+    Pictures are decoded one by one, in worker processes if asked, and looked at together whatever their sizes; a
+    batch is closed early when its pictures take half a gigabyte. The number of workers changes nothing but time.
+
+    Args:
+        model: put on ``device`` and into evaluation mode.
+        paths: pictures.
+        looks: locations, as for :meth:`tnet.models.TNet.forward`.
+        policy: how locations are chosen; the model's own for evaluation if ``None``.
+        batch_size: pictures looked at together, at most.
+        workers: processes that decode; 0 decodes in this one.
+        device: where the model runs.
+        progress: show a bar on standard error.
+        skip_unreadable: hand out an :class:`Unreadable` for a picture that cannot be read or is too small, and go on.
+        max_side_px: shrink larger pictures on reading. Boxes are scaled back: they are always in the pixels of the
+            picture as it is stored, upright (EXIF orientation applied).
+        allow_small: take pictures below the base resolution too; they are enlarged.
+
+    Returns:
+        One entry a picture, in the order given, as they come.
+
+    Raises:
+        DataError: no picture; at once.
+        GeometryError: looks that the model does not allow; at once.
+        ConfigError: batch size, workers or channels that cannot be; at once.
+        ImageError: a picture that cannot be read or is too small, unless ``skip_unreadable``; when its turn comes.
+    """
+    config = model.config
+    if not paths:
+        raise DataError("There are no pictures to predict; give at least one path.")
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
+    check_channels(config)
+    chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
+    model = model.to(device).eval()
+    policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
+    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, allow_small)
+    # Pictures come one by one, so that a batch can be closed by its size in memory.
+    loader = DataLoader(pictures, batch_size=None, num_workers=workers)
+    return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)
+
+
+def _predict(
+    model: TNet,
+    loader: DataLoader[Picture | Unreadable],
+    looks: tuple[int, ...],
+    policy: Policy,
+    batch_size: int,
+    progress: bool,
+    skip_unreadable: bool,
+) -> Iterator[Prediction | Unreadable]:
+    with _bar(progress) as bar:
+        task = bar.add_task("predicting", total=len(loader))
+        for batch in _batches(loader, batch_size, skip_unreadable):
+            yield from _look(model, batch, looks, policy)
+            bar.advance(task, len(batch))
+
+
+def _batches(
+    loader: DataLoader[Picture | Unreadable], batch_size: int, skip_unreadable: bool
+) -> Iterator[list[Picture | Unreadable]]:
+    """Entries together, until there are enough or they take too much memory."""
+    batch: list[Picture | Unreadable] = []
+    used_bytes = 0
+    for entry in loader:
+        if isinstance(entry, Unreadable) and not skip_unreadable:
+            yield batch
+            raise ImageError(entry.error)
+        size_bytes = entry.image.numel() if isinstance(entry, Picture) else 0
+        if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
+            yield batch
+            batch, used_bytes = [], 0
+        batch.append(entry)
+        used_bytes += size_bytes
+    yield batch
+
+
+def _look(
+    model: TNet, batch: Sequence[Picture | Unreadable], looks: tuple[int, ...], policy: Policy
+) -> Iterator[Prediction | Unreadable]:
+    """Look at the pictures of a batch that could be read; all come back in order."""
+    pictures = [entry for entry in batch if isinstance(entry, Picture)]
+    if pictures:
+        with torch.inference_mode():
+            output = model([picture.image for picture in pictures], looks, policy)
+        if not bool(torch.isfinite(output.logits).all()):
+            raise CheckpointError(
+                f"the model answers with numbers that are infinite or NaN (first picture {pictures[0].path}): its "
+                "weights are damaged; load an earlier checkpoint"
+            )
+    image = 0
+    for entry in batch:
+        if isinstance(entry, Unreadable):
+            yield entry
+            continue
+        yield prediction_of(
+            output, image, model.config, entry.path, located=policy.needs_logits, own_size_hw=entry.own_size_hw
+        )
+        image += 1
+
+
+def _bar(shown: bool) -> Progress:
+    """A progress bar on standard error, which leaves standard output alone."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)

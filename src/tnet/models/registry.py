@@ -1,0 +1,145 @@
+"""Models by name: ``architecture.tag``, as timm names its own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tnet.backbones.base import BackboneConfig
+from tnet.errors import ConfigError
+from tnet.geometry import Grid
+from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+from tnet.models.tnet import TNet
+
+# (width, the block of stage "40 channels" or "80 channels" that cell features come from, first position, step):
+# B0 taps the 14 x 14 map, B1 to B4 the 28 x 28 one.
+_BIRD_TAPS = {
+    "b0": ("blocks.3.0", 2, 2),
+    "b1": ("blocks.2.1", 5, 4),
+    "b2": ("blocks.2.1", 5, 4),
+    "b3": ("blocks.2.1", 5, 4),
+    "b4": ("blocks.2.1", 5, 4),
+}
+
+
+def _imagenet() -> TNetConfig:
+    """The paper's ImageNet TNet: 224 px images, base 77 px."""
+    return TNetConfig(
+        backbone=BackboneConfig("bagnet77"),
+        num_classes=1000,
+        base_px=77,
+        grid=Grid(5, 5, 0.34375),
+        looks=(3,),
+        position=PositionConfig("concat"),
+        locator=LocatorConfig("context", cells="positions", position_step=2),
+        resize="bilinear",
+    )
+
+
+def _fmow(levels: int) -> TNetConfig:
+    """The paper's Functional Map of the World TNet: 448 px with 2 levels, 896 px with 3."""
+    return TNetConfig(
+        backbone=BackboneConfig("tf_efficientnet_b0", tap="blocks.3"),
+        num_classes=62,
+        base_px=224,
+        levels=levels,
+        grid=Grid(3, 3, 0.5),
+        looks=(2, 1)[: levels - 1],
+        position=PositionConfig("add"),
+        locator=LocatorConfig("squeeze", cells="positions", position_start=2, position_step=4),
+        dropout=0.5,
+        resize="bilinear",
+    )
+
+
+def _birds(size: str, classes: int) -> TNetConfig:
+    """The paper's fine-grained TNets for 448 px images, with feature weighting."""
+    tap, start, step = _BIRD_TAPS[size]
+    return TNetConfig(
+        backbone=BackboneConfig(f"tf_efficientnet_{size}", tap=tap),
+        num_classes=classes,
+        base_px=224,
+        grid=Grid(5, 5, 0.35),
+        looks=(3,),
+        position=PositionConfig("add"),
+        locator=LocatorConfig("squeeze", cells="positions", position_start=start, position_step=step),
+        aggregation="weighted",
+        dropout=0.75,
+        resize="bilinear",
+    )
+
+
+def _ours(backbone: str, base_px: int, grid: Grid, *, normalize: bool = True) -> TNetConfig:
+    """Our own defaults over any backbone: area pooling, sampled locations, logits with a learned scale."""
+    return TNetConfig(
+        backbone=BackboneConfig(backbone),
+        num_classes=1000,
+        base_px=base_px,
+        grid=grid,
+        looks=(3,),
+        locator=LocatorConfig("squeeze", logits="l2_scaled"),
+        policy=PolicyConfig(train="sample"),
+        mean=(0.485, 0.456, 0.406) if normalize else (0.5,),
+        std=(0.229, 0.224, 0.225) if normalize else (0.5,),
+    )
+
+
+_REGISTRY: dict[str, Callable[[], TNetConfig]] = {
+    "tnet_bagnet77.imagenet": _imagenet,
+    "tnet_efficientnet_b0.fmow_448": lambda: _fmow(2),
+    "tnet_efficientnet_b0.fmow_896": lambda: _fmow(3),
+    **{f"tnet_efficientnet_{size}.cub": (lambda size=size: _birds(size, 200)) for size in _BIRD_TAPS},  # type: ignore[misc]
+    **{f"tnet_efficientnet_{size}.nabirds": (lambda size=size: _birds(size, 555)) for size in _BIRD_TAPS},  # type: ignore[misc]
+    "tnet_mobilenetv2_100.own": lambda: _ours("mobilenetv2_100", 224, Grid(5, 5, 0.34375)),
+    "tnet_resnet18.own": lambda: _ours("resnet18", 224, Grid(5, 5, 0.34375)),
+    "tnet_convnext_tiny.own": lambda: _ours("convnext_tiny", 224, Grid(5, 5, 0.34375)),
+    "tnet_vit_small_dinov2.own": lambda: _ours("vit_small_patch14_dinov2", 224, Grid(5, 5, 0.34375)),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of registered models.
+
+    Args:
+        pattern: as for file names, e.g. ``*b0*``.
+    """
+    return sorted(name for name in _REGISTRY if fnmatchcase(name, pattern))
+
+
+def model_config(name: str) -> TNetConfig:
+    """The configuration of a registered model.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}" if close else "see `tnet models`"
+        raise ConfigError(f"model {name!r} is not registered; {hint}")
+    return _REGISTRY[name]()
+
+
+def create_model(name: str, **overrides: Any) -> TNet:
+    """Build a registered model with random weights (or those timm names, with ``pretrained=True``).
+
+    Example:
+        >>> model = create_model("tnet_resnet18.own", num_classes=7, pretrained=True)
+
+    Args:
+        name: one of :func:`list_models`.
+        overrides: fields of :class:`~tnet.models.config.TNetConfig`, and ``pretrained``.
+
+    Raises:
+        ConfigError: no such name, or an override that is not a field or cannot be.
+    """
+    config = model_config(name)
+    if "pretrained" in overrides:
+        config = replace(config, backbone=replace(config.backbone, pretrained=bool(overrides.pop("pretrained"))))
+    names = [field.name for field in fields(TNetConfig)]
+    unknown = [key for key in overrides if key not in names]
+    if unknown:
+        raise ConfigError(f"create_model does not take {unknown[0]!r}; the fields are {', '.join(names)}, pretrained")
+    return TNet(replace(config, **overrides))

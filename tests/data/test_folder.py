@@ -1,0 +1,283 @@
+"""Folders of class folders: what is listed, in which order, how it is split, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from tnet.data.augment import Augment, AugmentConfig
+from tnet.data.folder import ImageFolder, LabelledImages, check_classes, open_split_folders, shorten
+from tnet.data.sample import collate
+from tnet.errors import ConfigError, DataError, ImageError
+
+
+def put_picture(path: Path, level: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    levels = np.random.default_rng(level).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(levels).save(path)
+    return path
+
+
+def make_folder(root: Path, **counts: int) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, count in counts.items():
+        (root / name).mkdir()
+        for index in range(count):
+            put_picture(root / name / f"{index:03}.png", index)
+    return root
+
+
+def listed(count: int, classes: int) -> LabelledImages:
+    """Without any files: for what does not open pictures."""
+    paths = [Path(f"root/{index % classes}/{index}.png") for index in range(count)]
+    return LabelledImages(paths, torch.arange(count) % classes, [str(index) for index in range(classes)])
+
+
+# --- one folder
+
+
+def test_classes_targets_and_paths(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "root", zebra=1, ant=2)
+    put_picture(root / "ant" / "deep" / "er" / "a.png")
+    put_picture(root / "ant" / ".hidden.png")
+    put_picture(root / ".thumbnails" / "a.png")
+    put_picture(root / "stray.png")
+    data = ImageFolder(root)
+    assert data.classes == ["ant", "zebra"] and not data.multilabel and len(data) == 4
+    assert data.targets.tolist() == [0, 0, 0, 1] and data.targets.dtype == torch.int64
+    names = ["ant/000.png", "ant/001.png", "ant/deep/er/a.png", "zebra/000.png"]
+    assert data.paths == [root / name for name in names]
+
+
+def test_sample_holds_picture_target_and_path(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, a=2, b=1)
+    data = ImageFolder(root)
+    image, target, name = data[1]
+    assert name == str(root / "a" / "001.png")
+    assert target.item() == 0 and target.dtype == torch.int64 and target.shape == ()
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(name)))
+    assert data[-1].name == data[2].name == str(root / "b" / "000.png") and data[-1].target == 1
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"Sample {index} .* there are 3"):
+            data[index]
+
+
+def test_pictures_are_read_as_asked(tmp_path: Path) -> None:
+    put_picture(tmp_path / "a" / "a.png", size=(40, 20))
+    assert ImageFolder(tmp_path, channels=1, max_side_px=10)[0].image.shape == (1, 5, 10)
+    with pytest.raises(ImageError, match="max_pixels=100"):
+        ImageFolder(tmp_path, max_pixels=100)[0]
+
+
+def test_given_classes_decide_the_order(tmp_path: Path) -> None:
+    data = ImageFolder(make_folder(tmp_path, a=1, b=2), classes=["b", "a"])
+    assert data.classes == ["b", "a"] and data.targets.tolist() == [0, 0, 1]
+
+
+def test_class_folders_that_are_not_those_given(tmp_path: Path) -> None:
+    make_folder(tmp_path, cat=1, dog=1)
+    with pytest.raises(
+        DataError, match=r"not the 2 classes expected: it lacks 'cow' and has besides 'dog'; add, remove"
+    ):
+        ImageFolder(tmp_path, classes=["cat", "cow"])
+    with pytest.raises(DataError, match=r"it lacks 'cow';"):
+        ImageFolder(tmp_path, classes=["cat", "cow", "dog"])
+    with pytest.raises(DataError, match=r"expected: it has besides 'dog';"):
+        ImageFolder(tmp_path, classes=["cat"])
+
+
+def test_no_classes_to_be_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is empty; put one folder"):
+        ImageFolder(tmp_path)
+    put_picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="holds pictures but no class folders; move each"):
+        ImageFolder(tmp_path)
+    with pytest.raises(DataError, match=r"a\.png is a file, not a folder"):
+        ImageFolder(tmp_path / "a.png")
+    with pytest.raises(DataError, match="gone does not exist"):
+        ImageFolder(tmp_path / "gone")
+
+
+def test_class_without_pictures(tmp_path: Path) -> None:
+    make_folder(tmp_path, full=1, void=0)
+    with pytest.raises(DataError, match=r"Class 'void' cannot be used: No picture was found in .*void.*; put pictures"):
+        ImageFolder(tmp_path)
+
+
+def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be looked into \(Permission denied\); make it readable"):
+        ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [([], "is empty"), (["a", ""], "empty name at index 1"), (["a", "b", "a"], "'a' more than")]
+)
+def test_lists_of_classes_that_cannot_be(classes: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_classes(classes)
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed of a data set is -1"):
+        LabelledImages([], torch.zeros(0, dtype=torch.int64), ["a"], seed=-1)
+
+
+def test_shorten_counts_what_it_leaves_out() -> None:
+    assert shorten(["a", "b", "c"]) == "'a', 'b', 'c'"
+    assert shorten(["a", "b", "c", "d", "e"], 2) == "'a', 'b' and 3 more"
+
+
+# --- augmentation
+
+
+def augmented(root: Path, seed: int = 0) -> ImageFolder:
+    config = AugmentConfig(horizontal_flip=True, brightness=0.5, hue=0.2)
+    return ImageFolder(root, augment=Augment(config), seed=seed)
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, a=1)
+    for index in range(1, 4):  # the same picture again
+        os.link(root / "a" / "000.png", root / "a" / f"{index:03}.png")
+    data = augmented(root)
+    first = [data[index].image for index in range(4)]
+    assert all(torch.equal(data[index].image, first[index]) for index in (3, 1, 0, 2))
+    assert len({tuple(image.flatten().tolist()) for image in first}) == 4
+    data.set_epoch(1)
+    assert not any(torch.equal(data[index].image, first[index]) for index in range(4))
+    data.set_epoch(0)
+    assert torch.equal(data[-1].image, first[3])
+    assert not torch.equal(augmented(root, seed=1)[0].image, first[0])
+
+
+def test_workers_give_the_batches_that_the_process_itself_gives(tmp_path: Path) -> None:
+    data = augmented(make_folder(tmp_path, a=3, b=4))
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        here, there = (list(DataLoader(data, 2, num_workers=workers, collate_fn=collate)) for workers in (0, 2))
+        for one, other in zip(here, there, strict=True):
+            assert isinstance(one.images, torch.Tensor) and isinstance(other.images, torch.Tensor)
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets) and one.names == other.names
+
+
+def test_unreadable_picture_is_named_by_a_worker(tmp_path: Path) -> None:
+    data = ImageFolder(make_folder(tmp_path, a=1))
+    (tmp_path / "a" / "000.png").write_bytes(b"no picture")
+    batches = iter(DataLoader(data, num_workers=1, collate_fn=collate))
+    with pytest.raises(ImageError, match=r"000\.png cannot be read: it is not a picture"):
+        next(batches)
+    batches._shutdown_workers()  # left to the garbage collector after an error, this takes PyTorch 5 seconds
+
+
+def test_data_set_pickles_small_and_whole(tmp_path: Path) -> None:
+    data = augmented(make_folder(tmp_path, a=2))
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[1].image, data[1].image) and again.classes == data.classes
+
+
+# --- training and validation
+
+
+def test_split_folders_share_the_training_classes_and_only_training_is_augmented(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", b=2, a=1)
+    make_folder(tmp_path / "val_imagenet_val", a=1, b=1)
+    augment = Augment(AugmentConfig(vertical_flip=True))
+    train, val = open_split_folders(tmp_path, val="val_imagenet_val", classes=["b", "a"], augment=augment, channels=1)
+    assert train.classes == val.classes == ["b", "a"]
+    assert train.targets.tolist() == [0, 0, 1] and val.targets.tolist() == [0, 1]
+    assert train.augment is augment and val.augment is None
+    assert val[0].image.shape == train[0].image.shape == (1, 6, 8)
+
+
+def test_missing_split_folder_lists_those_there_are(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", a=2)
+    make_folder(tmp_path / "val_imagenet_val", a=1)
+    with pytest.raises(DataError, match=r"val \(folders in .*: train, val_imagenet_val\); name one .*or val=None"):
+        open_split_folders(tmp_path)
+    with pytest.raises(DataError, match=r"no folder of training pictures .*nope \(folders in .*; name one of those\."):
+        open_split_folders(tmp_path, "nope", "val_imagenet_val")
+    with pytest.raises(DataError, match="does not exist"):
+        open_split_folders(tmp_path / "gone")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match=r"\(folders in .*: none\)"):
+        open_split_folders(tmp_path / "void")
+
+
+def test_validation_classes_must_be_the_training_classes(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", a=1, b=1)
+    make_folder(tmp_path / "val", a=1, c=1)
+    with pytest.raises(DataError, match=r"class folders in .*val are not .* lacks 'b' and has besides 'c'"):
+        open_split_folders(tmp_path)
+
+
+def test_validation_pictures_split_off_the_training_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", a=10, b=5)
+    augment = Augment(AugmentConfig(vertical_flip=True))
+    train, val = open_split_folders(tmp_path, val=None, val_fraction=0.4, augment=augment, max_side_px=4, seed=3)
+    assert Counter(val.targets.tolist()) == {0: 4, 1: 2} and Counter(train.targets.tolist()) == {0: 6, 1: 3}
+    assert train.augment is augment and val.augment is None
+    assert train.seed == val.seed == 3 and val[0].image.shape == (3, 3, 4)
+    for part in (train, val):
+        assert part.paths == sorted(part.paths)
+        assert [path.parent.name for path in part.paths] == ["ab"[target] for target in part.targets.tolist()]
+
+
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.01, 0.99),
+    split_seed=st.integers(0, 1000),
+)
+def test_split_is_stratified_disjoint_and_repeatable(counts: list[int], fraction: float, split_seed: int) -> None:
+    targets = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)])
+    paths = [Path(f"r/{target}/{place}.png") for place, target in enumerate(targets.tolist())]
+    data = LabelledImages(paths, targets, [str(index) for index in range(len(counts))])
+    train, val = data.split_off(fraction, split_seed=split_seed)
+    assert sorted(train.paths + val.paths) == sorted(paths)
+    for index, count in enumerate(counts):
+        held = int((val.targets == index).sum())
+        assert 1 <= held <= count - 1
+        assert abs(held - fraction * count) <= 0.5 or held in (1, count - 1)
+    # The order of files and the place of the folder do not matter.
+    order = torch.randperm(len(paths)).tolist()
+    moved = LabelledImages([Path("/else/where") / paths[index] for index in order], targets[order], data.classes)
+    assert {Path("/else/where") / path for path in val.paths} == set(
+        moved.split_off(fraction, split_seed=split_seed)[1].paths
+    )
+
+
+def test_another_split_seed_gives_another_split_and_the_training_seed_does_not() -> None:
+    data = listed(60, 3)
+    splits = [data.split_off(0.3, split_seed=seed)[1].paths for seed in range(5)]
+    assert len({tuple(split) for split in splits}) == 5
+    data.seed = 9
+    assert data.split_off(0.3)[1].paths == splits[0]
+
+
+def test_split_is_the_same_on_every_machine() -> None:
+    _, val = listed(12, 2).split_off(0.34)
+    assert [path.stem for path in val.paths] == ["0", "7", "9", "10"]
+
+
+def test_splits_that_cannot_be() -> None:
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"must be above 0 and below 1"):
+            listed(4, 1).split_off(fraction)
+    with pytest.raises(DataError, match=r"Class '1' has a single picture \(root/1/1\.png\).*add pictures"):
+        listed(3, 2).split_off(0.5)
+    with pytest.raises(DataError, match="There are 1 pictures"):
+        listed(1, 1).split_off(0.5)

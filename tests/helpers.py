@@ -1,0 +1,82 @@
+"""Small configurations and recipes that several tests build on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnet.backbones import BackboneConfig
+from tnet.data.config import DataConfig
+from tnet.data.digits import DigitsConfig
+from tnet.geometry import Grid, Regions
+from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+from tnet.training.recipe import Recipe, TrainConfig
+
+# 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
+TINY_RESNET = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
+TINY_BAGNET = BackboneConfig(
+    "bagnet77", kwargs={"planes": [4, 4, 8, 8], "expansion": 1, "feature_dim": 16, "spatial_dropout": 0.0}
+)
+
+
+def tiny_config(**changes: Any) -> TNetConfig:
+    """A TNet of some ten thousand parameters over grey images: 32 px glimpses, 3 x 3 cells, 2 looks."""
+    base = TNetConfig(
+        backbone=TINY_RESNET,
+        num_classes=5,
+        in_channels=1,
+        base_px=32,
+        grid=Grid(3, 3, 0.5),
+        looks=(2,),
+        position=PositionConfig("add", divisor=2),
+        locator=LocatorConfig("squeeze"),
+    )
+    return replace(base, **changes)
+
+
+def three_levels(**changes: Any) -> TNetConfig:
+    """The same with a third level: two regions, and two regions in each of these."""
+    return tiny_config(**({"levels": 3, "looks": (2, 2)} | changes))
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """Three epochs of three steps on 96 px scenes of one digit; a run takes about a second.
+
+    Args:
+        changes: of the recipe, a section's name with a mapping of changes in it (``train={"epochs": 1}``).
+    """
+    digits = DigitsConfig(
+        task="max", canvas_px=96, target_copies=1, other_digits=0, noise_patterns=2, images_train=40, images_val=16
+    )
+    recipe = Recipe(
+        model=tiny_config(
+            dropout=0.1, locator=LocatorConfig("squeeze", logits="l2_scaled"), policy=PolicyConfig(train="sample")
+        ),
+        data=DataConfig(kind="digits", digits=digits),
+        train=TrainConfig(epochs=3, batch_size=8, images_per_epoch=24, accelerator="cpu"),
+    )
+    sections = {name: replace(getattr(recipe, name), **change) for name, change in changes.items() if name != "seed"}
+    return replace(recipe, **sections, seed=changes.get("seed", 0))
+
+
+def regions(boxes: list[tuple[int, int, int, int]], images: list[int] | None = None, level: int = 1) -> Regions:
+    """Regions with these boxes, for what looks at boxes and images only."""
+    count = len(boxes)
+    nowhere = torch.zeros(count, dtype=torch.long)
+    return Regions(
+        level=level,
+        image=torch.tensor(images if images is not None else [0] * count),
+        box_l0_yxyx=torch.tensor(boxes),
+        cell=nowhere,
+        parent=nowhere,
+        position_yx=torch.zeros(count, 2, dtype=torch.long),
+    )
+
+
+def pictures(*sizes_hw: tuple[int, int], channels: int = 1, seed: int = 0) -> list[Tensor]:
+    """Noise images (uint8) of these sizes; noise, so that no two places look alike."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8) for size in sizes_hw]

@@ -1,0 +1,230 @@
+"""Looking at tensors: right pixels for every box, and no memory for what is not looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.helpers import pictures, regions
+from tnet.errors import GeometryError
+from tnet.geometry import Grid, cell_boxes, choose_cells, whole_images
+from tnet.scenes import Scene, TensorScene
+from tnet.scenes import tensor as tensor_module
+from tnet.scenes.tensor import Resize
+
+RESIZES: tuple[Resize, ...] = ("antialias", "bilinear")
+Box = tuple[int, int, int, int]
+
+
+def padded_crop(image: Tensor, box: Box, fill: float = 0.0) -> Tensor:
+    """Pixel by pixel, as slow and plain as can be; fractions in double precision."""
+    y0, x0, y1, x1 = box
+    crop = torch.full((image.shape[0], y1 - y0, x1 - x0), fill, dtype=torch.float64)
+    scale = 255 if image.dtype == torch.uint8 else 1
+    for y in range(max(y0, 0), min(y1, image.shape[1])):
+        for x in range(max(x0, 0), min(x1, image.shape[2])):
+            crop[:, y - y0, x - x0] = image[:, y, x].double() / scale
+    return crop
+
+
+def naive(image: Tensor, box: Box, size_px: int, resize: Resize, fill: float = 0.0) -> Tensor:
+    crop = padded_crop(image, box, fill)[None]
+    return F.interpolate(crop, (size_px, size_px), mode="bilinear", antialias=resize == "antialias")[0]
+
+
+def tolerance(image: Tensor) -> float:
+    # uint8 is resized in whole grey levels, once an axis.
+    return 1.51 / 255 if image.dtype == torch.uint8 else 2e-6
+
+
+boxes = st.tuples(st.integers(-6, 22), st.integers(-6, 30), st.integers(1, 30), st.integers(1, 30)).map(
+    lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3])
+)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@given(st.lists(boxes, min_size=1, max_size=6), st.integers(1, 24), st.booleans())
+def test_a_glimpse_is_a_padded_crop_resized(resize: Resize, taken: list[Box], size_px: int, is_float: bool) -> None:
+    image = pictures((22, 30), channels=2)[0]
+    image = image / 255 if is_float else image
+    fill = 0.0 if is_float else 51 / 255
+    glimpses = TensorScene(image[None], resize, fill).glimpse(regions(taken), size_px)
+    assert glimpses.shape == (len(taken), 2, size_px, size_px) and glimpses.dtype == torch.float32
+    for glimpse, box in zip(glimpses, taken, strict=True):
+        torch.testing.assert_close(
+            glimpse.double(), naive(image, box, size_px, resize, fill), rtol=0, atol=tolerance(image)
+        )
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("box", [(-9, -9, -1, -1), (30, 2, 40, 12), (2, 40, 12, 50), (-4, 3, 0, 7)])
+def test_a_box_altogether_outside_is_filled(resize: Resize, box: Box) -> None:
+    image = pictures((22, 30), channels=3)[0]
+    glimpse = TensorScene(image[None], resize, fill=(0.2, 0.4, 1.0)).glimpse(regions([box]), 5)[0]
+    assert torch.equal(glimpse, torch.tensor([51, 102, 255])[:, None, None].expand(3, 5, 5) / 255)
+
+
+def test_antialias_is_the_default_and_differs_where_it_should() -> None:
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., ::2] = 1.0  # stripes of one pixel: their mean is a half
+    whole = whole_images([(64, 64)])
+    default = TensorScene(image).glimpse(whole, 8)
+    assert torch.allclose(default[..., 1:-1], torch.tensor(0.5), atol=0.02)
+    assert torch.equal(default, TensorScene(image, "antialias").glimpse(whole, 8))
+    # Two taps at distance 8 see columns 3 and 4, 11 and 12, ...: an odd and an even one each. Shift by half a tap.
+    shifted = TensorScene(image, "bilinear").glimpse(regions([(0, 0, 64, 56)]), 8)
+    assert set(shifted.unique().tolist()) == {1.0, 0.0} or float(shifted.std()) > 0.3
+
+
+def test_bilinear_has_half_pixel_centres() -> None:
+    """A ramp halved: each result is the mean of two neighbours, as in the reference implementation."""
+    ramp = torch.arange(8.0)[None, None, None].expand(1, 1, 8, 8).contiguous()
+    glimpse = TensorScene(ramp, "bilinear").glimpse(whole_images([(8, 8)]), 4)
+    assert glimpse[0, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    third = TensorScene(ramp[..., :6], "bilinear").glimpse(whole_images([(8, 6)]), 2)
+    assert third[0, 0, 0].tolist() == [1.0, 4.0]  # no more taps where the reduction is larger: not the mean of three
+
+
+def test_a_region_of_the_right_size_is_given_out_as_it_is() -> None:
+    image = pictures((20, 20))[0]
+    glimpse = TensorScene(image[None]).glimpse(regions([(3, 4, 13, 14)]), 10)
+    assert torch.equal(glimpse[0], image[:, 3:13, 4:14] / 255)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("is_float", [True, False])
+def test_images_of_different_sizes_as_if_each_were_alone(resize: Resize, is_float: bool) -> None:
+    images = pictures((40, 30), (25, 60), (40, 30))
+    images = [image / 255 for image in images] if is_float else images
+    grid = Grid(2, 2, 0.6)
+    cells = torch.tensor([[0, 3], [1, 2], [0, 1]])
+    chosen = choose_cells(whole_images([(40, 30), (25, 60), (40, 30)]), grid, cells)
+    together = TensorScene(images, resize).glimpse(chosen, 12)
+    assert TensorScene(images).sizes_hw == [(40, 30), (25, 60), (40, 30)]
+    alone = [
+        TensorScene(image[None], resize).glimpse(choose_cells(whole_images([image.shape[1:]]), grid, cells[i][None]), 12)
+        for i, image in enumerate(images)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("is_float", [True, False])
+@pytest.mark.parametrize("box", [(0, 0, 61, 47), (-7, 5, 60, 70), (3, 2, 20, 40)])
+def test_large_crops_in_bands_are_the_same(
+    resize: Resize, is_float: bool, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures((61, 47), channels=3)
+    images = [image / 255 for image in images] if is_float else images
+    scene = TensorScene(images, resize)
+    in_one_go = scene.glimpse(regions([box, box]), 16)
+    asked: list[int] = []
+
+    def counted(pixels: Tensor, size_hw: tuple[int, int], how: Resize) -> Tensor:
+        asked.append(pixels.shape[-2])
+        return interpolate(pixels, size_hw, how)
+
+    interpolate = tensor_module._interpolate
+    monkeypatch.setattr(tensor_module, "_interpolate", counted)
+    monkeypatch.setattr(tensor_module, "_CHUNK_BYTES", 2000)
+    in_bands = scene.glimpse(regions([box, box]), 16)
+    assert len(asked) > 4  # otherwise this compares the same thing with itself
+    # Only the order of rounding differs: uint8 is rounded between the two axes either way.
+    torch.testing.assert_close(in_bands, in_one_go, rtol=0, atol=1 / 255 + 1e-6 if not is_float else 2e-6)
+
+
+def test_grouping_of_crops_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many regions of two shapes, resized in groups: still the regions asked for, in their order."""
+    images = pictures((32, 32), (32, 32))
+    taken = [(i, i, i + 8, i + 8) for i in range(10)] + [(0, 0, 32, 32)] + [(2 * i, 0, 2 * i + 8, 8) for i in range(10)]
+    where = regions(taken, images=[i % 2 for i in range(21)])
+    in_one_go = TensorScene(images).glimpse(where, 6)
+    monkeypatch.setattr(tensor_module, "_CHUNK_BYTES", 3 * 64)
+    assert torch.equal(TensorScene(images).glimpse(where, 6), in_one_go)
+    one_by_one = [TensorScene([images[i % 2]]).glimpse(regions([box]), 6) for i, box in enumerate(taken)]
+    assert torch.equal(in_one_go, torch.cat(one_by_one))
+
+
+def test_uint8_and_float_scenes_differ_in_scale_alone() -> None:
+    image = pictures((30, 30))[0]
+    whole = whole_images([(30, 30)])
+    assert not TensorScene(image[None]).is_normalized
+    assert TensorScene(image[None] / 255).is_normalized
+    difference = TensorScene(image[None]).glimpse(whole, 10) - TensorScene(image[None] / 255).glimpse(whole, 10)
+    assert difference.abs().max() < 1.51 / 255
+    assert TensorScene(image[None].double()).glimpse(whole, 10).dtype == torch.float64
+
+
+def test_a_scene_gives_its_gradient_to_the_image() -> None:
+    image = torch.rand(1, 1, 20, 20, requires_grad=True)
+    TensorScene(image).glimpse(regions([(0, 0, 10, 10)]), 5).sum().backward()
+    assert image.grad is not None and float(image.grad[..., :10, :10].min()) > 0
+    assert float(image.grad[..., 10:, :].abs().max()) == 0
+
+
+def test_it_is_a_scene() -> None:
+    scene = TensorScene(torch.zeros(2, 1, 4, 6))
+    assert isinstance(scene, Scene)
+    assert scene.sizes_hw == [(4, 6), (4, 6)] and scene.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("images", [[], torch.zeros(0, 3, 4, 4)])
+def test_no_images_are_refused(images: Tensor | Sequence[Tensor]) -> None:
+    with pytest.raises(GeometryError, match="images must be"):
+        TensorScene(images)
+
+
+# --- memory
+
+PEAK = """
+import resource, sys
+import torch
+from tnet.backbones import BackboneConfig
+from tnet.geometry import Grid
+from tnet.models import TNet, TNetConfig
+from tnet.models.config import PositionConfig
+
+side, dtype = int(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+torch.set_num_threads(1)
+backbone = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
+grid = Grid(5, 5, 0.34375) if sys.argv[3] == "padded" else Grid(3, 3, 0.5)
+model = TNet(
+    TNetConfig(backbone, in_channels=3, base_px=64, grid=grid, looks=(4,), position=PositionConfig(divisor=2))
+).eval()
+image = torch.zeros(1, 3, side, side, dtype=getattr(torch, dtype))
+image += 1  # touched, so that its pages are there
+with torch.inference_mode():
+    model(image[..., :256, :256], looks=4)
+    output = model(image, looks=4)
+assert output.regions[1].box_l0_yxyx.shape == (4, 4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, image.numel() * image.element_size())
+"""
+
+
+def peak(side: int, dtype: str, grid: str) -> tuple[int, int]:
+    """Peak memory of a fresh process that looks four times at one image, and the size of that image, bytes."""
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(side), dtype, grid], capture_output=True, text=True, check=True, timeout=100
+    )
+    memory, image = found.stdout.split()
+    return int(memory), int(image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_peak_memory_grows_by_no_more_than_the_image(dtype: str) -> None:
+    """From 896 to 3584 px, four looks: the process grows by the image, not by copies of it or of its regions."""
+    (small, small_image), (large, large_image) = (peak(side, dtype, "exact") for side in (896, 3584))
+    growth, image_growth = large - small, large_image - small_image
+    # The allowance is for the bands that a large crop is resized in (two of 8 MiB at a time) and for the allocator,
+    # whose peak varies by some megabytes from run to run. One more copy of the image is 38 MB (uint8) or 154 MB.
+    assert growth < image_growth + 24 * 2**20

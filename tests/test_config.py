@@ -1,0 +1,208 @@
+"""From plain data to dataclasses: what is accepted, what is refused and how that reads, and that nothing is run."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tnet.config import parse_dataclass, to_plain
+from tnet.errors import ConfigError, RecipeError
+from tnet.geometry import Grid
+from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+from tnet.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inner:
+    side: int = 3
+    share: float | None = 0.5
+    kind: Literal["round", "square"] = "round"
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ConfigError(f"side is {self.side}; give at least 1")
+
+
+@dataclass(frozen=True)
+class Outer:
+    title: str = ""
+    numbers: tuple[int, ...] = (1,)
+    names: tuple[str, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_what_is_left_out_takes_its_default() -> None:
+    assert parse_dataclass(Outer, {}, "x.yaml") == Outer()
+    assert parse_dataclass(Outer, {"inner": {"side": 5}}, "x.yaml") == Outer(inner=Inner(side=5))
+
+
+def test_values_get_the_types_of_their_fields() -> None:
+    parsed = parse_dataclass(Outer, {"title": "3 cats", "numbers": [4, 5], "inner": {"share": 1}}, "x.yaml")
+    assert parsed == Outer("3 cats", (4, 5), (), Inner(share=1.0))
+    assert isinstance(parsed.numbers, tuple) and isinstance(parsed.inner.share, float)
+    assert parse_dataclass(Outer, {"inner": {"share": None}}, "x.yaml").inner.share is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"titel": "a"}, "x.yaml: unknown key 'titel'; did you mean 'title'?"),
+        ({"inner": {"sides": 2}}, "x.yaml: unknown key 'inner.sides'; did you mean 'side'?"),
+        ({"inner": {"qqq": 2}}, "x.yaml: unknown key 'inner.qqq'; the keys here are side, share, kind"),
+        ({1: 2}, "x.yaml: unknown key '1'; the keys here are title, numbers, names, inner"),
+        ({"inner": 3}, "x.yaml: inner must hold keys and values, not int"),
+        ({"inner": None}, "x.yaml: inner must hold keys and values, not NoneType"),
+        ({"inner": {"class_path": "os.system"}}, "x.yaml: unknown key 'inner.class_path'"),
+    ],
+)
+def test_keys_that_are_none_are_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_dataclass(Outer, data, "x.yaml")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "value"),
+    [
+        ({"inner": {"side": "abc"}}, "inner.side", "abc"),
+        ({"inner": {"side": 1.5}}, "inner.side", "1.5"),
+        ({"inner": {"kind": "oval"}}, "inner.kind", "oval"),
+        ({"title": 7}, "title", "7"),
+        ({"numbers": 7}, "numbers", "7"),
+        ({"numbers": ["x"]}, "numbers", "x"),
+        ({"names": [["x"]]}, "names", "x"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_key_and_value_on_one_line(data: dict[str, Any], key: str, value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_dataclass(Outer, data, "x.yaml")
+    message = str(caught.value)
+    assert message.startswith(f"x.yaml: {key}") and value in message and "\n" not in message
+
+
+def test_a_value_that_the_dataclass_refuses_keeps_its_error_and_names_the_file() -> None:
+    with pytest.raises(ConfigError, match="^x.yaml: side is 0; give at least 1$"):
+        parse_dataclass(Outer, {"inner": {"side": 0}}, "x.yaml")
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("null", "true", "~", ""), ("1e3", "0x1", "1_0"), ("[a]", "{b: c}", "x: y")])
+def test_words_stay_words(names: tuple[str, ...]) -> None:
+    """Class names come from folder names, and must not turn into numbers or lists."""
+    config = TNetConfig(num_classes=len(names), class_names=names)
+    assert parse_dataclass(TNetConfig, json.loads(json.dumps(to_plain(config))), "config.json") == config
+
+
+@pytest.mark.parametrize("tap", ["auto", "2", 2, "-1", -2, "blocks.3"])
+def test_words_and_numbers_are_told_apart(tap: str | int) -> None:
+    parsed = parse_dataclass(TNetConfig, {"backbone": {"tap": tap}}, "config.json").backbone.tap
+    assert parsed == tap and type(parsed) is type(tap)
+
+
+@pytest.mark.parametrize(
+    "value", ["on", "12", "1e3", "null", 12, 0, 1, 1.0, True, None, [16, "a", "1", True, 2.5], [[1, 2], [3]], {"a": "1"}]
+)
+def test_backbone_arguments_arrive_as_they_are(value: Any) -> None:
+    data = {"backbone": {"kwargs": {"argument": value}}}
+    parsed = parse_dataclass(TNetConfig, data, "config.json").backbone.kwargs["argument"]
+    assert json.dumps(parsed) == json.dumps(value)
+    assert json.dumps(data) == json.dumps({"backbone": {"kwargs": {"argument": value}}})  # left as it was given
+
+
+# --- a configuration comes from outside, beside weights that were downloaded
+
+
+def attacks(trace: Path) -> list[Any]:
+    run = {"class_path": "subprocess.Popen", "init_args": {"args": f"touch {trace}", "shell": True}}
+    return [run, [run], {"deep": run}, {"class_path": "pathlib.Path"}, "subprocess.Popen"]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_configuration_cannot_run_anything(number: int, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    attack = attacks(trace)[number]
+    for kwargs in ({"argument": attack}, attack):
+        for data in ({"backbone": {"kwargs": kwargs}}, {"backbone": kwargs}, {"grid": kwargs}):
+            try:
+                config = parse_dataclass(TNetConfig, data, "config.json")
+            except RecipeError:
+                continue
+            assert isinstance(config.backbone.kwargs, dict)
+            assert json.dumps(config.backbone.kwargs) == json.dumps(kwargs)  # data, not an object made from it
+    assert not trace.exists()
+
+
+def leaves(annotation: Any, seen: set[Any]) -> set[Any]:
+    """Every type that a value of this annotation can be made of."""
+    if annotation in seen:
+        return set()
+    seen.add(annotation)
+    if is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        return set().union(*(leaves(hints[each.name], seen) for each in fields(annotation)))
+    if typing.get_origin(annotation) is Literal:
+        return {str}
+    if arguments := typing.get_args(annotation):
+        return set().union(*(leaves(argument, seen) for argument in arguments))
+    return {annotation}
+
+
+@pytest.mark.parametrize("cls", [TNetConfig, Recipe])
+def test_configurations_hold_plain_values_only(cls: type) -> None:
+    """A field of type Any, or of a class, would let a file name code that the parser imports and calls."""
+    assert leaves(cls, set()) <= {str, int, float, bool, types.NoneType, ...}
+
+
+# --- what configurations of a model refuse
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"levels": 0, "looks": ()}, "model.levels is 0"),
+        ({"looks": (3, 3)}, "2 number(s) but 2 levels need 1"),
+        ({"levels": 3, "looks": (3,)}, "1 number(s) but 3 levels need 2"),
+        ({"looks": (26,)}, "26 locations in a grid of 5 x 5"),
+        ({"looks": (0,)}, "between 1 and 25"),
+        ({"num_classes": 0}, "model.num_classes is 0"),
+        ({"in_channels": 0, "mean": (0.5,)}, "model.in_channels is 0"),
+        ({"base_px": -1}, "model.base_px is -1"),
+        ({"dropout": 1.0}, "model.dropout is 1.0"),
+        ({"mean": (0.1, 0.2)}, "model.mean has 2 values for 3 channels"),
+        ({"std": (0.5, 0.5, 0.0)}, "numbers above 0"),
+        ({"class_names": ("a",)}, "1 names for 10 classes"),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TNetConfig(**values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (PositionConfig, {"divisor": 0}, "model.position.divisor is 0"),
+        (LocatorConfig, {"initial_scale": 0.0}, "model.locator.initial_scale is 0.0"),
+        (LocatorConfig, {"hidden": -1}, "model.locator.hidden is -1"),
+        (LocatorConfig, {"position_start": -1}, "model.locator.position_start is -1"),
+        (LocatorConfig, {"position_step": 0}, "model.locator.position_step is 0"),
+        (PolicyConfig, {"temperature": 0.0}, "model.policy.temperature is 0.0"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(cls: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cls(**values)
+
+
+def test_dataclasses_become_plain_data() -> None:
+    plain = to_plain(TNetConfig(grid=Grid(2, 3, 0.5), class_names=tuple("abcdefghij")))
+    assert plain["grid"] == {"rows": 2, "cols": 3, "cell_extent": 0.5}
+    assert plain["class_names"] == list("abcdefghij")
+    assert json.loads(json.dumps(plain)) == plain
+    assert to_plain({1: (2, Inner)}) == {"1": [2, Inner]}

@@ -1,0 +1,315 @@
+"""Grids, boxes, levels: that cells cover their parent as the reference implementation places them."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tnet.errors import GeometryError
+from tnet.geometry import (
+    Grid,
+    Regions,
+    axis_cells,
+    cell_boxes,
+    cell_spans,
+    choose_cells,
+    resolve_looks,
+    suggest,
+    total_looks,
+    whole_images,
+)
+
+PAPER_GRIDS = [Grid(5, 5, 0.34375), Grid(5, 5, 0.35), Grid(3, 3, 0.5)]
+
+extents = st.floats(0.05, 0.95)
+sides = st.integers(1, 4000)
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, float]:
+    """An axis that can be divided: size, number of cells, extent."""
+    size, count, extent = draw(sides), draw(st.integers(2, 24)), draw(extents)
+    cell = round(size * extent)
+    assume(1 <= cell < size)
+    return size, count, extent
+
+
+# --- one axis
+
+
+@given(axes())
+def test_cells_have_the_stated_size_stride_and_padding(axis: tuple[int, int, float]) -> None:
+    size, count, extent = axis
+    cells = axis_cells(size, count, extent)
+    assert cells.cell_px == round(size * extent)
+    # ceil by integers: -(-a // b).
+    assert cells.stride_px == -(-(size - cells.cell_px) // (count - 1))
+    surplus = cells.stride_px * (count - 1) + cells.cell_px - size
+    assert surplus >= 0
+    assert cells.pad_before_px + cells.pad_after_px == surplus
+    assert cells.pad_before_px - cells.pad_after_px == surplus % 2  # the odd pixel goes before
+    assert len(cells.starts_px) == count
+    assert cells.starts_px[0] == -cells.pad_before_px
+    assert {b - a for a, b in zip(cells.starts_px, cells.starts_px[1:], strict=False)} == {cells.stride_px}
+
+
+@given(axes())
+def test_cells_cover_their_parent_wherever_they_can(axis: tuple[int, int, float]) -> None:
+    size, count, extent = axis
+    cells = axis_cells(size, count, extent)
+    assert cells.starts_px[0] <= 0 and cells.starts_px[-1] + cells.cell_px >= size
+    covered = {pixel for start in cells.starts_px for pixel in range(start, start + cells.cell_px)}
+    assert (set(range(size)) <= covered) == (count * cells.cell_px >= size)
+
+
+@pytest.mark.parametrize(
+    ("size", "extent", "cell"),
+    [(5, 0.5, 2), (7, 0.5, 4), (225, 0.5, 112), (227, 0.5, 114), (157, 0.35, 55), (100, 0.35, 35)],
+)
+def test_halves_round_to_even(size: int, extent: float, cell: int) -> None:
+    assert axis_cells(size, 3, extent).cell_px == cell
+
+
+@pytest.mark.parametrize(
+    ("size", "extent", "count", "cell", "stride", "before", "after"),
+    [
+        (224, 0.34375, 5, 77, 37, 1, 0),
+        (448, 0.35, 5, 157, 73, 1, 0),
+        (448, 0.5, 3, 224, 112, 0, 0),
+        (896, 0.5, 3, 448, 224, 0, 0),
+        (224, 0.5, 3, 112, 56, 0, 0),
+        (3584, 0.5, 3, 1792, 896, 0, 0),
+        (157, 0.35, 5, 55, 26, 1, 1),
+        (225, 0.5, 3, 112, 57, 1, 0),
+        (100, 0.35, 5, 35, 17, 2, 1),
+        (101, 0.5, 3, 50, 26, 1, 0),
+    ],
+)
+def test_reference_geometry(
+    size: int, extent: float, count: int, cell: int, stride: int, before: int, after: int
+) -> None:
+    cells = axis_cells(size, count, extent)
+    assert (cells.cell_px, cells.stride_px, cells.pad_before_px, cells.pad_after_px) == (cell, stride, before, after)
+
+
+def test_one_cell_is_in_the_middle() -> None:
+    assert axis_cells(10, 1, 0.4).starts_px == (3,)
+    assert axis_cells(10, 1, 1.0).starts_px == (0,)
+
+
+@pytest.mark.parametrize(("size", "count", "extent"), [(1, 3, 0.3), (2, 5, 0.2), (1, 2, 0.9), (3, 4, 0.99)])
+def test_an_axis_too_short_is_refused(size: int, count: int, extent: float) -> None:
+    with pytest.raises(GeometryError, match=f"a region of {size} px cannot hold {count} cells"):
+        axis_cells(size, count, extent)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "extent", "message"),
+    [
+        (0, 5, 0.3, "at least 1 row"),
+        (5, -1, 0.3, "at least 1 row"),
+        (5, 5, 0.0, "above 0"),
+        (5, 5, 1.2, "at most 1"),
+        (5, 5, math.nan, "above 0"),
+        (2, 1, 1.0, "same place"),
+        (1, 2, 1.0, "same place"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(rows: int, cols: int, extent: float, message: str) -> None:
+    with pytest.raises(GeometryError, match=message):
+        Grid(rows, cols, extent)
+
+
+# --- boxes
+
+
+def test_whole_images() -> None:
+    regions = whole_images([(10, 20), (30, 40)])
+    assert (regions.level, len(regions)) == (0, 2)
+    assert regions.box_l0_yxyx.tolist() == [[0, 0, 10, 20], [0, 0, 30, 40]]
+    assert regions.size_hw.tolist() == [[10, 20], [30, 40]]
+    assert regions.image.tolist() == [0, 1]
+    assert regions.parent.tolist() == regions.cell.tolist() == [-1, -1]
+    assert regions.position_yx.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("sizes", [[], [(0, 5)], [(4, 4), (5, 0)]])
+def test_images_without_pixels_are_refused(sizes: list[tuple[int, int]]) -> None:
+    with pytest.raises(GeometryError, match="cannot be looked at"):
+        whole_images(sizes)
+
+
+def test_first_and_last_pixels_of_the_reference() -> None:
+    """The reference's 5 x 5 patches of 224 px: flat pixel indices from 1, 0 where a patch starts in the padding."""
+    size = 224
+    boxes = cell_boxes(whole_images([(size, size)]), Grid(5, 5, 0.34375))[0].tolist()
+    first = [0 if min(y0, x0) < 0 else y0 * size + x0 + 1 for y0, x0, _, _ in boxes]
+    last = [(y1 - 1) * size + x1 for _, _, y1, x1 in boxes]
+    rows_first = [8101, 16389, 24677, 32965]
+    rows_last = [16876, 25164, 33452, 41740, 50028]
+    assert first == [0] * 5 + [pixel for row in rows_first for pixel in [0, *(row + 37 * i for i in range(4))]]
+    assert last == [row + 37 * i for row in rows_last for i in range(5)]
+
+
+def test_boxes_come_in_raster_order_and_keep_rows_and_columns_apart() -> None:
+    boxes = cell_boxes(whole_images([(40, 100)]), Grid(2, 3, 0.5))[0]
+    assert boxes.tolist() == [[y, x, y + 20, x + 50] for y in (0, 20) for x in (0, 25, 50)]
+
+
+sizes_hw = st.lists(st.tuples(st.integers(20, 3000), st.integers(20, 3000)), min_size=1, max_size=2)
+grids = st.builds(Grid, st.integers(1, 6), st.integers(1, 6), st.floats(0.2, 0.8))
+
+
+@given(st.data(), grids, sizes_hw, st.integers(1, 4))
+def test_regions_of_any_number_of_levels(
+    data: st.DataObject, grid: Grid, sizes: list[tuple[int, int]], deepest: int
+) -> None:
+    levels = [whole_images(sizes)]
+    while len(levels) <= deepest and len(levels[-1]) < 30 and int(levels[-1].size_hw.min()) * grid.cell_extent > 4:
+        k = data.draw(st.integers(1, min(grid.cells, 3)))
+        picks = st.lists(st.integers(0, grid.cells - 1), min_size=k, max_size=k, unique=True)
+        cells = torch.tensor([sorted(data.draw(picks)) for _ in range(len(levels[-1]))])
+        levels.append(choose_cells(levels[-1], grid, cells))
+    for number, (parents, children) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+        assert children.level == number
+        for i in range(len(children)):
+            parent = int(children.parent[i])
+            row, col = divmod(int(children.cell[i]), grid.cols)
+            assert children.image[i] == parents.image[parent]
+            box, around = children.box_l0_yxyx[i].tolist(), parents.box_l0_yxyx[parent].tolist()
+            for axis, (index, count) in enumerate(((row, grid.rows), (col, grid.cols))):
+                size = around[axis + 2] - around[axis]
+                cells = axis_cells(size, count, grid.cell_extent)
+                assert box[axis] == around[axis] + cells.starts_px[index]
+                assert box[axis + 2] - box[axis] == cells.cell_px
+                # Inside the parent, but for its padding.
+                assert around[axis] - cells.pad_before_px <= box[axis]
+                assert box[axis + 2] <= around[axis + 2] + cells.pad_after_px
+            y, x = parents.position_yx[parent].tolist()
+            assert children.position_yx[i].tolist() == [y * grid.rows + row, x * grid.cols + col]
+        keys = list(zip(children.image.tolist(), children.parent.tolist(), children.cell.tolist(), strict=True))
+        assert keys == sorted(keys)
+
+
+def test_positions_of_a_level_number_its_overall_grid() -> None:
+    grid = Grid(2, 3, 0.5)
+    everything = torch.arange(6)[None]
+    level_1 = choose_cells(whole_images([(96, 96)]), grid, everything)
+    level_2 = choose_cells(level_1, grid, everything.expand(6, 6))
+    assert sorted(map(tuple, level_1.position_yx.tolist())) == [(y, x) for y in range(2) for x in range(3)]
+    assert sorted(map(tuple, level_2.position_yx.tolist())) == [(y, x) for y in range(4) for x in range(9)]
+
+
+@pytest.mark.parametrize("cells", [[[9]], [[-1]], [[0, 12]]])
+def test_cells_outside_the_grid_are_refused(cells: list[list[int]]) -> None:
+    with pytest.raises(GeometryError, match=r"0\.\.8 for a 3 x 3 grid"):
+        choose_cells(whole_images([(50, 50)]), Grid(3, 3, 0.5), torch.tensor(cells))
+
+
+def test_a_level_too_deep_for_the_image_is_refused() -> None:
+    grid, regions = Grid(3, 3, 0.5), whole_images([(8, 8)])
+    with pytest.raises(GeometryError, match="fewer levels or larger images"):
+        for _ in range(5):
+            regions = choose_cells(regions, grid, torch.zeros(1, 1, dtype=torch.long))
+
+
+# --- what a cell covers of its parent
+
+
+@given(axes())
+@example((7, 5, 0.34375))
+@example((104, 20, 0.08))  # the first cell lies in the padding altogether
+def test_spans_are_the_cells_without_the_padding(axis: tuple[int, int, float]) -> None:
+    size, count, extent = axis
+    rows, cols = cell_spans(whole_images([(size, size)]), Grid(count, count, extent))
+    assert torch.equal(rows, cols)
+    cells = axis_cells(size, count, extent)
+    for (low, high), start in zip(rows[0].tolist(), cells.starts_px, strict=True):
+        inside = (max(start, 0), min(start + cells.cell_px, size))
+        if inside[0] < inside[1]:
+            assert low == pytest.approx(inside[0] / size, abs=1e-6)
+            assert high == pytest.approx(inside[1] / size, abs=1e-6)
+        # Never empty: that would be an average over nothing.
+        assert 0 <= low < high <= 1
+        assert high - low >= 0.99 / size
+
+
+# --- numbers of looks
+
+
+@pytest.mark.parametrize(
+    ("looks", "resolved"),
+    [(0, ()), (3, (3, 2)), (9, (9, 2)), ((1,), (1,)), ((1, 4), (1, 4)), ((2, 0), (2,)), ((0, 0), ()), ((), ())],
+)
+def test_looks_are_spelled_out(looks: int | tuple[int, ...], resolved: tuple[int, ...]) -> None:
+    assert resolve_looks(looks, (4, 2), Grid(3, 3, 0.5), 3) == resolved
+
+
+@pytest.mark.parametrize("looks", [10, -1, (2, 10), (0, 2), (1, 2, 3), (-1,)])
+def test_looks_that_cannot_be_are_refused(looks: int | tuple[int, ...]) -> None:
+    with pytest.raises(GeometryError, match="looks"):
+        resolve_looks(looks, (4, 2), Grid(3, 3, 0.5), 3)
+
+
+def test_a_plain_network_takes_no_looks() -> None:
+    assert resolve_looks(0, (), Grid(3, 3, 0.5), 1) == ()
+    with pytest.raises(GeometryError, match="the model has 0"):
+        resolve_looks(1, (), Grid(3, 3, 0.5), 1)
+
+
+@pytest.mark.parametrize(("looks", "total"), [((), 0), ((3,), 3), ((2, 1), 4), ((2, 3), 8), ((2, 3, 2), 20)])
+def test_looks_add_up_over_levels(looks: tuple[int, ...], total: int) -> None:
+    assert total_looks(looks) == total
+
+
+# --- suggestions
+
+
+@pytest.mark.parametrize(
+    ("side", "base", "levels", "grid"),
+    [(224, 77, 2, PAPER_GRIDS[0]), (448, 224, 2, PAPER_GRIDS[2]), (896, 224, 3, PAPER_GRIDS[2])],
+)
+def test_the_papers_settings_are_suggested(side: int, base: int, levels: int, grid: Grid) -> None:
+    suggestion = suggest((side, side), base)
+    assert (suggestion.levels, suggestion.grid) == (levels, grid)
+    assert suggestion.finest_scale == pytest.approx(1)
+
+
+@given(st.tuples(st.integers(32, 200_000), st.integers(32, 200_000)), st.integers(32, 512), st.floats(0.1, 0.9))
+def test_a_suggestion_reaches_full_resolution_in_the_fewest_levels(
+    size: tuple[int, int], base: int, smallest: float
+) -> None:
+    assume(max(size) >= base)
+    suggestion = suggest(size, base, min_cell_extent=smallest)
+    steps, extent = suggestion.levels - 1, suggestion.grid.cell_extent
+    ratio = Fraction(max(size), base)
+    assert suggestion.finest_scale == pytest.approx(max(1, float(ratio) * extent**steps), rel=1e-3)
+    assert suggestion.finest_scale == pytest.approx(1, rel=1e-3)
+    assert extent >= min(smallest, 0.9) - 1e-6
+    # One step fewer would need smaller cells than allowed.
+    assert steps == 1 or float(ratio) ** (-1 / (steps - 1)) < smallest + 1e-6
+    assert len(suggestion.looks) == steps
+    assert all(1 <= number <= suggestion.grid.cells for number in suggestion.looks)
+    # Neighbours overlap by half or more (of a cell in a large parent, where rounding counts for little).
+    cells = axis_cells(10**6, suggestion.grid.cols, extent)
+    assert cells.stride_px <= cells.cell_px / 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "smallest", "message"),
+    [
+        ((100, 90), 224, 0.3, "smaller than the base resolution 224 px"),
+        ((100, 90), 0, 0.3, "base_px 0"),
+        ((100, 90), 32, 1.0, "min_cell_extent 1.0"),
+    ],
+)
+def test_a_suggestion_that_cannot_be_is_refused(
+    size: tuple[int, int], base: int, smallest: float, message: str
+) -> None:
+    with pytest.raises(GeometryError, match=message):
+        suggest(size, base, min_cell_extent=smallest)
