@@ -19,7 +19,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo_digits.yaml"
+import tnet.demo
+
+RECIPE = Path(tnet.demo.__file__).parent / "digits.yaml"
 # Fixed before the first run: 20 epochs of 960 images (600 steps of 32), three seeds, 512 validation images.
 SEEDS = (0, 1, 2)
 PARTS: dict[str, dict[str, list[str]]] = {
@@ -32,7 +34,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "norm": {
         "batch norm, shared statistics": [],  # what the recipe has: the same runs as above
         "batch norm, statistics per level": ["model.batch_norm=per_level"],
-        "group norm": ["model.backbone.kwargs.norm_layer=groupnorm"],
+        "group norm, one group": ["model.backbone.kwargs.norm_layer=groupnorm1"],
     },
 }
 
@@ -47,7 +49,8 @@ def run_one(arguments: tuple[str, list[str], int, Path]) -> tuple[str, int, list
     from tnet.training.run import train  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    recipe = load_recipe(RECIPE, [*overrides, f"seed={seed}", "train.overlays=0"])
+    settings = ["train.epochs=20", "train.images_per_epoch=960", "data.digits.images_val=512", "train.overlays=0"]
+    recipe = load_recipe(RECIPE, [*settings, *overrides, f"seed={seed}"])
     seconds = 0.0
     if not (folder / "metrics.csv").is_file():
         seconds = train(recipe, folder, resume=True, progress=False).train_seconds

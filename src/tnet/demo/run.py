@@ -1,0 +1,229 @@
+"""The steps of the demonstration, from training to the page."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from tnet.data.digits import MegapixelDigits
+from tnet.demo.page import write_page
+from tnet.errors import OutputError
+from tnet.evaluation.looks import evaluate_looks
+from tnet.evaluation.report import LooksRow, looks_table, plot_looks, write_rows_csv
+from tnet.explain.figure import save_explanation
+from tnet.files import make_folder, write_text
+from tnet.inference.predict import predict_paths
+from tnet.inference.write import write_predictions
+from tnet.models.tnet import TNet
+from tnet.training.recipe import Recipe, load_recipe
+from tnet.training.run import RunResult, train
+
+RECIPE = Path(__file__).parent / "digits.yaml"
+LOOKS = (0, 1, 2, 3, 5, 8)
+FRESH_IMAGES = 6
+# Small enough for a test, large enough for every step to do something.
+_SMOKE = (
+    "train.epochs=1",
+    "train.images_per_epoch=64",
+    "data.digits.canvas_px=256",
+    "data.digits.images_val=32",
+    "data.digits.images_test=48",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something the demonstration sets out to show, and whether this run did.
+
+    Attributes:
+        text: what is claimed.
+        measured: what came out, in words.
+        met: whether it holds.
+    """
+
+    text: str
+    measured: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration left.
+
+    Attributes:
+        folder: of everything.
+        page: the HTML page.
+        claims: what it set out to show.
+        rows: measured systems by name: the TNet at each number of looks and policy, and the two plain networks.
+        seconds: wall time of all steps.
+    """
+
+    folder: Path
+    page: Path
+    claims: list[Claim]
+    rows: dict[str, list[LooksRow]]
+    seconds: float
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    smoke: bool = False,
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+) -> DemoResult:
+    """Train a TNet and two plain networks on made scenes, compare them, and write a page about it.
+
+    The plain networks are the same backbone on the whole image, once downsized to the base resolution and once at full
+    resolution; each gets the wall time that the TNet's training took.
+
+    Args:
+        folder: for all results; must be new or empty.
+        seed: of everything random.
+        smoke: a run of seconds that only shows that every step works.
+        progress: show progress bars.
+        say: takes a line about each step.
+
+    Raises:
+        OutputError: the folder is in use or cannot be written.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} already exists and is not empty; give another --out, or remove it")
+    make_folder(folder)
+    recipe = load_recipe(RECIPE, [*(_SMOKE if smoke else ()), f"seed={seed}"])
+    digits = recipe.data.digits
+    say(f"1/5  Training a TNet: {recipe.title.lower()} ({digits.canvas_px} x {digits.canvas_px} px canvases)")
+    tnet = train(recipe, folder / "tnet", progress=progress)
+    minutes = tnet.train_seconds / 60
+    say(f"     {minutes:.1f} min. 2/5  Training the same backbone on the downsized image, for the same time")
+    small = train(plain_recipe(recipe, recipe.model.base_px, minutes), folder / "plain_downsized", progress=progress)
+    say("3/5  Training the same backbone on the full image, for the same time")
+    full = train(plain_recipe(recipe, digits.canvas_px, minutes), folder / "plain_full", progress=progress)
+    say("4/5  Evaluating all three on images that none of them has seen")
+    rows = _evaluate(tnet, small, full, progress)
+    say("5/5  Predicting and explaining fresh images")
+    explained = _fresh_images(tnet.model, recipe, folder)
+    claims = check_claims(rows, recipe.model.looks[0])
+    seconds = time.monotonic() - start
+    _write_results(folder, rows, claims, seed, seconds)
+    page = write_page(folder, recipe, rows, claims, explained, minutes, seconds)
+    return DemoResult(folder, page, claims, rows, seconds)
+
+
+def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
+    """The recipe of the plain backbone on the whole image at ``base_px``, trained for a given time.
+
+    The full image takes smaller batches, so that memory suffices; training ends by time, not by a number of images.
+    """
+    batch = recipe.train.batch_size if base_px == recipe.model.base_px else max(4, recipe.train.batch_size // 4)
+    images = recipe.data.digits.images_train // batch * batch
+    return replace(
+        recipe,
+        model=replace(recipe.model, levels=1, looks=(), base_px=base_px),
+        train=replace(
+            recipe.train, epochs=1, images_per_epoch=images, batch_size=batch, max_minutes=minutes, overlays=0
+        ),
+    )
+
+
+def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> dict[str, list[LooksRow]]:
+    """Measure all systems on the test split, and write what was measured."""
+    data = MegapixelDigits(tnet.recipe.data.digits, "test")
+    rows = {
+        "TNet": evaluate_looks(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
+        "downsized": evaluate_looks(small.model, data, looks=(0,), progress=progress),
+        "full": evaluate_looks(full.model, data, looks=(0,), batch_size=4, progress=progress),
+    }
+    folder = tnet.folder.parent
+    for name, found in rows.items():
+        write_rows_csv(found, folder / f"evaluation_{name.lower()}.csv")
+    plot_looks(rows["TNet"], folder / "accuracy.png")
+    return rows
+
+
+def find_row(rows: Sequence[LooksRow], looks: int, policy: str = "topk") -> LooksRow:
+    """The row of a number of looks; the policy does not matter for 0."""
+    return next(row for row in rows if row.total_looks == looks and (looks == 0 or row.policy == policy))
+
+
+def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
+    """Hold what was measured against what the demonstration sets out to show."""
+    chosen = find_row(rows["TNet"], looks)
+    none, random = find_row(rows["TNet"], 0), find_row(rows["TNet"], looks, "random")
+    full = rows["full"][0]
+    over_none = 100 * (chosen.accuracy - none.accuracy)
+    over_random = 100 * (chosen.accuracy - random.accuracy)
+    share = chosen.macs / full.macs
+    return [
+        Claim(
+            f"{looks} looks are at least 30 points better than none",
+            f"{100 * chosen.accuracy:.1f} % against {100 * none.accuracy:.1f} %: {over_none:+.1f} points",
+            over_none >= 30,
+        ),
+        Claim(
+            f"{looks} learned looks are at least 15 points better than {looks} random ones",
+            f"{100 * chosen.accuracy:.1f} % against {100 * random.accuracy:.1f} %: {over_random:+.1f} points",
+            over_random >= 15,
+        ),
+        Claim(
+            "not below the full-image network trained for the same time",
+            f"{100 * chosen.accuracy:.1f} % against {100 * full.accuracy:.1f} %",
+            chosen.accuracy >= full.accuracy,
+        ),
+        Claim(
+            "under a quarter of the full-image network's multiply-adds",
+            f"{chosen.macs / 1e6:.1f} M against {full.macs / 1e6:.1f} M: 1/{1 / share:.0f}",
+            share < 0.25,
+        ),
+    ]
+
+
+def _fresh_images(model: TNet, recipe: Recipe, folder: Path) -> list[Path]:
+    """Write fresh images as files, predict them as a user would, and explain them."""
+    digits = recipe.data.digits
+    # Beyond the images that were evaluated.
+    fresh = MegapixelDigits(replace(digits, images_test=digits.images_test + FRESH_IMAGES), "test")
+    paths, explained = [], []
+    pictures = make_folder(folder / "fresh_images")
+    for number in range(FRESH_IMAGES):
+        sample = fresh[digits.images_test + number]
+        path = pictures / f"scene_{number + 1}.png"
+        Image.fromarray(sample.image[0].numpy()).save(path)
+        paths.append(path)
+        picture = folder / "explained" / f"scene_{number + 1}.png"
+        save_explanation(model, sample.image, picture, title=path.name, truth=fresh.classes[int(sample.target)])
+        explained.append(picture)
+    write_predictions(predict_paths(model, paths, progress=False), folder / "predictions.csv")
+    return explained
+
+
+def _write_results(
+    folder: Path, rows: dict[str, list[LooksRow]], claims: list[Claim], seed: int, seconds: float
+) -> None:
+    """All figures as plain data, and the table as text."""
+    results = {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "claims": [asdict(claim) for claim in claims],
+        "rows": {name: [asdict(row) for row in found] for name, found in rows.items()},
+    }
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / "evaluation_tnet.md", looks_table(rows["TNet"]))
+
+
+def machine() -> str:
+    """What it ran on, in words."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{platform.machine()}, {device}, Python {platform.python_version()}, PyTorch {torch.__version__}"
