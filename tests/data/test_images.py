@@ -367,14 +367,15 @@ def test_header_that_declares_a_giant_is_refused(tmp_path: Path) -> None:
         load_image(put(tmp_path, "bomb.png", bomb))
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "PNG", "JPEG", "MPO"])
 def test_budget_above_pillows_limit_holds_without_touching_it_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """As for a picture above Pillow's real limit (89 million pixels), at a smaller scale."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     monkeypatch.setattr(images, "_PILLOW_NEVER_COMPLAINS_PX", 20)
-    path = put(tmp_path, "a", encoded(COLOURS, kind))  # 77 pixels: a plain Image.open raises
+    frames = {"save_all": True, "append_images": [Image.fromarray(COLOURS)]} if kind == "MPO" else {}
+    path = put(tmp_path, "a", encoded(COLOURS, kind, **frames))  # 77 pixels: a plain Image.open raises
     assert load_image(path).shape == (3, 7, 11)
     assert Image.MAX_IMAGE_PIXELS == 30
     with pytest.raises(ImageError, match="max_pixels=70"):

@@ -18,7 +18,7 @@ from tnet.data.sample import collate
 from tnet.data.table import ImageTable
 from tnet.errors import DataError
 
-ROWS = {"path": ["a.png", "sub/b.png", "c.png"], "label": ["dog", "cat", "dog"], "split": ["train", "val", "train"]}
+ROWS = {"path": ["a.png", "sub/b.png", "c.png"], "label": ["dog", "cat", "dog"], "split": ["train", " val ", "train"]}
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DataError, match=r"ends with '\.xlsx', .*\.csv, \.parquet, \.pq; save it"):
         ImageTable(folder / "table.xlsx")
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     table = write(folder, "csv", ROWS)
@@ -168,7 +168,7 @@ def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("ragged.csv", b"path,label\na.png,x\nc.png\n"),
+        ("quoted.csv", b'path,label\na.png,"x\n'),
         ("latin1.csv", "path,label\na.png,\xe9t\xe9\n".encode("latin1")),
         ("cut.parquet", b"PAR1 and then nothing of use PAR1"),
         ("text.parquet", b"path,label\na.png,x\n"),
@@ -178,6 +178,13 @@ def test_damaged_tables(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} cannot be read \(.+\); correct it, or save it again\."):
         ImageTable(folder / name)
+
+
+@pytest.mark.parametrize("line", ["c.png", "c.png,x,y"])
+def test_csv_line_of_another_length(folder: Path, line: str) -> None:
+    count = line.count(",") + 1
+    with pytest.raises(DataError, match=rf"has {count} values in line 4, but 2 columns; correct the line"):
+        ImageTable(write_text(folder, f"path,label\na.png,x\n\n{line}\n"))
 
 
 @given(cut=st.floats(0.01, 0.99))
@@ -217,6 +224,9 @@ def test_empty_labels_and_paths_are_counted_and_placed(folder: Path, kind: str) 
     labels = ["x", empty, " ", "y", empty, empty]
     table = write(folder, kind, {"path": ["a.png"] * 6, "label": labels})
     with pytest.raises(DataError, match=r"empty label \(column 'label'\) in 4 rows, first row 2, 3, 5; give"):
+        ImageTable(table)
+    table = write(folder, kind, {"path": ["a.png", "a.png"], "label": [empty, empty]})
+    with pytest.raises(DataError, match="in 2 rows, first row 1, 2"):
         ImageTable(table)
     table = write(folder, kind, {"path": ["a.png", empty], "label": ["x", "x"]})
     with pytest.raises(DataError, match=r"an empty path \(column 'path'\) in 1 rows, first row 2 \(''\); name"):
@@ -258,7 +268,7 @@ def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
 
 
 def test_parquet_columns_of_other_types_are_refused(folder: Path) -> None:
-    for labels in ([1.0, 2.0], [["a"], ["b"]], [None, None]):
+    for labels in ([1.0, 2.0], [["a"], ["b"]], [True, False]):
         table = write(folder, "parquet", {"path": ["a.png", "c.png"], "label": labels})
         with pytest.raises(DataError, match=r"Column 'label' .* holds values of type .*; convert it"):
             ImageTable(table)

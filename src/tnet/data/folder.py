@@ -31,6 +31,7 @@ class LabelledImages(Dataset[Sample]):
         paths: one a picture.
         targets: class indices ``[samples]`` (``int64``), or one 0/1 value per class ``[samples, classes]``
             (``float32``).
+        multilabel: whether a picture can have several labels.
         classes: names, in the order of the indices.
         channels: of the pictures handed out, 1 or 3.
         max_side_px: longer side that pictures are shrunk to, or None.
@@ -61,6 +62,7 @@ class LabelledImages(Dataset[Sample]):
             raise ConfigError(f"The seed of a data set is {seed}, but must be at least 0.")
         self.paths = list(paths)
         self.targets = targets
+        self.multilabel = targets.ndim == 2
         self.classes = list(classes)
         self.channels = channels
         self.max_side_px = max_side_px
@@ -68,11 +70,6 @@ class LabelledImages(Dataset[Sample]):
         self.seed = seed
         self.epoch = 0
         self.max_pixels = max_pixels
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether a picture can have several labels."""
-        return self.targets.ndim == 2
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, counted from 0: it decides, with the seed, how pictures are augmented."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 import torch
 from jaxtyping import Float, Int
@@ -110,46 +110,46 @@ def _read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"The table {path} is empty (0 bytes); fetch or save it again.")
-        table = reader(path, columns)
+        values = reader(path, columns)
     except FileNotFoundError as error:
         raise DataError(f"The table {path} does not exist; correct the path.") from error
     except IsADirectoryError as error:
         raise DataError(f"The table {path} is a folder; name a file.") from error
     except PermissionError as error:
         raise DataError(f"The table {path} may not be read; make it readable for this user.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (csv.Error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"The table {path} cannot be read ({reason}); correct it, or save it again.") from error
-    if table.num_rows == 0:
+    if not values[columns[0]]:
         raise DataError(f"The table {path} has columns, but no rows; list at least one picture.")
-    return {name: _as_text(path, name, table[name]) for name in columns}
+    return values
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
-    with path.open("rb") as stream:  # Python's own open tells a folder and a lack of permission from a bad table
-        reader = pyarrow.csv.open_csv(stream)
-        _check_columns(path, reader.schema.names, columns)
-    # Text as it stands: a label 013 must not become 13, nor NA a missing value.
-    options = pyarrow.csv.ConvertOptions(
-        include_columns=list(dict.fromkeys(columns)),
-        column_types=dict.fromkeys(columns, pa.string()),
-        strings_can_be_null=False,
-    )
-    with path.open("rb") as stream:
-        return pyarrow.csv.read_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(
-                use_threads=False
-            ),  # no threads that a forked loader worker would lose
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=options,
-        )
+def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Text as it stands: a label 013 must not become 13, nor NA a missing value."""
+    values: dict[str, list[str]] = {name: [] for name in columns}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream, strict=True)
+        header = next(reader, [])
+        _check_columns(path, header, columns)
+        places = [(values[name], header.index(name)) for name in values]
+        for row in reader:
+            if row and len(row) != len(header):
+                raise DataError(
+                    f"The table {path} has {len(row)} values in line {reader.line_num}, but {len(header)} columns; "
+                    "correct the line (a value with a comma in it must be quoted)."
+                )
+            for column, place in places if row else ():  # an empty line is no row
+                column.append(row[place])
+    return values
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
         _check_columns(path, file.schema_arrow.names, columns)
-        return file.read(columns=list(dict.fromkeys(columns)), use_threads=False)
+        # Without threads, which a loader's forked worker would not have.
+        table = file.read(columns=list(dict.fromkeys(columns)), use_threads=False)
+    return {name: _as_text(path, name, table[name]) for name in columns}
 
 
 def _check_columns(path: Path, there: Sequence[str], columns: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ def _check_columns(path: Path, there: Sequence[str], columns: Sequence[str]) -> 
 def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_integer(kind)):
+    if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise DataError(
             f"Column '{name}' of the table {path} holds values of type {column.type}, but must hold text or whole "
             "numbers; convert it."

@@ -117,14 +117,14 @@ def _seeded_policy(model: TNet, kind: PolicyKind, seed: int, device: torch.devic
     return model.policy(kind)
 
 
-def _metrics(config: TNetConfig) -> dict[str, Metric]:
+def _metrics(config: TNetConfig) -> dict[str, Metric | MetricCollection]:
     classes = config.num_classes
     if config.multilabel:
         return {
             "accuracy": MultilabelExactMatch(classes),
             "jaccard": MultilabelJaccardIndex(classes, average="micro"),
         }
-    metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
+    metrics: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
     if classes > 5:
         metrics["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
     return metrics

@@ -133,6 +133,8 @@ def macs_unit(macs: int) -> tuple[float, str]:
 
 def short_number(value: float) -> str:
     """Four significant digits, without an exponent."""
+    if value == 0:
+        return "0"
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}" if value >= 0.001 else f"{value:.6f}"
 
 

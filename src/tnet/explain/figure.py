@@ -252,5 +252,6 @@ def _caption(sheet: Sheet, found: Explanation, record: RegionRecord, x: float, y
     colour = INK
     if found.truth is not None:
         colour = GOOD if record.label in found.true_labels else BAD
-    label = clip(record.label, max(4, int((width - 1.1) / 0.086)))  # inches a letter, and of what stands around it
-    sheet.text(x, y + 0.19, f"alone: {label} ({record.probability:.0%})", 9.5, colour, weight="bold")
+    size, letter_in = (9.5, 0.08) if width > 2.2 else (8.5, 0.0715)
+    label = clip(record.label, max(4, int((width + 0.25) / letter_in) - len("alone:  (100%)")))
+    sheet.text(x, y + 0.19, f"alone: {label} ({record.probability:.0%})", size, colour, weight="bold")

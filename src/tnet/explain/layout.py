@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,12 +39,12 @@ class Sheet:
         at = (x / WIDTH_IN, 1 - (y + height) / self.height_in, width / WIDTH_IN, height / self.height_in)
         return self.figure.add_axes(at)
 
-    def text(self, x: float, y: float, text: str, size: float = 10, colour: str = INK, **options: object) -> None:
+    def text(self, x: float, y: float, text: str, size: float = 10, colour: str = INK, **options: Any) -> None:
         """A line of text whose top left corner is at ``x``, ``y`` inches."""
         self.figure.text(
             x / WIDTH_IN, 1 - y / self.height_in, text, fontsize=size, color=colour, va="top", parse_math=False,
             **options,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

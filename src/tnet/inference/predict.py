@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Literal, cast
 
 import torch
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tnet.data.images import DEFAULT_MAX_PIXELS, _open_file, _read_header, load_image
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells, resolve_looks
+from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, RegionRecord, Unreadable, prediction_of
 from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.tnet import TNet
@@ -235,7 +233,7 @@ def _predict(
     progress: bool,
     skip_unreadable: bool,
 ) -> Iterator[Prediction | Unreadable]:
-    with _bar(progress) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("predicting", total=len(loader))
         for batch in _batches(loader, batch_size, skip_unreadable):
             yield from _look(model, batch, looks, policy)
@@ -266,14 +264,16 @@ def _look(
 ) -> Iterator[Prediction | Unreadable]:
     """Look at the pictures of a batch that could be read; all come back in order."""
     pictures = [entry for entry in batch if isinstance(entry, Picture)]
-    if pictures:
-        with torch.inference_mode():
-            output = model([picture.image for picture in pictures], looks, policy)
-        if not bool(torch.isfinite(output.logits).all()):
-            raise CheckpointError(
-                f"the model answers with numbers that are infinite or NaN (first picture {pictures[0].path}): its "
-                "weights are damaged; load an earlier checkpoint"
-            )
+    if not pictures:
+        yield from (entry for entry in batch if isinstance(entry, Unreadable))
+        return
+    with torch.inference_mode():
+        output = model([picture.image for picture in pictures], looks, policy)
+    if not bool(torch.isfinite(output.logits).all()):
+        raise CheckpointError(
+            f"the model answers with numbers that are infinite or NaN (first picture {pictures[0].path}): its weights "
+            "are damaged; load an earlier checkpoint"
+        )
     image = 0
     for entry in batch:
         if isinstance(entry, Unreadable):
@@ -283,15 +283,3 @@ def _look(
             output, image, model.config, entry.path, located=policy.needs_logits, own_size_hw=entry.own_size_hw
         )
         image += 1
-
-
-def _bar(shown: bool) -> Progress:
-    """A progress bar on standard error, which leaves standard output alone."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -82,16 +82,6 @@ def _write_json_lines(predictions: Iterable[Prediction | Unreadable], file: IO[s
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def print_predictions(predictions: Iterable[Prediction | Unreadable], write: Callable[[str], object]) -> int:
-    """Write one readable line a picture; returns how many."""
-    count = 0
-    for found in predictions:
-        if isinstance(found, Prediction):
-            write(prediction_line(found))
-        count += 1
-    return count
 
 
 def prediction_line(prediction: Prediction) -> str:

@@ -15,9 +15,10 @@ from tnet.geometry import Regions
 
 Resize = Literal["antialias", "bilinear"]
 
-# Crops of one shape are resized together while they need less than this; a larger crop is resized in bands of rows of
-# at most this size. The extra memory of a glimpse therefore does not depend on the size of the image.
+# Crops of one shape are resized together while they need less than this; a larger crop is resized one channel at a time,
+# in bands of rows. The extra memory of a glimpse therefore hardly depends on the size of the image.
 _CHUNK_BYTES = 8 * 2**20
+_BAND_BYTES = 2**20
 
 
 class TensorScene:
@@ -119,17 +120,21 @@ class TensorScene:
         return crop.numel() * crop.element_size() > _CHUNK_BYTES
 
     def _resize_banded(self, crop: Tensor, size_px: int) -> Tensor:
-        """Resize one large crop: columns first, a band of rows at a time, then rows.
+        """Resize one large crop: a channel at a time, its columns in bands of rows first, then its rows.
 
         Both filters are separable and keep an axis as it is when its size does not change, so this is the same result
         as in one go. One call on the whole crop would first copy it.
         """
-        channels, height, width = crop.shape
-        rows = max(1, _CHUNK_BYTES // (channels * width * crop.element_size()))
-        bands = [
-            _interpolate(band[None], (band.shape[-2], size_px), self.resize) for band in crop.split(rows, dim=-2)
-        ]
-        return _interpolate(torch.cat(bands, dim=-2), (size_px, size_px), self.resize)[0]
+        _, height, width = crop.shape
+        rows = max(1, _BAND_BYTES // (width * crop.element_size()))
+        channels = []
+        for channel in crop.split(1):
+            narrow = channel.new_empty(1, 1, height, size_px)
+            for top in range(0, height, rows):
+                band = channel[None, :, top : top + rows]
+                narrow[:, :, top : top + rows] = _interpolate(band, (band.shape[-2], size_px), self.resize)
+            channels.append(_interpolate(narrow, (size_px, size_px), self.resize)[0])
+        return torch.cat(channels)
 
 
 def _interpolate(pixels: Tensor, size_hw: tuple[int, int], resize: Resize) -> Tensor:

@@ -1,0 +1,88 @@
+"""Peak memory of one forward at 4 looks against the size of the image.
+
+Each size runs in fresh processes, which report their peak resident memory; the median of five is shown. The C library is
+told to give freed blocks back at once: otherwise the peak depends on what it happens to keep, by tens of MiB.
+
+    python benchmarks/memory.py [--model tnet_efficientnet_b0.fmow_448]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SIZES_PX = (224, 896, 1792, 3584)
+REPEATS = 5
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
+def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
+    """Run one forward in this process; mebibytes of the input and of the peak after the model was made."""
+    import torch
+
+    from tnet import create_model
+
+    torch.set_num_threads(1)
+    model = create_model(name).eval()
+    with torch.inference_mode():
+        # The smallest image first: one-time allocations are then part of the start.
+        model(torch.zeros(1, 3, 224, 224), looks=4)
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if dtype == "uint8":
+            images = torch.full((1, 3, size_px, size_px), 100, dtype=torch.uint8)
+        else:
+            images = torch.full((1, 3, size_px, size_px), 0.1)
+        begin = time.perf_counter()
+        model(images, looks=4)
+        seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "input_mib": images.numel() * images.element_size() / 2**20,
+        "start_mib": start,
+        "peak_mib": peak,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tnet_efficientnet_b0.fmow_448")
+    parser.add_argument("--one", nargs=2, metavar=("SIZE", "DTYPE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.model, int(arguments.one[0]), arguments.one[1])))
+        return
+    print("| image | dtype | input MiB | peak MiB (range) | peak over the 896 px image's | input over the 896 px image's | time s |")
+    print("|---|---|---|---|---|---|---|")
+    for dtype in ("float32", "uint8"):
+        rows = {}
+        for size_px in SIZES_PX:
+            command = [sys.executable, __file__, "--model", arguments.model, "--one", str(size_px), dtype]
+            runs = []
+            for _ in range(REPEATS):
+                done = subprocess.run(
+                    command, check=True, capture_output=True, text=True, env={**os.environ, **_GIVE_BACK}
+                )
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+            rows[size_px] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            rows[size_px]["spread_mib"] = max(run["peak_mib"] for run in runs) - min(run["peak_mib"] for run in runs)
+        for size_px, row in rows.items():
+            more = row["peak_mib"] - rows[896]["peak_mib"]
+            more_input = row["input_mib"] - rows[896]["input_mib"]
+            print(
+                f"| {size_px} px | {dtype} | {row['input_mib']:.1f} | {row['peak_mib']:.1f} ({row['spread_mib']:.1f}) | {more:+.1f} | "
+                f"{more_input:+.1f} | {row['seconds']:.2f} |"
+            )
+    print(f"\n{arguments.model}, 1 image, 4 looks, 1 thread; {platform.machine()}, {time.strftime('%Y-%m-%d')}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tnet.backbones import BackboneConfig
+from tnet.cli.main import app
+from tnet.data.config import DataConfig
+from tnet.data.digits import DigitsConfig
+from tnet.geometry import Grid
+from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.models.io import save_model
+from tnet.models.tnet import TNet
+from tnet.training.recipe import Recipe, save_recipe
+
+CONFIG = TNetConfig(
+    backbone=BackboneConfig("bagnet77", kwargs={"planes": [4] * 4, "expansion": 1, "feature_dim": 24}),
+    num_classes=10,
+    in_channels=1,
+    base_px=32,
+    grid=Grid(3, 3, 0.5),
+    looks=(2,),
+    locator=LocatorConfig(hidden=4),
+    class_names=tuple("0123456789"),
+)
+DIGITS = DigitsConfig(
+    canvas_px=64, digit_px=16, noise_patterns=1, noise_px=8, images_train=8, images_val=6, images_test=3
+)
+FILES = ["evaluation.csv", "evaluation.md", "evaluation.png"]
+
+
+def evaluate(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--device", "cpu"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "evaluation.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def a_run(folder: Path, config: TNetConfig = CONFIG, data: DataConfig | None = None) -> Path:
+    save_model(TNet(config), folder / "model")
+    save_recipe(Recipe(model=config, data=data or DataConfig(kind="digits", digits=DIGITS)), folder / "recipe.yaml")
+    return folder
+
+
+def pictures(folder: Path, names: list[str]) -> Path:
+    """Noise at ``folder/<name>``."""
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(256, size=(48, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return a_run(tmp_path / "run")
+
+
+@pytest.fixture
+def cats_and_dogs(tmp_path: Path) -> Path:
+    """A saved model of two classes, without a recipe."""
+    return save_model(TNet(replace(CONFIG, num_classes=2, class_names=("cat", "dog"))), tmp_path / "saved")
+
+
+def test_a_run_is_evaluated_on_its_own_validation_images(run: Path) -> None:
+    code, output = evaluate(run)
+    assert code == 0
+    assert "made digits (majority), val images: 6 images, 10 classes" in output
+    assert [(row["looks"], row["policy"], row["images"]) for row in rows_of(run / "evaluation")] == [
+        ("0", "none", "6"), ("1", "topk", "6"), ("2", "topk", "6")
+    ]  # fmt: skip
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == FILES
+    page = (run / "evaluation" / "evaluation.md").read_text()
+    shown = [line for line in output.splitlines() if line.startswith("|")]
+    assert len(shown) == 5
+    assert [line for line in page.splitlines() if line.startswith("|")] == shown
+    for word in ("multiply-adds (M)", "parameters (M)", "ms/image", "95 % interval"):
+        assert word in shown[0]
+
+
+def test_looks_policies_and_the_folder_can_be_chosen(run: Path, tmp_path: Path) -> None:
+    code, output = evaluate(
+        run, "--looks", "0,3", "--looks", "1", "--policy", "topk", "--policy", "random", "--out", tmp_path / "a" / "b",
+        "--split", "test", "--batch-size", "2", "--no-progress",
+    )  # fmt: skip
+    assert code == 0
+    assert "test images: 3 images" in output
+    assert [(row["looks"], row["policy"], row["batch_size"]) for row in rows_of(tmp_path / "a" / "b")] == [
+        ("0", "none", "2"), ("3", "topk", "2"), ("3", "random", "2"), ("1", "topk", "2"), ("1", "random", "2")
+    ]  # fmt: skip
+    assert not (run / "evaluation").exists()
+
+
+def test_a_second_evaluation_takes_the_place_of_the_first(run: Path) -> None:
+    assert evaluate(run)[0] == 0
+    (run / "evaluation" / "notes.txt").write_text("mine")
+    assert evaluate(run, "--looks", "9")[0] == 0
+    assert [row["looks"] for row in rows_of(run / "evaluation")] == ["9"]
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == [*FILES, "notes.txt"]
+
+
+def test_the_model_folder_of_a_run_stands_for_the_run(run: Path) -> None:
+    code, output = evaluate(run / "model", "--looks", "0")
+    assert code == 0
+    assert "val images: 6 images" in output
+    assert (run / "model" / "evaluation" / "evaluation.csv").is_file()
+
+
+def test_a_folder_of_class_folders(cats_and_dogs: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pets", ["cat/1.png", "dog/1.png", "dog/deep/2.png"])
+    code, output = evaluate(cats_and_dogs, folder)
+    assert code == 0
+    assert f"{folder}: 3 images, 2 classes" in output
+    assert "AUC" in output
+
+
+def test_a_table_keeps_the_models_order_of_classes(cats_and_dogs: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "pets", ["1.png", "2.png"])
+    table = tmp_path / "pets" / "list.csv"
+    table.write_text("file,kind\n1.png,dog\n2.png,dog\n")
+    model = TNet(replace(CONFIG, num_classes=2, class_names=("cat", "dog")))
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, 9.0]))
+    save_model(model, cats_and_dogs)
+    code, _ = evaluate(cats_and_dogs, table, "--path-column", "file", "--label-column", "kind", "--looks", "0")
+    assert code == 0
+    # The table names dogs only; they are still the model's second class.
+    assert float(rows_of(cats_and_dogs / "evaluation")[0]["accuracy"]) == 1
+
+
+def test_a_table_of_several_labels(tmp_path: Path) -> None:
+    config = replace(CONFIG, num_classes=3, class_names=("boat", "car", "tree"), multilabel=True)
+    save_model(TNet(config), tmp_path / "saved")
+    pictures(tmp_path / "views", ["1.png", "2.png"])
+    (tmp_path / "views" / "list.csv").write_text("path,label\n1.png,car|tree\n2.png,boat\n")
+    code, output = evaluate(tmp_path / "saved", tmp_path / "views" / "list.csv")
+    assert code == 0
+    assert "Jaccard" in output and "exact match" in output
+
+
+def test_images_of_a_recipe_on_disk(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pets", [f"{split}/{kind}/{n}.png" for split in ("train", "val", "test")
+                                        for kind in ("cat", "dog") for n in range(len(split) - 2)])  # fmt: skip
+    config = replace(CONFIG, num_classes=2, class_names=("cat", "dog"))
+    run = a_run(tmp_path / "run", config, DataConfig(root=str(root)))
+    for split, images in (("val", 2), ("test", 4)):
+        code, output = evaluate(run, "--split", split, "--looks", "0")
+        assert code == 0
+        assert f"{root / split}: {images} images" in output
+    (tmp_path / "pets" / "test" / "cat").rename(tmp_path / "pets" / "test" / "cow")
+    code, output = evaluate(run, "--split", "test")
+    assert code == 1
+    assert "lacks 'cat'" in output and "has besides 'cow'" in output
+
+
+def test_a_recipes_table_has_its_test_table_beside_it(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pets", ["1.png", "2.png", "3.png"])
+    (root / "list.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
+    (root / "test.csv").write_text("path,label\n3.png,dog\n")
+    config = replace(CONFIG, num_classes=2, class_names=("cat", "dog"))
+    run = a_run(tmp_path / "run", config, DataConfig(kind="table", root=str(root), train="list.csv", val="list.csv"))
+    for split, images in (("val", 2), ("test", 1)):
+        code, output = evaluate(run, "--split", split, "--looks", "0")
+        assert code == 0
+        assert f": {images} images, 2 classes" in output
+
+
+def test_more_looks_than_cells(run: Path) -> None:
+    code, output = evaluate(run, "--looks", "0,10")
+    assert code == 1
+    assert "error: looks 10 asks for 10 locations in a grid of 3 x 3 cells; give between 0 and 9" in output
+    assert list((run / "evaluation").iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--looks", "some"], ["--policy", "best"], ["--split", "train"], ["--batch-size", "0"]])
+def test_wrong_usage(run: Path, arguments: list[str]) -> None:
+    assert evaluate(run, *arguments)[0] == 2
+    assert not (run / "evaluation").exists()
+
+
+def test_unknown_class_folders(cats_and_dogs: Path, tmp_path: Path) -> None:
+    code, output = evaluate(cats_and_dogs, pictures(tmp_path / "zoo", ["cat/1.png", "emu/1.png"]))
+    assert code == 1
+    assert "lacks 'dog' and has besides 'emu'" in output
+
+
+def test_unknown_labels(cats_and_dogs: Path, tmp_path: Path) -> None:
+    pictures(tmp_path, ["1.png"])
+    (tmp_path / "list.csv").write_text("path,label\n1.png,emu\n")
+    code, output = evaluate(cats_and_dogs, tmp_path / "list.csv")
+    assert code == 1
+    assert "labels that are not among the 2 classes: 'emu'" in output
+
+
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "does not exist"), ("nowhere.csv", "does not exist")])
+def test_images_that_are_not_there(cats_and_dogs: Path, tmp_path: Path, name: str, message: str) -> None:
+    code, output = evaluate(cats_and_dogs, tmp_path / name)
+    assert code == 1
+    assert message in output and str(tmp_path / name) in output
+
+
+def test_a_model_without_a_recipe_needs_images(cats_and_dogs: Path) -> None:
+    code, output = evaluate(cats_and_dogs)
+    assert code == 1
+    assert "has no recipe.yaml" in output and f"tnet evaluate {cats_and_dogs} IMAGES" in output
+
+
+def test_a_run_without_a_model(run: Path) -> None:
+    (run / "model").rename(run / "elsewhere")
+    code, output = evaluate(run)
+    assert code == 1
+    assert "has no config.json; give a run folder or a saved model's folder" in output
+    assert not (run / "evaluation").exists()
+
+
+def test_weights_of_another_model(run: Path, tmp_path: Path) -> None:
+    other = save_model(TNet(replace(CONFIG, aggregation="weighted")), tmp_path / "other")
+    (other / "model.safetensors").rename(run / "model" / "model.safetensors")
+    code, output = evaluate(run)
+    assert code == 1
+    assert "these are weights of another model" in output
+
+
+def test_truncated_weights(run: Path) -> None:
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    code, output = evaluate(run)
+    assert code == 1
+    assert "model.safetensors is damaged" in output
+
+
+def test_a_picture_that_cannot_be_read_stops_it_and_leaves_nothing(cats_and_dogs: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pets", ["cat/1.png", "dog/1.png"])
+    broken = folder / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    code, output = evaluate(cats_and_dogs, folder)
+    assert code == 1
+    assert str(broken) in output
+    assert list((cats_and_dogs / "evaluation").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "evaluation").write_text("in the way")
+    monkeypatch.setattr("tnet.evaluation.evaluate_looks", lambda *_, **__: pytest.fail("evaluated for nothing"))
+    code, output = evaluate(run)
+    assert code == 1
+    assert "evaluation cannot be written" in output and "--out" in output
+    assert (run / "evaluation").read_text() == "in the way"
+
+
+def test_a_device_that_is_not_there(run: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(run), "--device", "toaster"])
+    assert result.exit_code == 1
+    assert "device 'toaster' cannot be used here" in result.output

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tnet.backbones import BackboneConfig
+from tnet.cli.main import app
+from tnet.evaluation.cost import cost_by_module, count_parameters, multiply_adds
+from tnet.geometry import Grid
+from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.models.io import save_model
+from tnet.models.tnet import TNet
+from tnet.training.recipe import Recipe, save_recipe
+
+CONFIG = TNetConfig(
+    backbone=BackboneConfig("bagnet77", kwargs={"planes": [4] * 4, "expansion": 1, "feature_dim": 24}),
+    num_classes=7,
+    in_channels=1,
+    base_px=32,
+    grid=Grid(3, 3, 0.5),
+    looks=(2,),
+    locator=LocatorConfig(hidden=4),
+)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["info", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def table(output: str) -> dict[str, list[str]]:
+    """Lines of all tables, by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    save_recipe(Recipe(model=CONFIG), tmp_path / "made.yaml")
+    return tmp_path / "made.yaml"
+
+
+def test_parts_and_looks_of_a_recipe(recipe: Path) -> None:
+    code, output = run(recipe)
+    assert code == 0
+    model = TNet(CONFIG)
+    rows = table(output)
+    assert rows["part"] == ["parameters", "0 looks", "1 looks", "2 looks"]
+    assert list(rows)[2:] == ["backbone", "position", "locator", "aggregation", "classifier", "total"]
+    for part in cost_by_module(model, 2):
+        assert rows[part.name][0] == f"{part.parameters.trainable:,}"
+        assert float(rows[part.name][3]) == pytest.approx(part.macs / 1e6, rel=1e-3, abs=1e-6)
+    assert rows["total"][0] == f"{count_parameters(model).trainable:,}"
+    assert [float(cell) for cell in rows["total"][1:]] == [
+        pytest.approx(multiply_adds(model, looks) / 1e6, rel=1e-3) for looks in range(3)
+    ]
+    assert "multiply-adds (M)" in output and "grid         3 x 3 cells, each 0.5" in output
+
+
+def test_looks_can_be_chosen(recipe: Path) -> None:
+    code, output = run(recipe, "--looks", "9,0", "--looks", "9")
+    assert code == 0
+    assert table(output)["part"][1:] == ["9 looks", "0 looks"]
+
+
+def test_a_saved_model_and_its_run_say_the_same_as_the_recipe(recipe: Path, tmp_path: Path) -> None:
+    save_model(TNet(CONFIG), tmp_path / "run" / "model")
+    expected = table(run(recipe)[1])
+    for target in (tmp_path / "run", tmp_path / "run" / "model"):
+        code, output = run(target)
+        assert code == 0
+        assert table(output) == expected
+
+
+def test_a_run_without_a_model_yet_is_described_by_its_recipe(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "started").mkdir()
+    recipe.rename(tmp_path / "started" / "recipe.yaml")
+    code, output = run(tmp_path / "started")
+    assert code == 0
+    assert "without a model yet" in output
+
+
+def test_pretrained_weights_are_not_fetched(tmp_path: Path) -> None:
+    # The network is out of bounds in tests, so that this fails if anything asks for them.
+    backbone = BackboneConfig("resnet10t", pretrained=True)
+    save_recipe(Recipe(model=replace(CONFIG, backbone=backbone)), tmp_path / "pretrained.yaml")
+    code, output = run(tmp_path / "pretrained.yaml", "--looks", "0")
+    assert code == 0
+    assert "resnet10t" in output
+
+
+def test_a_registered_model_by_name() -> None:
+    code, output = run("tnet_efficientnet_b0.fmow_896", "--image-size", "896")
+    assert code == 0
+    rows = table(output)
+    assert rows["part"] == ["parameters", "0 looks", "2 looks", "1x1 looks", "2x1 looks"]
+    assert rows["total"] == ["4,517,575", "0.3851", "1.155", "1.155", "1.926"]
+    assert rows["0"] == ["1", "896 x 896", "4.00"]
+    assert rows["1"] == ["2", "448 x 448", "2.00"]
+    assert rows["2"] == ["2", "224 x 224", "1.00"]
+    assert "6.143 G multiply-adds, 3.190 times what this model needs" in output
+    assert "levels: 3, grid: {rows: 3, cols: 3, cell_extent: 0.5}, looks: [2, 1]" in output
+
+
+def test_a_plain_network_has_no_locator(tmp_path: Path) -> None:
+    save_recipe(Recipe(model=replace(CONFIG, levels=1, looks=())), tmp_path / "plain.yaml")
+    code, output = run(tmp_path / "plain.yaml")
+    assert code == 0
+    assert "locator" not in output and table(output)["part"] == ["parameters", "0 looks"]
+
+
+def test_an_image_smaller_than_a_glimpse_is_not_worth_a_traversal(recipe: Path) -> None:
+    code, output = run(recipe, "--image-size", "20x30")
+    assert code == 0
+    assert "20 x 30 px are smaller than the base resolution 32 px" in output
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--looks", "10"], "10 locations in a grid of 3 x 3 cells; give between 0 and 9"),
+    (["--looks", "1x1"], "the model has 1"),
+    (["--image-size", "1"], "a region of 1 px cannot hold 3 cells"),
+])  # fmt: skip
+def test_what_the_model_does_not_allow_is_an_error(recipe: Path, arguments: list[str], message: str) -> None:
+    code, output = run(recipe, *arguments)
+    assert code == 1
+    assert output.splitlines()[-1].startswith("error: ") and message in output
+
+
+@pytest.mark.parametrize("arguments", [["--looks", "many"], ["--image-size", "big"]])
+def test_what_cannot_be_read_is_wrong_usage(recipe: Path, arguments: list[str]) -> None:
+    assert run(recipe, *arguments)[0] == 2
+
+
+def test_targets_that_are_nothing_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.yaml").write_text("model: {bass_px: 32}\n")
+    assert run("tnet_bagnet77.imagenett") == (
+        1,
+        "error: tnet_bagnet77.imagenett is neither a file, nor a folder, nor a model: model 'tnet_bagnet77.imagenett' is "
+        "not registered; did you mean tnet_bagnet77.imagenet\n",
+    )
+    for target, message in (
+        ("empty", "has no config.json; give a run folder or a saved model's folder"),
+        ("wrong.yaml", "unknown key 'model.bass_px'; did you mean 'base_px'?"),
+        ("none.yaml", "cannot be read (No such file or directory)"),
+    ):
+        code, output = run(tmp_path / target)
+        assert code == 1
+        assert output.startswith("error: ") and message in output
