@@ -34,6 +34,8 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "norm": {
         "batch norm, shared statistics": [],  # what the recipe has: the same runs as above
         "batch norm, statistics per level": ["model.batch_norm=per_level"],
+        "batch norm, shared, recalibrated": ["train.recalibrate_batches=12"],
+        "batch norm, per level, recalibrated": ["model.batch_norm=per_level", "train.recalibrate_batches=12"],
         "group norm, one group": ["model.backbone.kwargs.norm_layer=groupnorm1"],
     },
 }

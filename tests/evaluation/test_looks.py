@@ -30,6 +30,8 @@ CONFIG = TNetConfig(
     locator=LocatorConfig(hidden=4),
 )
 
+_SPREAD = 1.0
+
 
 class Images(Dataset[Sample]):
     """Noise with random labels; keeps count of what was asked for."""
@@ -59,8 +61,12 @@ def a_model(**changes: object) -> TNet:
     torch.manual_seed(5)
     model = TNet(replace(CONFIG, **changes)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
-        # Untrained answers hardly depend on the image; this makes them differ from image to image.
-        model.classifier.weight.mul_(300)
+        # Untrained answers hardly depend on the image. Answers about their mean do.
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(256, (32, 1, 64, 64), generator=generator, dtype=torch.uint8)
+        features = model(noise, looks=2).aggregate
+        model.classifier.weight.mul_(_SPREAD / features.std(0).mean())
+        model.classifier.bias.copy_(-model.classifier.weight @ features.mean(0))
     return model
 
 
@@ -157,8 +163,6 @@ def test_random_looks_follow_from_the_seed_alone() -> None:
 
 def test_several_labels_an_image() -> None:
     model, data = a_model(multilabel=True, num_classes=3), Images(40, 3, multilabel=True)
-    with torch.no_grad():
-        model.classifier.weight.div_(10)
     (row,) = measure(model, data)
     predicted = (probs_by_hand(model, data, 2) > 0.5).float()
     assert row.accuracy == pytest.approx(float((predicted == data.targets).all(1).float().mean()))

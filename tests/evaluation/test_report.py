@@ -38,6 +38,11 @@ def test_interval_is_wilsons(total: int, share: float) -> None:
     assert wilson_interval(correct, total) == pytest.approx((known.low, known.high), abs=1e-6)
 
 
+@given(total=st.integers(1, 5000))
+def test_interval_holds_the_share_itself_at_its_ends(total: int) -> None:
+    assert wilson_interval(0, total)[0] == 0 and wilson_interval(total, total)[1] == 1
+
+
 def test_labels_of_looks_are_what_the_command_line_reads() -> None:
     assert [looks_label(looks) for looks in [(), (3,), (2, 1)]] == ["0", "3", "2x1"]
 
@@ -84,7 +89,7 @@ def test_csv_can_be_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[ZERO], [ZERO, TWO], [TWO, replace(TWO, policy="random", accuracy=0.3, accuracy_low=0.24, accuracy_high=0.37)], [ZERO, TWO, DEEP]]
+    "rows", [[replace(ZERO, accuracy=0.0, accuracy_low=0.0)], [ZERO, TWO], [TWO, replace(TWO, policy="random", accuracy=0.3, accuracy_low=0.24, accuracy_high=0.37)], [ZERO, TWO, DEEP]]
 )
 def test_plot_is_a_picture(rows: list[LooksRow], tmp_path: Path) -> None:
     plot_looks(rows, tmp_path / "plot.png")

@@ -71,32 +71,40 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Every batch norm with running statistics in a module."""
+    return [
+        norm
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    ]
+
+
 class PopulationNorms:
     """Running statistics of batch norm kept apart for whole images and for regions.
 
     Whole images and magnified regions are two populations: averaged into one set of running statistics they describe
-    neither. This keeps a second set of buffers beside each batch norm (``region_mean``, ``region_var``) and exchanges
-    the two while regions are described; weights and biases stay shared.
+    neither. This keeps a second set of buffers beside each batch norm (``region_mean``, ``region_var`` and their count
+    ``region_batches``) and exchanges the two while regions are described; weights and biases stay shared.
 
     Args:
         module: the backbone; every batch norm with running statistics in it gets the second set.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.norms = [
-            norm
-            for norm in module.modules()
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-        ]
+        self.norms = batch_norms(module)
         for norm in self.norms:
             assert norm.running_mean is not None and norm.running_var is not None
             norm.register_buffer("region_mean", norm.running_mean.clone())
             norm.register_buffer("region_var", norm.running_var.clone())
+            norm.register_buffer("region_batches", norm.get_buffer("num_batches_tracked").clone())
 
     def _exchange(self) -> None:
         for norm in self.norms:
             norm.running_mean, norm.region_mean = norm.get_buffer("region_mean"), norm.get_buffer("running_mean")
             norm.running_var, norm.region_var = norm.get_buffer("region_var"), norm.get_buffer("running_var")
+            seen = norm.get_buffer("num_batches_tracked")
+            norm.num_batches_tracked, norm.region_batches = norm.get_buffer("region_batches"), seen
 
     @contextmanager
     def of_level(self, level: int) -> Iterator[None]:
@@ -108,4 +116,11 @@ class PopulationNorms:
         try:
             yield
         finally:
+            self._exchange()
+
+    def reset(self) -> None:
+        """Forget both sets of statistics."""
+        for _ in range(2):
+            for norm in self.norms:
+                norm.reset_running_stats()
             self._exchange()

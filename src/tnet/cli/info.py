@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tnet.cli.common import parse_image_size, parse_looks_list
-from tnet.errors import ConfigError, TnetError
+from tnet.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
     from tnet.models.config import TNetConfig
@@ -146,11 +146,14 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
             f"The same backbone on all of it: {short_number(whole / unit)} {letter} multiply-adds, "
             f"{short_number(whole / own)} times what this model needs.\n"
         )
+    except ConfigError as error:
+        text += f"To compare: {error}.\n"
+    try:
         proposal = suggest(size_hw, config.base_px)
-    except TnetError as error:
+    except GeometryError as error:
         return f"{text}{error}\n"
-    grid = proposal.grid
+    grid = f"{{rows: {proposal.grid.rows}, cols: {proposal.grid.cols}, cell_extent: {proposal.grid.cell_extent:g}}}"
     return (
-        f"{text}Proposed levels and grid: levels: {proposal.levels}, grid: {{rows: {grid.rows}, cols: {grid.cols}, "
-        f"cell_extent: {grid.cell_extent:g}}}, looks: {list(proposal.looks)}\n({proposal.why})\n"
+        f"{text}Proposed for this size: levels: {proposal.levels}, grid: {grid}, looks: {list(proposal.looks)}\n"
+        f"({proposal.why})\n"
     )

@@ -59,12 +59,13 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         from tnet import __version__
 
         typer.echo(f"tnet {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -76,6 +76,8 @@ class TrainConfig:
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes or GPUs to train on.
         eval_policies: policies that validation measures at the recipe's looks (``topk``, ``random``, ``centre``).
+        recalibrate_batches: before each validation, measure the statistics of batch norm anew over this many training
+            batches; 0 keeps the running averages (published). Running averages lag behind weights that change fast.
         overlays: validation images for which the regions are drawn at the end.
     """
 
@@ -88,13 +90,14 @@ class TrainConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     eval_policies: tuple[Literal["topk", "random", "centre"], ...] = ("topk", "random")
+    recalibrate_batches: int = 0
     overlays: int = 4
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; give at least 1")
-        for name in ("workers", "overlays"):
+        for name in ("workers", "overlays", "recalibrate_batches"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; give 0 or more")
         if self.images_per_epoch is not None and self.images_per_epoch < 1:

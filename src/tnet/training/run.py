@@ -29,6 +29,7 @@ from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
+from tnet.training.norms import RecalibrateNorms
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 RECIPE_NAME = "recipe.yaml"
@@ -126,6 +127,8 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
         ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
         KeepBestModel(folder / "model"),
     ]
+    if train.recalibrate_batches:
+        callbacks.insert(0, RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
         callbacks.append(TimeLimit(train.max_minutes))
     if progress:
