@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import tnet.demo
@@ -44,14 +45,21 @@ PARTS: dict[str, dict[str, list[str]]] = {
 def run_one(arguments: tuple[str, list[str], int, Path]) -> tuple[str, int, list[dict[str, float]], float]:
     """Train one variant with one seed, or read the metrics of a finished run."""
     name, overrides, seed, folder = arguments
-    import torch  # noqa: PLC0415
+    import torch
 
-    from tnet.training.curves import read_metrics  # noqa: PLC0415
-    from tnet.training.recipe import load_recipe  # noqa: PLC0415
-    from tnet.training.run import train  # noqa: PLC0415
+    from tnet.training.curves import read_metrics
+    from tnet.training.recipe import load_recipe
+    from tnet.training.run import train
 
     torch.set_num_threads(1)
-    settings = ["train.epochs=20", "train.images_per_epoch=960", "data.digits.images_val=512", "train.overlays=0"]
+    settings = [
+        "model.batch_norm=shared",
+        "train.recalibrate_batches=0",
+        "train.epochs=20",
+        "train.images_per_epoch=960",
+        "data.digits.images_val=512",
+        "train.overlays=0",
+    ]
     recipe = load_recipe(RECIPE, [*settings, *overrides, f"seed={seed}"])
     seconds = 0.0
     if not (folder / "metrics.csv").is_file():
@@ -76,7 +84,8 @@ def study(part: str, out: Path, jobs: int) -> None:
             last = rows[-1]
             print(
                 f"[{time.monotonic() - start:6.0f} s] {name}, seed {seed}: learned {last['val/accuracy']:.3f}, "
-                f"random {last['val/accuracy_random']:.3f}, 0 looks {last['val/accuracy_0_looks']:.3f} ({seconds:.0f} s)",
+                f"random {last['val/accuracy_random']:.3f}, 0 looks {last['val/accuracy_0_looks']:.3f} "
+                f"({seconds:.0f} s)",
                 flush=True,
             )
     write_table(part, out, results)
@@ -87,7 +96,7 @@ def jump(rows: list[dict[str, float]]) -> float:
     """Mean fall of validation accuracy from one epoch to the next, rises counted as 0, over the second half."""
     values = [row["val/accuracy"] for row in rows]
     half = values[len(values) // 2 :]
-    return statistics.mean(max(0.0, before - after) for before, after in zip(half, half[1:], strict=False))
+    return statistics.mean(max(0.0, before - after) for before, after in pairwise(half))
 
 
 def write_table(part: str, out: Path, results: dict[tuple[str, int], list[dict[str, float]]]) -> None:
@@ -116,10 +125,10 @@ def write_table(part: str, out: Path, results: dict[tuple[str, int], list[dict[s
 
 def write_curves(part: str, out: Path, results: dict[tuple[str, int], list[dict[str, float]]]) -> None:
     """Validation accuracy over epochs: as CSV and as a picture."""
-    import matplotlib  # noqa: PLC0415
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     with (out / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -134,9 +143,21 @@ def write_curves(part: str, out: Path, results: dict[tuple[str, int], list[dict[
         for seed in SEEDS:
             rows = results[name, seed]
             epochs = [row["epoch"] + 1 for row in rows]
-            axis.plot(epochs, [100 * row["val/accuracy"] for row in rows], color="C0", label="learned" if not seed else None)
-            axis.plot(epochs, [100 * row["val/accuracy_random"] for row in rows], color="C1", label="random" if not seed else None)
-            axis.plot(epochs, [100 * row["val/accuracy_0_looks"] for row in rows], color="C7", label="0 looks" if not seed else None)
+            axis.plot(
+                epochs, [100 * row["val/accuracy"] for row in rows], color="C0", label="learned" if not seed else None
+            )
+            axis.plot(
+                epochs,
+                [100 * row["val/accuracy_random"] for row in rows],
+                color="C1",
+                label="random" if not seed else None,
+            )
+            axis.plot(
+                epochs,
+                [100 * row["val/accuracy_0_looks"] for row in rows],
+                color="C7",
+                label="0 looks" if not seed else None,
+            )
         axis.set(title=name, xlabel="epoch")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation accuracy (%)")

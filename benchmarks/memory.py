@@ -1,7 +1,7 @@
 """Peak memory of one forward at 4 looks against the size of the image.
 
-Each size runs in fresh processes, which report their peak resident memory; the median of five is shown. The C library is
-told to give freed blocks back at once: otherwise the peak depends on what it happens to keep, by tens of MiB.
+Each size runs in fresh processes, which report their peak resident memory; the median of five is shown. The C library
+is told to give freed blocks back at once: otherwise the peak depends on what it happens to keep, by tens of MiB.
 
     python benchmarks/memory.py [--model tnet_efficientnet_b0.fmow_448]
 """
@@ -60,7 +60,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.model, int(arguments.one[0]), arguments.one[1])))
         return
-    print("| image | dtype | input MiB | peak MiB (range) | peak over the 896 px image's | input over the 896 px image's | time s |")
+    print("| image | dtype | input MiB | peak MiB (range) | peak over 896 px's | input over 896 px's | time s |")
     print("|---|---|---|---|---|---|---|")
     for dtype in ("float32", "uint8"):
         rows = {}
@@ -78,7 +78,8 @@ def main() -> None:
             more = row["peak_mib"] - rows[896]["peak_mib"]
             more_input = row["input_mib"] - rows[896]["input_mib"]
             print(
-                f"| {size_px} px | {dtype} | {row['input_mib']:.1f} | {row['peak_mib']:.1f} ({row['spread_mib']:.1f}) | {more:+.1f} | "
+                f"| {size_px} px | {dtype} | {row['input_mib']:.1f} | {row['peak_mib']:.1f} "
+                f"({row['spread_mib']:.1f}) | {more:+.1f} | "
                 f"{more_input:+.1f} | {row['seconds']:.2f} |"
             )
     print(f"\n{arguments.model}, 1 image, 4 looks, 1 thread; {platform.machine()}, {time.strftime('%Y-%m-%d')}.")

@@ -91,7 +91,9 @@ def test_a_value_that_the_dataclass_refuses_keeps_its_error_and_names_the_file()
         parse_dataclass(Outer, {"inner": {"side": 0}}, "x.yaml")
 
 
-@pytest.mark.parametrize("names", [("0", "1"), ("null", "true", "~", ""), ("1e3", "0x1", "1_0"), ("[a]", "{b: c}", "x: y")])
+@pytest.mark.parametrize(
+    "names", [("0", "1"), ("null", "true", "~", ""), ("1e3", "0x1", "1_0"), ("[a]", "{b: c}", "x: y")]
+)
 def test_words_stay_words(names: tuple[str, ...]) -> None:
     """Class names come from folder names, and must not turn into numbers or lists."""
     config = TNetConfig(num_classes=len(names), class_names=names)
@@ -105,7 +107,8 @@ def test_words_and_numbers_are_told_apart(tap: str | int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["on", "12", "1e3", "null", 12, 0, 1, 1.0, True, None, [16, "a", "1", True, 2.5], [[1, 2], [3]], {"a": "1"}]
+    "value",
+    ["on", "12", "1e3", "null", 12, 0, 1, 1.0, True, None, [16, "a", "1", True, 2.5], [[1, 2], [3]], {"a": "1"}],
 )
 def test_backbone_arguments_arrive_as_they_are(value: Any) -> None:
     data = {"backbone": {"kwargs": {"argument": value}}}

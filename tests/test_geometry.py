@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tnet.errors import GeometryError
 from tnet.geometry import (
     Grid,
-    Regions,
     axis_cells,
     cell_boxes,
     cell_spans,

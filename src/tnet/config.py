@@ -52,7 +52,7 @@ def _check_keys(cls: type, data: object, source: str, path: str) -> None:
             hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(names)}"
             raise RecipeError(f"{source}: unknown key {where!r}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
-            _check_keys(hints[key], value, source, where)  # type: ignore[arg-type]
+            _check_keys(hints[key], value, source, where)
 
 
 def _one_sentence(message: str) -> str:

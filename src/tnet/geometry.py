@@ -203,9 +203,7 @@ def choose_cells(parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"]) 
     )
 
 
-def cell_spans(
-    parents: Regions, grid: Grid
-) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
+def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
     """What each cell covers of its parent, per axis, as fractions of the parent's side.
 
     Padding is cut off, so all values lie in [0, 1]: this says which part of a parent's feature map describes a cell. A

@@ -74,7 +74,9 @@ class Loss:
     reward_per_feature: Float[Tensor, ""]
 
 
-def reward(logits: Float[Tensor, "*n classes"], target: Int[Tensor, "*n"] | Float[Tensor, "*n classes"]) -> Float[Tensor, "*n"]:
+def reward(
+    logits: Float[Tensor, "*n classes"], target: Int[Tensor, "*n"] | Float[Tensor, "*n classes"]
+) -> Float[Tensor, "*n"]:
     """How right a prediction is, between 0 and 1, without gradient.
 
     For classes that exclude each other: 1 if the most probable class is the right one (paper). For several labels:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import typer
 
-from tnet.cli.common import parse_image_size, parse_looks, parse_looks_list, pick_device
+from tnet.cli.common import parse_image_size, parse_looks, parse_looks_list, pick_device, recipe_of
 from tnet.errors import ConfigError
+from tnet.training.recipe import Recipe, save_recipe
 
 
 def test_looks_are_a_number_or_one_number_a_level() -> None:
@@ -43,3 +46,13 @@ def test_devices() -> None:
 def test_devices_that_are_not_there_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here .*; give --device cpu, or auto"):
         pick_device(name)
+
+
+def test_the_recipe_lies_in_the_run_whose_model_is_named(tmp_path: Path) -> None:
+    recipe = Recipe(title="found")
+    save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
+    for name in ("model", "other"):
+        (tmp_path / "run" / name).mkdir()
+    assert recipe_of(tmp_path / "run") == recipe_of(tmp_path / "run" / "model") == recipe
+    assert recipe_of(tmp_path / "run" / "other") is None
+    assert recipe_of(tmp_path / "nowhere") is None

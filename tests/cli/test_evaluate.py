@@ -187,7 +187,9 @@ def test_more_looks_than_cells(run: Path) -> None:
     assert list((run / "evaluation").iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--looks", "some"], ["--policy", "best"], ["--split", "train"], ["--batch-size", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--looks", "some"], ["--policy", "best"], ["--split", "train"], ["--batch-size", "0"]]
+)
 def test_wrong_usage(run: Path, arguments: list[str]) -> None:
     assert evaluate(run, *arguments)[0] == 2
     assert not (run / "evaluation").exists()
@@ -256,7 +258,7 @@ def test_a_picture_that_cannot_be_read_stops_it_and_leaves_nothing(cats_and_dogs
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "evaluation").write_text("in the way")
-    monkeypatch.setattr("tnet.evaluation.evaluate_looks", lambda *_, **__: pytest.fail("evaluated for nothing"))
+    monkeypatch.setattr("tnet.evaluation.looks.evaluate_looks", lambda *_, **__: pytest.fail("evaluated for nothing"))
     code, output = evaluate(run)
     assert code == 1
     assert "evaluation cannot be written" in output and "--out" in output

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def test_version_comes_from_the_installed_package(tmp_path: Path, monkeypatch: p
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.4\nName: tnet\nVersion: 9.8.7\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    result = tnet("--version", code="from tnet.cli.main import main\ntry: main()\nfinally: assert 'torch' not in sys.modules")
+    result = tnet(
+        "--version", code="from tnet.cli.main import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "tnet 9.8.7\n", "")
 
 
@@ -65,7 +68,9 @@ def test_no_verb_shows_the_help() -> None:
     assert result.exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["no-such-verb"], ["info"], ["info", "x", "--no-such-option"], ["info", "--looks"]])
+@pytest.mark.parametrize(
+    "arguments", [["no-such-verb"], ["info"], ["info", "x", "--no-such-option"], ["info", "--looks"]]
+)
 def test_wrong_usage_ends_with_2_and_no_traceback(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
@@ -86,7 +91,9 @@ def fails_with(error: BaseException) -> typer.Typer:
     return failing
 
 
-@pytest.mark.parametrize("error", [DataError("folder x is empty; add pictures"), OutputError("folder x is empty; add pictures")])
+@pytest.mark.parametrize(
+    "error", [DataError("folder x is empty; add pictures"), OutputError("folder x is empty; add pictures")]
+)
 def test_what_a_user_caused_is_one_sentence(error: Exception) -> None:
     result = CliRunner().invoke(fails_with(error), ["verb"])
     assert result.exit_code == 1
@@ -119,7 +126,19 @@ def test_running_out_of_memory_names_the_remedy(error: Exception) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug")])
+@pytest.mark.parametrize(("error", "message"), [
+    (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "error: /a/b: Permission denied; change its permissions"),
+    (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; "),
+])  # fmt: skip
+def test_a_machine_that_says_no_is_not_a_bug(error: OSError, message: str) -> None:
+    result = CliRunner().invoke(fails_with(error), ["verb"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "a bug")]
+)
 def test_bugs_keep_their_traceback(error: Exception) -> None:
     assert CliRunner().invoke(fails_with(error), ["verb"]).exception is error
 

@@ -36,7 +36,9 @@ _SPREAD = 1.0
 class Images(Dataset[Sample]):
     """Noise with random labels; keeps count of what was asked for."""
 
-    def __init__(self, images: int, classes: int = 7, *, multilabel: bool = False, sizes: tuple[int, ...] = (64,)) -> None:
+    def __init__(
+        self, images: int, classes: int = 7, *, multilabel: bool = False, sizes: tuple[int, ...] = (64,)
+    ) -> None:
         generator = torch.Generator().manual_seed(images)
         self.images = [
             torch.randint(256, (1, size, 64), generator=generator, dtype=torch.uint8)

@@ -89,7 +89,13 @@ def test_csv_can_be_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[replace(ZERO, accuracy=0.0, accuracy_low=0.0)], [ZERO, TWO], [TWO, replace(TWO, policy="random", accuracy=0.3, accuracy_low=0.24, accuracy_high=0.37)], [ZERO, TWO, DEEP]]
+    "rows",
+    [
+        [replace(ZERO, accuracy=0.0, accuracy_low=0.0)],
+        [ZERO, TWO],
+        [TWO, replace(TWO, policy="random", accuracy=0.3, accuracy_low=0.24, accuracy_high=0.37)],
+        [ZERO, TWO, DEEP],
+    ],
 )
 def test_plot_is_a_picture(rows: list[LooksRow], tmp_path: Path) -> None:
     plot_looks(rows, tmp_path / "plot.png")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.helpers import three_levels, tiny_config
 from torch import Tensor
 
-from tests.helpers import three_levels, tiny_config
 from tnet.data.images import load_image
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from tnet.backbones.bagnet import BagNet77
 from tnet.backbones.base import Backbone, BackboneConfig, BatchNormMode, Described, PopulationNorms
 from tnet.backbones.timm_backbone import TimmBackbone
@@ -38,6 +40,6 @@ def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid
     if base_px < BagNet77.min_px:
         raise ConfigError(f"base_px {base_px} is too small for bagnet77; the limit is {BagNet77.min_px} px")
     try:
-        return BagNet77(in_channels, **config.kwargs)
+        return BagNet77(in_channels, **cast("dict[str, Any]", config.kwargs))
     except TypeError as error:
         raise ConfigError(f"backbone bagnet77 does not take kwargs {config.kwargs}: {error}") from None

@@ -113,8 +113,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
     refused = sorted(_NOT_FOR_KWARGS & kwargs.keys())
     if refused:
         raise ConfigError(
-            f"backbone kwargs must not hold {refused[0]!r}, which says where weights come from or what tnet sets itself; "
-            "use backbone.pretrained or backbone.weights"
+            f"backbone kwargs must not hold {refused[0]!r}, which says where weights come from or what tnet sets "
+            "itself; use backbone.pretrained or backbone.weights"
         )
     if config.pretrained and config.weights is not None:
         raise ConfigError(f"backbone has both pretrained: true and weights {config.weights}; choose one")
@@ -140,7 +140,7 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
         ) from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))
-        classifiers = (model.pretrained_cfg or {}).get("classifier") or ()
+        classifiers = getattr(default, "classifier", None) or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
         check_state(model.state_dict(), kept, config.weights)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from tnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tnet.training.recipe import Recipe
 
 Looks = int | tuple[int, ...]
 """Looks as ``TNet.forward`` takes them: a number for level 1, or one number a level."""
@@ -82,3 +87,20 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from None
     return name
+
+
+def recipe_of(run: Path) -> Recipe | None:
+    """The recipe by which a model was trained, if it lies beside it.
+
+    Args:
+        run: a run directory, or its ``model/`` folder, or the folder of any saved model.
+
+    Raises:
+        RecipeError: it is there but cannot be read.
+    """
+    from tnet.training.recipe import load_recipe
+
+    for folder in (run, run.parent) if run.resolve().name == "model" else (run,):
+        if (folder / "recipe.yaml").is_file():
+            return load_recipe(folder / "recipe.yaml")
+    return None

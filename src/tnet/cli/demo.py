@@ -11,7 +11,9 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results; must be new or empty.")] = Path("demo_run"),
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Seconds instead of minutes: only show that it works.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Seconds instead of minutes: only show that it works.")
+    ] = False,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Train, compare, predict and explain on made scenes, offline; leaves one page with tables and pictures.

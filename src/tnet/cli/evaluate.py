@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, PolicyName, parse_looks_list, pick_device
+from tnet.cli.common import DEVICE_HELP, PolicyName, parse_looks_list, pick_device, recipe_of
 from tnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tnet.data.loading import LabelledData
     from tnet.models.config import TNetConfig
     from tnet.training.recipe import Recipe
+
+_recipe_of = recipe_of  # for `tnet explain`
 
 _LOOKS_HELP = (
     "Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be repeated. "
@@ -60,12 +62,13 @@ def evaluate(
     """
     chosen = parse_looks_list(looks or [])
 
-    from tnet.evaluation import default_looks, evaluate_looks, looks_notes, looks_table, plot_looks, write_rows_csv
+    from tnet.evaluation.looks import default_looks, evaluate_looks
+    from tnet.evaluation.report import looks_notes, looks_table, plot_looks, write_rows_csv
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
 
     model = load_model(run)
-    recipe = _recipe_of(run)
+    recipe = recipe_of(run)
     columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
     images, source = _open_images(model.config, recipe, run, data, split, columns)
     folder = make_folder(out or run / "evaluation")
@@ -89,16 +92,6 @@ def evaluate(
     title = f"# Accuracy against looks: {run.resolve().name}"
     write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
     typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
-
-
-def _recipe_of(run: Path) -> Recipe | None:
-    """The recipe beside a model, if it was trained by one."""
-    from tnet.training.recipe import load_recipe
-
-    for folder in (run, run.parent) if run.resolve().name == "model" else (run,):
-        if (folder / "recipe.yaml").is_file():
-            return load_recipe(folder / "recipe.yaml")
-    return None
 
 
 def _describe(config: TNetConfig) -> str:
@@ -140,8 +133,9 @@ def _open_images(
     if split == "val":
         from tnet.data.loading import open_data
 
-        name = config.val or f"{config.val_fraction:g} of {config.train}"
-        return open_data(config, model.in_channels, recipe.seed)[1], f"{Path(config.root) / name}"
+        root = Path(config.root)
+        source = str(root / config.val) if config.val else f"{config.val_fraction:g} of {root / config.train}"
+        return open_data(config, model.in_channels, recipe.seed)[1], source
     # As the training images lie in root/train or root/train.csv, so these in root/test or root/test.csv.
     path = Path(config.root) / Path(config.train).with_name("test").with_suffix(Path(config.train).suffix)
     return _open_path(model, config, path, Path(config.root)), str(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from typer.core import TyperGroup
 from tnet.cli import demo, evaluate, explain, info, models, predict, train
 from tnet.errors import TnetError
 
+# A folder that may not be entered, a disk that is full or read-only: whatever was being done, no bug of ours.
+_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
 
@@ -21,31 +24,34 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except TnetError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
         except KeyboardInterrupt as interrupt:
             # A verb that knows how to go on says so in a note on the exception.
             typer.echo(": ".join(["\ninterrupted", *getattr(interrupt, "__notes__", [])]), err=True)
             raise typer.Exit(_INTERRUPTED) from None
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except Exception as error:
+            sentence = _sentence(error)
+            if sentence is None:
                 raise
-            typer.echo(
-                f"error: memory ran out ({str(error).splitlines()[0][:200] if str(error) else 'no more to be had'}); "
-                "use a smaller batch (--batch-size, or train.batch_size=8 in training) or a smaller picture",
-                err=True,
-            )
+            typer.echo(f"error: {sentence}", err=True)
             raise typer.Exit(1) from None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is Python's, the CPU allocator's or an accelerator's way to say that memory ran out.
-
-    By name and text: torch, whose class the last one is, may not be imported here.
-    """
+def _sentence(error: Exception) -> str | None:
+    """What to tell about an error that is no bug; ``None`` for a bug."""
+    if isinstance(error, TnetError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; change its permissions, make room, or choose another place"
+    # By name and text where it is torch that ran out: torch may not be imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
+        reason = str(error).splitlines()[0][:200] if str(error) else "no more to be had"
+        return (
+            f"memory ran out ({reason}); use a smaller batch (--batch-size, or train.batch_size=8 in training) or "
+            "smaller pictures"
+        )
+    return None
 
 
 app = typer.Typer(

@@ -24,15 +24,18 @@ def train(
     metrics.csv, curves.png, overlays/, logs/ (CSV and TensorBoard) and checkpoints/ (to resume). A run that was stopped
     goes on with --resume.
     """
-    from tnet.training.recipe import load_recipe  # noqa: PLC0415
-    from tnet.training.run import train as run  # noqa: PLC0415
+    from tnet.training.recipe import load_recipe
+    from tnet.training.run import train as run
 
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
     if result.interrupted:
-        typer.echo(f"\ninterrupted after {len(result.metrics)} epoch(s); go on with: tnet train {recipe} --out {folder} --resume")
+        typer.echo(
+            f"\ninterrupted after {len(result.metrics)} epoch(s); "
+            f"go on with: tnet train {recipe} --out {folder} --resume"
+        )
         raise typer.Exit(130)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {folder}")

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Labelled images: made, from folders, from tables."""

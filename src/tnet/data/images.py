@@ -55,6 +55,9 @@ _REDUCING_GAP = 1.5  # on photographs as close to a plain resize as 2, Pillow's 
 _PILLOW_LIMIT_LOCK = threading.Lock()
 _RESAVE = "save it again as an 8-bit PNG, JPEG or TIFF, or remove it"
 
+_TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
+_ORIENTATION = 0x0112
+
 
 def load_image(
     path: str | os.PathLike[str],
@@ -108,6 +111,26 @@ def load_image(
         ) from error
     except Exception as error:  # on damaged files, Pillow's readers raise nearly every kind there is
         raise _error(path, f"it is truncated, damaged or of an unknown kind ({_one_line(error)})", _RESAVE) from error
+
+
+def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture as it is stored, but upright (EXIF orientation); only its header is read.
+
+    Args:
+        path: of the picture.
+        max_pixels: refuse larger pictures.
+
+    Raises:
+        ImageError: it cannot be read, or is too large.
+    """
+    path = Path(path)
+    with _open_file(path) as stream:
+        header = _read_header(stream, path, max_pixels)
+        try:
+            turned = header.getexif().get(_ORIENTATION) in _TURNED
+        except Exception:  # an unreadable EXIF block: load_image leaves such a picture as it is
+            turned = False
+        return (header.width, header.height) if turned else (header.height, header.width)
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -12,10 +12,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
-from tnet.data.folder import open_split_folders
-from tnet.data.sample import Batch, Sample, collate
+from tnet.data.folder import LabelledImages, open_split_folders
+from tnet.data.images import image_size_hw
+from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, ImageError
+
+_SIZES_CHECKED = 500
 
 
 @runtime_checkable
@@ -75,6 +78,32 @@ def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledDat
     return train, table(config.val, train.classes, None)
 
 
+def check_sizes(data: LabelledData, base_px: int) -> None:
+    """Refuse a data set with pictures below the base resolution, by the headers of up to 500 of them.
+
+    Such a picture would be enlarged to be seen at all; looking closer cannot show more of it.
+
+    Args:
+        data: pictures in files; made images are not checked.
+        base_px: side of a glimpse.
+
+    Raises:
+        ImageError: a picture that is too small, or whose header cannot be read.
+    """
+    if not isinstance(data, LabelledImages):
+        return
+    paths = data.paths
+    for path in paths[:: max(1, len(paths) // _SIZES_CHECKED)]:
+        height, width = image_size_hw(path)
+        shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))
+        if min(height, width) * shrink < base_px:
+            raise ImageError(
+                f"picture {path} has {width} x {height} px{' before shrinking' if shrink < 1 else ''}, which leaves "
+                f"less than the base resolution of {base_px} px; lower "
+                "model.base_px, raise data.max_side_px, or remove it"
+            )
+
+
 class EpochSampler(Sampler[int]):
     """Which images an epoch sees, and in which order: a function of seed and epoch alone.
 
@@ -106,23 +135,31 @@ class EpochSampler(Sampler[int]):
 
 
 def train_loader(
-    data: Dataset[Sample], batch_size: int, workers: int, seed: int, epoch: int, per_epoch: int | None
-) -> DataLoader[Batch]:
-    """Loader of one training epoch; the same for every number of workers."""
-    images = len(data)  # type: ignore[arg-type]
+    data: LabelledData, batch_size: int, workers: int, seed: int, epoch: int, per_epoch: int | None
+) -> DataLoader[Any]:
+    """Loader of the batches of one training epoch; the same for every number of workers."""
+    images = len(data)
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
     sampler = EpochSampler(images, per_epoch or images, seed, epoch)
     # A last batch of one image would leave batch norm without a spread.
     drop_last = len(sampler) > batch_size
     return DataLoader(
-        data, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=drop_last, pin_memory=_pin()
+        cast("Dataset[Any]", data),
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=_pin(),
     )
 
 
-def eval_loader(data: Dataset[Sample], batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Loader of all images in order."""
-    return DataLoader(data, batch_size, num_workers=workers, collate_fn=collate, pin_memory=_pin())
+def eval_loader(data: LabelledData, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Loader of batches of all images in order."""
+    return DataLoader(
+        cast("Dataset[Any]", data), batch_size, num_workers=workers, collate_fn=collate, pin_memory=_pin()
+    )
 
 
 def _pin() -> bool:

@@ -92,7 +92,7 @@ def next_commands() -> list[tuple[str, str]]:
 def _systems(rows: dict[str, list[LooksRow]], looks: int) -> list[dict[str, str | bool]]:
     """Lines of the page's table."""
     unit, letter = macs_unit(max(row.macs for found in rows.values() for row in found))
-    lines = []
+    lines: list[dict[str, str | bool]] = []
 
     def add(name: str, row: LooksRow, strong: bool = False) -> None:
         interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"

@@ -153,8 +153,7 @@ def evaluate_looks(
         workers: processes that read images.
         device: to run on.
         progress: show a progress bar on standard error.
-        seed: of random policies; the cells drawn for 2 looks are, with 2
-            levels, among those drawn for 3.
+        seed: of random policies. With 2 levels, the cells drawn for 2 looks are among those drawn for 3.
 
     Returns:
         One row for each number of looks and policy, in the order asked for.

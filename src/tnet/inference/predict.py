@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tnet.data.images import DEFAULT_MAX_PIXELS, _open_file, _read_header, load_image
+from tnet.data.images import image_size_hw, load_image
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells, resolve_looks
 from tnet.inference.progress import progress_bar
@@ -25,8 +25,6 @@ from tnet.traversal import Policy
 __all__ = ["Prediction", "RegionRecord", "Unreadable", "check_image_size", "predict_paths", "read_picture"]
 
 _BATCH_BYTES = 2**29
-_TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
-_ORIENTATION = 0x0112
 
 
 def check_image_size(
@@ -111,7 +109,7 @@ def read_picture(
     image = load_image(path, channels=channels, max_side_px=max_side_px)
     size_hw = (int(image.shape[1]), int(image.shape[2]))
     check_image_size(size_hw, config, str(path), looks=looks, allow_small=allow_small)
-    own = size_hw if max_side_px is None or max(size_hw) < max_side_px else _own_size_hw(Path(path))
+    own = size_hw if max_side_px is None or max(size_hw) < max_side_px else image_size_hw(Path(path))
     return Picture(str(path), image, own)
 
 
@@ -127,17 +125,6 @@ def check_channels(config: TNetConfig) -> int:
             "model on your own tensors"
         )
     return config.in_channels
-
-
-def _own_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is stored, but upright; only its header is read."""
-    with _open_file(path) as stream:
-        header = _read_header(stream, path, DEFAULT_MAX_PIXELS)
-        try:
-            turned = header.getexif().get(_ORIENTATION) in _TURNED
-        except Exception:  # an unreadable EXIF block: load_image leaves such a picture as it is
-            turned = False
-        return (header.width, header.height) if turned else (header.height, header.width)
 
 
 class _Pictures(Dataset[Picture | Unreadable]):

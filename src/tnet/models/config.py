@@ -111,7 +111,7 @@ class TNetConfig:
         policy: how locations are chosen.
         aggregation: ``mean`` of the features, or ``weighted`` (the paper's feature weighting).
         dropout: probability, before the classifier.
-        batch_norm: ``shared`` running statistics for whole images and regions, or ``per_level``: kept apart for the two.
+        batch_norm: running statistics ``shared`` by whole images and regions, or kept apart for the two, ``per_level``.
         resize: ``antialias``, or the reference's ``bilinear``.
         mean: per channel, of inputs in [0, 1].
         std: per channel, of inputs in [0, 1].
@@ -161,7 +161,8 @@ class TNetConfig:
             values = getattr(self, name)
             if len(values) not in (1, self.in_channels):
                 raise ConfigError(
-                    f"model.{name} has {len(values)} values for {self.in_channels} channels; give 1 or {self.in_channels}"
+                    f"model.{name} has {len(values)} values for {self.in_channels} channels; "
+                    f"give 1 or {self.in_channels}"
                 )
         if min(self.std) <= 0:
             raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")

@@ -217,5 +217,3 @@ class FeatureWeighting(nn.Module):
         """Weights of the features, adding up to 1."""
         gate = self.excite(F.silu(self.squeeze(features.mean(dim=1)))).sigmoid()
         return self.rate(features * gate[:, None, :]).squeeze(2).softmax(dim=1)
-
-

@@ -127,7 +127,7 @@ class TNet(nn.Module):
             GeometryError: looks that the model or the images do not allow.
         """
         config = self.config
-        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[arg-type, assignment]
+        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[assignment]
         chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
         if policy is None or isinstance(policy, str):
             policy = self.policy(policy)

@@ -15,8 +15,8 @@ from tnet.geometry import Regions
 
 Resize = Literal["antialias", "bilinear"]
 
-# Crops of one shape are resized together while they need less than this; a larger crop is resized one channel at a time,
-# in bands of rows. The extra memory of a glimpse therefore hardly depends on the size of the image.
+# Crops of one shape are resized together while they need less than this; a larger crop is resized one channel at a
+# time, in bands of rows. The extra memory of a glimpse therefore hardly depends on the size of the image.
 _CHUNK_BYTES = 8 * 2**20
 _BAND_BYTES = 2**20
 
@@ -49,7 +49,9 @@ class TensorScene:
         self.resize: Resize = resize
         self.fill = fill
         if len(images) == 0 or any(image.ndim != 3 for image in images):
-            raise GeometryError("images must be [batch, channels, height, width], or a list of [channels, height, width]")
+            raise GeometryError(
+                "images must be [batch, channels, height, width], or a list of [channels, height, width]"
+            )
         self.is_normalized = images[0].dtype.is_floating_point
 
     @property
@@ -110,8 +112,10 @@ class TensorScene:
         # uint8 interpolation exists on the CPU only, where it is several times faster than float.
         if not self.is_normalized and crops[0].device.type != "cpu":
             crops = [crop.float() for crop in crops]
-        pixels = torch.stack([self._resize_banded(crop, size_px) for crop in crops]) if self._is_large(crops[0]) else (
-            _interpolate(torch.stack(crops), (size_px, size_px), self.resize)
+        pixels = (
+            torch.stack([self._resize_banded(crop, size_px) for crop in crops])
+            if self._is_large(crops[0])
+            else (_interpolate(torch.stack(crops), (size_px, size_px), self.resize))
         )
         return pixels if self.is_normalized else pixels.float() / 255
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training by a recipe, into a run directory."""

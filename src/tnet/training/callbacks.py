@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tnet.models.io import save_model
+from tnet.models.io import default_card, save_model
 from tnet.training.module import TNetModule
 
 
@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
-            os.replace(temporary, final)
+            temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -84,7 +84,22 @@ class KeepBestModel(Callback):
         if trainer.sanity_checking or value is None or float(value) <= self.best or not trainer.is_global_zero:
             return
         self.best = float(value)
-        save_model(pl_module.model, self.folder)
+        save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module))
+
+    @staticmethod
+    def _card(trainer: pl.Trainer, module: TNetModule) -> str:
+        """The model card: what it is, and how it did in validation when it was kept."""
+        values = [
+            f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("val/")
+        ]
+        title = module.recipe.title or module.description()
+        return (
+            f'{default_card(module.model.config)}\nTrained by the recipe "{title}" (`recipe.yaml` of the run), seed '
+            f"{module.recipe.seed}, kept after epoch {trainer.current_epoch + 1}. Validation:\n\n"
+            "| metric | value |\n|---|---|\n" + "\n".join(values) + "\n"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

@@ -36,10 +36,11 @@ def read_metrics(csv_logs: Path) -> list[Row]:
 
 def write_metrics(rows: list[Row], path: Path) -> None:
     """Write the rows as one CSV file."""
-    names = ["epoch", "step"] + sorted({name for row in rows for name in row} - {"epoch", "step"})
+    names = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
     lines = [",".join(names)]
     lines += [
-        ",".join(f"{row[name]:.{10 if name == 'step' else 6}g}" if name in row else "" for name in names) for row in rows
+        ",".join(f"{row[name]:.{10 if name == 'step' else 6}g}" if name in row else "" for name in names)
+        for row in rows
     ]
     write_text(path, "\n".join(lines) + "\n")
 
@@ -47,7 +48,7 @@ def write_metrics(rows: list[Row], path: Path) -> None:
 def plot_curves(rows: list[Row], path: Path) -> None:
     """Draw accuracy, loss terms and location entropy over the epochs as a PNG."""
     # Slow to import, and only needed here; not pyplot, whose backend belongs to the caller (a notebook, say).
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure
 
     names = sorted({name for row in rows for name in row})
     panels = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from tnet.data.loading import eval_loader, open_data, train_loader
-from tnet.data.sample import Batch
+from tnet.data.loading import check_sizes, eval_loader, open_data, train_loader
 from tnet.training.recipe import Recipe
 
 
@@ -24,6 +25,9 @@ class TNetData(pl.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.train_data, self.val_data = open_data(recipe.data, recipe.model.in_channels, recipe.seed)
+        if recipe.model.levels > 1:
+            for data in (self.train_data, self.val_data):
+                check_sizes(data, recipe.model.base_px)
 
     @property
     def classes(self) -> list[str]:
@@ -35,7 +39,7 @@ class TNetData(pl.LightningDataModule):
         """Whether an image can have several labels."""
         return self.train_data.multilabel
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Loader of the current epoch."""
         train = self.recipe.train
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
@@ -43,6 +47,6 @@ class TNetData(pl.LightningDataModule):
             self.train_data, train.batch_size, train.workers, self.recipe.seed, epoch, train.images_per_epoch
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Loader of the validation images, in order."""
         return eval_loader(self.val_data, self.recipe.train.batch_size, self.recipe.train.workers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -109,8 +110,8 @@ class TNetModule(pl.LightningModule):
         if not torch.isfinite(loss.total):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
             raise TrainingError(
-                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); the last "
-                "good checkpoint and model/ are kept, train anew with a lower optim.lr or optim.clip_norm"
+                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); the "
+                "last good checkpoint and model/ are kept, train anew with a lower optim.lr or optim.clip_norm"
             )
         size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
@@ -129,7 +130,7 @@ class TNetModule(pl.LightningModule):
         # Random locations are the same at every epoch and in every run, so that curves can be compared.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_index)
-            for name, metric in self.accuracy.items():
+            for name, metric in cast("Iterable[tuple[str, Metric]]", self.accuracy.items()):
                 output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
                 metric.update(output.logits.sigmoid() if last else output.logits, batch.targets.long())
                 self.log(_metric_name(name), metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)

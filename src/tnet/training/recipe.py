@@ -52,11 +52,13 @@ class OptimConfig:
         if not self.lr > 0 or (self.backbone_lr is not None and self.backbone_lr < 0):
             raise ConfigError(f"optim.lr {self.lr} and backbone_lr {self.backbone_lr} must be positive numbers")
         if not 0 <= self.warmup < 1 or not 0 < self.drop_at <= 1:
-            raise ConfigError(f"optim.warmup {self.warmup} and drop_at {self.drop_at} are shares of the training, 0 to 1")
+            raise ConfigError(
+                f"optim.warmup {self.warmup} and drop_at {self.drop_at} are shares of the training, 0 to 1"
+            )
         if not self.eps > 0 or not self.weight_decay >= 0 or not self.drop_factor >= 0:
             raise ConfigError(
-                f"optim.eps {self.eps}, weight_decay {self.weight_decay} and drop_factor {self.drop_factor} must not be "
-                "negative, nor eps 0"
+                f"optim.eps {self.eps}, weight_decay {self.weight_decay} and drop_factor {self.drop_factor} must "
+                "not be negative, nor eps 0"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"optim.clip_norm is {self.clip_norm}; give a number above 0, or null for no limit")
@@ -183,7 +185,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

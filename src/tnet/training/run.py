@@ -30,6 +30,7 @@ from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
 from tnet.training.norms import RecalibrateNorms
+from tnet.training.overlays import draw_overlays
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 RECIPE_NAME = "recipe.yaml"
@@ -89,7 +90,10 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     _fit(trainer, module, data, checkpoint)
     seconds = time.monotonic() - start
     metrics = _write_curves(folder)
-    return RunResult(folder, recipe, load_model(folder), metrics, seconds, trainer.interrupted)
+    model = load_model(folder)
+    if not trainer.interrupted:
+        draw_overlays(model, data.val_data, folder / "overlays", recipe.train.overlays)
+    return RunResult(folder, recipe, model, metrics, seconds, trainer.interrupted)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
@@ -110,19 +114,25 @@ def _same_recipe(recipe: Recipe, folder: Path) -> None:
     if not path.is_file():
         return
     before = load_recipe(path)
-    length = {"epochs": 1, "max_minutes": None, "workers": 0, "overlays": 0}
-    same = replace(recipe, train=replace(recipe.train, **length), title="")
-    if same != replace(before, train=replace(before.train, **length), title=""):
+    if _without_length(recipe) != _without_length(before):
         raise CheckpointError(
             f"{folder} holds a run of another recipe (see {path}); resume with that recipe, or give another --out"
         )
+
+
+def _without_length(recipe: Recipe) -> Recipe:
+    """The recipe without what may change when a run goes on."""
+    train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
+    return replace(recipe, train=train, title="")
 
 
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -> pl.Trainer:
     """The Lightning trainer of a run."""
     train = recipe.train
     callbacks: list[Callback] = [
-        ModelCheckpoint(folder / "checkpoints", "best", monitor=module.monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(
+            folder / "checkpoints", "best", monitor=module.monitor, mode="max", enable_version_counter=False
+        ),
         # Not save_last=True of the one above: that writes last.ckpt only in epochs that are the best so far.
         ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
         KeepBestModel(folder / "model"),
@@ -172,8 +182,8 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
             raise CheckpointError(
-                f"{checkpoint} cannot be resumed from ({str(error).splitlines()[0][:200]}); delete it to start anew, or "
-                "use the model/ beside it"
+                f"{checkpoint} cannot be resumed from ({str(error).splitlines()[0][:200]}); delete it to start anew, "
+                "or use the model/ beside it"
             ) from None
         except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
             raise KeyboardInterrupt from stop

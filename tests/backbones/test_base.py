@@ -1,0 +1,145 @@
+"""Two populations in batch norm: that each keeps its own running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.helpers import TINY_BAGNET, TINY_RESNET, tiny_config
+from torch import Tensor, nn
+
+from tnet.backbones import PopulationNorms, TimmBackbone, create_backbone
+from tnet.errors import ConfigError
+from tnet.models.tnet import TNet
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3, track_running_stats=False))
+
+
+def statistics(model: nn.Module, population: str) -> list[Tensor]:
+    return [
+        value.clone()
+        for name, value in model.state_dict().items()
+        if name.endswith((f"{population}_mean", f"{population}_var"))
+    ]
+
+
+def same(before: list[Tensor], after: list[Tensor]) -> bool:
+    assert len(before) == len(after) > 0
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_each_population_moves_its_own_statistics() -> None:
+    model = network()
+    norms = PopulationNorms(model)
+    images, regions = torch.rand(4, 1, 8, 8), 5 + 3 * torch.rand(4, 1, 8, 8)
+    whole, region = statistics(model, "running"), statistics(model, "region")
+    assert same(whole, region)  # both start from the same, pretrained ones for instance
+    with norms.of_level(0):
+        model(images)
+    assert not same(whole, statistics(model, "running")) and same(region, statistics(model, "region"))
+    whole = statistics(model, "running")
+    for level in (1, 2):
+        with norms.of_level(level):
+            model(regions)
+        assert same(whole, statistics(model, "running")) and not same(region, statistics(model, "region"))
+        region = statistics(model, "region")
+
+
+def test_the_statistics_are_those_that_a_network_of_its_own_would_have() -> None:
+    model, for_images, for_regions = network(), network(), network()
+    norms = PopulationNorms(model)
+    batches = [torch.rand(4, 1, 8, 8) for _ in range(3)]
+    for batch in batches:
+        model(batch)
+        for_images(batch)
+        with norms.of_level(1):
+            model(2 * batch + 1)
+        for_regions(2 * batch + 1)
+    assert same(statistics(for_images, "running"), statistics(model, "running"))
+    assert same(statistics(for_regions, "running"), statistics(model, "region"))
+    for each in (model, for_images, for_regions):
+        each.eval()
+    assert torch.equal(model(batches[0]), for_images(batches[0]))
+    with norms.of_level(2):
+        assert torch.equal(model(batches[0]), for_regions(batches[0]))
+    assert torch.equal(model(batches[0]), for_images(batches[0]))
+
+
+def test_an_error_inside_leaves_the_statistics_where_they_belong() -> None:
+    model = network()
+    norms = PopulationNorms(model)
+    with norms.of_level(1):
+        model(5 + torch.rand(4, 1, 8, 8))
+    whole, region = statistics(model, "running"), statistics(model, "region")
+    with pytest.raises(RuntimeError), norms.of_level(1):
+        model(torch.rand(4, 2, 8, 8))
+    assert same(whole, statistics(model, "running")) and same(region, statistics(model, "region"))
+
+
+def test_a_copy_has_statistics_of_its_own() -> None:
+    model = TNet(tiny_config(batch_norm="per_level"))
+    other = copy.deepcopy(model)
+    before = statistics(model, "region")
+    other.train()(torch.rand(4, 1, 96, 96))
+    assert same(before, statistics(model, "region")) and not same(before, statistics(other, "region"))
+
+
+def test_shared_statistics_have_one_set() -> None:
+    assert TNet(tiny_config()).population_norms is None
+    assert not [name for name in TNet(tiny_config()).state_dict() if "region_" in name]
+    plain = tiny_config(levels=1, looks=(), batch_norm="per_level")
+    assert TNet(plain).population_norms is None  # only whole images there
+
+
+def test_statistics_of_a_model_in_training() -> None:
+    """Level 0 is the only one that moves with no look; with looks both move."""
+    model = TNet(tiny_config(batch_norm="per_level")).train()
+    images = torch.rand(4, 1, 96, 96)
+    whole, region = statistics(model, "running"), statistics(model, "region")
+    model(images, looks=0)
+    assert not same(whole, statistics(model, "running")) and same(region, statistics(model, "region"))
+    model(images, looks=2)
+    assert not same(region, statistics(model, "region"))
+
+
+def test_statistics_are_saved_and_loaded() -> None:
+    model = TNet(tiny_config(batch_norm="per_level")).train()
+    for _ in range(3):
+        model(torch.rand(4, 1, 96, 96))
+    other = TNet(tiny_config(batch_norm="per_level"))
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    image = torch.rand(1, 1, 96, 96)
+    model.eval(), other.eval()
+    assert torch.equal(model(image).logits, other(image).logits)
+    # They do matter: with the statistics of whole images for regions the answer is another.
+    for norm in other.population_norms.norms:  # type: ignore[union-attr]
+        norm.region_mean.copy_(norm.running_mean), norm.region_var.copy_(norm.running_var)  # type: ignore[operator]
+    assert not torch.equal(model(image).logits, other(image).logits)
+
+
+# --- choosing a backbone
+
+
+def test_backbones_by_name() -> None:
+    assert isinstance(create_backbone(TINY_RESNET, 1, 32, 3), TimmBackbone)
+    assert create_backbone(TINY_BAGNET, 1, 32, 3).feature_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "base_px", "message"),
+    [
+        ({"pretrained": True}, 77, "no pretrained weights"),
+        ({}, 26, "base_px 26 is too small for bagnet77; the limit is 27 px"),
+        ({"kwargs": {"depth": 3}}, 77, "bagnet77 does not take kwargs"),
+        ({"kwargs": {"planes": [4, 4, 4]}}, 77, "must be four positive numbers"),
+        ({"kwargs": {"blocks": [1, 1, 0, 1]}}, 77, "must be four positive numbers"),
+    ],
+)
+def test_a_bagnet_that_cannot_be_is_refused(changes: dict[str, object], base_px: int, message: str) -> None:
+    config = type(TINY_BAGNET)("bagnet77", **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        create_backbone(config, 3, base_px, 5)

@@ -1,0 +1,165 @@
+"""Any timm model as a backbone: one of each family that the documentation names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from tests.helpers import TINY_RESNET
+
+from tnet.backbones import BackboneConfig, TimmBackbone
+from tnet.errors import CheckpointError, ConfigError
+
+# Transformers with fewer layers than named, and no input larger than it must be: for speed.
+FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
+    ("tf_efficientnet_b0", 64, {}),
+    ("resnet10t", 64, TINY_RESNET.kwargs),
+    ("mobilenetv3_small_050", 64, {}),
+    ("convnext_atto", 64, {}),
+    ("test_vit", 64, {}),
+    ("vit_tiny_patch16_224", 64, {"depth": 3}),
+    ("vit_small_patch14_dinov2", 56, {"depth": 2}),
+]
+families = pytest.mark.parametrize(("name", "side", "kwargs"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
+
+
+def build(name: str, side: int, kwargs: dict[str, Any], tap: str | int = "auto", **changes: Any) -> TimmBackbone:
+    torch.manual_seed(0)
+    config = BackboneConfig(name, tap, kwargs=kwargs, **changes)
+    return TimmBackbone(config, in_channels=3, base_px=side, grid_side=3)
+
+
+@families
+def test_a_family_describes_glimpses(name: str, side: int, kwargs: dict[str, Any]) -> None:
+    backbone = build(name, side, kwargs)
+    assert backbone.training
+    glimpses = torch.randn(2, 3, side, side, requires_grad=True)
+    pooled, cell_map = backbone(glimpses)
+    assert pooled.shape == (2, backbone.feature_dim)
+    assert cell_map.shape[:2] == (2, backbone.cell_dim) and cell_map.ndim == 4
+    # At least 1.5 positions for each of the 3 cells of an axis, where the model has such a map.
+    assert cell_map.shape[-1] >= 4
+    # Both depend on the glimpse (the square, because a sum over normalised features is a constant), and on each
+    # glimpse alone in evaluation.
+    for described in (pooled, cell_map):
+        (gradient,) = torch.autograd.grad(described[0].square().sum(), glimpses, retain_graph=True)
+        assert float(gradient[0].abs().max()) > 0 and torch.isfinite(gradient).all()
+    backbone.eval()
+    with torch.no_grad():
+        both, alone = backbone(glimpses), backbone(glimpses[1:])
+    torch.testing.assert_close(both.pooled[1:], alone.pooled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both.cell_map[1:], alone.cell_map, rtol=1e-4, atol=1e-4)
+
+
+@families
+def test_the_pooled_feature_is_what_the_models_own_classifier_sees(
+    name: str, side: int, kwargs: dict[str, Any]
+) -> None:
+    backbone = build(name, side, kwargs).eval()
+    sized = {"img_size": side} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=7, **kwargs, **sized).eval()
+    state = backbone.model.state_dict()
+    missing = model.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys and all(".weight" in key or ".bias" in key for key in missing.missing_keys)
+    assert len(missing.missing_keys) == 2  # the classifier
+    glimpses = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        logits = model.get_classifier()(backbone(glimpses).pooled)
+        torch.testing.assert_close(logits, model(glimpses), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "kwargs", "index", "module"),
+    [
+        ("tf_efficientnet_b0", 64, {}, 3, "blocks.4"),
+        ("resnet10t", 64, TINY_RESNET.kwargs, 2, "layer2"),
+        ("convnext_atto", 64, {}, 1, "stages.1"),
+    ],
+)
+def test_a_map_by_index_by_name_and_automatically(
+    name: str, side: int, kwargs: dict[str, Any], index: int, module: str
+) -> None:
+    by_index, by_name = build(name, side, kwargs, index).eval(), build(name, side, kwargs, module).eval()
+    glimpses = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        first, second = by_index(glimpses), by_name(glimpses)
+        assert torch.equal(first.cell_map, second.cell_map) and torch.allclose(first.pooled, second.pooled, atol=1e-6)
+        assert by_index.cell_dim == by_name.cell_dim == first.cell_map.shape[1]
+        # The deepest map with 1.5 positions a cell and axis: for 3 cells a side 5, for 1 cell 2.
+        maps = by_index.model.forward_intermediates(glimpses)[1]
+        negative = build(name, side, kwargs, index - len(maps)).eval()
+        assert torch.equal(negative(glimpses).cell_map, first.cell_map)
+        for cells in (1, 2, 3, 5):
+            config = BackboneConfig(name, kwargs=kwargs)
+            automatic = TimmBackbone(config, 3, side, cells).eval()(glimpses).cell_map.shape[-1]
+            assert automatic == min(m.shape[-1] for m in maps if m.shape[-1] >= 1.5 * cells)
+
+
+def test_a_grid_finer_than_every_map_takes_the_finest() -> None:
+    config = BackboneConfig(TINY_RESNET.name, kwargs=TINY_RESNET.kwargs)
+    backbone = TimmBackbone(config, 1, 32, grid_side=40)
+    assert backbone(torch.rand(2, 1, 32, 32)).cell_map.shape[-1] == 16
+
+
+def test_the_block_inside_a_stage_that_the_paper_taps() -> None:
+    backbone = build("tf_efficientnet_b0", 64, {}, "blocks.3.0")
+    assert backbone.cell_dim == 80 and backbone(torch.rand(2, 3, 64, 64)).cell_map.shape == (2, 80, 4, 4)
+    assert backbone._tapped is None  # nothing is held between forwards
+
+
+def test_building_leaves_the_statistics_of_batch_norm_alone() -> None:
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs, "layer2")
+    counts = [value for name, value in backbone.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert counts and not any(counts)
+
+
+def test_convolutional_models_take_other_sizes() -> None:
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
+    assert backbone(torch.rand(2, 3, 96, 80)).cell_map.shape[-2:] == (12, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "kwargs", "tap", "message"),
+    [
+        ("resnet10q", 64, {}, "auto", "neither bagnet77 nor a timm model; did you mean .*resnet10"),
+        ("no-such-thing", 64, {}, "auto", "neither bagnet77 nor a timm model"),
+        ("hf-hub:someone/something", 64, {}, "auto", "neither bagnet77 nor a timm model"),
+        ("resnet10t", 64, {"depht": 2}, "auto", "does not take kwargs"),
+        ("resnet10t", 64, {}, 9, r"tap 9 is outside the 5 intermediate maps"),
+        ("resnet10t", 64, {}, -6, r"tap -6 is outside"),
+        ("resnet10t", 64, {}, "layer9", "tap 'layer9' is not a module of resnet10t"),
+        ("resnet10t", 64, {}, "global_pool", r"gives no \[channels, height, width\] map"),
+        ("test_vit", 64, {}, "blocks.0", r"gives no \[channels, height, width\] map"),
+        ("vit_small_patch14_dinov2", 60, {"depth": 1}, "auto", "60 px"),
+        ("resnet10t", 64, {"checkpoint_path": "weights.pth"}, "auto", "must not hold 'checkpoint_path'"),
+        ("resnet10t", 64, {"pretrained": True}, "auto", "must not hold 'pretrained'"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused(
+    name: str, side: int, kwargs: dict[str, Any], tap: str | int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(name, side, kwargs, tap)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path: Any, suffix: str) -> None:
+    model = timm.create_model("resnet10t", num_classes=4, **TINY_RESNET.kwargs)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path))
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
+    found = backbone.model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        build("resnet10t", 64, {}, weights=str(path))
+    with pytest.raises(ConfigError, match="both pretrained: true and weights"):
+        build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path), pretrained=True)
+    with pytest.raises(CheckpointError, match="no file of weights"):
+        build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(tmp_path / "none.pth"))

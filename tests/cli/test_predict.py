@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.helpers import tiny_config
+from typer.testing import CliRunner
+
+from tnet.cli.main import app
+from tnet.models.io import save_model
+from tnet.models.tnet import TNet
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save_model(TNet(tiny_config(class_names=("ant", "bee", "cat", "dog", "elk"))), tmp_path / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.png", "more/c.png")):
+        noise = np.random.default_rng(index).integers(256, size=(64, 48 + index), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder
+
+
+def predict(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments), "--device", "cpu"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_line_a_picture_without_out(model: Path, pictures: Path) -> None:
+    code, out, err = predict(model, pictures / "b.png", pictures, "--looks", 1)
+    assert code == 0
+    lines = [line.split("\t") for line in out.splitlines()]
+    names = ["b.png", "a.png", "b.png", "more/c.png"]
+    assert [line[0] for line in lines] == [str(pictures / name) for name in names]
+    assert all(line[1] in {"ant", "bee", "cat", "dog", "elk"} and line[4].startswith("looked at 1:(") for line in lines)
+    assert "predicting" in err
+
+
+def test_tables_and_json_lines_hold_the_same(model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert predict(model, pictures, "--out", tmp_path / "p.csv", "--looks", 2, "--batch-size", 2)[0] == 0
+    code, out, err = predict(model, pictures, "--out", tmp_path / "p.jsonl", "--looks", 2, "--workers", 1)
+    assert (code, out) == (0, "") and f"written: {tmp_path / 'p.jsonl'} (3 picture(s), 0 skipped)" in err
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    objects = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (
+        [row["path"] for row in rows]
+        == [item["path"] for item in objects]
+        == [str(pictures / name) for name in ("a.png", "b.png", "more/c.png")]
+    )
+    for row, item in zip(rows, objects, strict=True):
+        assert row["label"] == item["label"]
+        boxes = [region["box_l0_yxyx"] for region in json.loads(row["regions"])]
+        assert boxes == [region["box_l0_yxyx"] for region in item["regions"]] and len(boxes) == 2
+
+
+def test_a_manifest(model: Path, pictures: Path) -> None:
+    (pictures / "list.csv").write_text("path\nmore/c.png\na.png\n")
+    code, out, _ = predict(model, pictures / "list.csv", "--policy", "centre")
+    assert code == 0
+    assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == ["c.png", "a.png"]
+
+
+def test_unreadable_pictures_stop_it_or_are_skipped(model: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a.png").write_bytes(b"nothing")
+    out = tmp_path / "p.csv"
+    code, _, err = predict(model, pictures, "--out", out)
+    assert code == 1 and "error: The picture" in err and "a.png cannot be read" in err and not out.exists()
+    code, _, err = predict(model, pictures, "--out", out, "--skip-unreadable")
+    assert code == 0 and "skipped: The picture" in err and "(3 picture(s), 1 skipped)" in err
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [True, False, False] and rows[0]["label"] == ""
+    code, text, err = predict(model, pictures, pictures / "gone.png", "--skip-unreadable")
+    assert code == 0 and len(text.splitlines()) == 2 and err.count("skipped: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{pictures}/gone.png"], "do not exist"),
+        (["{pictures}/empty"], "No picture was found in"),
+        (["{pictures}/bad.csv"], "has no column 'path'"),
+        (["{pictures}", "--looks", "10"], "asks for 10 locations in a grid of 3 x 3"),
+        (["{pictures}", "--looks", "1x1"], "asks for 2 levels of regions but the model has 1"),
+        (["{pictures}", "--max-side-px", "30"], "base resolution, 32 px"),
+        (["{pictures}", "--out", "{pictures}/p.xlsx"], "written as .csv or .jsonl"),
+        (["{pictures}", "--out", "{pictures}/a.png/p.csv"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    model: Path, pictures: Path, arguments: list[str], message: str
+) -> None:
+    (pictures / "empty").mkdir()
+    (pictures / "bad.csv").write_text("file\na.png\n")
+    before = sorted(pictures.rglob("*"))
+    code, out, err = predict(model, *[argument.format(pictures=pictures) for argument in arguments])
+    assert (code, out) == (1, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert sorted(pictures.rglob("*")) == before
+
+
+def test_a_missing_model_is_told(pictures: Path, tmp_path: Path) -> None:
+    code, _, err = predict(tmp_path / "none", pictures)
+    assert code == 1 and "has no config.json" in err
+
+
+def test_looks_that_are_no_number_are_a_usage_error(model: Path, pictures: Path) -> None:
+    assert predict(model, pictures, "--looks", "many")[0] == 2

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.helpers import tiny_recipe
+
+from tnet.data.loading import LabelledData, open_data
+from tnet.errors import OutputError
+from tnet.models.tnet import TNet
+from tnet.training.overlays import draw_overlays
+from tnet.training.recipe import with_classes
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[TNet, LabelledData]:
+    recipe = tiny_recipe()
+    data = open_data(recipe.data, 1, recipe.seed)[1]
+    torch.manual_seed(0)
+    return TNet(with_classes(recipe, data.classes, data.multilabel).model).eval(), data
+
+
+def test_the_first_validation_samples_are_drawn_with_their_labels(
+    trained: tuple[TNet, LabelledData], tmp_path: Path
+) -> None:
+    model, data = trained
+    figures = draw_overlays(model, data, tmp_path / "overlays", 2)
+    assert figures == [tmp_path / "overlays" / f"{index:06d}.png" for index in range(2)]
+    assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "regions.json",
+    ]
+    for figure in figures:
+        with Image.open(figure) as picture:
+            picture.verify()
+    found = json.loads((tmp_path / "overlays" / "regions.json").read_text())
+    assert [record["true_label"] for record in found] == [data.classes[int(data[i].target)] for i in range(2)]
+
+
+def test_figures_of_before_are_replaced_as_a_whole(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:
+    folder = tmp_path / "overlays"
+    folder.mkdir()
+    (folder / "old.png").touch()
+    draw_overlays(*trained, folder, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "regions.json"]
+    assert draw_overlays(*trained, folder, 0) == [] and not folder.exists()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_comes_back_in_its_mode(trained: tuple[TNet, LabelledData], tmp_path: Path, training: bool) -> None:
+    model, data = trained
+    model.train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    draw_overlays(model, data, tmp_path / "overlays", 1)
+    assert model.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.eval()
+
+
+def test_a_folder_that_cannot_be_written_is_told(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        draw_overlays(*trained, tmp_path / "file" / "overlays", 1)
