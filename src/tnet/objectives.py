@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +54,8 @@ class ObjectiveConfig:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
         for name in ("reinforce_weight", "entropy_weight", "contrastive_weight", "l2_weight", "per_feature_levels"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Objective(nn.Module):
             per_feature = classification_loss(logits.flatten(0, 1), repeated, config.label_smoothing)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
             rewards = reward(logits.flatten(0, 1), repeated).unflatten(0, (-1, kept))[:, 1:]
-            if looks:
+            if kept > 1:
                 share = config.reinforce_weight * (1 - config.joint_weight_reinforce)
                 surprise = -output.log_prob[:, : kept - 1]
                 terms["reinforce_per_feature"] = ((rewards - self.baseline) * surprise).mean() * share
@@ -185,7 +186,8 @@ class Objective(nn.Module):
             squares = torch.stack([p.square().sum() for p in penalised_parameters(model, config.l2_scope)])
             terms["l2"] = squares.sum() * config.l2_weight
         if self.training and looks:
-            self._update_baseline(joint_reward.mean(), feature_reward)
+            # A cap of one level leaves no chosen feature: the baseline then follows the joint reward alone.
+            self._update_baseline(joint_reward.mean(), feature_reward if kept > 1 else joint_reward.mean())
         return Loss(terms, torch.stack(list(terms.values())).sum(), joint_reward.mean(), feature_reward)
 
     def _features_kept(self, output: TNetOutput) -> int:
@@ -204,5 +206,6 @@ class Objective(nn.Module):
         share = self.config.joint_weight_reinforce
         step = share * joint_reward + (1 - share) * feature_reward
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(step, torch.distributed.ReduceOp.AVG)
+            torch.distributed.all_reduce(step)
+            step = step / torch.distributed.get_world_size()
         self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)

@@ -74,7 +74,6 @@ def test_the_pooled_feature_is_what_the_models_own_classifier_sees(
 @pytest.mark.parametrize(
     ("name", "side", "kwargs", "index", "module"),
     [
-        ("tf_efficientnet_b0", 64, {}, 3, "blocks.4"),
         ("resnet10t", 64, TINY_RESNET.kwargs, 2, "layer2"),
         ("convnext_atto", 64, {}, 1, "stages.1"),
     ],
@@ -133,7 +132,7 @@ def test_convolutional_models_take_other_sizes() -> None:
         ("resnet10t", 64, {}, "layer9", "tap 'layer9' is not a module of resnet10t"),
         ("resnet10t", 64, {}, "global_pool", r"gives no \[channels, height, width\] map"),
         ("test_vit", 64, {}, "blocks.0", r"gives no \[channels, height, width\] map"),
-        ("vit_small_patch14_dinov2", 60, {"depth": 1}, "auto", "60 px"),
+        ("convnext_atto", 8, {}, "auto", "convnext_atto cannot describe 8 px glimpses"),
         ("resnet10t", 64, {"checkpoint_path": "weights.pth"}, "auto", "must not hold 'checkpoint_path'"),
         ("resnet10t", 64, {"pretrained": True}, "auto", "must not hold 'pretrained'"),
     ],

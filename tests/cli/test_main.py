@@ -127,7 +127,7 @@ def test_running_out_of_memory_names_the_remedy(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(("error", "message"), [
-    (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "error: /a/b: Permission denied; change its permissions"),
+    (PermissionError(errno.EACCES, "Denied", "/a/b"), "error: /a/b: Denied; change its permissions"),
     (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; "),
 ])  # fmt: skip
 def test_a_machine_that_says_no_is_not_a_bug(error: OSError, message: str) -> None:

@@ -47,7 +47,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the random and sample policies.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random and sample policies.")] = 0,
     path_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or path]")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or label]")] = None,
     label_separator: Annotated[
@@ -67,6 +67,7 @@ def evaluate(
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
 
+    place = pick_device(device)
     model = load_model(run)
     recipe = recipe_of(run)
     columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
@@ -81,7 +82,7 @@ def evaluate(
         policies=[item.value for item in policy or [PolicyName.topk]],
         batch_size=batch_size,
         workers=workers,
-        device=pick_device(device),
+        device=place,
         progress=progress,
         seed=seed,
     )
@@ -118,7 +119,13 @@ def _open_images(
 
     from tnet.data.config import DataConfig
 
-    config = replace(recipe.data if recipe else DataConfig(), **{key: value for key, value in columns.items() if value})
+    config = recipe.data if recipe else DataConfig()
+    config = replace(
+        config,
+        path_column=columns["path_column"] or config.path_column,
+        label_column=columns["label_column"] or config.label_column,
+        label_separator=columns["label_separator"] or config.label_separator,
+    )
     if data is not None:
         return _open_path(model, config, data, data.parent), str(data)
     if recipe is None:

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tnet.data.sample import Sample
+from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
 from tnet.explain.figure import save_explanation
 from tnet.files import make_folder, write_text
@@ -28,16 +28,6 @@ from tnet.traversal import Policy
 
 REGIONS_NAME = "regions.json"
 """File beside the figures: for each picture its prediction, its regions and the name of its figure."""
-
-
-class Labelled(Protocol):
-    """Samples that can be asked for one by one, and the names of their classes."""
-
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ def explain_paths(
 
 def explain_samples(
     model: TNet,
-    data: Labelled,
+    data: LabelledData,
     count: int,
     out: str | Path,
     *,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tnet.explain.many import Labelled, explain_samples
+from tnet.data.loading import LabelledData
+from tnet.explain.many import explain_samples
 from tnet.files import atomic_folder
 from tnet.models.tnet import TNet
 
 
-def draw_overlays(model: TNet, data: Labelled, folder: str | Path, count: int) -> list[Path]:
+def draw_overlays(model: TNet, data: LabelledData, folder: str | Path, count: int) -> list[Path]:
     """Explain the first validation samples, with their true labels.
 
     Args:

@@ -76,7 +76,6 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     """
     folder = Path(folder)
     checkpoint = _checkpoint_to_resume(folder, resume)
-    make_folder(folder)
     data = TNetData(recipe)
     recipe = with_classes(recipe, data.classes, data.multilabel)
     data.recipe = recipe
@@ -84,6 +83,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
         _same_recipe(recipe, folder)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
+    make_folder(folder)
     save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress)
     start = time.monotonic()
@@ -172,6 +172,8 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
     with warnings.catch_warnings():
+        # Lightning's own use of a class that PyTorch deprecated.
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # Advice on worker counts; small data sets and made images do not need it.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*dirpath.*exists and is not empty.*")

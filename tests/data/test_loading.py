@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tests.helpers import tiny_recipe
+
+from tnet.data.augment import AugmentConfig
+from tnet.data.config import DataConfig
+from tnet.data.digits import MegapixelDigits
+from tnet.data.folder import LabelledImages
+from tnet.data.loading import EpochSampler, LabelledData, check_sizes, eval_loader, open_data, train_loader
+from tnet.data.sample import Batch
+from tnet.errors import ConfigError, DataError, ImageError
+
+DIGITS = replace(tiny_recipe().data, digits=replace(tiny_recipe().data.digits, images_train=10, images_val=5))
+
+
+def put_pictures(root: Path, count: int = 3, size: tuple[int, int] = (40, 36)) -> DataConfig:
+    """Two classes of noise pictures, for training and validation, with strong augmentation."""
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                levels = noise.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(levels).save(root / split / name / f"{index}.png")
+    return DataConfig(root=str(root), augment=AugmentConfig(horizontal_flip=True, brightness=0.5, crop_area=(0.5, 1)))
+
+
+def batches_of(data: LabelledData, workers: int, epoch: int = 0, seed: int = 0) -> list[Batch]:
+    return list(train_loader(data, 3, workers, seed, epoch, None))
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        a.names == b.names
+        and torch.equal(a.targets, b.targets)
+        and all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# --- the same batches, however they are loaded
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder"])
+def test_workers_do_not_change_the_batches(kind: str, tmp_path: Path) -> None:
+    config = DIGITS if kind == "digits" else put_pictures(tmp_path)
+    data, _ = open_data(config, 1, seed=3)
+    for epoch in range(2):
+        assert same(batches_of(data, 0, epoch), batches_of(data, 2, epoch))
+    assert not same(batches_of(data, 0, 0), batches_of(data, 0, 1))
+    assert not same(batches_of(data, 0, 0), batches_of(data, 0, 0, seed=1))
+    torch.manual_seed(99)
+    first = batches_of(data, 0, 0)
+    torch.manual_seed(5)
+    assert same(first, batches_of(data, 0, 0)), "batches follow from seed and epoch, not from the global generator"
+
+
+def test_augmentation_changes_with_the_epoch_and_validation_has_none(tmp_path: Path) -> None:
+    train, val = open_data(put_pictures(tmp_path), 3, seed=0)
+
+    def by_name(data: LabelledData, epoch: int) -> dict[str, torch.Tensor]:
+        return {n: i for batch in batches_of(data, 0, epoch) for n, i in zip(batch.names, batch.images, strict=True)}
+
+    zero, one = by_name(train, 0), by_name(train, 1)
+    assert len(zero) == 6 and not any(torch.equal(zero[name], one[name]) for name in zero)
+    for batch in eval_loader(val, 4, 0):
+        for name, image in zip(batch.names, batch.images, strict=True):
+            assert torch.equal(image, torch.from_numpy(np.array(Image.open(name))).permute(2, 0, 1))
+
+
+def test_validation_is_whole_and_in_order() -> None:
+    _, val = open_data(DIGITS, 1, seed=0)
+    batches = list(eval_loader(val, 2, 0))
+    assert [len(batch.names) for batch in batches] == [2, 2, 1]
+    assert torch.cat([batch.targets for batch in batches]).tolist() == [int(val[i].target) for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "per_epoch", "sizes"),
+    [(3, None, [3, 3, 3]), (3, 7, [3, 3]), (16, None, [10]), (10, 10, [10]), (4, 21, [4] * 5)],
+)
+def test_a_last_small_batch_is_left_out_unless_it_is_the_only_one(
+    batch_size: int, per_epoch: int | None, sizes: list[int]
+) -> None:
+    data, _ = open_data(DIGITS, 1, seed=0)
+    assert [len(batch.names) for batch in train_loader(data, batch_size, 0, 0, 0, per_epoch)] == sizes
+
+
+# --- the order
+
+
+def seen(images: int, per_epoch: int, seed: int, epochs: int) -> list[int]:
+    return [index for epoch in range(epochs) for index in EpochSampler(images, per_epoch, seed, epoch)]
+
+
+@given(st.integers(1, 20), st.integers(1, 50), st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_no_image_comes_again_before_all_others_have_come(images: int, per_epoch: int, seed: int, epochs: int) -> None:
+    order = seen(images, per_epoch, seed, epochs)
+    assert len(order) == epochs * per_epoch == epochs * len(EpochSampler(images, per_epoch, seed, 0))
+    for start in range(0, len(order), images):
+        lap = order[start : start + images]
+        assert len(set(lap)) == len(lap) and set(lap) <= set(range(images))
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 1000))
+def test_order_depends_on_seed_and_epoch_only(seed: int, epoch: int) -> None:
+    order = list(EpochSampler(40, 40, seed, epoch))
+    assert sorted(order) == list(range(40))
+    torch.manual_seed(epoch)
+    assert order == list(EpochSampler(40, 40, seed, epoch))
+    assert order != list(EpochSampler(40, 40, seed, epoch + 1))
+    assert order != list(EpochSampler(40, 40, seed + 1, epoch))
+
+
+# --- opening
+
+
+def test_the_made_digits() -> None:
+    train, val = open_data(DIGITS, 1, seed=0)
+    assert isinstance(train, MegapixelDigits) and isinstance(val, MegapixelDigits)
+    assert isinstance(train, LabelledData) and (len(train), len(val)) == (10, 5)
+    assert not torch.equal(train[0].image, val[0].image)
+    with pytest.raises(ConfigError, match=r"grey but model\.in_channels is 3; set it to 1"):
+        open_data(DIGITS, 3, seed=0)
+    for name in ("images_train", "images_val"):
+        with pytest.raises(ConfigError, match=f"{name}.* 0.*training needs at least 1 of each"):
+            open_data(replace(DIGITS, digits=replace(DIGITS.digits, **{name: 0})), 1, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_have_the_channels_of_the_model(tmp_path: Path, channels: int) -> None:
+    train, val = open_data(put_pictures(tmp_path), channels, seed=0)
+    assert isinstance(train, LabelledData)
+    assert train[0].image.shape[0] == val[0].image.shape[0] == channels
+    with pytest.raises(ConfigError, match=r"model\.in_channels is 4; set 1 or 3"):
+        open_data(DataConfig(root=str(tmp_path)), 4, seed=0)
+
+
+def test_validation_set_aside_of_a_folder(tmp_path: Path) -> None:
+    config = replace(put_pictures(tmp_path, count=4), val=None, val_fraction=0.25)
+    train, val = open_data(config, 3, seed=0)
+    assert (len(train), len(val)) == (6, 2)
+    again, _ = open_data(config, 3, seed=1)
+    assert isinstance(train, LabelledImages) and isinstance(again, LabelledImages) and isinstance(val, LabelledImages)
+    assert train.paths == again.paths and not set(train.paths) & set(val.paths)
+    assert train.augment is not None and val.augment is None
+
+
+def test_tables(tmp_path: Path) -> None:
+    put_pictures(tmp_path, count=2)
+    names = [f"{split}/{name}/{index}.png" for split in ("train", "val") for name in "ab" for index in range(2)]
+    for table, rows in (("train.csv", names[:4]), ("val.csv", names[5:])):
+        lines = ["file,what", *(f"{row},{'x;y' if '/a/' in row else 'y'}" for row in rows)]
+        (tmp_path / table).write_text("\n".join(lines) + "\n")
+    config = DataConfig(
+        kind="table", root=str(tmp_path), train="train.csv", val="val.csv", path_column="file", label_column="what"
+    )
+    several = replace(config, label_separator=";", augment=AugmentConfig(vertical_flip=True))
+    train, val = open_data(several, 1, seed=0)
+    assert train.multilabel and train.classes == val.classes == ["x", "y"] and (len(train), len(val)) == (4, 3)
+    assert train[0].target.tolist() == [1, 1] and train[3].target.tolist() == [0, 1]
+    assert isinstance(train, LabelledImages) and isinstance(val, LabelledImages)
+    assert train.augment is not None and val.augment is None
+    train, val = open_data(replace(config, val=None, val_fraction=0.5), 1, seed=0)
+    assert (len(train), len(val)) == (2, 2) and train.classes == ["x;y", "y"]
+    with pytest.raises(DataError, match=r"none\.csv"):
+        open_data(replace(config, train="none.csv"), 1, seed=0)
+
+
+# --- sizes
+
+
+def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:
+    config = put_pictures(tmp_path)  # 40 x 36
+    train, _ = open_data(config, 1, seed=0)
+    check_sizes(train, 36)
+    with pytest.raises(ImageError, match=r"0\.png has 40 x 36 px, .*base resolution of 37 px; lower model\.base_px"):
+        check_sizes(train, 37)
+    shrunk, _ = open_data(replace(config, max_side_px=20), 1, seed=0)
+    check_sizes(shrunk, 18)
+    with pytest.raises(ImageError, match=r"40 x 36 px before shrinking, .* 19 px; .*raise data\.max_side_px"):
+        check_sizes(shrunk, 19)
+
+
+def test_a_picture_that_is_none_is_found_before_training(tmp_path: Path) -> None:
+    train, _ = open_data(put_pictures(tmp_path), 1, seed=0)
+    (tmp_path / "train" / "a" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"1\.png"):
+        check_sizes(train, 8)
+
+
+def test_made_images_are_not_checked() -> None:
+    check_sizes(open_data(DIGITS, 1, seed=0)[0], 10**6)

@@ -1,0 +1,56 @@
+"""The model's configuration: its defaults, and that each part can be set from plain data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.helpers import three_levels, tiny_config
+from tnet.backbones import BackboneConfig
+from tnet.config import parse_dataclass, to_plain
+from tnet.errors import ConfigError
+from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+
+
+def test_the_defaults_are_the_published_form() -> None:
+    """Deterministic choice and logits of norm 1 are published; our own recipes say what they change."""
+    config = TNetConfig()
+    assert (config.policy.train, config.policy.eval) == ("topk", "topk")
+    assert config.locator.logits == "l2" and config.batch_norm == "shared"
+    assert (config.grid.rows, config.grid.cols, config.grid.cell_extent) == (5, 5, 0.34375)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TNetConfig(),
+        tiny_config(class_names=("a", "b", "c", "1", "null")),
+        three_levels(
+            backbone=BackboneConfig("bagnet77", tap=-2, kwargs={"planes": [1, 2, 3, 4], "feature_dim": 7}),
+            locator=LocatorConfig("context", 3, "none", 1.0, "positions", 1, 2),
+            position=PositionConfig("concat"),
+            policy=PolicyConfig("sample", "random", "set", 0.5),
+            aggregation="weighted",
+            batch_norm="per_level",
+            resize="bilinear",
+            multilabel=True,
+            mean=(0.1,),
+            std=(2.0,),
+        ),
+    ],
+)
+def test_a_configuration_survives_json(config: TNetConfig) -> None:
+    assert parse_dataclass(TNetConfig, json.loads(json.dumps(to_plain(config))), "config.json") == config
+
+
+def test_a_plain_network_needs_no_looks() -> None:
+    assert TNetConfig(levels=1, looks=()).looks == ()
+    with pytest.raises(ConfigError, match="1 number"):
+        TNetConfig(levels=1)
+
+
+def test_means_are_one_for_all_channels_or_one_each() -> None:
+    assert TNetConfig(mean=(0.1, 0.2, 0.3), std=(1.0,)).mean == (0.1, 0.2, 0.3)
+    with pytest.raises(ConfigError, match=r"model\.std has 3 values for 1 channels; give 1 or 1"):
+        TNetConfig(in_channels=1, std=(1.0, 1.0, 1.0))

@@ -1,0 +1,208 @@
+"""Saving and loading: the same answers from a new object, whole or not at all, and nothing run or fetched."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers import TINY_RESNET, three_levels, tiny_config
+from tnet.errors import CheckpointError, OutputError
+from tnet.models.config import TNetConfig
+from tnet.models.io import default_card, load_model, read_config, save_model
+from tnet.models.tnet import TNet
+from tnet.weights import read_tensors
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save_model(TNet(tiny_config()), tmp_path / "run" / "model")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change the configuration by hand, as somebody else might."""
+    path = folder / "config.json"
+    data = json.loads(path.read_text())
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            data[key].update(value)
+        else:
+            data[key] = value
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(batch_norm="per_level", class_names=("1", "null", "a b", "é", "1e3")),
+        three_levels(aggregation="weighted", multilabel=True),
+    ],
+)
+def test_a_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Path) -> None:
+    model = TNet(config).train()
+    images = torch.rand(3, 1, 96, 96)
+    model(images)  # moves the running statistics
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert not loaded.training and loaded.config == config
+    expected, found = model.eval()(images), loaded(images)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.regions[1].box_l0_yxyx, expected.regions[1].box_l0_yxyx)
+
+
+def test_the_folder_holds_weights_configuration_and_card(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert load_file(saved / "model.safetensors").keys() == TNet(tiny_config()).state_dict().keys()
+    assert json.loads((saved / "config.json").read_text())["model_type"] == "tnet"
+
+
+def test_a_runs_folder_stands_for_its_model(saved: Path) -> None:
+    assert load_model(saved.parent).config == tiny_config()
+
+
+def test_saving_again_replaces_the_model_as_a_whole(saved: Path) -> None:
+    (saved / "stray").write_text("x")
+    save_model(TNet(three_levels()), saved, card="a card\n")
+    assert load_model(saved).config == three_levels()
+    assert (saved / "README.md").read_text() == "a card\n" and not (saved / "stray").exists()
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+    monkeypatch.setattr("tnet.models.io.default_card", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_model(TNet(three_levels()), saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="file cannot be written"):
+        save_model(TNet(tiny_config()), tmp_path / "file" / "model")
+
+
+def test_loading_fetches_no_pretrained_weights(saved: Path) -> None:
+    """Also where a configuration from outside asks for it: the guard against the network would fail this test."""
+    edit(saved, backbone={"pretrained": True, "weights": "/etc/hostname"})
+    assert load_model(saved).config.backbone == TINY_RESNET
+
+
+def test_a_model_trained_from_pretrained_weights_says_so_no_more(tmp_path: Path) -> None:
+    model = TNet(tiny_config())
+    model.config = replace(model.config, backbone=replace(TINY_RESNET, pretrained=True))
+    assert not read_config(save_model(model, tmp_path / "model")).backbone.pretrained
+
+
+# --- what is refused
+
+
+def test_no_model_there(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json; give a run folder"):
+        load_model(tmp_path / "nowhere")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model has no model\.safetensors"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("left", [0, 7, 100, -1])
+def test_truncated_weights(saved: Path, left: int) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .*copy it again"):
+        load_model(saved)
+
+
+def test_weights_of_another_model(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"classifier.weight": torch.zeros(7, 16)}, path)
+    with pytest.raises(CheckpointError, match=r"'classifier.weight' has shape \[7, 16\] but the model needs \[5, 16\]"):
+        load_model(saved)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "classifier.bias"}, path)
+    with pytest.raises(CheckpointError, match=r"lacks tensor 'classifier.bias' \(1 missing, 0 unknown"):
+        load_model(saved)
+    save_file(tensors | {"more": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"has an unknown tensor 'more' \(0 missing, 1 unknown"):
+        load_model(saved)
+    edit(saved, aggregation="weighted")
+    with pytest.raises(CheckpointError, match="lacks tensor 'aggregation"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is damaged"),
+        ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("\xff", "is damaged"),
+        ("[]", "does not describe a tnet model"),
+        ('{"model_type": "bert"}', "does not describe a tnet model"),
+        ('{"grid": {"rows": 3}}', "does not describe a tnet model"),
+    ],
+)
+def test_a_configuration_that_is_none(saved: Path, text: str, message: str) -> None:
+    (saved / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_pxx": 3}, "unknown key 'base_pxx'"),
+        ({"base_px": "many"}, "base_px"),
+        ({"looks": [99]}, "99 locations"),
+        ({"grid": {"cell_extent": 3}}, "cell_extent is 3"),
+    ],
+)
+def test_a_configuration_changed_by_hand(saved: Path, changes: dict[str, Any], message: str) -> None:
+    edit(saved, **changes)
+    with pytest.raises(CheckpointError, match=f"config.json: .*{message}.* written by another version or changed by hand"):
+        load_model(saved)
+
+
+def test_a_configuration_far_too_large_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnet.models.io._MAX_CONFIG_BYTES", 10)
+    with pytest.raises(CheckpointError, match="larger than 10 bytes"):
+        load_model(saved)
+
+
+class Attack:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_files_that_would_run_code_do_not(saved: Path, tmp_path: Path) -> None:
+    """A pickle under the name of the weights, a PyTorch file with one inside, a configuration that names a class."""
+    trace, path = tmp_path / "trace", saved / "model.safetensors"
+    path.write_bytes(pickle.dumps(Attack(trace)))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_model(saved)
+    torch.save({"state_dict": Attack(trace)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="could run code"):
+        read_tensors(tmp_path / "weights.pth")
+    command = {"class_path": "subprocess.Popen", "init_args": {"args": f"touch {trace}", "shell": True}}
+    edit(saved, backbone={"kwargs": {"channels": command}})
+    with pytest.raises(CheckpointError, match="kwargs"):
+        load_model(saved)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Attack(trace)))  # the attack itself works
+    assert trace.exists()
+
+
+def test_the_card_says_what_the_model_is() -> None:
+    card = default_card(tiny_config(class_names=("a", "b", "c", "d", "e")))
+    assert card.startswith("---\n") and "`resnet10t` at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
+    assert "independent labels" in default_card(tiny_config(multilabel=True))

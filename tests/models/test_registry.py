@@ -1,0 +1,138 @@
+"""Models by name: which there are, how they are changed, and that the published ones have their published size."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from tests.helpers import TINY_RESNET
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Grid
+from tnet.models import registry
+from tnet.models.registry import create_model, list_models, model_config
+from tnet.models.tnet import TNet
+
+SIZES = ("b0", "b1", "b2", "b3", "b4")
+
+
+def test_patterns() -> None:
+    names = list_models()
+    assert names == sorted(set(names)) and "tnet_bagnet77.imagenet" in names
+    assert list_models("*.cub") == [f"tnet_efficientnet_{size}.cub" for size in SIZES]
+    assert list_models("*_b0.fmow_???") == ["tnet_efficientnet_b0.fmow_448", "tnet_efficientnet_b0.fmow_896"]
+    assert list_models("TNET*") == [] == list_models("")  # case counts; no name is empty
+    for name in names:
+        architecture, _, tag = name.partition(".")
+        assert architecture.startswith("tnet_") and tag
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tnet_resnet18.won", "did you mean tnet_resnet18.own"),
+        ("tnet_efficientnet_b5.cub", r"did you mean tnet_efficientnet_b\d.cub"),
+        ("zzz", "see `tnet models`"),
+    ],
+)
+def test_a_name_that_is_not_registered(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model '{name}' is not registered; {hint}"):
+        create_model(name)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_configuration_names_a_backbone_that_exists(name: str) -> None:
+    config = model_config(name)
+    assert config.backbone.name == "bagnet77" or timm.is_model(config.backbone.name)
+    assert not config.backbone.pretrained and config.backbone.weights is None
+
+
+def test_the_published_settings() -> None:
+    imagenet = model_config("tnet_bagnet77.imagenet")
+    assert (imagenet.num_classes, imagenet.base_px, imagenet.levels, imagenet.grid.cells) == (1000, 77, 2, 25)
+    two, three = model_config("tnet_efficientnet_b0.fmow_448"), model_config("tnet_efficientnet_b0.fmow_896")
+    assert (two.levels, two.looks, three.levels, three.looks) == (2, (2,), 3, (2, 1))
+    assert (two.num_classes, two.base_px, two.grid) == (62, 224, Grid(3, 3, 0.5))
+    for size in SIZES:
+        cub, nabirds = (model_config(f"tnet_efficientnet_{size}.{tag}") for tag in ("cub", "nabirds"))
+        assert (cub.num_classes, nabirds.num_classes, cub.aggregation) == (200, 555, "weighted")
+        assert cub.grid == nabirds.grid == Grid(5, 5, 0.35)
+
+
+def test_overrides() -> None:
+    name = "tnet_resnet18.own"
+    model = create_model(
+        name, backbone=TINY_RESNET, num_classes=3, in_channels=1, mean=(0.5,), std=(0.5,), base_px=32, pretrained=False
+    )
+    assert (model.config.num_classes, model.config.in_channels, model.config.base_px) == (3, 1, 32)
+    assert model.config.grid == model_config(name).grid  # the rest stays
+    assert model_config(name).num_classes == 1000  # and the registered one too
+    assert model.eval()(torch.zeros(1, 1, 96, 96), looks=2).logits.shape == (1, 3)
+
+
+def test_an_override_that_is_no_field() -> None:
+    with pytest.raises(ConfigError, match="create_model does not take 'num_clases'; the fields are .*num_classes"):
+        create_model("tnet_resnet18.own", num_clases=3)
+
+
+def test_an_override_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="26 locations in a grid of 5 x 5"):
+        create_model("tnet_resnet18.own", looks=(26,))
+    with pytest.raises(GeometryError, match="0 x 5 cells"):
+        create_model("tnet_resnet18.own", grid=Grid(0, 5))
+
+
+def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said of the model, meant of its backbone; and what a name registers is not changed by it."""
+    built = []
+    monkeypatch.setattr(registry, "TNet", built.append)
+    for given in ({"pretrained": True}, {"pretrained": False}, {}):
+        create_model("tnet_resnet18.own", **given)
+    # Also beside another backbone, whose own setting it overrules.
+    create_model("tnet_resnet18.own", backbone=TINY_RESNET, pretrained=True)
+    assert [config.backbone.pretrained for config in built] == [True, False, False, True]
+    assert built[-1].backbone.name == TINY_RESNET.name
+
+
+# --- size
+
+
+def trainable(model: TNet) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def total(model: TNet) -> int:
+    """Parameters as the reference implementation counts them: the statistics of batch norm among them."""
+    statistics = [tensor for name, tensor in model.state_dict().items() if name.endswith(("running_mean", "running_var"))]
+    return trainable(model) + sum(tensor.numel() for tensor in statistics)
+
+
+# Drawing the initial values takes most of the time, and does not matter for a count.
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("xavier_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "trunc_normal_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("tnet_bagnet77.imagenet", 21_859_949),
+        ("tnet_efficientnet_b0.fmow_448", 4_517_575),
+        ("tnet_efficientnet_b0.fmow_896", 4_517_575),
+        ("tnet_efficientnet_b0.cub", 5_516_434),
+    ],
+)
+def test_trainable_parameters_of_the_published_models(name: str, parameters: int) -> None:
+    assert trainable(create_model(name)) == parameters
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.parametrize(
+    ("size", "numbers"), [("b1", 8_069_459), ("b2", 9_549_017), ("b3", 12_872_623), ("b4", 20_456_467)]
+)
+def test_all_numbers_of_the_published_bird_models(size: str, numbers: int) -> None:
+    """The reference implementation keeps its reward baseline, one number more, among the variables of the model."""
+    assert total(create_model(f"tnet_efficientnet_{size}.cub")) + 1 == numbers

@@ -1,0 +1,500 @@
+"""The training objective: each term against its formula written out in loops, and against the reference implementation.
+
+``data/objective_golden.npz`` was made by the reference implementation (TensorFlow): one batch in training mode, without
+dropout, of small forms of its published models, with every term of the loss, already weighted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import TINY_BAGNET, pictures, regions, three_levels, tiny_config
+from tnet.backbones.base import batch_norms
+from tnet.errors import ConfigError
+from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.models.tnet import TNet, TNetOutput
+from tnet.objectives import (
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    classification_loss,
+    contrastive_loss,
+    penalised_parameters,
+    reward,
+)
+
+GOLDEN = Path(__file__).parent / "data" / "objective_golden.npz"
+BATCH, CLASSES = 4, 5
+# Features of each level: the whole image, 2 regions, 2 regions in each of these.
+COUNTS = (1, 2, 4)
+
+
+def output_of(
+    logits: Tensor,
+    feature_logits: Tensor,
+    log_prob: Tensor,
+    joint_log_prob: Tensor,
+    counts: tuple[int, ...] = COUNTS,
+    features: Tensor | None = None,
+    location_logits: tuple[Tensor, ...] = (),
+) -> TNetOutput:
+    """What a model would have found, from these numbers."""
+    batch, n = feature_logits.shape[:2]
+    features = torch.ones(batch, n, 3, dtype=logits.dtype) if features is None else features
+    levels = [regions([(0, 0, 8, 8)] * (batch * count), level=level) for level, count in enumerate(counts)]
+    return TNetOutput(
+        logits=logits,
+        feature_logits=feature_logits,
+        features=features,
+        aggregate=features.mean(dim=1),
+        weights=torch.full((batch, n), 1 / n, dtype=logits.dtype),
+        regions=tuple(levels),
+        location_logits=location_logits,
+        log_prob=log_prob,
+        joint_log_prob=joint_log_prob,
+    )
+
+
+def made_output(counts: tuple[int, ...] = COUNTS, cells: int = 9) -> TNetOutput:
+    """Random numbers of the right shapes, in double precision; the joint log-probability is not the sum of the others."""
+    n = sum(counts)
+    draw = torch.Generator().manual_seed(4)
+    options: dict[str, Any] = {"generator": draw, "dtype": torch.float64}
+    per_level = tuple(torch.randn(BATCH * count, cells, **options) for count in counts[:-1])
+    return output_of(
+        torch.randn(BATCH, CLASSES, **options),
+        torch.randn(BATCH, n, CLASSES, **options),
+        -torch.rand(BATCH, n - 1, **options) * 3,
+        -torch.rand(BATCH, **options) * 9 if n > 1 else torch.zeros(BATCH, dtype=torch.float64),
+        counts,
+        torch.randn(BATCH, n, 6, **options),
+        per_level,
+    )
+
+
+TARGET = torch.tensor([0, 3, 3, 1])
+LABELS = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], dtype=torch.float64)
+
+
+def loss_of(output: TNetOutput, target: Tensor = TARGET, **changes: Any) -> Loss:
+    return Objective(ObjectiveConfig(**changes))(output, target)
+
+
+def cross_entropy(logits: np.ndarray, target: int, smoothing: float = 0.0) -> float:
+    """``-sum_c q_c log p_c`` with ``q`` the smoothed one-hot target."""
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    total = 0.0
+    for index, probability in enumerate(p):
+        q = (1 - smoothing) * (index == target) + smoothing / len(p)
+        total -= q * math.log(probability)
+    return total
+
+
+def right(logits: np.ndarray, target: int) -> float:
+    return 1.0 if int(np.argmax(logits)) == target else 0.0
+
+
+def expected_terms(output: TNetOutput, config: ObjectiveConfig, features: int, baseline: float = 0.5) -> dict[str, float]:
+    """The four terms of the paper's objective in plain loops, with single features up to number ``features``."""
+    logits, single = output.logits.numpy(), output.feature_logits.numpy()
+    log_prob, joint = output.log_prob.numpy(), output.joint_log_prob.numpy()
+    target = TARGET.tolist()
+    ce, ce_single, rf, rf_single = [], [], [], []
+    for image in range(BATCH):
+        ce.append(cross_entropy(logits[image], target[image], config.label_smoothing))
+        rf.append((right(logits[image], target[image]) - baseline) * -joint[image])
+        for feature in range(features):
+            ce_single.append(cross_entropy(single[image, feature], target[image], config.label_smoothing))
+            if feature > 0:  # the whole image was not chosen
+                gain = right(single[image, feature], target[image]) - baseline
+                rf_single.append(gain * -log_prob[image, feature - 1])
+    weight = config.reinforce_weight
+    return {
+        "cross_entropy": config.joint_weight_ce * sum(ce) / len(ce),
+        "cross_entropy_per_feature": (1 - config.joint_weight_ce) * sum(ce_single) / len(ce_single),
+        "reinforce": weight * config.joint_weight_reinforce * sum(rf) / len(rf),
+        "reinforce_per_feature": weight * (1 - config.joint_weight_reinforce) * sum(rf_single) / len(rf_single),
+    }
+
+
+def values(loss: Loss) -> dict[str, float]:
+    return {name: float(term.detach()) for name, term in loss.terms.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "features"),
+    [
+        ({}, 7),
+        ({"joint_weight_ce": 0.2, "joint_weight_reinforce": 0.6, "reinforce_weight": 3.0}, 7),
+        ({"label_smoothing": 0.1}, 7),
+        ({"per_feature_levels": 2}, 3),
+        ({"per_feature_levels": 3}, 7),
+        ({"per_feature_levels": 9}, 7),
+    ],
+)
+def test_the_four_terms_of_the_paper(changes: dict[str, Any], features: int) -> None:
+    output = made_output()
+    rewards = reward(output.feature_logits, TARGET[:, None].expand(-1, 7))[:, 1:]
+    assert 0 < float(rewards.mean()) < 1  # the made numbers hold rights and wrongs
+    loss = loss_of(output, **changes)
+    expected = expected_terms(output, ObjectiveConfig(**changes), features)
+    assert values(loss) == pytest.approx(expected, rel=1e-6)
+    assert float(loss.total) == pytest.approx(sum(expected.values()), rel=1e-6)
+
+
+def test_terms_add_up_to_what_is_minimised() -> None:
+    model = TNet(tiny_config())
+    config = ObjectiveConfig(contrastive_weight=2.0, l2_weight=0.1, entropy_weight=0.5, reinforce_weight=1.0)
+    loss = Objective(config)(made_output(), TARGET, model)
+    names = {"cross_entropy", "cross_entropy_per_feature", "reinforce", "reinforce_per_feature"}
+    assert loss.terms.keys() == names | {"contrastive", "l2", "entropy"}
+    assert float(loss.total.detach()) == pytest.approx(sum(values(loss).values()), rel=1e-6)
+
+
+def test_without_looks_there_is_nothing_to_reinforce() -> None:
+    loss = loss_of(made_output((1,)), entropy_weight=1.0)
+    assert loss.terms.keys() == {"cross_entropy", "cross_entropy_per_feature"}
+
+
+def test_joint_terms_alone() -> None:
+    output = made_output()
+    loss = loss_of(output, joint_weight_ce=1.0, joint_weight_reinforce=1.0)
+    assert loss.terms.keys() == {"cross_entropy", "reinforce"}
+    assert float(loss.terms["cross_entropy"]) == pytest.approx(
+        float(torch.nn.functional.cross_entropy(output.logits, TARGET))
+    )
+
+
+def test_a_cap_of_one_level_keeps_the_whole_images_feature_alone() -> None:
+    """Nothing chosen is left for the single features' REINFORCE term, and the baseline follows the joint reward."""
+    output = made_output()
+    objective = Objective(ObjectiveConfig(per_feature_levels=1)).train()
+    loss = objective(output, TARGET)
+    assert loss.terms.keys() == {"cross_entropy", "cross_entropy_per_feature", "reinforce"}
+    first = [cross_entropy(output.feature_logits[i, 0].numpy(), int(TARGET[i])) for i in range(BATCH)]
+    assert float(loss.terms["cross_entropy_per_feature"]) == pytest.approx(0.7 * sum(first) / BATCH, rel=1e-6)
+    assert float(objective.baseline) == pytest.approx(0.9 * 0.5 + 0.1 * float(loss.reward))
+
+
+# --- the optional terms
+
+
+@pytest.mark.parametrize("margin", [0.4, 0.0])
+def test_contrastive_is_the_mean_over_all_pairs_with_the_diagonal(margin: float) -> None:
+    output = made_output()
+    vectors = output.aggregate.numpy()
+    pairs = []
+    for i in range(BATCH):
+        for j in range(BATCH):
+            cosine = vectors[i] @ vectors[j] / (np.linalg.norm(vectors[i]) * np.linalg.norm(vectors[j]))
+            pairs.append(1 - cosine if TARGET[i] == TARGET[j] else max(cosine - margin, 0.0))
+    assert len(pairs) == BATCH**2 and any(pair > 0.01 for pair in pairs)
+    loss = loss_of(output, contrastive_weight=50.0, contrastive_margin=margin)
+    assert float(loss.terms["contrastive"]) == pytest.approx(50 * sum(pairs) / BATCH**2, rel=1e-6)
+
+
+def test_contrastive_by_hand() -> None:
+    """Two features at 60 degrees: of one class they cost 1 - 0.5 twice in four pairs, of two classes 0.5 - 0.4."""
+    features = torch.tensor([[2.0, 0.0], [0.5, 0.75**0.5]])
+    together, apart = torch.ones(2, 2, dtype=torch.bool), torch.eye(2, dtype=torch.bool)
+    assert float(contrastive_loss(features, together, 0.4)) == pytest.approx(0.25)
+    assert float(contrastive_loss(features, apart, 0.4)) == pytest.approx(0.05)
+
+
+def test_images_that_share_a_label_belong_together() -> None:
+    output = made_output()
+    unit = torch.nn.functional.normalize(output.aggregate, dim=1)
+    cosine = unit @ unit.T
+    expected = 0.0
+    for i in range(BATCH):
+        for j in range(BATCH):
+            shared = bool((LABELS[i] * LABELS[j]).sum() > 0)
+            expected += float(1 - cosine[i, j]) if shared else max(float(cosine[i, j]) - 0.4, 0.0)
+    loss = loss_of(output, LABELS, contrastive_weight=3.0)
+    assert float(loss.terms["contrastive"]) == pytest.approx(3 * expected / BATCH**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["all", "new"])
+@pytest.mark.parametrize("config", [tiny_config(aggregation="weighted"), tiny_config(backbone=TINY_BAGNET)])
+def test_l2_counts_biases_but_no_norms(config: TNetConfig, scope: Any) -> None:
+    model = TNet(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # no bias is 0
+    state = dict(model.named_modules())
+    expected = 0.0
+    for name, parameter in model.named_parameters():
+        owner = state[name.rpartition(".")[0]]
+        if "Norm" in type(owner).__name__ or (scope == "new" and name.startswith("backbone.")):
+            continue
+        expected += float((parameter.detach().numpy().astype(np.float64) ** 2).sum())
+    loss = Objective(ObjectiveConfig(l2_weight=0.01, l2_scope=scope))(made_output(), TARGET, model)
+    assert float(loss.terms["l2"].detach()) == pytest.approx(0.01 * expected, rel=1e-5)
+    penalised = {id(parameter) for parameter in penalised_parameters(model, scope)}
+    assert id(model.classifier.bias) in penalised
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    assert bool(penalised & backbone) == (scope == "all")
+
+
+def test_frozen_parameters_are_not_penalised() -> None:
+    model = TNet(tiny_config())
+    model.classifier.weight.requires_grad_(False)
+    assert id(model.classifier.weight) not in {id(parameter) for parameter in penalised_parameters(model, "all")}
+
+
+def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> None:
+    output = made_output()
+    entropies = []
+    for logits in output.location_logits:
+        for row in logits.numpy():
+            p = np.exp(row) / np.exp(row).sum()
+            entropies.append(-(p * np.log(p)).sum())
+    assert len(entropies) == BATCH * (1 + 2)
+    loss = loss_of(output, entropy_weight=0.2)
+    assert float(loss.terms["entropy"]) == pytest.approx(-0.2 * sum(entropies) / len(entropies), rel=1e-6)
+
+
+# --- several labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_several_labels_cost_the_mean_binary_cross_entropy(smoothing: float) -> None:
+    logits = made_output().logits
+    expected = []
+    for i in range(BATCH):
+        costs = []
+        for c in range(CLASSES):
+            p = 1 / (1 + math.exp(-float(logits[i, c])))
+            q = float(LABELS[i, c]) * (1 - smoothing) + smoothing / 2
+            costs.append(-q * math.log(p) - (1 - q) * math.log(1 - p))
+        expected.append(sum(costs) / CLASSES)
+    assert classification_loss(logits, LABELS, smoothing).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "expected"),
+    [
+        ([1, 0, 1], [1, 0, 1], 1.0),
+        ([1, 1, 1], [1, 0, 0], 1 / 3),
+        ([1, 1, 0], [0, 1, 1], 1 / 3),
+        ([0, 0, 0], [0, 1, 0], 0.0),
+        ([0, 1, 0], [0, 0, 0], 0.0),
+        ([0, 0, 0], [0, 0, 0], 1.0),
+    ],
+)
+def test_the_reward_of_several_labels_is_what_is_shared(
+    predicted: list[int], true: list[int], expected: float
+) -> None:
+    logits = torch.tensor([predicted]) * 4.0 - 2.0
+    assert reward(logits, torch.tensor([true]).float()).tolist() == pytest.approx([expected])
+
+
+def test_the_objective_of_several_labels() -> None:
+    """The same four terms, with the other loss and reward; single features are compared with their image's labels."""
+    output = made_output()
+    loss = loss_of(output, LABELS)
+    single = [
+        [float(classification_loss(output.feature_logits[i, n][None], LABELS[i][None])) for n in range(7)]
+        for i in range(BATCH)
+    ]
+    assert float(loss.terms["cross_entropy_per_feature"]) == pytest.approx(0.7 * float(np.mean(single)), rel=1e-6)
+    gains = [
+        (float(reward(output.feature_logits[i, n], LABELS[i])) - 0.5) * -float(output.log_prob[i, n - 1])
+        for i in range(BATCH)
+        for n in range(1, 7)
+    ]
+    assert float(loss.terms["reinforce_per_feature"]) == pytest.approx(0.1 * 0.7 * float(np.mean(gains)), rel=1e-5)
+
+
+# --- reward and baseline
+
+
+def test_the_reward_is_whether_the_most_probable_class_is_right() -> None:
+    logits = torch.tensor([[0.1, 0.3, 0.2], [5.0, -1.0, 4.0]])
+    assert reward(logits, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("target", [TARGET, LABELS])
+def test_the_reward_has_no_gradient(target: Tensor) -> None:
+    logits = made_output().logits.requires_grad_()
+    assert not reward(logits, target).requires_grad
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
+def test_the_baseline_follows_both_rewards_and_terms_use_the_old_one(share: float) -> None:
+    output = made_output()
+    config = ObjectiveConfig(joint_weight_reinforce=share, reinforce_weight=1.0)
+    objective = Objective(config).train()
+    baseline = 0.5
+    assert float(objective.baseline) == baseline
+    joint = np.mean([right(output.logits[i].numpy(), int(TARGET[i])) for i in range(BATCH)])
+    single = np.mean(
+        [right(output.feature_logits[i, n].numpy(), int(TARGET[i])) for i in range(BATCH) for n in range(1, 7)]
+    )
+    assert joint != single
+    for _ in range(3):
+        loss = objective(output, TARGET)
+        assert values(loss) == pytest.approx(expected_terms(output, config, 7, baseline), rel=1e-5, abs=1e-9)
+        assert float(loss.reward) == pytest.approx(joint) and float(loss.reward_per_feature) == pytest.approx(single)
+        baseline = 0.9 * baseline + 0.1 * (share * joint + (1 - share) * single)
+        assert float(objective.baseline) == pytest.approx(baseline, rel=1e-6)
+
+
+def test_the_baseline_stays_in_evaluation_and_without_looks() -> None:
+    objective = Objective(ObjectiveConfig()).eval()
+    objective(made_output(), TARGET)
+    assert float(objective.baseline) == 0.5
+    objective.train()(made_output((1,)), TARGET)
+    assert float(objective.baseline) == 0.5
+
+
+def test_the_baseline_is_saved_with_the_objective() -> None:
+    objective = Objective(ObjectiveConfig()).train()
+    objective(made_output(), TARGET)
+    again = Objective(ObjectiveConfig())
+    again.load_state_dict(objective.state_dict())
+    assert float(again.baseline) == float(objective.baseline) != 0.5
+
+
+# --- gradients
+
+
+def test_gradients_of_the_objective_against_finite_differences() -> None:
+    """Of all terms together, with respect to features, classifier and location logits, the choices held fixed."""
+    draw = torch.Generator().manual_seed(3)
+    features = torch.randn(BATCH, 7, 6, generator=draw, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, CLASSES, generator=draw, dtype=torch.float64, requires_grad=True)
+    whole = torch.randn(BATCH, 9, generator=draw, dtype=torch.float64, requires_grad=True)
+    parts = torch.randn(BATCH * 2, 9, generator=draw, dtype=torch.float64, requires_grad=True)
+    first = torch.tensor([[0, 4], [3, 8], [1, 2], [5, 6]])
+    second = torch.tensor([[0, 1], [2, 8], [4, 7], [3, 5], [1, 6], [0, 8], [2, 3], [6, 7]])
+    config = ObjectiveConfig(
+        reinforce_weight=2.0, contrastive_weight=5.0, entropy_weight=0.3, per_feature_levels=2, label_smoothing=0.1
+    )
+    objective = Objective(config).eval()
+
+    def total(features: Tensor, weight: Tensor, whole: Tensor, parts: Tensor) -> Tensor:
+        chosen = [whole.log_softmax(1).gather(1, first), parts.log_softmax(1).gather(1, second).reshape(BATCH, -1)]
+        log_prob = torch.cat(chosen, dim=1)
+        output = output_of(
+            features.mean(1) @ weight, features @ weight, log_prob, log_prob.sum(1), COUNTS, features, (whole, parts)
+        )
+        return objective(output, TARGET).total
+
+    assert torch.autograd.gradcheck(total, (features, weight, whole, parts))
+    total(features, weight, whole, parts).backward()
+    for tensor in (features, weight, whole, parts):
+        assert tensor.grad is not None and float(tensor.grad.abs().sum()) > 0
+
+
+MODELS = [
+    tiny_config(),
+    tiny_config(backbone=TINY_BAGNET, locator=LocatorConfig("context", logits="l2_scaled"), aggregation="weighted"),
+    three_levels(),
+]
+
+
+def gradients_of(config: TNetConfig, **changes: Any) -> dict[str, Tensor | None]:
+    """Gradient of every parameter after one step's backward pass; always the same model, images and choices."""
+    torch.manual_seed(0)
+    model = TNet(config).train()
+    for norm in batch_norms(model):  # timm starts the last one of each block at 0, which blocks what is before it
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    images = torch.stack(pictures((96, 96), (96, 96), (96, 96), (96, 96)))
+    Objective(ObjectiveConfig(**changes)).train()(model(images), TARGET, model).total.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_every_parameter_of_a_model_learns(config: TNetConfig) -> None:
+    found = gradients_of(config, joint_weight_reinforce=0.6, reinforce_weight=1.0)
+    assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in found.values())
+    still = {name for name, gradient in found.items() if gradient is not None and not gradient.any()}
+    assert still <= {"aggregation.rate.bias"}  # the same shift of everything that a softmax then compares
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_the_locator_learns_from_reinforce_alone_and_the_backbone_does_not(config: TNetConfig) -> None:
+    without, with_reward = gradients_of(config, reinforce_weight=0.0), gradients_of(config, reinforce_weight=10.0)
+    for name, gradient in without.items():
+        if name.startswith("locator."):
+            assert gradient is None or not gradient.any()
+        else:
+            other = with_reward[name]
+            assert gradient is not None and other is not None and torch.equal(gradient, other)
+    assert any(bool(g.any()) for name, g in with_reward.items() if name.startswith("locator.") and g is not None)
+
+
+# --- the reference implementation's numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "config"),
+    [
+        ("imagenet", 10, ObjectiveConfig()),
+        ("fmow_2_levels", 62, ObjectiveConfig(joint_weight_ce=0.2, joint_weight_reinforce=0.2)),
+        (
+            "fmow_3_levels",
+            62,
+            ObjectiveConfig(joint_weight_ce=0.05, joint_weight_reinforce=0.05, per_feature_levels=2),
+        ),
+        ("cub", 200, ObjectiveConfig(contrastive_weight=100.0)),
+    ],
+)
+def test_the_reference_implementations_loss(name: str, classes: int, config: ObjectiveConfig) -> None:
+    with np.load(GOLDEN) as file:
+        golden = {key.partition("/")[2]: torch.from_numpy(file[key]) for key in file if key.startswith(f"{name}/")}
+    target = golden["labels"]
+    batch = len(target)
+    per_level = [golden[f"logits_per_feature_{i}"] for i in range(3) if f"logits_per_feature_{i}" in golden]
+    log_probs = [golden[f"logprobs_per_feature_{i}"] for i in range(1, len(per_level))]
+    output = output_of(
+        golden["logits"],
+        torch.cat([logits.reshape(batch, -1, classes) for logits in per_level], dim=1),
+        torch.cat([log_prob.reshape(batch, -1) for log_prob in log_probs], dim=1),
+        golden["location_log_probs"][:, 0],
+        tuple(len(logits) // batch for logits in per_level),
+    )
+    if config.contrastive_weight:
+        features = golden["features_prime"]
+        repeated = features[:, None].expand(-1, output.features.shape[1], -1)
+        output = replace(output, features=repeated, aggregate=features)
+    objective = Objective(config).train()
+    objective.baseline.fill_(golden["baseline_before"].item())
+    loss = objective(output, target)
+    expected = {key.removeprefix("term_"): float(term) for key, term in golden.items() if key.startswith("term_")}
+    expected.pop("l2", None)  # of parameters, which are not kept here
+    assert values(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(objective.baseline) == pytest.approx(golden["baseline_after"].item(), rel=1e-6)
+    assert torch.equal(reward(output.logits, target), golden["reward"][:, 0].float())
+
+
+# --- settings that are refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"joint_weight_ce": 1.1}, r"objective\.joint_weight_ce is 1.1; give a share between 0 and 1"),
+        ({"joint_weight_reinforce": -0.1}, r"objective\.joint_weight_reinforce is -0.1"),
+        ({"joint_weight_ce": math.nan}, r"objective\.joint_weight_ce is nan"),
+        ({"label_smoothing": 1.0}, r"objective\.label_smoothing is 1.0; give a number in \[0, 1\)"),
+        ({"reinforce_weight": -1.0}, r"objective\.reinforce_weight is -1.0; give"),
+        ({"reinforce_weight": math.nan}, r"objective\.reinforce_weight is nan; give"),
+        ({"entropy_weight": -1.0}, r"objective\.entropy_weight is -1.0; give"),
+        ({"contrastive_weight": -1.0}, r"objective\.contrastive_weight is -1.0; give"),
+        ({"l2_weight": math.inf}, r"objective\.l2_weight is inf; give"),
+        ({"per_feature_levels": -1}, r"objective\.per_feature_levels is -1; give"),
+    ],
+)
+def test_a_weight_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ObjectiveConfig(**changes)
