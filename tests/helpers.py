@@ -56,7 +56,7 @@ def tiny_recipe(**changes: Any) -> Recipe:
             dropout=0.1, locator=LocatorConfig("squeeze", logits="l2_scaled"), policy=PolicyConfig(train="sample")
         ),
         data=DataConfig(kind="digits", digits=digits),
-        train=TrainConfig(epochs=3, batch_size=8, images_per_epoch=24, accelerator="cpu"),
+        train=TrainConfig(epochs=3, batch_size=8, images_per_epoch=24, accelerator="cpu", overlays=0),
     )
     sections = {name: replace(getattr(recipe, name), **change) for name, change in changes.items() if name != "seed"}
     return replace(recipe, **sections, seed=changes.get("seed", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_cells_have_the_stated_size_stride_and_padding(axis: tuple[int, int, flo
     assert cells.pad_before_px - cells.pad_after_px == surplus % 2  # the odd pixel goes before
     assert len(cells.starts_px) == count
     assert cells.starts_px[0] == -cells.pad_before_px
-    assert {b - a for a, b in zip(cells.starts_px, cells.starts_px[1:], strict=False)} == {cells.stride_px}
+    assert {b - a for a, b in pairwise(cells.starts_px)} == {cells.stride_px}
 
 
 @given(axes())
@@ -174,7 +175,7 @@ def test_regions_of_any_number_of_levels(
         picks = st.lists(st.integers(0, grid.cells - 1), min_size=k, max_size=k, unique=True)
         cells = torch.tensor([sorted(data.draw(picks)) for _ in range(len(levels[-1]))])
         levels.append(choose_cells(levels[-1], grid, cells))
-    for number, (parents, children) in enumerate(zip(levels, levels[1:], strict=False), start=1):
+    for number, (parents, children) in enumerate(pairwise(levels), start=1):
         assert children.level == number
         for i in range(len(children)):
             parent = int(children.parent[i])

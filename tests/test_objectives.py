@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import TINY_BAGNET, pictures, regions, three_levels, tiny_config
 from torch import Tensor
 
-from tests.helpers import TINY_BAGNET, pictures, regions, three_levels, tiny_config
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError
 from tnet.models.config import LocatorConfig, TNetConfig
@@ -64,9 +64,9 @@ def output_of(
 
 
 def made_output(counts: tuple[int, ...] = COUNTS, cells: int = 9) -> TNetOutput:
-    """Random numbers of the right shapes, in double precision; the joint log-probability is not the sum of the others."""
+    """Random numbers of the right shapes, in double precision; the joint log-probability is no sum of the others."""
     n = sum(counts)
-    draw = torch.Generator().manual_seed(4)
+    draw = torch.Generator().manual_seed(11)
     options: dict[str, Any] = {"generator": draw, "dtype": torch.float64}
     per_level = tuple(torch.randn(BATCH * count, cells, **options) for count in counts[:-1])
     return output_of(
@@ -103,7 +103,9 @@ def right(logits: np.ndarray, target: int) -> float:
     return 1.0 if int(np.argmax(logits)) == target else 0.0
 
 
-def expected_terms(output: TNetOutput, config: ObjectiveConfig, features: int, baseline: float = 0.5) -> dict[str, float]:
+def expected_terms(
+    output: TNetOutput, config: ObjectiveConfig, features: int, baseline: float = 0.5
+) -> dict[str, float]:
     """The four terms of the paper's objective in plain loops, with single features up to number ``features``."""
     logits, single = output.logits.numpy(), output.feature_logits.numpy()
     log_prob, joint = output.log_prob.numpy(), output.joint_log_prob.numpy()
@@ -290,9 +292,7 @@ def test_several_labels_cost_the_mean_binary_cross_entropy(smoothing: float) -> 
         ([0, 0, 0], [0, 0, 0], 1.0),
     ],
 )
-def test_the_reward_of_several_labels_is_what_is_shared(
-    predicted: list[int], true: list[int], expected: float
-) -> None:
+def test_the_reward_of_several_labels_is_what_is_shared(predicted: list[int], true: list[int], expected: float) -> None:
     logits = torch.tensor([predicted]) * 4.0 - 2.0
     assert reward(logits, torch.tensor([true]).float()).tolist() == pytest.approx([expected])
 
@@ -389,7 +389,7 @@ def test_gradients_of_the_objective_against_finite_differences() -> None:
         )
         return objective(output, TARGET).total
 
-    assert torch.autograd.gradcheck(total, (features, weight, whole, parts))
+    assert torch.autograd.gradcheck(total, (features, weight, whole, parts), fast_mode=True)
     total(features, weight, whole, parts).backward()
     for tensor in (features, weight, whole, parts):
         assert tensor.grad is not None and float(tensor.grad.abs().sum()) > 0

@@ -75,7 +75,7 @@ def test_a_whole_model_is_not_a_state_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("left", [0, 1, 7, 40, 200, -40, -1])
+@pytest.mark.parametrize("left", [0, 1, 7, 40, 100, -40, -1])
 def test_a_truncated_file(tmp_path: Path, suffix: str, left: int) -> None:
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -87,7 +87,9 @@ def test_a_truncated_file(tmp_path: Path, suffix: str, left: int) -> None:
         read_tensors(path)
 
 
-@pytest.mark.parametrize("content", [b"not weights at all\n", b"\x80\x02", b"PK\x03\x04", bytes(range(256)), b"\0" * 64])
+@pytest.mark.parametrize(
+    "content", [b"not weights at all\n", b"\x80\x02", b"PK\x03\x04", bytes(range(256)), b"\0" * 64]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_of_something_else(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -96,7 +98,9 @@ def test_a_file_of_something_else(tmp_path: Path, suffix: str, content: bytes) -
         read_tensors(path)
 
 
-@pytest.mark.parametrize("value", [[torch.zeros(2)], {"a": 1}, {"a": torch.zeros(1), "epoch": 3}, torch.zeros(2), "text"])
+@pytest.mark.parametrize(
+    "value", [[torch.zeros(2)], {"a": 1}, {"a": torch.zeros(1), "epoch": 3}, torch.zeros(2), "text"]
+)
 def test_something_other_than_named_tensors(tmp_path: Path, value: Any) -> None:
     torch.save(value, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="weights.pth does not hold named tensors; give a state dict"):
@@ -131,7 +135,10 @@ def test_a_state_that_fits_passes() -> None:
         ({"x": torch.zeros(1)}, r"file lacks tensor 'layer.weight' \(2 missing, 1 unknown in all\)"),
         (STATE | {"layer.bias": torch.zeros(3)}, r"'layer.bias' has shape \[3\] but the model needs \[2\]"),
         # The same number of values is not the same shape.
-        (STATE | {"layer.weight": torch.zeros(3, 2)}, r"'layer.weight' has shape \[3, 2\] but the model needs \[2, 3\]"),
+        (
+            STATE | {"layer.weight": torch.zeros(3, 2)},
+            r"'layer.weight' has shape \[3, 2\] but the model needs \[2, 3\]",
+        ),
     ],
 )
 def test_the_tensor_that_does_not_fit_is_named(found: dict[str, torch.Tensor], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle protocol that torch does not write: advice to its developers, beside our own error.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); copy it again") from None
     except pickle.UnpicklingError:
@@ -35,7 +39,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise CheckpointError(f"{path} does not hold named tensors; give a state dict")
     return dict(tensors)
 

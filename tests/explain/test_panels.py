@@ -70,7 +70,7 @@ def test_a_spot_takes_the_largest_probability_of_the_cells_it_lies_in(axes: Axes
     opacity = np.asarray(heat.get_array())[..., 3]
     left, middle, right = (opacity[opacity.shape[0] // 2, int(opacity.shape[1] * x)] for x in (0.1, 0.5, 0.9))
     assert left == middle > right > 0
-    assert heat.get_extent() == (0, 1, 1, 0)
+    assert tuple(heat.get_extent()) == (0, 1, 1, 0)
 
 
 def test_numbers_are_in_the_middle_of_each_cell_and_chosen_cells_are_framed(axes: Axes) -> None:

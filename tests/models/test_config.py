@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tests.helpers import three_levels, tiny_config
+
 from tnet.backbones import BackboneConfig
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError

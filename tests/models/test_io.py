@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from tests.helpers import TINY_RESNET, three_levels, tiny_config
+
 from tnet.errors import CheckpointError, OutputError
 from tnet.models.config import TNetConfig
 from tnet.models.io import default_card, load_model, read_config, save_model
@@ -166,7 +166,9 @@ def test_a_configuration_that_is_none(saved: Path, text: str, message: str) -> N
 )
 def test_a_configuration_changed_by_hand(saved: Path, changes: dict[str, Any], message: str) -> None:
     edit(saved, **changes)
-    with pytest.raises(CheckpointError, match=f"config.json: .*{message}.* written by another version or changed by hand"):
+    with pytest.raises(
+        CheckpointError, match=f"config.json: .*{message}.* written by another version or changed by hand"
+    ):
         load_model(saved)
 
 

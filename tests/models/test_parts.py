@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import regions
 from torch import Tensor, nn
 
-from tests.helpers import regions
 from tnet.errors import ConfigError
 from tnet.geometry import Grid, Regions, cell_boxes, choose_cells, whole_images
 from tnet.models.config import Activation, LocatorConfig, PositionConfig
@@ -136,7 +136,9 @@ def test_pooling_is_the_average_over_the_pixels_of_a_cell(
         torch.testing.assert_close(found, inside.mean(dim=(1, 2)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("side", "grid"), [(7, Grid(5, 5, 0.34375)), (104, Grid(20, 20, 0.08)), (225, Grid(5, 5, 0.35))])
+@pytest.mark.parametrize(
+    ("side", "grid"), [(7, Grid(5, 5, 0.34375)), (104, Grid(20, 20, 0.08)), (225, Grid(5, 5, 0.35))]
+)
 def test_pooling_a_constant_gives_the_constant(side: int, grid: Grid) -> None:
     """Whatever is padding: also where a cell lies in the padding altogether."""
     pooled = pool_cells(torch.full((1, 2, 6, 6), 3.5), whole_images([(side, side)]), grid)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-
 from tests.helpers import TINY_RESNET
+
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid
 from tnet.models import registry
+from tnet.models.config import PositionConfig, TNetConfig
 from tnet.models.registry import create_model, list_models, model_config
 from tnet.models.tnet import TNet
 
@@ -61,9 +62,9 @@ def test_the_published_settings() -> None:
 
 def test_overrides() -> None:
     name = "tnet_resnet18.own"
-    model = create_model(
-        name, backbone=TINY_RESNET, num_classes=3, in_channels=1, mean=(0.5,), std=(0.5,), base_px=32, pretrained=False
-    )
+    changes = {"num_classes": 3, "in_channels": 1, "mean": (0.5,), "std": (0.5,), "base_px": 32}
+    position = PositionConfig("add", divisor=2)
+    model = create_model(name, backbone=TINY_RESNET, position=position, **changes)
     assert (model.config.num_classes, model.config.in_channels, model.config.base_px) == (3, 1, 32)
     assert model.config.grid == model_config(name).grid  # the rest stays
     assert model_config(name).num_classes == 1000  # and the registered one too
@@ -84,14 +85,19 @@ def test_an_override_that_cannot_be() -> None:
 
 def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said of the model, meant of its backbone; and what a name registers is not changed by it."""
-    built = []
-    monkeypatch.setattr(registry, "TNet", built.append)
-    for given in ({"pretrained": True}, {"pretrained": False}, {}):
-        create_model("tnet_resnet18.own", **given)
+
+    class Unbuilt(TNet):
+        def __init__(self, config: TNetConfig) -> None:
+            torch.nn.Module.__init__(self)
+            self.config = config
+
+    monkeypatch.setattr(registry, "TNet", Unbuilt)
+    for given, pretrained in (({"pretrained": True}, True), ({"pretrained": False}, False), ({}, False)):
+        assert create_model("tnet_resnet18.own", **given).config.backbone.pretrained is pretrained
     # Also beside another backbone, whose own setting it overrules.
-    create_model("tnet_resnet18.own", backbone=TINY_RESNET, pretrained=True)
-    assert [config.backbone.pretrained for config in built] == [True, False, False, True]
-    assert built[-1].backbone.name == TINY_RESNET.name
+    other = create_model("tnet_resnet18.own", backbone=TINY_RESNET, pretrained=True).config.backbone
+    assert other.name == TINY_RESNET.name and other.pretrained
+    assert not model_config("tnet_resnet18.own").backbone.pretrained
 
 
 # --- size
@@ -103,7 +109,9 @@ def trainable(model: TNet) -> int:
 
 def total(model: TNet) -> int:
     """Parameters as the reference implementation counts them: the statistics of batch norm among them."""
-    statistics = [tensor for name, tensor in model.state_dict().items() if name.endswith(("running_mean", "running_var"))]
+    statistics = [
+        tensor for name, tensor in model.state_dict().items() if name.endswith(("running_mean", "running_var"))
+    ]
     return trainable(model) + sum(tensor.numel() for tensor in statistics)
 
 

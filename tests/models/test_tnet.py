@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers import TINY_BAGNET, TINY_RESNET, pictures, regions, three_levels, tiny_config
 from torch import Tensor, nn
 
-from tests.helpers import TINY_BAGNET, TINY_RESNET, pictures, regions, three_levels, tiny_config
 from tnet.backbones import BackboneConfig
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError, GeometryError
@@ -49,7 +49,9 @@ BIRDS = replace(
 # Every form of every part at least once.
 VARIANTS = {
     "squeeze": tiny_config(),
-    "context": tiny_config(locator=LocatorConfig("context", hidden=8, logits="l2_scaled"), position=PositionConfig("concat")),
+    "context": tiny_config(
+        locator=LocatorConfig("context", hidden=8, logits="l2_scaled"), position=PositionConfig("concat")
+    ),
     "weighted": tiny_config(aggregation="weighted", batch_norm="per_level"),
     "bagnet": tiny_config(backbone=TINY_BAGNET, locator=LocatorConfig(logits="none"), position=PositionConfig("none")),
     "levels": three_levels(aggregation="weighted"),
@@ -138,7 +140,15 @@ def test_one_model_answers_for_any_number_of_looks(config: TNetConfig) -> None:
 
 @pytest.mark.parametrize(
     ("looks", "counts"),
-    [(None, [1, 2, 4]), (3, [1, 3, 6]), ((1,), [1, 1]), ((2, 3), [1, 2, 6]), ((9, 9), [1, 9, 81]), (0, [1]), ((1, 0), [1, 1])],
+    [
+        (None, [1, 2, 4]),
+        (3, [1, 3, 6]),
+        ((1,), [1, 1]),
+        ((2, 3), [1, 2, 6]),
+        ((9, 9), [1, 9, 81]),
+        (0, [1]),
+        ((1, 0), [1, 1]),
+    ],
 )
 def test_looks_of_each_level(looks: int | Sequence[int] | None, counts: list[int]) -> None:
     output = build(three_levels())(torch.rand(1, 1, 96, 96), looks=looks)

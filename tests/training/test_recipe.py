@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.helpers import tiny_recipe
+
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, load_recipe, parse_recipe, save_recipe, with_classes
 
@@ -90,6 +90,9 @@ def test_a_file_and_values_over_it(tmp_path: Path) -> None:
         ("\ta: 1", RecipeError, "a.yaml line 1: not YAML"),
         ("[" * 5000, RecipeError, "a.yaml: nested too deeply"),
         ("a: !!python/object/apply:os.system [ls]", RecipeError, "a.yaml line 1: not YAML"),
+        ("title: 2024-13-45", RecipeError, "a.yaml: not YAML (month must be in 1..12"),
+        ("title: !!int many", RecipeError, "a.yaml: not YAML (invalid literal for int()"),
+        ("title: \0", RecipeError, "a.yaml: not YAML"),
         ("seed: -1", ConfigError, "a.yaml: seed is -1"),
         ("seed: 4294967296", ConfigError, "a.yaml: seed is 4294967296"),
     ],
@@ -101,7 +104,9 @@ def test_a_recipe_that_cannot_be_names_file_key_and_value(text: str, error: type
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("override", ["epochs", "=3", "train.epochs.x=3", "train.epochs=[", "epoch=3", "train.epochs=many"])
+@pytest.mark.parametrize(
+    "override", ["epochs", "=3", "train.epochs.x=3", "train.epochs=[", "epoch=3", "train.epochs=many"]
+)
 def test_values_over_a_recipe_that_cannot_be(override: str) -> None:
     with pytest.raises(RecipeError):
         parse_recipe("train: {epochs: 2}", [override])

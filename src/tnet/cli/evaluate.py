@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tnet.models.config import TNetConfig
     from tnet.training.recipe import Recipe
 
-_recipe_of = recipe_of  # for `tnet explain`
 
 _LOOKS_HELP = (
     "Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be repeated. "

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PolicyName, parse_looks, pick_device
-from tnet.cli.evaluate import _recipe_of
+from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PolicyName, parse_looks, pick_device, recipe_of
 from tnet.cli.predict import IMAGES_HELP, MAX_SIDE_HELP, SMALL_HELP
 from tnet.errors import DataError
 
@@ -72,7 +71,7 @@ def explain(
     else:
         from tnet.data.loading import open_data
 
-        recipe = _recipe_of(model)
+        recipe = recipe_of(model)
         if recipe is None:
             raise DataError(
                 f"{model} has no recipe.yaml that says what its validation images are; name pictures instead"

@@ -137,7 +137,8 @@ def create_model(name: str, **overrides: Any) -> TNet:
     """
     config = model_config(name)
     if "pretrained" in overrides:
-        config = replace(config, backbone=replace(config.backbone, pretrained=bool(overrides.pop("pretrained"))))
+        backbone = overrides.get("backbone", config.backbone)
+        overrides["backbone"] = replace(backbone, pretrained=bool(overrides.pop("pretrained")))
     names = [field.name for field in fields(TNetConfig)]
     unknown = [key for key in overrides if key not in names]
     if unknown:

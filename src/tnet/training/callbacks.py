@@ -46,16 +46,20 @@ class TimeLimit(Callback):
         return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and tell the schedule about the time before a resume."""
         self.started = time.monotonic()
+        self._tell(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Tell the schedule, and stop when time is up."""
-        share = self.elapsed() / self.seconds
-        assert isinstance(pl_module, TNetModule)
-        pl_module.elapsed_share = min(1.0, share)
-        if share >= 1:
+        if self._tell(pl_module) >= 1:
             trainer.should_stop = True
+
+    def _tell(self, module: pl.LightningModule) -> float:
+        """Let the schedule know the share of the time that is gone."""
+        assert isinstance(module, TNetModule)
+        module.elapsed_share = min(1.0, self.elapsed() / self.seconds)
+        return module.elapsed_share
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far."""

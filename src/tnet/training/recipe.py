@@ -191,6 +191,8 @@ def _yaml(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{source}{where}: not YAML ({problem}); check colons and indentation") from None
+    except ValueError as error:  # a date or number that only looks like one, such as 2024-13-45
+        raise RecipeError(f"{source}: not YAML ({error}); put quotes around text") from None
     except RecursionError:
         raise RecipeError(f"{source}: nested too deeply for a recipe; check the brackets") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import time
 import warnings
 import zipfile
@@ -73,6 +74,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
         ConfigError: a recipe that cannot be built.
         CheckpointError: resuming from a damaged checkpoint or that of another recipe.
         TrainingError: the loss became NaN, or the accelerator is not there.
+        KeyboardInterrupt: Ctrl-C; a note on it says how many epochs are kept, and that they can be resumed.
     """
     folder = Path(folder)
     checkpoint = _checkpoint_to_resume(folder, resume)
@@ -87,13 +89,16 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress)
     start = time.monotonic()
-    _fit(trainer, module, data, checkpoint)
+    try:
+        _fit(trainer, module, data, checkpoint)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; go on with --resume")
+        raise
     seconds = time.monotonic() - start
     metrics = _write_curves(folder)
     model = load_model(folder)
-    if not trainer.interrupted:
-        draw_overlays(model, data.val_data, folder / "overlays", recipe.train.overlays)
-    return RunResult(folder, recipe, model, metrics, seconds, trainer.interrupted)
+    draw_overlays(model, data.val_data, folder / "overlays", recipe.train.overlays)
+    return RunResult(folder, recipe, model, metrics, seconds)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
@@ -171,24 +176,29 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
+    """Run the trainer, and put what can go wrong in words."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         # Lightning's own use of a class that PyTorch deprecated.
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # Advice on worker counts; small data sets and made images do not need it.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*dirpath.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
+            reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
             raise CheckpointError(
-                f"{checkpoint} cannot be resumed from ({str(error).splitlines()[0][:200]}); delete it to start anew, "
-                "or use the model/ beside it"
+                f"{checkpoint} cannot be resumed from ({reason}); delete it to start anew, or use the model/ beside it"
             ) from None
-        except SystemExit as stop:  # Lightning turns a second Ctrl-C into an exit
-            raise KeyboardInterrupt from stop
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C, after which it has further ones ignored
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
 
 
 def _write_curves(folder: Path) -> list[dict[str, float]]:

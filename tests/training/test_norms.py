@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tests.helpers import TINY_RESNET, tiny_config, tiny_recipe
+from torch import Tensor, nn
+
+from tnet.backbones.base import batch_norms
+from tnet.data.sample import Batch
+from tnet.models.tnet import TNet, TNetOutput
+from tnet.training.data import TNetData
+from tnet.training.module import TNetModule
+from tnet.training.norms import RecalibrateNorms, recalibrate_norms
+from tnet.training.recipe import with_classes
+
+
+def batches(count: int = 3, size: int = 4) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(
+            torch.randint(0, 256, (size, 1, 96, 96), generator=generator, dtype=torch.uint8),
+            torch.zeros(size, dtype=torch.int64),
+            ["made"] * size,
+        )
+        for _ in range(count)
+    ]
+
+
+def tiny_model(batch_norm: Literal["shared", "per_level"]) -> TNet:
+    """With statistics that are far from any image's."""
+    model = TNet(tiny_config(batch_norm=batch_norm))
+    for norm in batch_norms(model):
+        for name in ("running_mean", "running_var", "region_mean", "region_var"):
+            if hasattr(norm, name):
+                getattr(norm, name).fill_(17)
+    return model
+
+
+def first_norm_inputs(model: TNet, given: list[Batch]) -> list[Tensor]:
+    """What the first batch norm, which no other statistics influence, is given: at level 0, 1, 0, 1, ..."""
+    inputs: list[Tensor] = []
+    handle = batch_norms(model)[0].register_forward_hook(lambda _, args, __: inputs.append(args[0].detach().clone()))
+    with torch.no_grad():
+        for batch in given:
+            model(batch.images)
+    handle.remove()
+    return inputs
+
+
+def mean_and_var(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Averaged over the inputs, each counted once (variances unbiased, as PyTorch keeps them)."""
+    means = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    return means, torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+
+
+def test_shared_statistics_are_the_plain_average_over_all_that_is_seen() -> None:
+    # With all cells looked at, what is seen does not depend on the statistics.
+    model = TNet(tiny_config(batch_norm="shared", looks=(9,))).eval()
+    given = batches()
+    mean, var = mean_and_var(first_norm_inputs(model, given))
+    recalibrate_norms(model, iter(given))
+    norm = batch_norms(model)[0]
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+
+
+def test_each_population_gets_its_own_average() -> None:
+    model = TNet(tiny_config(batch_norm="per_level", looks=(9,))).eval()
+    given = batches()
+    inputs = first_norm_inputs(model, given)
+    assert len(inputs) == 6 and inputs[0].shape[0] == 4 and inputs[1].shape[0] == 36
+    recalibrate_norms(model, given)
+    norm = batch_norms(model)[0]
+    for name, seen in (("running", inputs[::2]), ("region", inputs[1::2])):
+        mean, var = mean_and_var(seen)
+        torch.testing.assert_close(norm.get_buffer(f"{name}_mean"), mean)
+        torch.testing.assert_close(norm.get_buffer(f"{name}_var"), var)
+    assert not torch.allclose(norm.get_buffer("running_mean"), norm.get_buffer("region_mean"))
+    assert int(norm.get_buffer("num_batches_tracked")) == int(norm.get_buffer("region_batches")) == 3
+
+
+@pytest.mark.parametrize("batch_norm", ["shared", "per_level"])
+def test_what_was_there_before_does_not_matter_and_twice_is_once(batch_norm: Literal["shared", "per_level"]) -> None:
+    model = TNet(tiny_config(batch_norm=batch_norm, looks=(9,)))
+    far = TNet(tiny_config(batch_norm=batch_norm, looks=(9,)))
+    far.load_state_dict(model.state_dict())
+    for norm in batch_norms(far):
+        norm.get_buffer("running_mean").fill_(17)
+    given = batches(1)
+    recalibrate_norms(model, given)
+    recalibrate_norms(far, given)
+    recalibrate_norms(far, given)
+    others = far.state_dict()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batch_norm", ["shared", "per_level"])
+def test_only_the_statistics_change(batch_norm: Literal["shared", "per_level"], training: bool) -> None:
+    model = tiny_model(batch_norm).train(training)
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    momenta = [norm.momentum for norm in batch_norms(model)]
+    recalibrate_norms(model, batches(2))
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert [norm.momentum for norm in batch_norms(model)] == momenta and None not in momenta
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for norm in batch_norms(model):
+        assert not (norm.get_buffer("running_mean") == 17).any()
+        if batch_norm == "per_level":
+            assert not (norm.get_buffer("region_mean") == 17).any()
+
+
+def test_an_error_in_between_leaves_modes_and_momentum() -> None:
+    model = tiny_model("shared").eval()
+
+    def failing() -> object:
+        yield batches(1)[0]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recalibrate_norms(model, failing())  # type: ignore[arg-type]
+    assert not any(module.training for module in model.modules())
+    assert all(norm.momentum is not None for norm in batch_norms(model))
+
+
+def test_a_model_without_batch_norm_is_left_alone() -> None:
+    model = TNet(tiny_config())
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    assert not batch_norms(model)
+
+    def none_wanted() -> object:
+        raise AssertionError("images were asked for")
+        yield
+
+    recalibrate_norms(model, none_wanted())  # type: ignore[arg-type]
+
+
+class _Trainer(pl.Trainer):
+    """What is asked of a trainer, and no more."""
+
+    current_epoch = 2
+    datamodule: TNetData | None = None
+
+    def __init__(self, datamodule: TNetData) -> None:
+        self.datamodule = datamodule
+
+
+def test_the_callback_draws_no_random_numbers_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(model={"backbone": TINY_RESNET})
+    data = TNetData(recipe)
+    module = TNetModule(with_classes(recipe, data.classes, data.multilabel))
+    trainer = _Trainer(data)
+    seen: list[int] = []
+    original = TNet.forward
+
+    def forward(self: TNet, images: Tensor) -> TNetOutput:
+        seen.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(TNet, "forward", forward)
+    state = torch.get_rng_state()
+    RecalibrateNorms(2).on_validation_start(trainer, module)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert seen == [8, 8]
+    first = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    torch.manual_seed(99)
+    RecalibrateNorms(2).on_validation_start(trainer, module)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in module.model.state_dict().items())
+    seen.clear()
+    RecalibrateNorms(1000).on_validation_start(trainer, module)
+    assert seen == [8] * 5, "no image counts twice"

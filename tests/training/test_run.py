@@ -1,0 +1,463 @@
+"""Runs as a whole: that they repeat, resume, stop in good order, and leave what they promise."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from tests.helpers import tiny_recipe
+
+from tnet.data.config import DataConfig
+from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, OutputError, TrainingError
+from tnet.models.io import load_model
+from tnet.objectives import Loss, Objective
+from tnet.training import run
+from tnet.training.recipe import Recipe, load_recipe
+from tnet.training.run import RunResult, train
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run of three epochs, to look at and to compare with; not to be written to."""
+    return train(tiny_recipe(train={"overlays": 1}), tmp_path_factory.mktemp("runs") / "finished", progress=False)
+
+
+class Disturb(Callback):
+    """Does something at one batch of the training."""
+
+    def __init__(self, epoch: int, batch: int, what: Callable[[pl.LightningModule], None]) -> None:
+        self.at, self.what = (epoch, batch), what
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            self.what(pl_module)
+
+
+@contextmanager
+def disturbed(epoch: int, batch: int, what: Callable[[pl.LightningModule], None]) -> Iterator[None]:
+    """Runs inside do something at one batch of their training."""
+    make = run._trainer
+
+    def with_callback(*args: Any) -> pl.Trainer:
+        trainer = make(*args)
+        trainer.callbacks.append(Disturb(epoch, batch, what))  # type: ignore[attr-defined]
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_trainer", with_callback)
+        yield
+
+
+class PowerCutError(BaseException):
+    """Nothing that anybody catches."""
+
+
+def cut(module: pl.LightningModule) -> None:
+    raise PowerCutError
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / LAST, weights_only=True)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Nested mappings and lists of tensors and numbers, exactly."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def assert_same_run(first: RunResult, second: RunResult) -> None:
+    assert first.metrics == second.metrics
+    assert_same_end(first, second)
+
+
+def assert_same_end(first: RunResult, second: RunResult) -> None:
+    states = [checkpoint(result.folder) for result in (first, second)]
+    for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(states[0][key], states[1][key])
+    assert_same(dict(first.model.state_dict()), dict(second.model.state_dict()))
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+# --- what a run leaves
+
+
+def test_a_run_leaves_what_it_promises(finished: RunResult) -> None:
+    folder = finished.folder
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left >= {
+        "recipe.yaml", "metrics.csv", "curves.png", "model/model.safetensors", "model/config.json", "model/README.md",
+        "checkpoints/best.ckpt", LAST, "logs/csv/version_0/metrics.csv", "overlays/regions.json",
+    }  # fmt: skip
+    assert [path for path in left if "tfevents" in path] and [path for path in left if path.startswith("overlays/")]
+    assert no_leftovers(folder)
+    assert load_recipe(folder / "recipe.yaml") == finished.recipe
+    assert finished.recipe.model.class_names == tuple("0123456789")
+    assert finished.train_seconds > 0 and not finished.model.training
+    assert_same(dict(load_model(folder).state_dict()), dict(finished.model.state_dict()))
+
+
+def test_metrics_of_every_epoch(finished: RunResult) -> None:
+    assert [row["epoch"] for row in finished.metrics] == [0, 1, 2]
+    for row in finished.metrics:
+        assert row.keys() >= {
+            "val/accuracy",
+            "val/accuracy_0_looks",
+            "val/accuracy_random",
+            "train/loss",
+            "train/baseline",
+        }
+        assert all(math.isfinite(value) for value in row.values())
+    with (finished.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val/accuracy"]) for row in rows] == pytest.approx(
+        [row["val/accuracy"] for row in finished.metrics]
+    )
+
+
+def test_the_model_kept_is_that_of_the_best_epoch_and_the_last_checkpoint_that_of_the_last(finished: RunResult) -> None:
+    values = [row["val/accuracy"] for row in finished.metrics]
+    best = torch.load(finished.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == values.index(max(values))
+    kept = {f"model.{name}": tensor for name, tensor in finished.model.state_dict().items()}
+    assert_same(kept, {name: tensor for name, tensor in best["state_dict"].items() if name.startswith("model.")})
+    assert (checkpoint(finished.folder)["epoch"], checkpoint(finished.folder)["global_step"]) == (2, 9)
+
+
+# --- repeating
+
+
+def test_the_same_seed_gives_the_same_run(finished: RunResult, tmp_path: Path) -> None:
+    assert_same_run(finished, train(tiny_recipe(train={"overlays": 0}), tmp_path / "again", progress=False))
+
+
+def test_another_seed_gives_another_run(finished: RunResult, tmp_path: Path) -> None:
+    other = train(tiny_recipe(seed=1, train={"epochs": 1}), tmp_path / "other", progress=False)
+    assert other.metrics[0]["train/loss"] != finished.metrics[0]["train/loss"]
+
+
+def test_loading_in_workers_gives_the_same_run(finished: RunResult, tmp_path: Path) -> None:
+    """The first epoch, without a schedule that would know how many come."""
+    found = [
+        train(
+            tiny_recipe(train={"epochs": 1, "workers": workers}, optim={"schedule": "constant"}),
+            tmp_path / str(workers),
+            progress=False,
+        )
+        for workers in (0, 2)
+    ]
+    assert_same_run(*found)
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), (1, 2), (2, 1)])
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    epoch: int, batch: int, finished: RunResult, tmp_path: Path
+) -> None:
+    with disturbed(epoch, batch, cut), pytest.raises(PowerCutError):
+        train(tiny_recipe(), tmp_path, progress=False)
+    assert checkpoint(tmp_path)["epoch"] == epoch - 1
+    load_model(tmp_path)  # what there is by then can be used
+    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_batch_norm_measured_anew_is_resumed_too(tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        train={"epochs": 2, "images_per_epoch": 16, "recalibrate_batches": 2}, model={"batch_norm": "per_level"}
+    )
+    with disturbed(1, 1, cut), pytest.raises(PowerCutError):
+        train(recipe, tmp_path / "cut", progress=False)
+    resumed = train(recipe, tmp_path / "cut", resume=True, progress=False)
+    assert_same_run(train(recipe, tmp_path / "whole", progress=False), resumed)
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(finished: RunResult, tmp_path: Path) -> None:
+    with disturbed(0, 1, cut), pytest.raises(PowerCutError):
+        train(tiny_recipe(), tmp_path, progress=False)
+    assert not (tmp_path / LAST).exists()
+    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
+
+
+def test_a_finished_run_can_be_resumed_for_nothing_and_for_longer(finished: RunResult, tmp_path: Path) -> None:
+    """Without a schedule that depends on the length, a run made longer is a longer run."""
+    steady = {"optim": {"schedule": "constant"}}
+    short = train(tiny_recipe(train={"epochs": 1}, **steady), tmp_path / "a", progress=False)
+    again = train(tiny_recipe(train={"epochs": 1}, **steady), tmp_path / "a", resume=True, progress=False)
+    assert again.metrics == short.metrics
+    longer = train(
+        tiny_recipe(train={"epochs": 2, "overlays": 1}, **steady), tmp_path / "a", resume=True, progress=False
+    )
+    assert [row["epoch"] for row in longer.metrics] == [0, 1]
+    assert_same_run(longer, train(tiny_recipe(train={"epochs": 2}, **steady), tmp_path / "b", progress=False))
+    assert load_recipe(tmp_path / "a" / "recipe.yaml").train.epochs == 2
+
+
+KILLED = """
+import sys
+from tests.helpers import tiny_recipe
+from tnet.training.run import train
+train(tiny_recipe(train={"images_per_epoch": 400}), sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.slow  # a process that imports everything
+def test_a_run_that_was_killed_goes_on(tmp_path: Path, repository: Path) -> None:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=environment)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "killed" / LAST).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    recipe = tiny_recipe(train={"images_per_epoch": 400})
+    resumed = train(recipe, tmp_path / "killed", resume=True, progress=False)
+    whole = train(recipe, tmp_path / "whole", progress=False)
+    assert_same_end(whole, resumed)
+    assert whole.metrics[-1] == resumed.metrics[-1] and len(whole.metrics) == len(resumed.metrics)
+    # Lightning logs an epoch's training metrics just after its checkpoint: a kill in between leaves them out.
+    for row, found in zip(whole.metrics, resumed.metrics, strict=True):
+        assert found.items() <= row.items() and "val/accuracy" in found
+
+
+# --- stopping
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    def spoil(module: pl.LightningModule) -> None:
+        with torch.no_grad():
+            next(module.parameters()).fill_(math.nan)
+
+    message = r"the loss became nan at step 4 \(in .*cross_entropy.*lower optim.lr"
+    with disturbed(1, 1, spoil), pytest.raises(TrainingError, match=message):
+        train(tiny_recipe(), tmp_path, progress=False)
+    kept = checkpoint(tmp_path)
+    assert kept["epoch"] == 0 and all(bool(torch.isfinite(tensor).all()) for tensor in kept["state_dict"].values())
+    assert bool(torch.isfinite(load_model(tmp_path)(torch.rand(1, 1, 96, 96)).logits).all())
+    assert no_leftovers(tmp_path)
+
+
+def test_the_term_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Objective.forward
+
+    def forward(self: Objective, *args: Any) -> Loss:
+        loss = original(self, *args)
+        terms = loss.terms | {"reinforce": loss.terms["reinforce"] * math.inf}
+        return replace(loss, terms=terms, total=torch.stack(list(terms.values())).sum())
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(TrainingError, match=r"at step 0 \(in reinforce\)"):
+        train(tiny_recipe(), tmp_path, progress=False)
+
+
+def test_a_gradient_that_is_no_number_does_not_reach_the_weights(tmp_path: Path) -> None:
+    def spoil(module: pl.LightningModule) -> None:
+        next(module.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+    with disturbed(1, 0, spoil), pytest.raises(TrainingError, match="a gradient became infinite or NaN at step 3;"):
+        train(tiny_recipe(), tmp_path, progress=False)
+    assert checkpoint(tmp_path)["epoch"] == 0
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in load_model(tmp_path).state_dict().values())
+
+
+def test_a_rate_far_too_high_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="became (nan|inf)|became infinite"):
+        train(tiny_recipe(optim={"lr": 1e30, "warmup": 0.0, "clip_norm": None}), tmp_path, progress=False)
+
+
+def test_the_clock_ends_a_run_in_good_order(tmp_path: Path) -> None:
+    result = train(tiny_recipe(train={"epochs": 1000, "max_minutes": 1e-4}), tmp_path, progress=False)
+    assert [row["epoch"] for row in result.metrics] == [0] and "val/accuracy" in result.metrics[0]
+    assert checkpoint(tmp_path)["global_step"] == 1 and (tmp_path / "curves.png").is_file()
+
+
+def test_the_keyboard_stops_a_run_that_can_go_on(finished: RunResult, tmp_path: Path) -> None:
+    def interrupt(module: pl.LightningModule) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with disturbed(1, 1, interrupt), pytest.raises(KeyboardInterrupt) as caught:
+        train(tiny_recipe(), tmp_path, progress=False)
+    assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; go on with --resume"]
+    assert (tmp_path / "metrics.csv").is_file() and (tmp_path / "curves.png").is_file()
+    assert signal.getsignal(signal.SIGINT) is handler  # a program that goes on can still be stopped
+    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
+
+
+# --- what is refused
+
+
+def test_a_folder_in_use_is_not_written_to(finished: RunResult, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="already exists and is not empty; give another --out, or --resume"):
+        train(tiny_recipe(), tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    with pytest.raises(OutputError, match="not empty"):
+        train(tiny_recipe(), finished.folder, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        train(tiny_recipe(), tmp_path / "notes.txt", progress=False)
+    with pytest.raises(OutputError, match="cannot be written"):
+        train(tiny_recipe(), tmp_path / "notes.txt" / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error"),
+    [
+        (tiny_recipe(model={"backbone": replace(tiny_recipe().model.backbone, name="resnet10x")}), ConfigError),
+        (tiny_recipe(model={"in_channels": 3}), ConfigError),
+        (tiny_recipe(data={"kind": "folder", "root": "nowhere"}), DataError),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_leaves_no_folder(
+    recipe: Recipe, error: type[Exception], in_tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        train(recipe, in_tmp_path / "run", progress=False)
+    assert list(in_tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_accelerator_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"training on 1 x gpu with 32-true cannot start .*train\.accelerator"):
+        train(tiny_recipe(train={"accelerator": "gpu"}), tmp_path, progress=False)
+
+
+@pytest.fixture
+def copied(finished: RunResult, tmp_path: Path) -> Path:
+    """The recipe and the last checkpoint of the finished run, to resume from."""
+    for name in ("recipe.yaml", LAST):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optim": {"lr": 3e-3}}, {"seed": 5}, {"train": {"batch_size": 4}}, {"model": {"looks": (3,)}}]
+)
+def test_a_run_is_not_resumed_with_another_recipe(changes: dict[str, Any], copied: Path) -> None:
+    before = (copied / "recipe.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=r"holds a run of another recipe .*recipe\.yaml"):
+        train(tiny_recipe(**changes), copied, resume=True, progress=False)
+    assert (copied / "recipe.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "another"])
+def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, copied: Path) -> None:
+    path = copied / LAST
+    content = path.read_bytes()
+    if damage == "another":
+        torch.save({"something": torch.zeros(3)}, path)
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint"}[damage])
+    damaged = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be resumed from .*delete it to start anew"):
+        train(tiny_recipe(), copied, resume=True, progress=False)
+    assert path.read_bytes() == damaged
+
+
+def test_a_checkpoint_that_would_run_code_does_not(copied: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (trace,)
+
+    torch.save(torch.load(copied / LAST, weights_only=True) | {"more": Attack()}, copied / LAST)
+    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+        train(tiny_recipe(), copied, resume=True, progress=False)
+    assert not trace.exists()
+
+
+# --- other kinds of runs
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({"model": {"levels": 1, "looks": ()}}, "val/accuracy_0_looks"),
+        ({"train": {"eval_policies": ("random",)}}, "val/accuracy_random"),
+        ({"model": {"levels": 3, "looks": (2, 1), "batch_norm": "per_level"}}, "val/accuracy"),
+        ({"train": {"precision": "bf16-mixed"}, "optim": {"name": "adam", "backbone_lr": 1e-4}}, "val/accuracy"),
+    ],
+)
+def test_runs_of_other_recipes(changes: dict[str, Any], metric: str, tmp_path: Path) -> None:
+    changes = changes | {"train": {"epochs": 1, "images_per_epoch": 16} | changes.get("train", {})}
+    result = train(tiny_recipe(**changes), tmp_path, progress=False)
+    assert metric in result.metrics[0]
+
+
+def test_a_run_over_several_labels(tmp_path: Path) -> None:
+    digits = replace(tiny_recipe().data.digits, task="multi", target_copies=2, other_digits=1)
+    result = train(tiny_recipe(data={"digits": digits}, train={"epochs": 1}), tmp_path, progress=False)
+    assert result.model.config.multilabel and math.isfinite(result.metrics[0]["train/loss"])
+
+
+def test_a_run_over_pictures_of_different_sizes(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("up", "down"):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for i, size in enumerate(((64, 48), (50, 80), (64, 48))):
+                picture = Image.linear_gradient("L").resize(size)
+                (picture if name == "up" else picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)).save(
+                    folder / f"{i}.png"
+                )
+    data = DataConfig(kind="folder", root=str(tmp_path / "data"))
+    recipe = replace(tiny_recipe(train={"epochs": 1, "images_per_epoch": None, "batch_size": 3}), data=data)
+    result = train(recipe, tmp_path / "run", progress=False)
+    assert result.recipe.model.class_names == ("down", "up") and 0 <= result.metrics[0]["val/accuracy"] <= 1
+
+
+def test_pictures_that_are_too_small_are_refused_before_training(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("up", "down"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            Image.linear_gradient("L").resize((40, 30)).save(tmp_path / "data" / part / name / "0.png")
+    recipe = replace(tiny_recipe(), data=DataConfig(kind="folder", root=str(tmp_path / "data")))
+    with pytest.raises(ImageError, match=r"train/down/0\.png has 40 x 30 px.* of 32 px; lower model\.base_px"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_is_shown_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), tmp_path / "a", progress=False)
+    assert capsys.readouterr() == ("", "")
+    train(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), tmp_path / "b", progress=True)
+    shown = "".join(capsys.readouterr())
+    assert "Epoch 0" in shown and "loss=" in shown
