@@ -231,7 +231,7 @@ KILLED = """
 import sys
 from tests.helpers import tiny_recipe
 from tnet.training.run import train
-train(tiny_recipe(train={"images_per_epoch": 400}), sys.argv[1], progress=False)
+train(tiny_recipe(train={"images_per_epoch": 160}), sys.argv[1], progress=False)
 """
 
 
@@ -244,7 +244,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, repository: Path) -> None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    recipe = tiny_recipe(train={"images_per_epoch": 400})
+    recipe = tiny_recipe(train={"images_per_epoch": 160})
     resumed = train(recipe, tmp_path / "killed", resume=True, progress=False)
     whole = train(recipe, tmp_path / "whole", progress=False)
     assert_same_end(whole, resumed)
