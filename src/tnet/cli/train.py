@@ -31,11 +31,5 @@ def train(
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
-    if result.interrupted:
-        typer.echo(
-            f"\ninterrupted after {len(result.metrics)} epoch(s); "
-            f"go on with: tnet train {recipe} --out {folder} --resume"
-        )
-        raise typer.Exit(130)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {folder}")

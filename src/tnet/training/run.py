@@ -48,7 +48,6 @@ class RunResult:
         model: the best model, in evaluation mode.
         metrics: one row an epoch.
         train_seconds: wall time of the fit, validation included; of this process only, after a resume.
-        interrupted: it was stopped by the keyboard and can be resumed.
     """
 
     folder: Path
@@ -56,7 +55,6 @@ class RunResult:
     model: TNet
     metrics: list[dict[str, float]]
     train_seconds: float
-    interrupted: bool = False
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> RunResult:
