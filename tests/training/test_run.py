@@ -309,12 +309,17 @@ def test_the_keyboard_stops_a_run_that_can_go_on(finished: RunResult, tmp_path: 
     def interrupt(module: pl.LightningModule) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with disturbed(1, 1, interrupt), pytest.raises(KeyboardInterrupt) as caught:
-        train(tiny_recipe(), tmp_path, progress=False)
+    # What a program has from its start; a test runner's worker process has it ignored.
+    runner = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with disturbed(1, 1, interrupt), pytest.raises(KeyboardInterrupt) as caught:
+            train(tiny_recipe(), tmp_path, progress=False)
+        handler = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, runner)
     assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; go on with --resume"]
     assert (tmp_path / "metrics.csv").is_file() and (tmp_path / "curves.png").is_file()
-    assert signal.getsignal(signal.SIGINT) is handler  # a program that goes on can still be stopped
+    assert handler is signal.default_int_handler  # a program that goes on can still be stopped
     assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
 
 
