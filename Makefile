@@ -45,7 +45,7 @@ test: $(READY) ## the default test suite, with shapes checked on every call into
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(READY) ## the tests that take minutes
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
 
 test-lowest: $(TOOLS_READY) ## the default test suite on the oldest releases that pyproject.toml allows
 	@$(UV) venv --quiet --clear --python .tools/bin/python .venv-lowest
