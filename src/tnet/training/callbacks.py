@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tnet.models.io import default_card, save_model
@@ -68,6 +69,24 @@ class TimeLimit(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.before = float(state_dict["seconds"])
+
+
+class TimedProgressBar(TQDMProgressBar):
+    """A progress bar for a run that ends by time: the time there is, not a guess from the number of steps.
+
+    Args:
+        minutes: until the run ends.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(leave=False)
+        self.minutes = minutes
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar of the training steps."""
+        bar = super().init_train_tqdm()
+        bar.bar_format = f"{{desc}} {{n_fmt}} steps, {{elapsed}} of {self.minutes:.1f} min{{postfix}}"
+        return bar
 
 
 class KeepBestModel(Callback):

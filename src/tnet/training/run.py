@@ -26,7 +26,7 @@ from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
 from tnet.models.io import load_model
 from tnet.models.tnet import TNet
-from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimeLimit
+from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimedProgressBar, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -145,7 +145,8 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
     if train.max_minutes is not None:
         callbacks.append(TimeLimit(train.max_minutes))
     if progress:
-        callbacks.append(TQDMProgressBar(leave=False))
+        minutes = train.max_minutes
+        callbacks.append(TQDMProgressBar(leave=False) if minutes is None else TimedProgressBar(minutes))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return pl.Trainer(
