@@ -152,6 +152,17 @@ def test_a_generator_makes_draws_repeat() -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("joint", ["sequence", "set"])
+def test_sixteen_bits_are_widened(joint: str, dtype: torch.dtype) -> None:
+    """Mixed precision hands out logits of 16 bits where no norm has widened them."""
+    logits = torch.randn(2, 9).to(dtype).requires_grad_()
+    choice = SampleWithoutReplacement(joint)(logits, 3)
+    assert choice.log_prob.dtype == choice.joint_log_prob.dtype == torch.float32
+    choice.joint_log_prob.sum().backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
 @pytest.mark.parametrize(("joint", "temperature"), [("both", 1.0), ("set", 0.0), ("set", -1.0), ("set", math.nan)])
 def test_a_sampler_that_cannot_be_is_refused(joint: str, temperature: float) -> None:
     with pytest.raises(GeometryError, match="joint|temperature"):

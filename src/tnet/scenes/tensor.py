@@ -36,7 +36,7 @@ class TensorScene:
             implementation pads with 0, mid-grey after its normalisation.
 
     Raises:
-        GeometryError: no image, or not three-dimensional images.
+        GeometryError: no image, not three-dimensional images, or types or channels that cannot be looked at together.
     """
 
     def __init__(
@@ -52,7 +52,19 @@ class TensorScene:
             raise GeometryError(
                 "images must be [batch, channels, height, width], or a list of [channels, height, width]"
             )
-        self.is_normalized = images[0].dtype.is_floating_point
+        first = images[0]
+        self.is_normalized = first.dtype.is_floating_point
+        if not self.is_normalized and first.dtype != torch.uint8:
+            raise GeometryError(
+                f"images are {first.dtype}; give uint8 pixels, or floating point ones that are normalised"
+            )
+        for image in images:
+            if (image.dtype, image.shape[0]) != (first.dtype, first.shape[0]):
+                raise GeometryError(
+                    f"images are {first.dtype} with {first.shape[0]} channel(s) and {image.dtype} with "
+                    f"{image.shape[0]}; "
+                    "give one type and number of channels"
+                )
 
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:

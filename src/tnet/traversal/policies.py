@@ -106,6 +106,8 @@ class SampleWithoutReplacement:
 
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Draw ``k`` different cells in each region."""
+        if logits.dtype in (torch.float16, torch.bfloat16):  # too coarse for probabilities; 16 bits cannot hold _GONE
+            logits = logits.float()
         logits = logits / self.temperature
         uniform = torch.rand(logits.shape, generator=self.generator, device=logits.device, dtype=torch.float32)
         gumbel = -torch.log((-torch.log(uniform.clamp_min(1e-20))).clamp_min(1e-20))
