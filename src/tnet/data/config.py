@@ -24,6 +24,8 @@ class DataConfig:
         label_column: of a table.
         label_separator: between several labels of a picture in a table, which makes the task multi-label.
         max_side_px: shrink larger pictures on reading; ``null`` keeps them.
+        preprocess: prepare every picture after reading: ``reference_448`` makes a square of 448 pixels of it, as the
+            reference implementation does for evaluation; ``null`` keeps its shape.
         augment: random changes of training images.
         digits: the made task.
     """
@@ -37,5 +39,6 @@ class DataConfig:
     label_column: str = "label"
     label_separator: str | None = None
     max_side_px: int | None = None
+    preprocess: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     digits: DigitsConfig = field(default_factory=DigitsConfig)

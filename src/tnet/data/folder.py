@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tnet.data.augment import Augment, sample_generator
 from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_path, load_image
 from tnet.data.sample import Sample
+from tnet.data.transforms import ReferenceEval
 from tnet.errors import ConfigError, DataError
 
 
@@ -36,6 +37,7 @@ class LabelledImages(Dataset[Sample]):
         channels: of the pictures handed out, 1 or 3.
         max_side_px: longer side that pictures are shrunk to, or None.
         augment: random changes, or None.
+        preprocess: what is done to every picture before that, or None (set it after making the data set).
         seed: of the augmentation.
         epoch: of the augmentation, counted from 0.
         max_pixels: largest picture that is decoded.
@@ -67,6 +69,7 @@ class LabelledImages(Dataset[Sample]):
         self.channels = channels
         self.max_side_px = max_side_px
         self.augment = augment
+        self.preprocess: ReferenceEval | None = None
         self.seed = seed
         self.epoch = 0
         self.max_pixels = max_pixels
@@ -91,13 +94,15 @@ class LabelledImages(Dataset[Sample]):
         index %= len(self)
         path = self.paths[index]
         image = load_image(path, channels=self.channels, max_side_px=self.max_side_px, max_pixels=self.max_pixels)
+        if self.preprocess is not None:
+            image = self.preprocess(image)
         if self.augment is not None:
             image = self.augment(image, sample_generator(self.seed, self.epoch, index))
         return Sample(image, self.targets[index], str(path))
 
     def subset(self, indices: Sequence[int], *, augment: Augment | None) -> LabelledImages:
         """Some of the pictures, with the same classes and options, and their own augmentation."""
-        return LabelledImages(
+        part = LabelledImages(
             [self.paths[index] for index in indices],
             self.targets[torch.as_tensor(indices, dtype=torch.int64)],
             self.classes,
@@ -107,6 +112,8 @@ class LabelledImages(Dataset[Sample]):
             seed=self.seed,
             max_pixels=self.max_pixels,
         )
+        part.preprocess = self.preprocess
+        return part
 
     def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
         """Part with some pictures, for validation.

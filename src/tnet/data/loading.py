@@ -16,6 +16,7 @@ from tnet.data.folder import LabelledImages, open_split_folders
 from tnet.data.images import image_size_hw
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
+from tnet.data.transforms import named_transform
 from tnet.errors import ConfigError, ImageError
 
 _SIZES_CHECKED = 500
@@ -58,6 +59,16 @@ def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledDat
         raise ConfigError(f"pictures are read with 1 or 3 channels but model.in_channels is {channels}; set 1 or 3")
     planes = cast(Literal[1, 3], channels)
     augment = Augment(config.augment) if config.augment != AugmentConfig() else None
+    train, val = _open_pictures(config, planes, augment, seed)
+    if config.preprocess is not None:
+        train.preprocess = val.preprocess = named_transform(config.preprocess)
+    return train, val
+
+
+def _open_pictures(
+    config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Pictures of folders or tables."""
     if config.kind == "folder":
         return open_split_folders(
             config.root, config.train, config.val, val_fraction=config.val_fraction, channels=planes,
@@ -95,6 +106,8 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
     paths = data.paths
     for path in paths[:: max(1, len(paths) // _SIZES_CHECKED)]:
         height, width = image_size_hw(path)
+        if data.preprocess is not None:
+            height = width = data.preprocess.size_px
         shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))
         if min(height, width) * shrink < base_px:
             raise ImageError(
