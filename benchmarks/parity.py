@@ -42,24 +42,24 @@ def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
     return float(logits), float(max(probs, default=0.0)), same
 
 
-def training(golden: Golden, dtype: torch.dtype) -> tuple[float, float, str]:
-    """Largest relative difference of the loss and of a variable's gradient (norm or projection), and which variable."""
+def training(golden: Golden, dtype: torch.dtype) -> tuple[float, float, float]:
+    """Relative difference of the loss; largest of a gradient's norm, and of its projection on a random vector."""
     model = golden.model().to(dtype).train()
     output = model(golden.images("train").to(dtype), golden.looks)
     loss = Objective(golden.objective()).train()(output, torch.from_numpy(golden.train["labels"]).long(), model)
     loss.total.backward()
     gradients = {v: tensorflow_layout(v, p.grad) for v, p in variables(model) if getattr(p, "grad", None) is not None}
     skipped = {*golden.noise["zero_gradient_variables"], _SHIFT}
-    worst = (0.0, "")
+    norms, projections = [], []
     for row, variable in enumerate(golden.train["grad_names"].tolist()):
         if variable in skipped:
             continue
         norm = float(golden.train["grad_norm"][row])
         dot = float((gradients[variable] * probe(variable, gradients[variable].shape)).sum())
-        off = max(abs(np.linalg.norm(gradients[variable]) / norm - 1), abs(dot - golden.train["grad_dot"][row]) / norm)
-        worst = max(worst, (float(off), variable))
+        norms.append(abs(float(np.linalg.norm(gradients[variable])) / norm - 1))
+        projections.append(abs(dot - float(golden.train["grad_dot"][row])) / norm)
     expected = float(golden.train["total_loss"])
-    return abs(float(loss.total.detach()) / expected - 1), *worst
+    return abs(float(loss.total.detach()) / expected - 1), max(norms), max(projections)
 
 
 def main() -> None:
@@ -71,20 +71,20 @@ def main() -> None:
     for name in (*TINY, *(FULL if arguments.full else ())):
         golden = Golden(name)
         logits, probs, same = evaluation(golden, torch.float32)
-        cells = [name, f"{logits:.1e}", f"{probs:.1e}" if golden.looks else "-", "yes" if same else "NO"]
+        cells = [name, f"{logits:.0e}", f"{probs:.0e}" if golden.looks else "-", "yes" if same else "NO"]
         for dtype in (torch.float32, torch.float64):
-            loss, gradient, _ = training(golden, dtype)
-            cells += [f"{loss:.1e}", f"{gradient:.1e}"]
+            loss, norm, projection = training(golden, dtype)
+            cells += [f"{loss:.0e}", f"{norm:.0e} / {projection:.0e}"]
         for dtype in (torch.float32, torch.float64):
             if "traj_loss" not in golden.train:
                 cells.append("-")
                 continue
             losses, _, _ = six_steps(golden, dtype)
-            cells.append(f"{np.abs(np.array(losses) - golden.train['traj_loss']).max():.1e}")
+            cells.append(f"{np.abs(np.array(losses) - golden.train['traj_loss']).max():.0e}")
         rows.append(cells)
         print(name, file=sys.stderr)
     heads = ["configuration", "logits", "location probabilities", "same regions"]
-    heads += ["loss", "gradient", "loss, 64 bits", "gradient, 64 bits", "six steps", "six steps, 64 bits"]
+    heads += ["loss", "gradients", "loss, 64 bits", "gradients, 64 bits", "six steps", "six steps, 64 bits"]
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
     print(markdown_table(heads, rows))
 

@@ -181,7 +181,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe
     return parse_dataclass(Recipe, apply_overrides(data, overrides), source)
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
     """Set ``key.in.data=value`` in nested mappings; the value is read as YAML.
 
     Args:
