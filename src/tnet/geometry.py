@@ -319,3 +319,97 @@ def suggest(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: fl
         f"{scale:.2f} image pixel(s) per pixel seen, and {count} x {count} cells overlap by half or more."
     )
     return Suggestion(steps + 1, Grid(count, count, round(extent, 6)), looks, scale, why)
+
+
+def patch_boxes(size_hw: tuple[int, int], patch_px: int, stride_px: int) -> Int[Tensor, "rows cols 4"]:
+    """Boxes of square patches on a regular grid that covers an image, in level-0 pixels.
+
+    Along an axis there are as few patches as cover it, at least one. What they stick out past the image is split as for
+    cells: ``ceil(total / 2)`` before, the rest after.
+
+    Args:
+        size_hw: height and width of the image, pixels.
+        patch_px: side of a patch, pixels.
+        stride_px: pixels between starts of neighbours; ``patch_px`` for patches side by side, less for overlap.
+
+    Raises:
+        GeometryError: an image or a patch without pixels, or a stride that leaves gaps.
+    """
+    if min(*size_hw, patch_px) < 1 or not 1 <= stride_px <= patch_px:
+        raise GeometryError(
+            f"patches of {patch_px} px, {stride_px} px apart, cannot cover an image of {size_hw[0]} x {size_hw[1]} px; "
+            "give sides of at least 1 px and a stride from 1 to the patch's side"
+        )
+    starts = []
+    for size in size_hw:
+        count = 1 + max(0, math.ceil((size - patch_px) / stride_px))
+        total_pad = (count - 1) * stride_px + patch_px - size
+        starts.append(torch.arange(count) * stride_px - math.ceil(total_pad / 2))
+    return _boxes_from_starts(starts[0], starts[1], patch_px)
+
+
+def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: int) -> Int[Tensor, "rows cols 4"]:
+    """Boxes of square patches centred on the positions of a map of an image, in level-0 pixels.
+
+    Position ``i`` of ``n`` stands for ``[i, i + 1) / n`` of the image's side; its patch is centred in the middle of
+    that, to the nearest pixel (halves round up), and may reach past the image's edge.
+
+    Args:
+        size_hw: height and width of the image, pixels.
+        map_hw: rows and columns of the map.
+        patch_px: side of a patch, pixels.
+
+    Raises:
+        GeometryError: an image, map or patch without pixels.
+    """
+    if min(*size_hw, *map_hw, patch_px) < 1:
+        raise GeometryError(
+            f"patches of {patch_px} px cannot be placed by a map of {map_hw[0]} x {map_hw[1]} on an image of "
+            f"{size_hw[0]} x {size_hw[1]} px; each side needs a pixel"
+        )
+    starts = [
+        torch.div((2 * torch.arange(n) + 1) * size - patch_px * n + n, 2 * n, rounding_mode="floor")
+        for size, n in zip(size_hw, map_hw, strict=True)
+    ]
+    return _boxes_from_starts(starts[0], starts[1], patch_px)
+
+
+def _boxes_from_starts(y0: Int[Tensor, " rows"], x0: Int[Tensor, " cols"], side_px: int) -> Int[Tensor, "rows cols 4"]:
+    """Square boxes from their first rows and first columns."""
+    top, left = torch.meshgrid(y0, x0, indexing="ij")
+    return torch.stack([top, left, top + side_px, left + side_px], dim=-1)
+
+
+def chosen_patches(
+    boxes: Sequence[Int[Tensor, "_ _ 4"]], chosen: Sequence[Int[Tensor, " _"]], images: Sequence[int] | None = None
+) -> Regions:
+    """The regions of level 1 for patches chosen from one grid of boxes an image.
+
+    Args:
+        boxes: for each image, the boxes that could be chosen.
+        chosen: for each image, flat (row-major) indices into them, in the order in which they are to come; an index
+            may come twice, and images may have different numbers.
+        images: index of each image in the batch; 0, 1, ... if ``None``.
+
+    Raises:
+        GeometryError: an index outside its grid.
+    """
+    images = range(len(boxes)) if images is None else images
+    rows = [indices.cpu().long() for indices in chosen]
+    for grid, indices in zip(boxes, rows, strict=True):
+        count = grid.shape[0] * grid.shape[1]
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+            raise GeometryError(f"patch indices must lie in 0..{count - 1} for {grid.shape[0]} x {grid.shape[1]} boxes")
+    image = torch.cat([torch.full_like(indices, i) for i, indices in zip(images, rows, strict=True)])
+    positions = [
+        torch.stack([indices // grid.shape[1], indices % grid.shape[1]], dim=1)
+        for grid, indices in zip(boxes, rows, strict=True)
+    ]
+    return Regions(
+        level=1,
+        image=image,
+        box_l0_yxyx=torch.cat([grid.flatten(0, 1)[indices] for grid, indices in zip(boxes, rows, strict=True)]),
+        cell=torch.cat(rows),
+        parent=image.clone(),
+        position_yx=torch.cat(positions),
+    )

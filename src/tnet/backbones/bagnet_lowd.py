@@ -1,0 +1,208 @@
+"""BagNet-77-lowD, the representation network of Saccader: what is at each position, described from 77 pixels around it.
+
+Elsayed, Kornblith and Le, "Saccader: Improving accuracy of hard attention models for vision", NeurIPS 2019. All
+convolutions are valid, so that no position sees padding; batch norm, no biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnet.backbones.base import Backbone, Described
+from tnet.errors import ConfigError
+
+ShortcutNorm = Literal["branch", "shortcut"]
+
+
+@dataclass(frozen=True)
+class PositionGrid:
+    """How the positions of the last map lie on an image.
+
+    Attributes:
+        field_px: receptive field of a position, pixels a side.
+        stride_px: pixels between receptive fields of neighbours.
+    """
+
+    field_px: int
+    stride_px: int
+
+    def side(self, image_px: int) -> int:
+        """Positions along a side of ``image_px`` pixels; 0 where not one receptive field fits."""
+        return max((image_px - self.field_px) // self.stride_px + 1, 0)
+
+
+def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Sequence[int]) -> PositionGrid:
+    """Receptive field and stride of the last map of a :class:`BagNetLowD`.
+
+    Raises:
+        ConfigError: not as many strides and wide blocks as stages, or a stage without a block, or a stride below 1.
+    """
+    if not blocks or len({len(blocks), len(strides), len(wide_blocks)}) > 1:
+        raise ConfigError(
+            f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)} must hold one "
+            "number for each stage"
+        )
+    if min(*blocks, *strides) < 1 or min(wide_blocks) < 0:
+        raise ConfigError(
+            f"blocks {tuple(blocks)} and strides {tuple(strides)} must be 1 or more, wide_blocks {tuple(wide_blocks)} "
+            "0 or more"
+        )
+    field_px, stride_px = 3, 1  # of the stem
+    for count, stride, wide in zip(blocks, strides, wide_blocks, strict=True):
+        for block in range(count):
+            field_px += 2 * stride_px if block < wide else 0
+            stride_px *= stride if block == 0 else 1
+    return PositionGrid(field_px, stride_px)
+
+
+def conv_norm_relu(in_dim: int, out_dim: int, kernel: int = 1, *, dilation: int = 1, padding: int = 0) -> nn.Sequential:
+    """A convolution without bias, batch norm, ReLU."""
+    conv = nn.Conv2d(in_dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_dim), nn.ReLU())
+
+
+def init_glorot(module: nn.Module) -> None:
+    """Glorot uniform weights, biases at 0, for every convolution and linear layer (the original's initialisation)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class NormBottleneck(nn.Module):
+    """1x1, k x k, 1x1, each with batch norm, and a shortcut; nothing is padded.
+
+    Args:
+        in_dim: channels of the input.
+        planes: channels of the first two convolutions.
+        expansion: output channels over planes.
+        kernel: 1 or 3.
+        stride: of the middle convolution.
+        norms_branch: apply the shortcut's norm to the branch; see :class:`BagNetLowD`.
+    """
+
+    def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, norms_branch: bool) -> None:
+        super().__init__()
+        out_dim = planes * expansion
+        self.kernel, self.norms_branch = kernel, norms_branch
+        self.reduce = nn.Conv2d(in_dim, planes, 1, bias=False)
+        self.reduce_norm = nn.BatchNorm2d(planes)
+        self.look = nn.Conv2d(planes, planes, kernel, stride, bias=False)
+        self.look_norm = nn.BatchNorm2d(planes)
+        self.expand = nn.Conv2d(planes, out_dim, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(out_dim)
+        changes = stride > 1 or in_dim != out_dim
+        self.shortcut = nn.Conv2d(in_dim, out_dim, 1, stride, bias=False) if changes else None
+        self.shortcut_norm = nn.BatchNorm2d(out_dim) if changes else None
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Transform a feature map."""
+        y = F.relu(self.reduce_norm(self.reduce(x)))
+        y = F.relu(self.look_norm(self.look(y)))
+        y = self.expand_norm(self.expand(y))
+        # A valid 3x3 loses a pixel a side; the shortcut loses the same.
+        short = x[..., 1:-1, 1:-1] if self.kernel > 1 else x
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            short = self.shortcut(short)
+            if self.norms_branch:
+                y = self.shortcut_norm(y)
+            else:
+                short = self.shortcut_norm(short)
+        return F.relu(y + short)
+
+
+class LowDMaps(NamedTuple):
+    """What the network says of each position.
+
+    Attributes:
+        features: output of the last stage (2048 channels as published), from which a location network reads.
+        what: its low-dimensional form (512), from which positions are classified.
+    """
+
+    features: Float[Tensor, "images channels rows cols"]
+    what: Float[Tensor, "images dim rows cols"]
+
+
+class BagNetLowD(Backbone):
+    """The representation network without its classifier (batch norm: momentum 0.1 in PyTorch's sense, epsilon 1e-5).
+
+    As a backbone its pooled feature is the mean of ``what`` over the positions, so that a linear classifier on it gives
+    the mean of the positions' logits; cell features are those of the last stage.
+
+    In a block that changes the shape, the original's code applies the batch norm meant for the shortcut to the branch,
+    after the branch's own, and leaves the shortcut unnormalised; parameters and multiply-adds are the same.
+    ``shortcut_norm`` chooses. In these blocks the second norm undoes the branch's own last scale, which starts at 0 so
+    that blocks start as their shortcuts: the first step turns the branch on at once, along a gradient some hundred
+    times as large. Prefer ``shortcut`` where published weights need not fit.
+
+    Args:
+        in_channels: channels of an image.
+        planes: width of the stages; the stem has the first one's.
+        blocks: bottlenecks in each stage.
+        strides: of the first bottleneck of each stage.
+        wide_blocks: bottlenecks of each stage, from its first, that look 3 pixels wide; the others look 1.
+        expansion: output channels of a stage over its planes (4 as published).
+        feature_dim: channels of ``what``; 0 for a quarter of the last stage's.
+        shortcut_norm: ``branch``, the original's code, or ``shortcut``, as a residual network has it.
+
+    Raises:
+        ConfigError: numbers that make no network.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        planes: Sequence[int] = (64, 128, 256, 512),
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        strides: Sequence[int] = (2, 2, 2, 1),
+        wide_blocks: Sequence[int] = (2, 2, 2, 2),
+        expansion: int = 4,
+        feature_dim: int = 0,
+        shortcut_norm: str = "branch",
+    ) -> None:
+        super().__init__()
+        self.grid = position_grid(blocks, strides, wide_blocks)
+        if len(planes) != len(blocks) or min(*planes, expansion) < 1 or feature_dim < 0:
+            raise ConfigError(
+                f"bagnet77_lowd planes {tuple(planes)} must be as many positive numbers as blocks {tuple(blocks)}, "
+                f"expansion {expansion} positive, feature_dim {feature_dim} 0 or more"
+            )
+        if shortcut_norm not in get_args(ShortcutNorm):
+            raise ConfigError(f"shortcut_norm {shortcut_norm!r} is not known; give 'branch' or 'shortcut'")
+        self.min_px = self.grid.field_px
+        self.cell_dim = planes[-1] * expansion
+        self.feature_dim = feature_dim or max(1, self.cell_dim // 4)
+        self.stem = conv_norm_relu(in_channels, planes[0], 3)
+        dim = planes[0]
+        stages = []
+        for width, count, stride, wide in zip(planes, blocks, strides, wide_blocks, strict=True):
+            layers = []
+            for block in range(count):
+                kernel, step = 3 if block < wide else 1, stride if block == 0 else 1
+                layers.append(NormBottleneck(dim, width, expansion, kernel, step, shortcut_norm == "branch"))
+                dim = width * expansion
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.Sequential(*stages)
+        self.head = conv_norm_relu(dim, self.feature_dim)
+        init_glorot(self)
+        for module in self.modules():
+            if isinstance(module, NormBottleneck):
+                nn.init.zeros_(module.expand_norm.weight)
+
+    def describe(self, images: Float[Tensor, "images channels height width"]) -> LowDMaps:
+        """Describe every position of images of at least ``min_px``."""
+        features = self.stages(self.stem(images))
+        return LowDMaps(features, self.head(features))
+
+    def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
+        """Describe glimpses of at least ``min_px``."""
+        maps = self.describe(glimpses)
+        return Described(maps.what.mean(dim=(2, 3)), maps.features)

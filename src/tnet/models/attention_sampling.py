@@ -1,0 +1,402 @@
+"""Attention sampling: draw patches from an attention map of the downsized image, and learn where to draw.
+
+A baseline for large images, after Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling
+Models" (2019). An image is represented by the expectation of patch features under the attention; it is estimated from a
+few patches, and so is its gradient, for features and attention alike. No REINFORCE is needed, because the expectation
+is differentiable with respect to the attention.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from tnet.backbones import create_backbone
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
+from tnet.models.config import PolicyKind
+from tnet.models.patches import (
+    PatchModel,
+    PatchModelConfig,
+    PatchObjectiveConfig,
+    control_policy,
+    count_macs,
+    images_by_size,
+    patch_loss,
+)
+from tnet.objectives import Loss
+from tnet.scenes import Scene
+from tnet.traversal import Policy
+
+_FIRST_KERNEL, _KERNEL = 7, 3
+
+
+@dataclass(frozen=True)
+class AttentionSamplingConfig(PatchModelConfig):
+    """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
+
+    Attributes:
+        scale: side of what the attention network sees, over the longer side of the image. Like TNet's first look it is
+            a square, whatever the image's shape.
+        low_px: that side in pixels, the same for images of all sizes; 0 to use ``scale``.
+        attention_channels: of the attention network's hidden layers (3x3 convolutions, tanh).
+        features: what sees a patch: ``conv``, the published plain network, or ``backbone``.
+        feature_channels: of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU, maximum over
+            positions).
+        normalize_features: bring features to length 1, for which drawing from the attention has the least variance.
+        replacement: draw patches independently, so that one may be drawn again, instead of each at most once.
+        eval: how patches are chosen in evaluation: ``sample``, as in training (published), or ``topk``, the ones with
+            most attention, weighted by it; a control of ours.
+    """
+
+    looks: int = 10
+    scale: float = 0.12
+    low_px: int = 0
+    attention_channels: tuple[int, ...] = (8, 8)
+    features: Literal["conv", "backbone"] = "conv"
+    feature_channels: tuple[int, ...] = (32, 32, 32, 32)
+    normalize_features: bool = True
+    replacement: bool = False
+    eval: Literal["sample", "topk"] = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_least(0, "low_px")
+        if not 0 < self.scale <= 1:
+            raise ConfigError(f"model.scale is {self.scale}; give a fraction above 0 and at most 1")
+        if min(self.attention_channels, default=1) < 1 or min(self.feature_channels, default=0) < 1:
+            raise ConfigError(
+                f"model.attention_channels {list(self.attention_channels)} and feature_channels "
+                f"{list(self.feature_channels)} must be positive numbers, at least one for the features"
+            )
+        needed = _FIRST_KERNEL + (_KERNEL - 1) * (len(self.feature_channels) - 1)
+        if self.features == "conv" and self.patch_px < needed:
+            raise ConfigError(
+                f"model.patch_px is {self.patch_px} but {len(self.feature_channels)} layers of features without "
+                f"padding need {needed} px; raise it or give fewer model.feature_channels"
+            )
+
+
+@dataclass(frozen=True)
+class AttentionSamplingOutput:
+    """What attention sampling found.
+
+    Attributes:
+        logits: class logits.
+        features: of each patch.
+        aggregate: the estimate of the expected feature, which the classifier saw.
+        log_prob: logarithm of the attention at each patch's position; 0 where a control chose.
+        entropy: of each image's attention, nats.
+        attention: for each image, its attention over positions; adds up to 1.
+        regions: whole images, and patches in the order drawn.
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    features: Float[Tensor, "batch looks dim"]
+    aggregate: Float[Tensor, "batch dim"]
+    log_prob: Float[Tensor, "batch looks"]
+    entropy: Float[Tensor, " batch"]
+    attention: tuple[Float[Tensor, "_ _"], ...]
+    regions: tuple[Regions, ...]
+
+
+def draw_positions(
+    log_attention: Float[Tensor, "batch positions"], count: int, replacement: bool
+) -> Int[Tensor, "batch {count}"]:
+    """Positions drawn from the attention, in the order drawn.
+
+    Without replacement each draw is from the attention over what is left.
+
+    Raises:
+        GeometryError: more positions asked for than there are, without replacement.
+    """
+    positions = log_attention.shape[1]
+    if not replacement and count > positions:
+        raise GeometryError(
+            f"{count} patches cannot be drawn without replacement from {positions} positions; give fewer looks, a "
+            "larger model.scale or model.low_px, or model.replacement: true"
+        )
+    probs = log_attention.detach().float().exp()
+    # Without replacement even positions whose probability underflows can be needed.
+    return torch.multinomial(probs.clamp_min(torch.finfo(probs.dtype).tiny), count, replacement)
+
+
+def expect_with_replacement(
+    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
+) -> Float[Tensor, "batch dim"]:
+    """Estimate the expected feature from positions drawn independently.
+
+    The value is the mean feature. The gradient is the mean of ``d(a f) / a``, with ``a`` the attention at a position
+    drawn; both are unbiased (paper, equations for sampling with replacement).
+
+    Args:
+        log_attention: at the positions drawn.
+        features: at the positions drawn.
+    """
+    ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
+    return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
+
+
+def expect_without_replacement(
+    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
+) -> Float[Tensor, "batch dim"]:
+    """Estimate the expected feature from different positions, drawn one after the other.
+
+    After each draw ``i`` there is an unbiased estimate: what was drawn before counts with its own attention, and the
+    new position stands for all that was left: ``sum_{k<i} a_k f_k + (1 - sum_{k<i} a_k) f_i``. The value is the mean of
+    these over all draws (paper, sampling without replacement). In the gradient what was drawn before counts in full,
+    and the new position with ``d(a f) / p``, with ``p`` the probability with which it was drawn from what was left:
+    unbiased as well.
+
+    Args:
+        log_attention: at the positions drawn, in the order drawn.
+        features: at the positions drawn.
+    """
+    attention, draws = log_attention.exp(), features.shape[1]
+    left = (1 - (attention.cumsum(dim=1) - attention)).clamp_min(0).detach()
+    newest = left * (log_attention - log_attention.detach()).exp()  # left, with the gradient of a / p
+    later = torch.arange(draws - 1, -1, -1, device=features.device)
+    return torch.einsum("bn,bnd->bd", newest + later * attention, features) / draws
+
+
+class _GlobalMax(nn.Module):
+    """The maximum of each channel."""
+
+    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels"]:
+        return x.amax(dim=(2, 3))
+
+
+def _attention_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
+    """One logit a position: 3x3 convolutions that keep the size, tanh between them."""
+    layers: list[nn.Module] = []
+    for width in channels:
+        layers += [nn.Conv2d(in_channels, width, _KERNEL, padding=_KERNEL // 2), nn.Tanh()]
+        in_channels = width
+    return nn.Sequential(*layers, nn.Conv2d(in_channels, 1, _KERNEL, padding=_KERNEL // 2))
+
+
+def _feature_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
+    """One feature a patch: convolutions without padding, ReLU, the maximum over positions."""
+    layers: list[nn.Module] = []
+    for index, width in enumerate(channels):
+        layers += [nn.Conv2d(in_channels, width, _KERNEL if index else _FIRST_KERNEL), nn.ReLU()]
+        in_channels = width
+    return nn.Sequential(*layers, _GlobalMax())
+
+
+class AttentionSampling(PatchModel):
+    """Attention sampling.
+
+    Takes a batch of images of any size. The attention network sees each image downsized and gives a probability to
+    every position; a patch is centred on each position drawn, and may reach past the image's edge, where the scene's
+    padding is.
+
+    Args:
+        config: what it is made of.
+
+    Raises:
+        ConfigError: a configuration that cannot be built.
+    """
+
+    config: AttentionSamplingConfig
+
+    def __init__(self, config: AttentionSamplingConfig) -> None:
+        super().__init__(config)
+        self.attention = _attention_network(config.in_channels, config.attention_channels)
+        self.backbone: nn.Module
+        if config.features == "backbone":
+            self.backbone = create_backbone(config.backbone, config.in_channels, config.patch_px, 1)
+            dim = self.backbone.feature_dim
+        else:
+            self.backbone = _feature_network(config.in_channels, config.feature_channels)
+            dim = config.feature_channels[-1]
+        self.classifier = nn.Linear(dim, config.num_classes)
+
+    def forward(
+        self,
+        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
+        looks: int | None = None,
+        policy: Policy | PolicyKind | None = None,
+    ) -> AttentionSamplingOutput:
+        """Draw patches and classify images by them.
+
+        Args:
+            images: a batch tensor, a list of images of different sizes, or a scene.
+            looks: patches to draw of each image; as configured if ``None``.
+            policy: ``sample``: drawn from the attention. ``topk``: those with most attention. ``None``: drawn in
+                training, as configured in evaluation. ``random``, ``centre``, or any policy that needs no logits:
+                chosen by it, and all patches count the same.
+
+        Raises:
+            GeometryError: no looks, or more than there are positions to draw without replacement.
+            ConfigError: a policy that patches cannot be chosen by, or images of other channels.
+        """
+        scene, count = self._as_scene(images), self._looks(looks)
+        boxes: dict[int, Tensor] = {}
+        maps: dict[int, Tensor] = {}
+        chosen: dict[int, Tensor] = {}
+        weighing = ""
+        for size_hw, members in images_by_size(scene).items():
+            log_attention = self._attend(scene, members, self.low_px(size_hw))
+            grid = position_boxes(size_hw, (log_attention.shape[1], log_attention.shape[2]), self.config.patch_px)
+            positions, weighing = self._choose(log_attention, count, policy)
+            for row, image in enumerate(members):
+                boxes[image], maps[image], chosen[image] = grid, log_attention[row], positions[row]
+        every = sorted(boxes)
+        regions = chosen_patches([boxes[i] for i in every], [chosen[i] for i in every])
+        features = self._describe(scene, regions).unflatten(0, (len(every), count))
+        log_prob = torch.stack([maps[i].flatten()[chosen[i].to(maps[i].device)] for i in every])
+        if weighing == "control":
+            log_prob = torch.zeros_like(log_prob)
+        aggregate = _ESTIMATES[weighing](log_prob, features)
+        return AttentionSamplingOutput(
+            logits=self.classifier(aggregate),
+            features=features,
+            aggregate=aggregate,
+            log_prob=log_prob,
+            entropy=torch.stack([-(maps[i].exp() * maps[i]).sum() for i in every]),
+            attention=tuple(maps[i].exp() for i in every),
+            regions=(whole_images(scene.sizes_hw), regions),
+        )
+
+    def low_px(self, size_hw: tuple[int, int]) -> int:
+        """Side of what the attention network sees of an image of this size, pixels."""
+        return self.config.low_px or max(1, round(self.config.scale * max(size_hw)))
+
+    def _attend(self, scene: Scene, members: list[int], side_px: int) -> Float[Tensor, "images {side_px} {side_px}"]:
+        """Logarithm of the attention over positions, of images of one size."""
+        wholes = whole_images(scene.sizes_hw)
+        rows = torch.tensor(members)
+        regions = Regions(
+            level=0,
+            image=rows,
+            box_l0_yxyx=wholes.box_l0_yxyx[rows],
+            cell=wholes.cell[rows],
+            parent=wholes.parent[rows],
+            position_yx=wholes.position_yx[rows],
+        )
+        logits = self.attention(self._pixels(scene, regions, side_px)).squeeze(1)
+        return logits.flatten(1).log_softmax(dim=1).view_as(logits)
+
+    def _choose(
+        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: Policy | PolicyKind | None
+    ) -> tuple[Int[Tensor, "images looks"], str]:
+        """Positions of the patches, and the name of the estimate that fits how they were chosen."""
+        if policy is None:
+            policy = "sample" if self.training else self.config.eval
+        flat = log_attention.detach().flatten(1)
+        if policy == "sample":
+            drawn = draw_positions(flat, count, self.config.replacement)
+            return drawn, "with_replacement" if self.config.replacement else "without_replacement"
+        if count > flat.shape[1]:
+            raise GeometryError(f"{count} looks were asked for, but there are {flat.shape[1]} positions; give fewer")
+        control = control_policy(policy, log_attention.shape[1], log_attention.shape[2])
+        if control is not None:
+            return control(torch.zeros(flat.shape), count).cells, "control"
+        return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], "topk"
+
+    def _describe(self, scene: Scene, regions: Regions) -> Float[Tensor, "regions dim"]:
+        """Features of patches."""
+        found = self.backbone(self._pixels(scene, regions, self.config.patch_px))
+        pooled = found if isinstance(found, Tensor) else found.pooled
+        return F.normalize(pooled, dim=1) if self.config.normalize_features else pooled
+
+    def multiply_adds(
+        self,
+        image_size_hw: tuple[int, int],
+        looks: int | None = None,
+        policy: Policy | PolicyKind | None = None,
+    ) -> dict[str, int]:
+        """Multiply-adds for one image of this size, part by part; nothing is computed.
+
+        They depend on the size of the image through ``scale``, and not at all with ``low_px``.
+
+        Args:
+            image_size_hw: height and width, pixels.
+            looks: as for ``forward``.
+            policy: as for ``forward``; the attention is computed, and counted, whatever it is.
+
+        Returns:
+            ``attention``, ``backbone`` (the patches), ``aggregation`` and ``classifier``.
+        """
+        looks, outline = self._looks(looks), copy.deepcopy(self).to("meta").eval()
+        low, patch = (
+            torch.zeros(1, self.config.in_channels, side, side, device="meta")
+            for side in (self.low_px(image_size_hw), self.config.patch_px)
+        )
+        weights = torch.zeros(1, looks, device="meta")
+        features = torch.zeros(1, looks, self.classifier.in_features, device="meta")
+        return {
+            "attention": count_macs(lambda: outline.attention(low)),
+            "backbone": looks * count_macs(lambda: outline.backbone(patch)),
+            "aggregation": count_macs(lambda: _weigh_by_attention(weights, features)),
+            "classifier": self.classifier.weight.numel(),
+        }
+
+
+def _weigh_by_attention(
+    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
+) -> Float[Tensor, "batch dim"]:
+    """The mean feature, each weighted by its share of the attention of all that are there."""
+    return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
+
+
+_ESTIMATES = {
+    "with_replacement": expect_with_replacement,
+    "without_replacement": expect_without_replacement,
+    "topk": _weigh_by_attention,
+    "control": _weigh_by_attention,
+}
+
+
+@dataclass(frozen=True)
+class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
+    """Weights of the terms.
+
+    Attributes:
+        entropy_weight: of the attention's entropy, which is to be high so that the attention does not settle too soon
+            (published for megapixel digits: 1e-4).
+    """
+
+    entropy_weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.entropy_weight < float("inf"):
+            raise ConfigError(f"objective.entropy_weight is {self.entropy_weight}; give a number, 0 or more")
+
+
+class AttentionSamplingObjective(nn.Module):
+    """Cross entropy, less the entropy of the attention.
+
+    Args:
+        config: weights of the terms.
+    """
+
+    def __init__(self, config: AttentionSamplingObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self,
+        output: AttentionSamplingOutput,
+        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+        model: nn.Module | None = None,
+    ) -> Loss:
+        """All terms for one batch.
+
+        Args:
+            output: of the model in training mode.
+            target: class indices, or 0/1 values for several labels.
+            model: whose parameters the L2 term penalises; needed only if that term has a weight.
+        """
+        weight = self.config.entropy_weight
+        terms = {"entropy": -weight * output.entropy.mean()} if weight else {}
+        return patch_loss(output.logits, target, self.config, model, **terms)

@@ -1,0 +1,400 @@
+"""DRAM: two recurrent networks that look around an image, one to classify and one to move (Ba et al. 2015).
+
+The form is that of the Saccader paper (Elsayed et al. 2019), to which the paper compares. Parameters count 45,610,219
+with 1001 classes and all four vectors of a batch norm. Of the choices that the description leaves open, only this one
+gives that number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its
+first two do not; a norm follows the last stage; an LSTM has one bias vector a gate.
+
+A pass (look, describe, both LSTMs, location, classes) is 565,831,616 multiply-adds. The published 1.86, 3.1, 5.58 and
+13.03 G for 2, 4, 8 and 20 glimpses fit 0.620 G a pass, n + 1 passes; where the other 0.055 G come from is not known.
+Neither what is counted besides convolutions and matrix products (about a million activations a pass), nor the stride
+in a stage's first unit (0.639 G), nor another glimpse size (0.570 G up to 80 px, from 0.673 G at 81 px) gives it. We
+also leave out what is never used, the first pass's classes and the last pass's next location: n looks cost n passes
+and one that ends after the first LSTM.
+
+Where this differs from the original: a crop that reaches past the image repeats the edge of the glimpse rather than of
+the image (only averages of such crops are used); glimpses are resized with half-pixel centres.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from tnet.backbones.base import BatchNormMode, PopulationNorms
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Regions, whole_images
+from tnet.models.dram_encoder import (
+    RecurrentCell,
+    ResNetV2,
+    clip_boxes,
+    crop_boxes,
+    crop_sizes_px,
+    glimpse_regions,
+    position_channels,
+    replicate_edges,
+    sample_points,
+)
+from tnet.objectives import Loss, classification_loss, penalised_parameters, reward
+from tnet.scenes import Scene, TensorScene
+from tnet.scenes.tensor import Resize
+
+DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]
+Supervision = Literal["last", "all"]
+
+_POSITION_CHANNELS = 2
+_MOVES = ("location_cell.", "locator.")  # parameters of the network that moves
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class DRAMConfig:
+    """A DRAM; the defaults are the published sizes.
+
+    Attributes:
+        num_classes: outputs of the classifier.
+        in_channels: channels of an image.
+        input_px: side of the image that glimpses are measured against. Images may have any size: a glimpse covers
+            ``glimpse_px / input_px`` of each side. Set it to the images' own size to see them at full resolution.
+        glimpse_px: side of the finest crop, and of what every crop is resized to.
+        scales: concentric crops, from ``glimpse_px`` to ``input_px`` in equal steps.
+        looks: glimpses after the first pass: the default at inference and the number in training.
+        policy: where to look: ``learned`` (``sample`` in training, ``topk`` in evaluation); ``sample``, from the normal
+            distribution around the proposed location, clipped so that the finest crop stays in the image; ``topk``,
+            that distribution's most probable place, the proposal; or the controls ``random`` (uniform) and ``centre``.
+        location_std: of the normal distribution that locations are drawn from in training; the image is 2 wide.
+        stem_dim: channels of the encoder's stem.
+        planes: width of each of the encoder's stages.
+        blocks: bottlenecks in each stage.
+        expansion: output channels of a stage over its planes.
+        norm_momentum: share of a new batch in the encoder's running statistics; 0.003 suits long training (it is met
+            once a pass), a few hundred steps need about 0.1.
+        batch_norm: running statistics ``shared`` by the first and the later passes (the original's), or kept apart,
+            ``per_level``: the two see so different things that their average describes neither.
+        classifier_dim: units of the LSTM that classifies.
+        location_dim: units of the LSTM that moves.
+        resize: ``bilinear`` (the original's), or ``antialias``.
+        mean: per channel, of inputs in [0, 1].
+        std: per channel, of inputs in [0, 1].
+        multilabel: classes do not exclude each other (sigmoid instead of softmax).
+        class_names: one for each class; empty if unknown.
+    """
+
+    num_classes: int = 1001
+    in_channels: int = 3
+    input_px: int = 224
+    glimpse_px: int = 77
+    scales: int = 3
+    looks: int = 6
+    policy: DRAMPolicy = "learned"
+    location_std: float = 0.1
+    stem_dim: int = 64
+    planes: tuple[int, ...] = (64, 128, 256, 512)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    expansion: int = 4
+    norm_momentum: float = 0.003
+    batch_norm: BatchNormMode = "shared"
+    classifier_dim: int = 1024
+    location_dim: int = 1024
+    resize: Resize = "bilinear"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    multilabel: bool = False
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_choice("model.policy", self.policy, get_args(DRAMPolicy))
+        positive = ("num_classes", "in_channels", "glimpse_px", "scales", "looks", "stem_dim", "expansion")
+        for name in (*positive, "classifier_dim", "location_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a positive number")
+        for name in ("planes", "blocks"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number for each stage")
+        if len(self.planes) != len(self.blocks):
+            raise ConfigError(
+                f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}; give one number each"
+            )
+        if self.input_px < self.glimpse_px:
+            raise ConfigError(
+                f"model.glimpse_px is {self.glimpse_px} but model.input_px {self.input_px}; a glimpse must fit"
+            )
+        if not 0 < self.location_std < math.inf:
+            raise ConfigError(f"model.location_std is {self.location_std}; give a number above 0")
+        if not 0 < self.norm_momentum <= 1:
+            raise ConfigError(f"model.norm_momentum is {self.norm_momentum}; give a share above 0 and at most 1")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) not in (1, self.in_channels):
+                raise ConfigError(
+                    f"model.{name} has {len(values)} values for {self.in_channels} channels; "
+                    f"give 1 or {self.in_channels}"
+                )
+        if min(self.std) <= 0:
+            raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ConfigError(
+                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
+            )
+
+    @property
+    def location_scale(self) -> float:
+        """Largest coordinate of a location: the finest crop then touches the image's edge."""
+        return 1 - self.glimpse_px / self.input_px
+
+
+@dataclass(frozen=True)
+class DRAMOutput:
+    """What a DRAM saw and said.
+
+    Locations are the centres of glimpses, row and column, -1 to 1 from one edge of the image to the other.
+
+    Attributes:
+        logits: class logits after the last glimpse.
+        step_logits: class logits after each glimpse: what a shorter run would have answered.
+        regions: the whole images, then the finest crop of every glimpse in the order in which they were made.
+        location_yx: where glimpses were made; without gradient.
+        location_mean_yx: where the network proposed to look.
+        log_prob: log-density of each location under the normal distribution around its proposal (at the clipped
+            place, as in the original); 0 where it was not drawn from that distribution.
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    step_logits: Float[Tensor, "batch looks classes"]
+    regions: tuple[Regions, ...]
+    location_yx: Float[Tensor, "batch looks 2"]
+    location_mean_yx: Float[Tensor, "batch looks 2"]
+    log_prob: Float[Tensor, "batch looks"]
+
+
+class DRAM(nn.Module):
+    """A deep recurrent attention model.
+
+    A first pass at the centre sees all crops; it sets the state of the LSTM that moves and the first location, and is
+    then forgotten by the LSTM that classifies. Every later pass sees the finest crop only, the channels of the others
+    replaced by their averages. The class is what the classifying LSTM says after the last glimpse.
+
+    Takes what ``TNet`` takes: a batch, a list of images of any size, or a scene; ``uint8`` images are normalised.
+
+    Args:
+        config: what it is made of.
+    """
+
+    def __init__(self, config: DRAMConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = (config.in_channels + _POSITION_CHANNELS) * config.scales
+        self.encoder = ResNetV2(
+            channels, config.planes, config.blocks, config.stem_dim, config.expansion, config.norm_momentum
+        )
+        self.population_norms = PopulationNorms(self.encoder) if config.batch_norm == "per_level" else None
+        self.classifier_cell = RecurrentCell(self.encoder.feature_dim, config.classifier_dim)
+        self.location_cell = RecurrentCell(config.classifier_dim, config.location_dim)
+        self.classifier = nn.Linear(config.classifier_dim, config.num_classes)
+        self.locator = nn.Linear(config.location_dim, 2)
+        for layer in (self.classifier, self.locator):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
+
+    def scene(self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]]) -> TensorScene:
+        """Wrap images in memory so that they can be looked at, with this model's resize."""
+        return TensorScene(images, self.config.resize)
+
+    def forward(
+        self,
+        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
+        looks: int | None = None,
+        policy: DRAMPolicy | None = None,
+    ) -> DRAMOutput:
+        """Look at images and classify them.
+
+        Args:
+            images: a batch tensor, a list of images of different sizes, or a scene.
+            looks: glimpses after the first pass, at least 1 and as many as wanted; the configured number if ``None``.
+            policy: as in the configuration, which decides if ``None``.
+
+        Raises:
+            ConfigError: images of another number of channels, or an unknown policy.
+            GeometryError: looks below 1.
+        """
+        looks = self.config.looks if looks is None else looks
+        if looks < 1:
+            raise GeometryError(f"looks is {looks}; DRAM classifies after its first glimpse, so give at least 1")
+        policy = policy or self.config.policy
+        _check_choice("policy", policy, get_args(DRAMPolicy))
+        if policy == "learned":
+            policy = "sample" if self.training else "topk"
+        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[assignment]
+        whole = whole_images(scene.sizes_hw)
+        centre = self.get_buffer("mean").new_zeros(len(whole), 2)
+        glimpse, _ = self._look(scene, centre)
+        hidden, _ = self.classifier_cell(self._describe(glimpse, 0), None)
+        location_state = self.location_cell(hidden, None)
+        state: tuple[Tensor, Tensor] | None = None
+        boxes, steps, places, proposals, log_probs = [], [], [], [], []
+        for step in range(looks):
+            proposal = self.locator(location_state[0]).float().tanh() * self.config.location_scale
+            place, log_prob = self._choose(proposal, policy)
+            glimpse, box = self._look(scene, place)
+            state = self.classifier_cell(self._describe(self._only_finest(glimpse), 1), state)
+            steps.append(self.classifier(state[0]))
+            boxes.append(box)
+            places.append(place)
+            proposals.append(proposal)
+            log_probs.append(log_prob)
+            if step < looks - 1:
+                location_state = self.location_cell(state[0], location_state)
+        return DRAMOutput(
+            logits=steps[-1],
+            step_logits=torch.stack(steps, dim=1),
+            regions=(whole, glimpse_regions(torch.stack(boxes, dim=1))),
+            location_yx=torch.stack(places, dim=1),
+            location_mean_yx=torch.stack(proposals, dim=1),
+            log_prob=torch.stack(log_probs, dim=1),
+        )
+
+    def _describe(self, glimpse: Float[Tensor, "batch channels h w"], level: int) -> Float[Tensor, "batch dim"]:
+        """Features of glimpses of the first pass (level 0) or a later one (1)."""
+        with nullcontext() if self.population_norms is None else self.population_norms.of_level(level):
+            return self.encoder(glimpse)
+
+    def _choose(
+        self, proposal: Float[Tensor, "batch 2"], policy: DRAMPolicy
+    ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
+        """Where to look, without gradient, and the log-density of that, whose gradient goes into the proposal."""
+        limit = self.config.location_scale
+        nothing = proposal.new_zeros(len(proposal))
+        if policy == "centre":
+            return torch.zeros_like(proposal), nothing
+        if policy == "random":
+            return torch.empty_like(proposal).uniform_(-limit, limit), nothing
+        if policy == "topk":
+            return proposal.detach(), nothing
+        std = self.config.location_std
+        place = (proposal + std * torch.randn_like(proposal)).detach().clamp(-limit, limit)
+        squares = ((place - proposal) / std).square()
+        return place, (-0.5 * squares - math.log(std * math.sqrt(2 * math.pi))).sum(dim=1)
+
+    @torch.no_grad()
+    def _look(
+        self, scene: Scene, location_yx: Float[Tensor, "batch 2"]
+    ) -> tuple[Float[Tensor, "batch channels side side"], Int[Tensor, "batch 4"]]:
+        """All crops around one location of each image, stacked finest first, and the box of the finest.
+
+        Each crop has the image's channels, then the two of position. There is no gradient through this.
+        """
+        config, mean = self.config, self.get_buffer("mean")
+        sizes = scene.sizes_hw
+        if location_yx.is_meta:  # an outline: what looking costs does not depend on where
+            location_yx = torch.zeros(len(sizes), 2)
+        crops: list[Tensor] = []
+        boxes: list[Tensor] = []
+        for scale, crop_px in enumerate(crop_sizes_px(config.glimpse_px, config.input_px, config.scales)):
+            box = crop_boxes(location_yx, sizes, crop_px, config.input_px, keep_inside=scale == 0)
+            inside = clip_boxes(box, sizes)
+            pixels = scene.glimpse(glimpse_regions(inside[:, None]), config.glimpse_px)
+            if pixels.shape[1] != config.in_channels:
+                raise ConfigError(
+                    f"images have {pixels.shape[1]} channels but the model takes {config.in_channels}; "
+                    "convert them, or build the model with in_channels of the images"
+                )
+            pixels = pixels.to(mean)
+            if not scene.is_normalized:
+                pixels = (pixels - mean) / self.get_buffer("std")
+            points = sample_points(box, inside, config.glimpse_px)
+            crops += [replicate_edges(pixels, points, box, inside), position_channels(points, sizes).to(mean)]
+            boxes.append(box)
+        return torch.cat(crops, dim=1), boxes[0]
+
+    def _only_finest(
+        self, glimpse: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch channels side side"]:
+        """The glimpse with every channel but those of the finest crop replaced by its average."""
+        finest = self.config.in_channels + _POSITION_CHANNELS
+        rest = glimpse[:, finest:].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *glimpse.shape[2:])
+        return torch.cat([glimpse[:, :finest], rest], dim=1)
+
+
+@dataclass(frozen=True)
+class DRAMObjectiveConfig:
+    """Weights of the terms; the defaults are the published ones (the original's code has no training loop to follow).
+
+    Attributes:
+        ce_weight: of the cross entropy.
+        reinforce_weight: of the REINFORCE term.
+        l2_weight: of the sum of squares of weights (no biases, no norms), those of the network that moves left out:
+            the original has a separate weight for these, 0.
+        supervise: classify and reward after the ``last`` glimpse (what the paper reports at a number of glimpses), or
+            after ``all``, each location rewarded by the answer right after it, which serves any number of looks.
+        label_smoothing: of the cross entropy.
+    """
+
+    ce_weight: float = 1.0
+    reinforce_weight: float = 0.1
+    l2_weight: float = 8e-5
+    supervise: Supervision = "last"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("objective.supervise", self.supervise, get_args(Supervision))
+        for name in ("ce_weight", "reinforce_weight", "l2_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
+
+
+class DRAMObjective(nn.Module):
+    """Cross entropy, and REINFORCE with the batch's mean reward as baseline.
+
+    Locations carry no gradient: the LSTM that moves and the locator learn by REINFORCE alone, which also reaches the
+    encoder through them.
+
+    Args:
+        config: weights of the terms.
+    """
+
+    def __init__(self, config: DRAMObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self,
+        output: DRAMOutput,
+        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+        model: nn.Module | None = None,
+    ) -> Loss:
+        """All terms for one batch.
+
+        Args:
+            output: of the model in training mode.
+            target: class indices, or 0/1 values for several labels.
+            model: whose parameters the L2 term penalises; needed only if that term has a weight.
+        """
+        config = self.config
+        logits = output.step_logits if config.supervise == "all" else output.logits[:, None]
+        repeated = target[:, None].expand(-1, logits.shape[1], *target.shape[1:]).flatten(0, 1)
+        ce = classification_loss(logits.flatten(0, 1), repeated, config.label_smoothing).mean()
+        rewards = reward(logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2]).expand_as(output.log_prob)
+        terms = {
+            "cross_entropy": ce * config.ce_weight,
+            "reinforce": ((rewards - rewards.mean()) * -output.log_prob).mean() * config.reinforce_weight,
+        }
+        if config.l2_weight and model is not None:
+            moves = {id(p) for name, p in model.named_parameters() if name.startswith(_MOVES)}
+            weights = [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
+            terms["l2"] = torch.stack([p.square().sum() for p in weights]).sum() * config.l2_weight
+        return Loss(terms, torch.stack(list(terms.values())).sum(), rewards[:, -1].mean(), rewards.mean())

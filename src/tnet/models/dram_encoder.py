@@ -1,0 +1,218 @@
+"""What DRAM is made of: concentric glimpses, the ResNet v2 that describes them, and its recurrent cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tnet.geometry import Regions
+
+_EPS = 1e-5
+
+
+def crop_sizes_px(glimpse_px: int, input_px: int, scales: int) -> tuple[int, ...]:
+    """Sides of concentric crops of an image of ``input_px`` squared, from the glimpse to the whole in equal steps.
+
+    77 px of 224 px in 3 scales are crops of 77, 150 and 224 px (halves are cut off, as in the original).
+    """
+    steps = max(scales - 1, 1)
+    return tuple(glimpse_px + scale * (input_px - glimpse_px) // steps for scale in range(scales))
+
+
+def crop_boxes(
+    location_yx: Float[Tensor, "batch 2"],
+    sizes_hw: Sequence[tuple[int, int]],
+    crop_px: int,
+    input_px: int,
+    keep_inside: bool = False,
+) -> Int[Tensor, "batch 4"]:
+    """Boxes of one crop of each image, in level-0 pixels.
+
+    The first pixel of a crop is ``floor((side * (1 + location) - crop) / 2)`` on each axis, as in the original.
+
+    Args:
+        location_yx: centres, -1 to 1 from the first edge of the image to the last.
+        sizes_hw: height and width of each image, level-0 pixels.
+        crop_px: side of the crop in an image of ``input_px`` squared; in another image the same share of each side,
+            rounded, at least a pixel.
+        input_px: see ``crop_px``.
+        keep_inside: move what sticks out of its image inside; else a box may reach past the edge.
+    """
+    sides = torch.tensor(sizes_hw, dtype=torch.float64).reshape(-1, 2)
+    crops = (sides * crop_px / input_px).round().clamp_min(1)
+    # Twice the precision: a location at the border must not be pushed out by rounding.
+    starts = ((sides * (1 + location_yx.cpu().double()) - crops) / 2).floor()
+    if keep_inside:
+        starts = torch.minimum(starts.clamp_min(0), sides - crops)
+    return torch.cat([starts, starts + crops], dim=1).long()
+
+
+def clip_boxes(box_l0_yxyx: Int[Tensor, "batch 4"], sizes_hw: Sequence[tuple[int, int]]) -> Int[Tensor, "batch 4"]:
+    """The part of each box that lies in its image; the nearest pixel where there is none."""
+    sides = torch.tensor(sizes_hw, dtype=torch.long).reshape(-1, 2)
+    starts = torch.minimum(box_l0_yxyx[:, :2].clamp_min(0), sides - 1)
+    stops = torch.minimum(box_l0_yxyx[:, 2:].clamp_min(1), sides)
+    return torch.cat([starts, stops], dim=1)
+
+
+def glimpse_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
+    """Boxes as regions of level 1, in the order in which they were looked at; they lie in no grid."""
+    batch, n = box_l0_yxyx.shape[:2]
+    image = torch.arange(batch).repeat_interleave(n)
+    return Regions(
+        level=1,
+        image=image,
+        box_l0_yxyx=box_l0_yxyx.reshape(-1, 4),
+        cell=torch.full_like(image, -1),
+        parent=image.clone(),
+        position_yx=torch.zeros(batch * n, 2, dtype=torch.long),
+    )
+
+
+def sample_points(
+    box_l0_yxyx: Int[Tensor, "batch 4"], clipped_l0_yxyx: Int[Tensor, "batch 4"], count: int
+) -> Float[Tensor, "batch 2 {count}"]:
+    """Where the pixels of a resized crop come from: rows, then columns, in level-0 pixel indices (half-pixel centres).
+
+    Kept to the pixels of the clipped box, so that what lies outside the image comes from the nearest pixel inside.
+    """
+    start, side = box_l0_yxyx[:, :2, None].double(), (box_l0_yxyx[:, 2:] - box_l0_yxyx[:, :2])[:, :, None].double()
+    points = start + (torch.arange(count, dtype=torch.float64) + 0.5) * side / count - 0.5
+    low, high = clipped_l0_yxyx[:, :2, None].double(), clipped_l0_yxyx[:, 2:, None].double() - 1
+    return torch.minimum(torch.maximum(points, low), high)
+
+
+def replicate_edges(
+    pixels: Float[Tensor, "batch channels side side"],
+    points: Float[Tensor, "batch 2 side"],
+    box_l0_yxyx: Int[Tensor, "batch 4"],
+    clipped_l0_yxyx: Int[Tensor, "batch 4"],
+) -> Float[Tensor, "batch channels side side"]:
+    """Put clipped crops back into the frame of their whole boxes, edges repeated outward.
+
+    A crop that was not clipped stays as it is. One that was is resampled from its glimpse, so that it is a little
+    softer than a crop of a padded image.
+    """
+    cut = (box_l0_yxyx != clipped_l0_yxyx).any(dim=1)
+    if not bool(cut.any()):
+        return pixels
+    low, side = clipped_l0_yxyx[:, :2, None], (clipped_l0_yxyx[:, 2:] - clipped_l0_yxyx[:, :2])[:, :, None]
+    # -1 to 1 from edge to edge of the glimpse, as grid_sample has it.
+    scaled = (2 * (points + 0.5 - low) / side - 1).to(pixels)
+    y, x = scaled[:, 0, :, None], scaled[:, 1, None, :]
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
+    spread = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.where(cut.to(pixels.device)[:, None, None, None], spread, pixels)
+
+
+def position_channels(
+    points: Float[Tensor, "batch 2 side"], sizes_hw: Sequence[tuple[int, int]]
+) -> Float[Tensor, "batch 2 side side"]:
+    """Two channels that say where in the image each pixel comes from: row and column, -1 first pixel to 1 last."""
+    last = (torch.tensor(sizes_hw).reshape(-1, 2, 1) - 1).clamp_min(1)
+    y, x = (2 * points / last - 1).float().unbind(dim=1)
+    return torch.stack(torch.broadcast_tensors(y[:, :, None], x[:, None, :]), dim=1)
+
+
+class PreActBottleneck(nn.Module):
+    """Norm and ReLU before each of three convolutions (1x1, 3x3, 1x1); the 3x3 may stride.
+
+    As in TensorFlow's slim models: the last convolution and that of the shortcut have a bias and no norm; without a
+    change of width the shortcut takes every ``stride``-th position.
+    """
+
+    def __init__(self, in_dim: int, planes: int, expansion: int, stride: int, momentum: float) -> None:
+        super().__init__()
+        out_dim = planes * expansion
+        self.stride = stride
+        self.norm_in = nn.BatchNorm2d(in_dim, _EPS, momentum)
+        self.reduce = nn.Conv2d(in_dim, planes, 1, bias=False)
+        self.norm_reduced = nn.BatchNorm2d(planes, _EPS, momentum)
+        self.look = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.norm_looked = nn.BatchNorm2d(planes, _EPS, momentum)
+        self.expand = nn.Conv2d(planes, out_dim, 1)
+        self.shortcut = nn.Conv2d(in_dim, out_dim, 1, stride) if in_dim != out_dim else None
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Transform a feature map."""
+        active = F.relu(self.norm_in(x))
+        short = self.shortcut(active) if self.shortcut is not None else x[..., :: self.stride, :: self.stride]
+        y = F.relu(self.norm_reduced(self.reduce(active)))
+        y = F.relu(self.norm_looked(self.look(y)))
+        return short + self.expand(y)
+
+
+class ResNetV2(nn.Module):
+    """ResNet v2 with the stride in the last unit of each stage but the last, averaged over positions.
+
+    timm's pre-activation ResNets stride in the first unit of stages 2 to 4 and have no biases before a sum; neither
+    can be configured, and both change what this costs and counts.
+
+    Args:
+        in_channels: channels of a glimpse.
+        planes: width of each stage.
+        blocks: bottlenecks in each stage.
+        stem_dim: channels of the 7x7 stem.
+        expansion: output channels of a stage over its planes.
+        norm_momentum: share of a new batch in the running statistics.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: Sequence[int],
+        blocks: Sequence[int],
+        stem_dim: int,
+        expansion: int,
+        norm_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, stem_dim, 7, stride=2, padding=3)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        units: list[nn.Module] = []
+        dim = stem_dim
+        for stage, (width, count) in enumerate(zip(planes, blocks, strict=True)):
+            for unit in range(count):
+                stride = 2 if unit == count - 1 and stage < len(planes) - 1 else 1
+                units.append(PreActBottleneck(dim, width, expansion, stride, norm_momentum))
+                dim = width * expansion
+        self.units = nn.Sequential(*units)
+        self.norm = nn.BatchNorm2d(dim, _EPS, norm_momentum)
+        self.feature_dim = dim
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, glimpse: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch dim"]:
+        """One feature for each glimpse."""
+        x = self.units(self.pool(self.stem(glimpse)))
+        return F.relu(self.norm(x)).mean(dim=(2, 3))
+
+
+class RecurrentCell(nn.Module):
+    """An LSTM cell with one bias vector a gate, that of the forget gate starting at 1 (PyTorch's cell has two)."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.gates = nn.Linear(in_dim + dim, 4 * dim)
+        nn.init.xavier_uniform_(self.gates.weight)
+        nn.init.zeros_(self.gates.bias)
+        with torch.no_grad():
+            self.gates.bias[dim : 2 * dim] = 1.0
+
+    def forward(
+        self, x: Float[Tensor, "batch features"], state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
+        """One step: hidden state and memory; ``None`` starts from zeros."""
+        zeros = x.new_zeros(x.shape[0], self.dim)
+        hidden, memory = (zeros, zeros) if state is None else state
+        write, forget, read, value = self.gates(torch.cat([x, hidden], dim=1)).chunk(4, dim=1)
+        memory = forget.sigmoid() * memory + write.sigmoid() * value.tanh()
+        return read.sigmoid() * memory.tanh(), memory
