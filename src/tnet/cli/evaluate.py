@@ -149,22 +149,27 @@ def _open_images(
 
 def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
-    from tnet.data.folder import ImageFolder
+    from tnet.data.folder import ImageFolder, LabelledImages
+    from tnet.data.loading import reading_of
     from tnet.data.table import ImageTable
 
     if model.in_channels not in (1, 3):
         raise ConfigError(f"the model takes images of {model.in_channels} channels but pictures are read with 1 or 3")
     channels: Literal[1, 3] = 1 if model.in_channels == 1 else 3
     classes = model.class_names or None
+    images: LabelledImages
     if path.is_dir() or not path.suffix:
-        return ImageFolder(path, classes=classes, channels=channels, max_side_px=config.max_side_px)
-    return ImageTable(
-        path,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        label_separator=(config.label_separator or "|") if model.multilabel else None,
-        image_root=image_root,
-        classes=classes,
-        channels=channels,
-        max_side_px=config.max_side_px,
-    )
+        images = ImageFolder(path, classes=classes, channels=channels, max_side_px=config.max_side_px)
+    else:
+        images = ImageTable(
+            path,
+            path_column=config.path_column,
+            label_column=config.label_column,
+            label_separator=(config.label_separator or "|") if model.multilabel else None,
+            image_root=image_root,
+            classes=classes,
+            channels=channels,
+            max_side_px=config.max_side_px,
+        )
+    images.reading = reading_of(config, channels)
+    return images

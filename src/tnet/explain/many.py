@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
+from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
 from tnet.files import make_folder, write_text
 from tnet.geometry import resolve_looks
@@ -24,6 +25,7 @@ from tnet.inference.progress import progress_bar
 from tnet.inference.records import Unreadable
 from tnet.models.config import PolicyKind
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
 from tnet.traversal import Policy
 
 REGIONS_NAME = "regions.json"
@@ -35,13 +37,13 @@ class _Item:
     """A picture to explain.
 
     Attributes:
-        image: levels 0 to 255.
+        image: levels 0 to 255, or a scene.
         source: path, or what else names it.
         own_size_hw: height and width before it was shrunk on reading: the frame of the boxes that are written.
         truth: right label, if known.
     """
 
-    image: UInt8[Tensor, "channels height width"]
+    image: UInt8[Tensor, "channels height width"] | Scene
     source: str
     own_size_hw: tuple[int, int]
     truth: str | None
@@ -141,7 +143,7 @@ def explain_samples(
     def items() -> Iterator[_Item | Unreadable]:
         for index in range(count):
             image, target, name = data[index]
-            size_hw = (int(image.shape[1]), int(image.shape[2]))
+            size_hw = size_of(image)
             check_image_size(size_hw, config, name, looks=chosen)
             yield _Item(image, name, size_hw, _true_label(target, data.classes))
 
