@@ -1,19 +1,19 @@
 """The training objective: each term against its formula written out in loops, and against the reference implementation.
 
-``data/objective_golden.npz`` was made by the reference implementation (TensorFlow): one batch in training mode, without
-dropout, of small forms of its published models, with every term of the loss, already weighted.
+The reference implementation's numbers are those of ``tests/golden.py``: one batch in training mode, without dropout, of
+narrow forms of its published models, with every term of the loss, already weighted.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.golden import Golden
 from tests.helpers import TINY_BAGNET, pictures, regions, three_levels, tiny_config
 from torch import Tensor
 
@@ -31,7 +31,6 @@ from tnet.objectives import (
     reward,
 )
 
-GOLDEN = Path(__file__).parent / "data" / "objective_golden.npz"
 BATCH, CLASSES = 4, 5
 # Features of each level: the whole image, 2 regions, 2 regions in each of these.
 COUNTS = (1, 2, 4)
@@ -437,23 +436,14 @@ def test_the_locator_learns_from_reinforce_alone_and_the_backbone_does_not(confi
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "config"),
-    [
-        ("imagenet", 10, ObjectiveConfig()),
-        ("fmow_2_levels", 62, ObjectiveConfig(joint_weight_ce=0.2, joint_weight_reinforce=0.2)),
-        (
-            "fmow_3_levels",
-            62,
-            ObjectiveConfig(joint_weight_ce=0.05, joint_weight_reinforce=0.05, per_feature_levels=2),
-        ),
-        ("cub", 200, ObjectiveConfig(contrastive_weight=100.0)),
-    ],
+    "name", ["tiny_imagenet_tnet_3", "tiny_fmow_tnet_448_l2", "tiny_fmow_tnet_896_l3", "tiny_cub_tnet_b0_5"]
 )
-def test_the_reference_implementations_loss(name: str, classes: int, config: ObjectiveConfig) -> None:
-    with np.load(GOLDEN) as file:
-        golden = {key.partition("/")[2]: torch.from_numpy(file[key]) for key in file if key.startswith(f"{name}/")}
-    target = golden["labels"]
-    batch = len(target)
+def test_the_reference_implementations_loss(name: str) -> None:
+    reference = Golden(name)
+    golden = {key: torch.from_numpy(array) for key, array in reference.train.items() if array.dtype.kind == "f"}
+    config = replace(reference.objective(), l2_weight=0.0)
+    target = golden["labels"].long()
+    batch, classes = golden["logits"].shape
     per_level = [golden[f"logits_per_feature_{i}"] for i in range(3) if f"logits_per_feature_{i}" in golden]
     log_probs = [golden[f"logprobs_per_feature_{i}"] for i in range(1, len(per_level))]
     output = output_of(
@@ -471,7 +461,7 @@ def test_the_reference_implementations_loss(name: str, classes: int, config: Obj
     objective.baseline.fill_(golden["baseline_before"].item())
     loss = objective(output, target)
     expected = {key.removeprefix("term_"): float(term) for key, term in golden.items() if key.startswith("term_")}
-    expected.pop("l2", None)  # of parameters, which are not kept here
+    expected.pop("l2", None)  # of parameters, which have no part here
     assert values(loss) == pytest.approx(expected, rel=1e-5)
     assert float(objective.baseline) == pytest.approx(golden["baseline_after"].item(), rel=1e-6)
     assert torch.equal(reward(output.logits, target), golden["reward"][:, 0].float())

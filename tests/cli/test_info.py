@@ -4,13 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.helpers import TINY_RESNET
 from typer.testing import CliRunner
 
 from tnet.backbones import BackboneConfig
 from tnet.cli.main import app
 from tnet.evaluation.cost import cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
-from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.models import registry
+from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig
 from tnet.models.io import save_model
 from tnet.models.tnet import TNet
 from tnet.training.recipe import Recipe, save_recipe
@@ -93,6 +95,12 @@ def test_pretrained_weights_are_not_fetched(tmp_path: Path) -> None:
     assert "resnet10t" in output
 
 
+def test_weights_of_a_file_are_not_read(tmp_path: Path) -> None:
+    backbone = BackboneConfig("resnet10t", weights=str(tmp_path / "gone.safetensors"))
+    save_recipe(Recipe(model=replace(CONFIG, backbone=backbone)), tmp_path / "started.yaml")
+    assert run(tmp_path / "started.yaml", "--looks", "0")[0] == 0
+
+
 def test_a_registered_model_by_name() -> None:
     code, output = run("tnet_efficientnet_b0.fmow_896", "--image-size", "896")
     assert code == 0
@@ -150,3 +158,87 @@ def test_targets_that_are_nothing_are_errors(tmp_path: Path) -> None:
         code, output = run(tmp_path / target)
         assert code == 1
         assert output.startswith("error: ") and message in output
+
+
+# --- all registered models
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, TNetConfig]:
+    """Small models in place of the registered ones: three levels, none but the first, and two sets of statistics."""
+    configs = {
+        "plain.a": replace(CONFIG, levels=1, looks=(), base_px=40),
+        "tnet_deep.a": replace(CONFIG, levels=3, looks=(2, 1)),
+        "tnet_resnet.b": replace(CONFIG, backbone=TINY_RESNET, batch_norm="per_level", position=PositionConfig("none")),
+    }
+    monkeypatch.setattr(registry, "_REGISTRY", {name: lambda made=made: made for name, made in configs.items()})
+    return configs
+
+
+def test_a_table_of_all_registered_models(registered: dict[str, TNetConfig]) -> None:
+    result = CliRunner().invoke(app, ["info", "--table"])
+    assert result.exit_code == 0
+    rows = table(result.stdout)
+    header = ["base px", "levels", "looks", "trainable", "total", "multiply-adds (G)", "at 0 looks (G)"]
+    assert rows.pop("name") == header
+    assert [name for name in rows if not name.startswith("-")] == list(registered)
+    looks = {"plain.a": "0", "tnet_deep.a": "2x1", "tnet_resnet.b": "2"}
+    for name, config in registered.items():
+        model = TNet(config)
+        count = count_parameters(model)
+        assert rows[name][:3] == [str(config.base_px), str(config.levels), looks[name]]
+        assert rows[name][3:5] == [f"{count.trainable:,}", f"{count.total:,}"]
+        # Printed with six digits after the point: these models cost less than a G by far.
+        for cell, macs in zip(rows[name][5:], (multiply_adds(model), multiply_adds(model, 0)), strict=True):
+            assert float(cell) == pytest.approx(macs / 1e9, rel=1e-3, abs=6e-7)
+    assert rows["plain.a"][5] == rows["plain.a"][6]
+    assert rows["tnet_resnet.b"][3] != rows["tnet_resnet.b"][4]  # batch norm
+    assert "statistics of batch norm" in result.stdout and "1 multiply-add is 2 FLOPs" in result.stdout
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_table_of_the_models_that_a_pattern_names() -> None:
+    code, output = run("--table", "*.a", "--no-progress")
+    assert code == 0
+    assert [name for name in table(output) if "." in name] == ["plain.a", "tnet_deep.a"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_progress_leaves_the_table_alone() -> None:
+    with_bar = CliRunner().invoke(app, ["info", "--table"])
+    without = CliRunner().invoke(app, ["info", "--table", "--no-progress"])
+    assert with_bar.stdout == without.stdout
+    assert "counting" in with_bar.stderr and "3/3" in with_bar.stderr and not without.stderr
+
+
+def test_a_table_of_published_models() -> None:
+    code, output = run("--table", "tnet_efficientnet_b0.fmow_*")
+    assert code == 0
+    rows = table(output)
+    assert rows["tnet_efficientnet_b0.fmow_448"] == ["224", "2", "2", "4,517,575", "4,559,591", "1.155", "0.3851"]
+    assert rows["tnet_efficientnet_b0.fmow_896"] == ["224", "3", "2x1", "4,517,575", "4,559,591", "1.926", "0.3851"]
+
+
+@pytest.mark.slow
+def test_every_registered_model_has_its_row() -> None:
+    code, output = run("--table")
+    assert code == 0
+    assert [name for name in table(output) if "." in name] == registry.list_models()
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_pattern_that_names_nothing_is_an_error() -> None:
+    code, output = run("--table", "*.c")
+    assert code == 1
+    assert output == "error: no registered model is called '*.c'; `tnet models` lists all of them\n"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "name a recipe, folder or model, or give --table"),
+    (["--table", "--looks", "2"], "--looks is for a single model"),
+    (["--table", "plain.a", "--image-size", "64"], "--image-size is for a single model"),
+])  # fmt: skip
+def test_a_table_and_a_single_model_are_one_or_the_other(arguments: list[str], message: str) -> None:
+    code, output = run(*arguments)
+    assert code == 2
+    assert message in output

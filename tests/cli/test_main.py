@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tnet.cli.main import _Group, app
 from tnet.errors import DataError, OutputError
 
-VERBS = ("demo", "train", "evaluate", "predict", "explain", "models", "info")
+VERBS = ("demo", "train", "evaluate", "predict", "explain", "models", "info", "import-tf")
 
 # Not one of these may be imported for --help to answer at once.
 SLOW = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn",

@@ -20,19 +20,22 @@ SIZES = ("b0", "b1", "b2", "b3", "b4")
 def test_patterns() -> None:
     names = list_models()
     assert names == sorted(set(names)) and "tnet_bagnet77.imagenet" in names
-    assert list_models("*.cub") == [f"tnet_efficientnet_{size}.cub" for size in SIZES]
+    sizes = [f"b{number}" for number in range(8)]
+    assert list_models("tnet*.cub") == [f"tnet_efficientnet_{size}.cub" for size in sizes]
+    assert list_models("eff*.nabirds") == [f"efficientnet_{size}.nabirds" for size in sizes]
     assert list_models("*_b0.fmow_???") == ["tnet_efficientnet_b0.fmow_448", "tnet_efficientnet_b0.fmow_896"]
     assert list_models("TNET*") == [] == list_models("")  # case counts; no name is empty
     for name in names:
         architecture, _, tag = name.partition(".")
-        assert architecture.startswith("tnet_") and tag
+        assert architecture and tag
+        assert architecture.startswith("tnet_") == (model_config(name).levels > 1)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("tnet_resnet18.won", "did you mean tnet_resnet18.own"),
-        ("tnet_efficientnet_b5.cub", r"did you mean tnet_efficientnet_b\d.cub"),
+        ("tnet_efficientnet_b8.cub", r"did you mean tnet_efficientnet_b\d.cub"),
         ("zzz", "see `tnet models`"),
     ],
 )
@@ -98,49 +101,3 @@ def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     other = create_model("tnet_resnet18.own", backbone=TINY_RESNET, pretrained=True).config.backbone
     assert other.name == TINY_RESNET.name and other.pretrained
     assert not model_config("tnet_resnet18.own").backbone.pretrained
-
-
-# --- size
-
-
-def trainable(model: TNet) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def total(model: TNet) -> int:
-    """Parameters as the reference implementation counts them: the statistics of batch norm among them."""
-    statistics = [
-        tensor for name, tensor in model.state_dict().items() if name.endswith(("running_mean", "running_var"))
-    ]
-    return trainable(model) + sum(tensor.numel() for tensor in statistics)
-
-
-# Drawing the initial values takes most of the time, and does not matter for a count.
-@pytest.fixture
-def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("xavier_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "trunc_normal_"):
-        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
-
-
-@pytest.mark.usefixtures("uninitialised")
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("tnet_bagnet77.imagenet", 21_859_949),
-        ("tnet_efficientnet_b0.fmow_448", 4_517_575),
-        ("tnet_efficientnet_b0.fmow_896", 4_517_575),
-        ("tnet_efficientnet_b0.cub", 5_516_434),
-    ],
-)
-def test_trainable_parameters_of_the_published_models(name: str, parameters: int) -> None:
-    assert trainable(create_model(name)) == parameters
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("uninitialised")
-@pytest.mark.parametrize(
-    ("size", "numbers"), [("b1", 8_069_459), ("b2", 9_549_017), ("b3", 12_872_623), ("b4", 20_456_467)]
-)
-def test_all_numbers_of_the_published_bird_models(size: str, numbers: int) -> None:
-    """The reference implementation keeps its reward baseline, one number more, among the variables of the model."""
-    assert total(create_model(f"tnet_efficientnet_{size}.cub")) + 1 == numbers

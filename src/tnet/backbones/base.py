@@ -29,8 +29,9 @@ class BackboneConfig:
             for each grid cell and axis.
         pretrained: load the weights timm names for this model (from its cache, or downloaded by timm).
         weights: file of weights to start from instead: ``.safetensors``, or ``.pth`` (a plain state dict; never
-            unpickled). A classifier in it is left out.
-        kwargs: further arguments for the model's constructor, e.g. ``drop_path_rate: 0.2``.
+            unpickled), of timm's model or of a model that tnet saved. All but the backbone is left out.
+        kwargs: further arguments for the model's constructor, e.g. ``drop_path_rate: 0.2``. TensorFlow's
+            EfficientNets also take ``width`` (factor on all channel counts) and ``stochastic_depth`` (as published).
     """
 
     name: str = "tf_efficientnet_b0"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
+from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stochastic_depth
 from tnet.errors import ConfigError
 from tnet.weights import check_state, read_tensors
 
@@ -25,6 +26,9 @@ _NOT_FOR_KWARGS = {
     "pretrained_cfg_overlay",
     "scriptable",
 }
+
+# How the names of this backbone's weights begin in a model that tnet saved.
+_SAVED_BY_TNET = "backbone.model."
 
 # Positions of the tapped map for each grid cell and axis that `tap: auto` asks for.
 _POSITIONS_PER_CELL = 1.5
@@ -122,12 +126,15 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
         close = timm.list_models(f"*{config.name.split('.')[0][:8]}*")[:3]
         hint = f"; did you mean {', '.join(close)}" if close else ""
         raise ConfigError(f"backbone {config.name!r} is neither bagnet77 nor a timm model{hint}")
+    width, stochastic_depth = _efficientnet_arguments(config, kwargs)
     default = timm.get_pretrained_cfg(config.name)
     if default is not None and default.fixed_input_size:
         kwargs.setdefault("img_size", base_px)
     try:
-        model = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, in_chans=in_channels, **kwargs
+        model = (
+            timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, in_chans=in_channels, **kwargs)
+            if width == 1
+            else create_narrow(config.name, in_channels, width, **kwargs)
         )
     except TypeError as error:
         raise ConfigError(f"backbone {config.name} does not take kwargs {kwargs}: {error}") from None
@@ -142,7 +149,28 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
         tensors = read_tensors(Path(config.weights))
         classifiers = getattr(default, "classifier", None) or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-        kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
+        if any(name.startswith(_SAVED_BY_TNET) for name in tensors):
+            kept = {n.removeprefix(_SAVED_BY_TNET): t for n, t in tensors.items() if n.startswith(_SAVED_BY_TNET)}
+        else:
+            kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
         check_state(model.state_dict(), kept, config.weights)
         model.load_state_dict(kept)
+    if stochastic_depth:
+        set_stochastic_depth(model, stochastic_depth)
     return model
+
+
+def _efficientnet_arguments(config: BackboneConfig, kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Take ``width`` and ``stochastic_depth`` out of the arguments, where the backbone is one that has them."""
+    if not is_efficientnet(config.name):
+        return 1.0, 0.0
+    values = {"width": kwargs.pop("width", 1.0), "stochastic_depth": kwargs.pop("stochastic_depth", 0.0)}
+    for (key, value), limit in zip(values.items(), (4, 1), strict=True):
+        if not isinstance(value, int | float) or not 0 <= value < limit or (key == "width" and not value):
+            raise ConfigError(
+                f"backbone kwargs {key} is {value!r}; give a width above 0 and below 4, and a stochastic_depth in "
+                "[0, 1)"
+            )
+    if values["width"] != 1 and config.pretrained:
+        raise ConfigError(f"backbone kwargs width is {values['width']}, but pretrained weights fit width 1 only")
+    return values["width"], values["stochastic_depth"]

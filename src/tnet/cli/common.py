@@ -19,6 +19,10 @@ Looks = int | tuple[int, ...]
 """Looks as ``TNet.forward`` takes them: a number for level 1, or one number a level."""
 
 LOOKS_HELP = "Number of looks; for several levels one number each, such as 2x1 (2 looks, and 1 inside each)."
+PREPROCESS_HELP = (
+    "Prepare every picture by a named method: reference_448 makes a square of 448 pixels of it, as the paper's "
+    "reference implementation does for evaluation."
+)
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another device that PyTorch names, such as cuda:1."
 
 

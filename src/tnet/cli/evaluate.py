@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, PolicyName, parse_looks_list, pick_device, recipe_of
+from tnet.cli.common import DEVICE_HELP, PREPROCESS_HELP, PolicyName, parse_looks_list, pick_device, recipe_of
 from tnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def evaluate(
     label_separator: Annotated[
         str | None, typer.Option(help="Between several labels of an image in a table. [default: the recipe's, or |]")
     ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"{PREPROCESS_HELP} [default: the recipe's]")
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Measure accuracy against the number of looks.
@@ -69,8 +72,13 @@ def evaluate(
     place = pick_device(device)
     model = load_model(run)
     recipe = recipe_of(run)
-    columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
-    images, source = _open_images(model.config, recipe, run, data, split, columns)
+    settings = {
+        "preprocess": preprocess,
+        "path_column": path_column,
+        "label_column": label_column,
+        "label_separator": label_separator,
+    }
+    images, source = _open_images(model.config, recipe, run, data, split, settings)
     folder = make_folder(out or run / "evaluation")
     head = f"{_describe(model.config)}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
@@ -111,7 +119,7 @@ def _open_images(
     run: Path,
     data: Path | None,
     split: Literal["val", "test"],
-    columns: dict[str, str | None],
+    settings: dict[str, str | None],
 ) -> tuple[LabelledData, str]:
     """The images to evaluate on, and what to call them."""
     from dataclasses import replace
@@ -121,9 +129,10 @@ def _open_images(
     config = recipe.data if recipe else DataConfig()
     config = replace(
         config,
-        path_column=columns["path_column"] or config.path_column,
-        label_column=columns["label_column"] or config.label_column,
-        label_separator=columns["label_separator"] or config.label_separator,
+        path_column=settings["path_column"] or config.path_column,
+        label_column=settings["label_column"] or config.label_column,
+        label_separator=settings["label_separator"] or config.label_separator,
+        preprocess=settings["preprocess"] or config.preprocess,
     )
     if data is not None:
         return _open_path(model, config, data, data.parent), str(data)
@@ -152,6 +161,7 @@ def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Pa
     from tnet.data.folder import ImageFolder, LabelledImages
     from tnet.data.loading import reading_of
     from tnet.data.table import ImageTable
+    from tnet.data.transforms import named_transform
 
     if model.in_channels not in (1, 3):
         raise ConfigError(f"the model takes images of {model.in_channels} channels but pictures are read with 1 or 3")
@@ -172,4 +182,5 @@ def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Pa
             max_side_px=config.max_side_px,
         )
     images.reading = reading_of(config, channels)
+    images.preprocess = named_transform(config.preprocess) if config.preprocess is not None else None
     return images

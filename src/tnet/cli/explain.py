@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PolicyName, parse_looks, pick_device, recipe_of
+from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PREPROCESS_HELP, PolicyName, parse_looks, pick_device, recipe_of
 from tnet.cli.predict import IMAGES_HELP, MAX_SIDE_HELP, SMALL_HELP
 from tnet.errors import DataError
 
@@ -30,6 +30,7 @@ def explain(
     ] = Path("explained"),
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
+    preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
     allow_small: Annotated[bool, typer.Option("--allow-small", help=SMALL_HELP)] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on after a picture that cannot be read, and say which.")
@@ -66,6 +67,7 @@ def explain(
             progress=progress,
             skip_unreadable=skip_unreadable,
             max_side_px=max_side_px,
+            preprocess=preprocess,
             allow_small=allow_small,
         )
     else:

@@ -1,24 +1,37 @@
-"""``tnet info``: what a recipe or a model consists of, and what it costs."""
+"""``tnet info``: what a recipe or a model consists of and costs; or all registered models, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import parse_image_size, parse_looks_list
+from tnet.cli.common import Looks, parse_image_size, parse_looks_list
 from tnet.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
     from tnet.models.config import TNetConfig
     from tnet.models.tnet import TNet
 
+_TABLE_NOTES = """\
+Base px: side of what the backbone is shown. Looks: by default, in each region, a number for each level.
+Trainable: parameters; total: these and the running statistics of batch norm, as in the published totals. Those of
+traversal networks are 1 more, the scalar reward baseline, which here belongs to the objective.
+Multiply-adds: of one image, at these looks and at 0; 1 multiply-add is 2 FLOPs. Each feature's own classification
+counts, and the location module where it is asked (the published figure at 0 looks includes it).
+"""
+
 
 def info(
     target: Annotated[
-        str, typer.Argument(help="Recipe (YAML), run directory, folder of a saved model, or model name.")
-    ],
+        str | None,
+        typer.Argument(
+            help="Recipe (YAML), run directory, folder of a saved model, or model name; with --table a pattern of "
+            "model names, as for files: '*b0*'."
+        ),
+    ] = None,
     looks: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,14 +44,30 @@ def info(
         str | None,
         typer.Option(metavar="HEIGHTxWIDTH", help="Say also what it does with images of this size, such as 768x1024."),
     ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Compare registered models instead, one a row: all, or those of a pattern.")
+    ] = False,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar for --table.")] = True,
 ) -> None:
     """Show parameters and multiply-adds of a recipe or model, part by part and for each number of looks.
 
     No weights are loaded or downloaded.
     """
+    if table:
+        if looks or image_size is not None:
+            option = "--looks" if looks else "--image-size"
+            raise typer.BadParameter(f"{option} is for a single model; leave it out with --table")
+        typer.echo(_table("*" if target is None else target, progress))
+        return
+    if target is None:
+        raise typer.BadParameter("name a recipe, folder or model, or give --table for all registered models")
     chosen = parse_looks_list(looks or [])
     size_hw = parse_image_size(image_size) if image_size is not None else None
+    typer.echo(_single(target, chosen, size_hw))
 
+
+def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:
+    """What one recipe or model consists of and costs."""
     from dataclasses import replace
 
     from tnet.evaluation.looks import default_looks
@@ -49,11 +78,34 @@ def info(
     settings = [
         resolve_looks(item, config.looks, config.grid, config.levels) for item in chosen or default_looks(config)
     ]
-    model = TNet(replace(config, backbone=replace(config.backbone, pretrained=False))).eval()
-    typer.echo(f"{target} ({kind})\n\n{_describe(config)}\n")
-    typer.echo(_costs(model, list(dict.fromkeys(settings))))
-    if size_hw is not None:
-        typer.echo(_geometry(model, size_hw))
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    model = TNet(replace(config, backbone=backbone)).eval()
+    text = f"{target} ({kind})\n\n{_describe(config)}\n\n{_costs(model, list(dict.fromkeys(settings)))}"
+    return text if size_hw is None else f"{text}\n{_geometry(model, size_hw)}"
+
+
+def _table(pattern: str, progress: bool) -> str:
+    """Sizes and costs of the registered models that a pattern names."""
+    from tnet.evaluation.cost import build_outline, count_parameters, multiply_adds
+    from tnet.evaluation.report import looks_label, markdown_table, short_number
+    from tnet.inference.progress import progress_bar
+    from tnet.models.registry import list_models, model_config
+
+    names = list_models(pattern)
+    if not names:
+        raise ConfigError(f"no registered model is called {pattern!r}; `tnet models` lists all of them")
+    lines = []
+    with progress_bar(progress) as bar:
+        for name in bar.track(names, description="counting"):
+            config = model_config(name)
+            model = build_outline(config)
+            count, whole = count_parameters(model), multiply_adds(model, 0)
+            macs = multiply_adds(model) if config.levels > 1 else whole
+            cells = [name, str(config.base_px), str(config.levels), looks_label(config.looks)]
+            cells += [f"{count.trainable:,}", f"{count.total:,}", short_number(macs / 1e9), short_number(whole / 1e9)]
+            lines.append(cells)
+    header = ["name", "base px", "levels", "looks", "trainable", "total"]
+    return f"{markdown_table([*header, 'multiply-adds (G)', 'at 0 looks (G)'], lines)}{_TABLE_NOTES}"
 
 
 def _read_config(target: str) -> tuple[TNetConfig, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PolicyName, parse_looks, pick_device
+from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PREPROCESS_HELP, PolicyName, parse_looks, pick_device
 
 if TYPE_CHECKING:
     from tnet.inference.records import Prediction
@@ -41,6 +41,7 @@ def predict(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
+    preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
     allow_small: Annotated[bool, typer.Option("--allow-small", help=SMALL_HELP)] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on after a picture that cannot be read, and say which.")
@@ -76,6 +77,7 @@ def predict(
         progress=progress and (out is not None or not sys.stdout.isatty()),
         skip_unreadable=skip_unreadable,
         max_side_px=max_side_px,
+        preprocess=preprocess,
         allow_small=allow_small,
     )
     skipped = 0

@@ -35,6 +35,8 @@ class DataConfig:
             and none in evaluation; 0 for none. What it serves is an average of averages.
         overview_folder: folder that keeps these copies between runs; ``null`` for none.
         scene: how lazily read files are looked at: bands, range of values, reader.
+        preprocess: prepare every picture after reading: ``reference_448`` makes a square of 448 pixels of it, as the
+            reference implementation does for evaluation; ``null`` keeps its shape.
         augment: random changes of training images.
         digits: the made task.
     """
@@ -53,15 +55,17 @@ class DataConfig:
     overview_px: int | None = None
     overview_folder: str | None = None
     scene: SceneOptions = field(default_factory=SceneOptions)
+    preprocess: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     digits: DigitsConfig = field(default_factory=DigitsConfig)
 
     def __post_init__(self) -> None:
-        if self.read == "lazy" and self.max_side_px is not None:
-            raise ConfigError(
-                f"data.max_side_px is {self.max_side_px}, but pictures that are read lazily are not shrunk; set it to "
-                "null, or data.read to memory"
-            )
+        for name in ("max_side_px", "preprocess"):
+            if self.read == "lazy" and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"data.{name} is {getattr(self, name)}, but pictures that are read lazily are not changed; set it "
+                    "to null, or data.read to memory"
+                )
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but the made digits are not in files; set it to auto")
         for name in ("lazy_above_px", "overview_px"):

@@ -18,6 +18,7 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_folder, is_image_path, load_image
 from tnet.data.reading import Reading
 from tnet.data.sample import Sample
+from tnet.data.transforms import ReferenceEval
 from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
 
@@ -38,6 +39,7 @@ class LabelledImages(Dataset[Sample]):
         channels: of the pictures handed out, 1 or 3.
         max_side_px: longer side that pictures are shrunk to, or None.
         augment: random changes, or None.
+        preprocess: what is done to every picture before that, or None (set it after making the data set).
         seed: of the augmentation.
         epoch: of the augmentation, counted from 0.
         max_pixels: largest picture that is decoded.
@@ -70,6 +72,7 @@ class LabelledImages(Dataset[Sample]):
         self.channels = channels
         self.max_side_px = max_side_px
         self.augment = augment
+        self.preprocess: ReferenceEval | None = None
         self.seed = seed
         self.epoch = 0
         self.max_pixels = max_pixels
@@ -97,6 +100,8 @@ class LabelledImages(Dataset[Sample]):
         if self.reading.is_lazy(path):
             return Sample(self._scene(path, index), self.targets[index], str(path))
         image = load_image(path, channels=self.channels, max_side_px=self.max_side_px, max_pixels=self.max_pixels)
+        if self.preprocess is not None:
+            image = self.preprocess(image)
         if self.augment is not None:
             image = self.augment(image, sample_generator(self.seed, self.epoch, index))
         return Sample(image, self.targets[index], str(path))
@@ -120,6 +125,7 @@ class LabelledImages(Dataset[Sample]):
             max_pixels=self.max_pixels,
         )
         part.reading = self.reading
+        part.preprocess = self.preprocess
         return part
 
     def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[LabelledImages, LabelledImages]:

@@ -17,6 +17,7 @@ from tnet.data.folder import LabelledImages, open_split_folders
 from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
+from tnet.data.transforms import named_transform
 from tnet.errors import ConfigError, ImageError
 
 _SIZES_CHECKED = 500
@@ -71,6 +72,8 @@ def open_data(
     augment = Augment(config.augment) if config.augment != AugmentConfig() else None
     train, val = _open_pictures(config, planes, augment, seed)
     train.reading = val.reading = reading_of(config, channels, base_px=base_px)
+    if config.preprocess is not None:
+        train.preprocess = val.preprocess = named_transform(config.preprocess)
     return train, val
 
 
@@ -80,7 +83,7 @@ def reading_of(config: DataConfig, channels: int, *, base_px: int | None = None)
     if overview_px is None:
         overview_px = _overview_px(base_px, config.augment) if base_px else 0
     return Reading(
-        mode="memory" if config.max_side_px is not None else config.read,
+        mode="memory" if config.max_side_px is not None or config.preprocess is not None else config.read,
         lazy_above_px=config.lazy_above_px,
         overview_px=overview_px,
         overview_folder=Path(config.overview_folder) if config.overview_folder else None,
@@ -138,6 +141,8 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
     paths = data.paths
     for path in paths[:: max(1, len(paths) // _SIZES_CHECKED)]:
         height, width = data.reading.size_hw(path)
+        if data.preprocess is not None:
+            height = width = data.preprocess.size_px
         shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))
         if min(height, width) * shrink < base_px:
             raise ImageError(

@@ -3,8 +3,9 @@
 Multiply-adds (MACs) are what PyTorch's FLOP counter counts, halved: it counts a multiplication and an addition as two.
 Convolutions, linear layers, matrix products and attention count; element-wise operations, normalisation, pooling and
 the resizing of pixels count as zero. Everything that ``TNet.forward`` runs is counted, the classification of each
-single feature included. The published figures count the same way, but classify only the aggregate, and count the
-location module at 0 looks too, where ours does not run.
+single feature included. The published figures count the same way, but classify only the aggregate, form it for nothing,
+scale coordinates once a cell instead of once a row and column, and count the location module at 0 looks too, where ours
+does not run: in all less than 0.1 %, that last one aside (1 % for ImageNet).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Num
@@ -23,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tnet.backbones import Described
 from tnet.errors import ConfigError
 from tnet.geometry import Regions
-from tnet.models.config import PolicyKind
+from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.tnet import TNet
 from tnet.scenes.base import Scene
-from tnet.traversal import Policy
+from tnet.traversal import Choice, Policy
 
 _OWN = "aggregation"  # what TNet itself computes (cell pooling, the weighted sum) is counted here
 MODULES = ("backbone", "position", "locator", "aggregation", "classifier")
@@ -99,6 +100,39 @@ class _BlankScene:
         return torch.zeros(len(regions), self.channels, size_px, size_px, device=self.device, dtype=self.dtype)
 
 
+class _FirstCells:
+    """Chooses the first cells: what looking costs does not depend on where, and an outline could not say where.
+
+    Args:
+        needs_logits: whether the locator is asked, and so counted.
+    """
+
+    def __init__(self, needs_logits: bool) -> None:
+        self.needs_logits = needs_logits
+
+    def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
+        """Choose the first ``k`` cells of each region."""
+        nothing = logits.new_zeros(len(logits), k)
+        return Choice(torch.arange(k).repeat(len(logits), 1), nothing, nothing.sum(dim=1))
+
+
+def build_outline(config: TNetConfig) -> TNet:
+    """Build a model of shapes without numbers, to count what it consists of and costs.
+
+    It is on PyTorch's ``meta`` device: no weights are drawn, loaded or downloaded, it takes no memory, and counting
+    computes nothing.
+
+    Args:
+        config: what the model is made of; the weights it may name are left aside.
+
+    Raises:
+        ConfigError: a configuration that cannot be built.
+    """
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    with torch.device("meta"):
+        return TNet(replace(config, backbone=backbone)).eval()
+
+
 def count_parameters(module: nn.Module) -> ParameterCount:
     """Count the parameters of a model, or of a part of one; see :class:`ParameterCount`."""
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -155,16 +189,13 @@ def cost_by_module(
     config = model.config
     size_hw = image_size_hw or _divisible_size(model)
     scene = _BlankScene(size_hw, config.in_channels, like=model.classifier.weight)
-    device = scene.device
     training = model.training
     counter = FlopCounterMode(display=False)
-    # A policy that draws must not move the caller's random numbers.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            with torch.no_grad(), counter:
-                model.eval()(scene, looks=looks, policy=policy)
-        finally:
-            model.train(training)
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(scene, looks=looks, policy=_FirstCells(model.policy(policy).needs_logits))
+    finally:
+        model.train(training)
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     parts = {name: flops.get(f"{type(model).__name__}.{name}", 0) for name in MODULES}
     parts[_OWN] += counter.get_total_flops() - sum(parts.values())

@@ -60,6 +60,7 @@ def explain_paths(
     progress: bool = True,
     skip_unreadable: bool = False,
     max_side_px: int | None = None,
+    preprocess: str | None = None,
     allow_small: bool = False,
 ) -> list[Path | Unreadable]:
     """Explain pictures: a PNG figure each, and their regions as JSON.
@@ -76,6 +77,7 @@ def explain_paths(
         progress: show a bar on standard error.
         skip_unreadable: leave out a picture that cannot be read or is too small, and go on.
         max_side_px: as for :func:`tnet.inference.predict_paths`.
+        preprocess: as for :func:`tnet.inference.predict_paths`.
         allow_small: as for :func:`tnet.inference.predict_paths`.
 
     Returns:
@@ -93,7 +95,14 @@ def explain_paths(
     def items() -> Iterator[_Item | Unreadable]:
         for path in paths:
             try:
-                picture = read_picture(path, config, looks=chosen, max_side_px=max_side_px, allow_small=allow_small)
+                picture = read_picture(
+                    path,
+                    config,
+                    looks=chosen,
+                    max_side_px=max_side_px,
+                    preprocess=preprocess,
+                    allow_small=allow_small,
+                )
             except ImageError as error:
                 if not skip_unreadable:
                     raise

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tnet.data.images import image_size_hw, load_image
+from tnet.data.transforms import named_transform
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells, resolve_looks
 from tnet.inference.progress import progress_bar
@@ -90,6 +91,7 @@ def read_picture(
     *,
     looks: Sequence[int] | None = None,
     max_side_px: int | None = None,
+    preprocess: str | None = None,
     allow_small: bool = False,
 ) -> Picture:
     """Decode one picture for a model.
@@ -99,6 +101,7 @@ def read_picture(
         config: of the model: channels, base resolution and grid.
         looks: as for :func:`check_image_size`.
         max_side_px: shrink a larger picture so that its longer side has this many pixels.
+        preprocess: name of a preparation, such as ``reference_448``; see :func:`tnet.data.transforms.named_transform`.
         allow_small: as for :func:`check_image_size`.
 
     Raises:
@@ -106,10 +109,13 @@ def read_picture(
         ConfigError: the model does not take grey or colour pictures.
     """
     channels = cast(Literal[1, 3], check_channels(config))
+    transform = named_transform(preprocess) if preprocess is not None else None
     image = load_image(path, channels=channels, max_side_px=max_side_px)
+    image = image if transform is None else transform(image)
     size_hw = (int(image.shape[1]), int(image.shape[2]))
     check_image_size(size_hw, config, str(path), looks=looks, allow_small=allow_small)
-    own = size_hw if max_side_px is None or max(size_hw) < max_side_px else image_size_hw(Path(path))
+    unchanged = transform is None and (max_side_px is None or max(size_hw) < max_side_px)
+    own = size_hw if unchanged else image_size_hw(Path(path))
     return Picture(str(path), image, own)
 
 
@@ -136,10 +142,11 @@ class _Pictures(Dataset[Picture | Unreadable]):
         config: TNetConfig,
         looks: Sequence[int],
         max_side_px: int | None,
+        preprocess: str | None,
         allow_small: bool,
     ) -> None:
         self.paths, self.config, self.looks = paths, config, looks
-        self.max_side_px, self.allow_small = max_side_px, allow_small
+        self.max_side_px, self.preprocess, self.allow_small = max_side_px, preprocess, allow_small
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -148,7 +155,12 @@ class _Pictures(Dataset[Picture | Unreadable]):
         path = self.paths[index]
         try:
             return read_picture(
-                path, self.config, looks=self.looks, max_side_px=self.max_side_px, allow_small=self.allow_small
+                path,
+                self.config,
+                looks=self.looks,
+                max_side_px=self.max_side_px,
+                preprocess=self.preprocess,
+                allow_small=self.allow_small,
             )
         except ImageError as error:
             return Unreadable(str(path), str(error))
@@ -166,6 +178,7 @@ def predict_paths(
     progress: bool = True,
     skip_unreadable: bool = False,
     max_side_px: int | None = None,
+    preprocess: str | None = None,
     allow_small: bool = False,
 ) -> Iterator[Prediction | Unreadable]:
     """Classify pictures, and say where the model looked.
@@ -185,6 +198,7 @@ def predict_paths(
         skip_unreadable: hand out an :class:`Unreadable` for a picture that cannot be read or is too small, and go on.
         max_side_px: shrink larger pictures on reading. Boxes are scaled back: they are always in the pixels of the
             picture as it is stored, upright (EXIF orientation applied).
+        preprocess: name of a preparation of every picture, such as ``reference_448``.
         allow_small: take pictures below the base resolution too; they are enlarged.
 
     Returns:
@@ -202,10 +216,12 @@ def predict_paths(
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
     check_channels(config)
+    if preprocess is not None:
+        named_transform(preprocess)  # an unknown name is said at once
     chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
-    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, allow_small)
+    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, preprocess, allow_small)
     # Pictures come one by one, so that a batch can be closed by its size in memory.
     loader = DataLoader(pictures, batch_size=None, num_workers=workers)
     return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)

@@ -6,23 +6,53 @@ import difflib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
-from tnet.backbones.base import BackboneConfig
+from tnet.backbones.base import BackboneConfig, PlainArgument
 from tnet.errors import ConfigError
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
 from tnet.models.tnet import TNet
 
-# (width, the block of stage "40 channels" or "80 channels" that cell features come from, first position, step):
-# B0 taps the 14 x 14 map, B1 to B4 the 28 x 28 one.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Keras' momentum of 0.99, in PyTorch's terms.
+_BN_MOMENTUM = 0.01
+
+# The block that cell features come from, first position, step: the first block of the 80-channel stage (14 x 14) in
+# B0, the second of the 40-channel stage (28 x 28) in B1 to B5, its first in B6 and B7.
 _BIRD_TAPS = {
     "b0": ("blocks.3.0", 2, 2),
-    "b1": ("blocks.2.1", 5, 4),
-    "b2": ("blocks.2.1", 5, 4),
-    "b3": ("blocks.2.1", 5, 4),
-    "b4": ("blocks.2.1", 5, 4),
+    **dict.fromkeys(("b1", "b2", "b3", "b4", "b5"), ("blocks.2.1", 5, 4)),
+    **dict.fromkeys(("b6", "b7"), ("blocks.2.0", 5, 4)),
 }
+
+# Species of CUB-200-2011, classes of NABirds.
+_BIRDS = {"cub": 200, "nabirds": 555}
+
+# Side of the images that each EfficientNet was pretrained on, pixels.
+_IMAGENET_PX = {"b0": 224, "b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6": 528, "b7": 600}
+
+
+def _efficientnet(size: str, stochastic_depth: float, tap: str = "auto") -> BackboneConfig:
+    """EfficientNet as the reference implementation trains it."""
+    kwargs: dict[str, PlainArgument] = {"bn_momentum": _BN_MOMENTUM, "stochastic_depth": stochastic_depth}
+    return BackboneConfig(f"tf_efficientnet_{size}", tap=tap, kwargs=kwargs)
+
+
+def _plain(backbone: BackboneConfig, classes: int, base_px: int, dropout: float = 0.0) -> TNetConfig:
+    """A backbone and its classifier on the whole image: the paper's baselines."""
+    return TNetConfig(
+        backbone=backbone,
+        num_classes=classes,
+        base_px=base_px,
+        levels=1,
+        looks=(),
+        position=PositionConfig("none"),
+        dropout=dropout,
+        resize="bilinear",
+    )
 
 
 def _imagenet() -> TNetConfig:
@@ -42,7 +72,7 @@ def _imagenet() -> TNetConfig:
 def _fmow(levels: int) -> TNetConfig:
     """The paper's Functional Map of the World TNet: 448 px with 2 levels, 896 px with 3."""
     return TNetConfig(
-        backbone=BackboneConfig("tf_efficientnet_b0", tap="blocks.3"),
+        backbone=_efficientnet("b0", {2: 0.3, 3: 0.5}[levels], tap="blocks.3"),
         num_classes=62,
         base_px=224,
         levels=levels,
@@ -59,7 +89,7 @@ def _birds(size: str, classes: int) -> TNetConfig:
     """The paper's fine-grained TNets for 448 px images, with feature weighting."""
     tap, start, step = _BIRD_TAPS[size]
     return TNetConfig(
-        backbone=BackboneConfig(f"tf_efficientnet_{size}", tap=tap),
+        backbone=_efficientnet(size, 0.5, tap=tap),
         num_classes=classes,
         base_px=224,
         grid=Grid(5, 5, 0.35),
@@ -72,6 +102,12 @@ def _birds(size: str, classes: int) -> TNetConfig:
     )
 
 
+def _pretrained(size: str) -> TNetConfig:
+    """Google's EfficientNet for ImageNet (also as retrained by NoisyStudent), which the bird models start from."""
+    config = _plain(BackboneConfig(f"tf_efficientnet_{size}"), 1000, _IMAGENET_PX[size])
+    return replace(config, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, resize="antialias")
+
+
 def _ours(backbone: str, base_px: int, grid: Grid, *, normalize: bool = True) -> TNetConfig:
     """Our own defaults over any backbone: area pooling, sampled locations, logits with a learned scale."""
     return TNetConfig(
@@ -82,17 +118,28 @@ def _ours(backbone: str, base_px: int, grid: Grid, *, normalize: bool = True) ->
         looks=(3,),
         locator=LocatorConfig("squeeze", logits="l2_scaled"),
         policy=PolicyConfig(train="sample"),
-        mean=(0.485, 0.456, 0.406) if normalize else (0.5,),
-        std=(0.229, 0.224, 0.225) if normalize else (0.5,),
+        mean=_IMAGENET_MEAN if normalize else (0.5,),
+        std=_IMAGENET_STD if normalize else (0.5,),
     )
 
 
 _REGISTRY: dict[str, Callable[[], TNetConfig]] = {
     "tnet_bagnet77.imagenet": _imagenet,
-    "tnet_efficientnet_b0.fmow_448": lambda: _fmow(2),
-    "tnet_efficientnet_b0.fmow_896": lambda: _fmow(3),
-    **{f"tnet_efficientnet_{size}.cub": (lambda size=size: _birds(size, 200)) for size in _BIRD_TAPS},  # type: ignore[misc]
-    **{f"tnet_efficientnet_{size}.nabirds": (lambda size=size: _birds(size, 555)) for size in _BIRD_TAPS},  # type: ignore[misc]
+    "bagnet77.imagenet": lambda: _plain(BackboneConfig("bagnet77", kwargs={"spatial_dropout": 0.625}), 1000, 224),
+    "tnet_efficientnet_b0.fmow_448": partial(_fmow, 2),
+    "tnet_efficientnet_b0.fmow_896": partial(_fmow, 3),
+    "efficientnet_b0.fmow": lambda: _plain(_efficientnet("b0", 0.5), 62, 224, dropout=0.75),
+    **{
+        f"tnet_efficientnet_{size}.{birds}": partial(_birds, size, classes)
+        for size in _BIRD_TAPS
+        for birds, classes in _BIRDS.items()
+    },
+    **{
+        f"efficientnet_{size}.{birds}": partial(_plain, _efficientnet(size, 0.5), classes, 448, 0.75)
+        for size in _BIRD_TAPS
+        for birds, classes in _BIRDS.items()
+    },
+    **{f"efficientnet_{size}.imagenet": partial(_pretrained, size) for size in _IMAGENET_PX},
     "tnet_mobilenetv2_100.own": lambda: _ours("mobilenetv2_100", 224, Grid(5, 5, 0.34375)),
     "tnet_resnet18.own": lambda: _ours("resnet18", 224, Grid(5, 5, 0.34375)),
     "tnet_convnext_tiny.own": lambda: _ours("convnext_tiny", 224, Grid(5, 5, 0.34375)),

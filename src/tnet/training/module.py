@@ -18,6 +18,7 @@ from tnet.errors import TrainingError
 from tnet.geometry import total_looks
 from tnet.models.tnet import TNet
 from tnet.objectives import Objective
+from tnet.training.optimizers import KerasAdam
 from tnet.training.recipe import OptimConfig, Recipe
 
 # Steps of neighbouring seeds do not share random numbers.
@@ -155,7 +156,7 @@ class TNetModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW over parameter groups, with the recipe's schedule."""
         config = self.recipe.optim
-        kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "keras_adam": KerasAdam}[config.name]
         optimizer = kind(parameter_groups(self.model, config), lr=config.lr, eps=config.eps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(config, self.progress(step))

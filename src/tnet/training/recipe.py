@@ -25,11 +25,11 @@ class OptimConfig:
     """The optimiser.
 
     Attributes:
-        name: ``adam`` (published) or ``adamw``.
+        name: ``adamw``, ``adam``, or ``keras_adam``: Adam as Keras computes it (published), with ``eps: 1.0e-7``.
         lr: learning rate of the new layers, and of the backbone unless it has its own.
         backbone_lr: learning rate of the backbone; ``null`` for the same.
         weight_decay: of ``adamw``, on weights of two and more dimensions.
-        eps: of Adam (reference implementation: 1e-7).
+        eps: of Adam.
         schedule: ``constant``, ``step`` (published: one drop) or ``cosine`` to zero.
         drop_at: share of the training after which ``step`` drops.
         drop_factor: what ``step`` multiplies by.
@@ -37,7 +37,7 @@ class OptimConfig:
         clip_norm: largest gradient norm; ``null`` for no limit.
     """
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adamw", "adam", "keras_adam"] = "adamw"
     lr: float = 1e-3
     backbone_lr: float | None = None
     weight_decay: float = 1e-4
@@ -178,9 +178,22 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
+    return parse_dataclass(Recipe, apply_overrides(data, overrides), source)
+
+
+def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
+    """Set ``key.in.data=value`` in nested mappings; the value is read as YAML.
+
+    Args:
+        data: changed in place, and returned.
+        overrides: one setting each.
+
+    Raises:
+        RecipeError: an override that is not ``key=value``, or goes into a value.
+    """
     for override in overrides:
         _apply(data, override)
-    return parse_dataclass(Recipe, data, source)
+    return data
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -1,0 +1,93 @@
+"""How far the published models are from the reference implementation's numbers, in 32 and in 64 bits.
+
+    python benchmarks/parity.py                        # the narrow forms, a minute
+    python benchmarks/parity.py --full                 # the full-size models too
+    TNET_GOLDEN=folder python benchmarks/parity.py     # against the whole of the golden data
+
+Prints a table in Markdown. The 64-bit columns say what of a difference is the reference's own rounding: the formula is
+the same, only our rounding is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.golden import FULL, TINY, Golden, probe, six_steps, tensorflow_layout, variables
+
+from tnet.evaluation.report import markdown_table
+from tnet.objectives import Objective
+
+# A shift before a softmax: its gradient is rounding beside the L2 penalty (tests/models/test_golden.py).
+_SHIFT = "feat_weighting/output_linear/bias"
+
+
+def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
+    """Largest difference of logits (share of the largest) and of location probabilities; whether all regions agree."""
+    with torch.no_grad():
+        output = golden.model().to(dtype)(golden.images("eval").to(dtype), golden.looks)
+    expected = golden.eval["logits"]
+    logits = np.abs(output.logits.numpy() - expected).max() / np.abs(expected).max()
+    probs = [np.abs(p.numpy() - golden.eval[f"l{i}_location_probs"]).max() for i, p in enumerate(output.location_probs)]
+    same = all(
+        np.array_equal(regions.position_yx.numpy(), golden.eval[f"l{regions.level}_pos_yxs"][:, :2])
+        for regions in output.regions[1:]
+    )
+    return float(logits), float(max(probs, default=0.0)), same
+
+
+def training(golden: Golden, dtype: torch.dtype) -> tuple[float, float, float]:
+    """Relative difference of the loss; largest of a gradient's norm, and of its projection on a random vector."""
+    model = golden.model().to(dtype).train()
+    output = model(golden.images("train").to(dtype), golden.looks)
+    loss = Objective(golden.objective()).train()(output, torch.from_numpy(golden.train["labels"]).long(), model)
+    loss.total.backward()
+    gradients = {v: tensorflow_layout(v, p.grad) for v, p in variables(model) if getattr(p, "grad", None) is not None}
+    skipped = {*golden.noise["zero_gradient_variables"], _SHIFT}
+    norms, projections = [], []
+    for row, variable in enumerate(golden.train["grad_names"].tolist()):
+        if variable in skipped:
+            continue
+        norm = float(golden.train["grad_norm"][row])
+        dot = float((gradients[variable] * probe(variable, gradients[variable].shape)).sum())
+        norms.append(abs(float(np.linalg.norm(gradients[variable])) / norm - 1))
+        projections.append(abs(dot - float(golden.train["grad_dot"][row])) / norm)
+    expected = float(golden.train["total_loss"])
+    return abs(float(loss.total.detach()) / expected - 1), max(norms), max(projections)
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the full-size models too")
+    arguments = parser.parse_args()
+    rows = []
+    for name in (*TINY, *(FULL if arguments.full else ())):
+        golden = Golden(name)
+        logits, probs, same = evaluation(golden, torch.float32)
+        cells = [name, f"{logits:.0e}", f"{probs:.0e}" if golden.looks else "-", "yes" if same else "NO"]
+        for dtype in (torch.float32, torch.float64):
+            loss, norm, projection = training(golden, dtype)
+            cells += [f"{loss:.0e}", f"{norm:.0e} / {projection:.0e}"]
+        for dtype in (torch.float32, torch.float64):
+            if "traj_loss" not in golden.train:
+                cells.append("-")
+                continue
+            losses, _, _ = six_steps(golden, dtype)
+            cells.append(f"{np.abs(np.array(losses) - golden.train['traj_loss']).max():.0e}")
+        rows.append(cells)
+        print(name, file=sys.stderr)
+    heads = ["configuration", "logits", "location probabilities", "same regions"]
+    heads += ["loss", "gradients", "loss, 64 bits", "gradients, 64 bits", "six steps", "six steps, 64 bits"]
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
+    print(markdown_table(heads, rows))
+
+
+if __name__ == "__main__":
+    main()

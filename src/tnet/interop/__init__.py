@@ -1,0 +1,1 @@
+"""Weights and models exchanged with other frameworks."""

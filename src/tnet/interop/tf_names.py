@@ -1,0 +1,187 @@
+"""Which variable of a TensorFlow checkpoint fills which tensor of a model.
+
+Two families of names are known:
+
+* *reference*: what the reference implementation's training saves. Levels of names are joined by ``/``; in the
+  checkpoint's keys that is ``.S``, and ``/.ATTRIBUTES/VARIABLE_VALUE`` follows.
+* *google*: Google's EfficientNet classifiers for ImageNet (NoisyStudent's among them), which the bird models start
+  from: one prefix for the network, blocks numbered through, moving averages of the weights beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tnet.errors import ConfigError
+from tnet.models.tnet import TNet
+
+Family = Literal["reference", "google"]
+
+_BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+_LAYER = {"weight": "kernel", "bias": "bias"}
+
+# Modules of TNet whose names are the same for every backbone; the locator's depend on its form.
+_HEADS = {
+    "position.linear": "feature_posBurn/linear",
+    "classifier": "feature_extraction/logits_layer/linear",
+    "aggregation.squeeze": "feat_weighting/se/dense_1",
+    "aggregation.excite": "feat_weighting/se/dense_2",
+    "aggregation.rate": "feat_weighting/output_linear",
+}
+_LOCATORS = {
+    "context": {
+        "locator.coordinates.scale_y": "location_prediction_earlyLocs/height_scaling",
+        "locator.coordinates.scale_x": "location_prediction_earlyLocs/width_scaling",
+        "locator.hidden": "location_prediction_earlyLocs/conv2d",
+        "locator.output": "location_prediction_earlyLocs/output_linear",
+    },
+    "squeeze": {
+        "locator.coordinates.scale_y": "location_prediction/height_scaling",
+        "locator.coordinates.scale_x": "location_prediction/width_scaling",
+        "locator.reduce": "location_prediction/init/conv2d",
+        "locator.squeeze": "location_prediction/se/conv2d_1",
+        "locator.excite": "location_prediction/se/conv2d_2",
+        "locator.hidden": "location_prediction/final/conv2d",
+        "locator.output": "location_prediction/output_linear",
+    },
+}
+_BAGNET = {"reduce": "comp_1", "look": "comp_2", "expand": "comp_3", "shortcut": "shortcut_comp"}
+# Names in a timm block: one whose first layer is the depthwise one, and one that expands first.
+_PLAIN_BLOCK = {"conv_dw": "depthwise", "bn1": "depthwise", "conv_pw": "bottleneck", "bn2": "bottleneck"}
+_EXPANDING_BLOCK = {
+    "conv_pw": "expand",
+    "bn1": "expand",
+    "conv_dw": "depthwise",
+    "bn2": "depthwise",
+    "conv_pwl": "bottleneck",
+    "bn3": "bottleneck",
+}
+
+
+def tensors_of(model: TNet) -> dict[str, Tensor]:
+    """The tensors of a model that a checkpoint has to fill: all but the counters of batch norm."""
+    return {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+
+def variable_names(model: TNet, family: Family) -> dict[str, str]:
+    """The variable for each tensor of a model.
+
+    Args:
+        model: one of the registered forms, in any width and with any number of classes.
+        family: whose names.
+
+    Returns:
+        From names in the model's state dict to names of variables.
+
+    Raises:
+        ConfigError: a model of a form that the family does not have.
+    """
+    config = model.config
+    if config.backbone.name != "bagnet77" and not config.backbone.name.startswith("tf_efficientnet_b"):
+        raise ConfigError(
+            f"there are no TensorFlow checkpoints of backbone {config.backbone.name}; give a model with bagnet77 or "
+            "tf_efficientnet_b0 to b7"
+        )
+    if family == "google" and (config.levels > 1 or config.backbone.name == "bagnet77"):
+        raise ConfigError(
+            "this is a checkpoint of Google's EfficientNet, which is a plain classifier; import it with --model "
+            "efficientnet_b0.imagenet (to b7), and start the training of another model from it with "
+            "model.backbone.weights"
+        )
+    name_of: Callable[[str, TNet], str] = _google if family == "google" else _reference
+    return {name: name_of(name, model) for name in tensors_of(model)}
+
+
+def _reference(name: str, model: TNet) -> str:
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("backbone."):
+        heads = _HEADS | _LOCATORS[model.config.locator.kind]
+        return f"{heads[module]}/{_LAYER[leaf]}"
+    module = module.removeprefix("backbone.")
+    if model.config.backbone.name == "bagnet77":
+        return f"feature_extraction/{_bagnet(module)}/conv2d/{_LAYER[leaf]}"
+    return f"feature_extraction/{_efficientnet(module.removeprefix('model.'), leaf, model)}"
+
+
+def _bagnet(module: str) -> str:
+    if module in ("stem", "head"):
+        return {"stem": "part1", "head": "part6"}[module]
+    _, stage, block, layer = module.split(".")
+    return f"part{int(stage) + 2}_block{int(block) + 1}/{_BAGNET[layer]}"
+
+
+def _block_layers(model: TNet, stage: str, block: str) -> dict[str, str]:
+    layers = dict(model.get_submodule(f"backbone.model.blocks.{stage}.{block}").named_children())
+    return _EXPANDING_BLOCK if "conv_pwl" in layers else _PLAIN_BLOCK
+
+
+def _efficientnet(module: str, leaf: str, model: TNet) -> str:
+    ends = {"conv_stem": "stem/conv2d", "bn1": "stem/batch_norm", "conv_head": "top/conv2d", "bn2": "top/batch_norm"}
+    if module in ends:
+        return f"{ends[module]}/{(_BATCH_NORM if 'bn' in module else _LAYER)[leaf]}"
+    _, stage, block, *layer = module.split(".")
+    part = f"part{int(stage) + 2}_block{int(block) + 1}"
+    if layer[0] == "se":
+        return f"{part}/se/{ {'conv_reduce': 'conv2d_1', 'conv_expand': 'conv2d_2'}[layer[1]] }/{_LAYER[leaf]}"
+    place = _block_layers(model, stage, block)[layer[0]]
+    if layer[0].startswith("bn"):
+        return f"{part}/{place}/batch_norm/{_BATCH_NORM[leaf]}"
+    return f"{part}/{place}/conv2d/{'depthwise_kernel' if place == 'depthwise' else 'kernel'}"
+
+
+def _google(name: str, model: TNet) -> str:
+    module, _, leaf = name.rpartition(".")
+    network = "efficientnet-" + model.config.backbone.name.partition(".")[0].removeprefix("tf_efficientnet_")
+    if module == "classifier":
+        return f"{network}/head/dense/{_LAYER[leaf]}"
+    module = module.removeprefix("backbone.model.")
+    ends = {"conv_stem": "stem/conv2d", "conv_head": "head/conv2d"}
+    norms = {"bn1": "stem/tpu_batch_normalization", "bn2": "head/tpu_batch_normalization"}
+    if module in ends or module in norms:
+        return f"{network}/{(ends | norms)[module]}/{(_BATCH_NORM if module in norms else _LAYER)[leaf]}"
+    _, stage, block, *layer = module.split(".")
+    sizes = [len(list(s.children())) for s in model.get_submodule("backbone.model.blocks").children()]
+    prefix = f"{network}/blocks_{sum(sizes[: int(stage)]) + int(block)}"
+    if layer[0] == "se":
+        return f"{prefix}/se/{ {'conv_reduce': 'conv2d', 'conv_expand': 'conv2d_1'}[layer[1]] }/{_LAYER[leaf]}"
+    if layer[0] == "conv_dw":
+        return f"{prefix}/depthwise_conv2d/depthwise_kernel"
+    # Layers of a kind are numbered in the order in which they run, the first without a number.
+    kind = "tpu_batch_normalization" if layer[0].startswith("bn") else "conv2d"
+    of_kind = sorted(key for key in _block_layers(model, stage, block) if key.startswith(layer[0][:2]))
+    of_kind = [key for key in of_kind if key != "conv_dw"]
+    number = of_kind.index(layer[0])
+    suffix = f"_{number}" if number else ""
+    return f"{prefix}/{kind}{suffix}/{(_BATCH_NORM if kind != 'conv2d' else _LAYER)[leaf]}"
+
+
+def tensorflow_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
+    """The shape that a variable has in TensorFlow for a tensor of this shape."""
+    if name.endswith("depthwise_kernel"):
+        return (shape[2], shape[3], shape[0], 1)
+    if len(shape) == 4:
+        return (shape[2], shape[3], shape[1], shape[0])
+    return tuple(reversed(shape))
+
+
+def to_tensor(name: str, value: NDArray[Any]) -> Tensor:
+    """A variable in PyTorch's layout: kernels HWIO to OIHW, depthwise ones HWC1 to C1HW, dense ones transposed."""
+    if name.endswith("depthwise_kernel"):
+        value = value.transpose(2, 3, 0, 1)
+    elif value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)
+    elif value.ndim == 2:
+        value = value.T
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+
+
+def family_of(variables: list[str]) -> Family:
+    """Whose names these are."""
+    return "google" if any(re.match(r"efficientnet-b\d/", name) for name in variables) else "reference"

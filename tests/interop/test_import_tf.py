@@ -1,0 +1,272 @@
+"""From a TensorFlow checkpoint to a model: the same answers, and what is said of a checkpoint that does not fit."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.golden import Golden
+from tests.interop.tf_writer import write_checkpoint
+from typer.testing import CliRunner
+
+from tnet.backbones.base import BackboneConfig
+from tnet.cli.main import app
+from tnet.errors import CheckpointError, ConfigError
+from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported
+from tnet.interop.tf_names import tensorflow_shape, tensors_of, variable_names
+from tnet.models.config import TNetConfig
+from tnet.models.io import load_model
+from tnet.models.registry import create_model, model_config
+from tnet.models.tnet import TNet
+
+NARROW = {"width": 0.25}
+
+
+def keys(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Variables under the keys that the reference implementation's training saves, with the optimiser beside them."""
+    entries: dict[str, NDArray[Any]] = {"iter/.ATTRIBUTES/VARIABLE_VALUE": np.array(1234, np.int64)}
+    entries |= {
+        f"{key}/.ATTRIBUTES/VARIABLE_VALUE": np.array(1, np.int64) for key in ("save_counter", "optimizer/decay")
+    }
+    for name, value in weights.items():
+        key = name.replace("/", ".S")
+        entries[f"{key}/.ATTRIBUTES/VARIABLE_VALUE"] = value
+        if name.endswith("kernel"):
+            entries[f"{key}/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"] = np.zeros_like(value)
+    return entries
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("tiny_fmow_tnet_448_l2")
+
+
+@pytest.fixture(scope="module")
+def weights(golden: Golden) -> dict[str, NDArray[Any]]:
+    return golden.weights()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(weights: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ckpt")
+    write_checkpoint(folder / "ckpt-1234", keys(weights))
+    return folder
+
+
+def narrow(name: str, **changes: Any) -> TNetConfig:
+    config = model_config(name)
+    return replace(config, backbone=replace(config.backbone, kwargs={**config.backbone.kwargs, **NARROW}), **changes)
+
+
+CONFIG = narrow("tnet_efficientnet_b0.fmow_448")
+
+
+def test_the_model_answers_as_the_reference(golden: Golden, checkpoint: Path, tmp_path: Path) -> None:
+    imported = read_tf_checkpoint(checkpoint, CONFIG)
+    assert (imported.family, imported.step, imported.baseline) == ("reference", 1234, 0.5)
+    assert imported.variables == len(golden.meta["variables"]) - 1 and imported.left_out > 3
+    folder = save_imported(imported, tmp_path / "model", "tnet_efficientnet_b0.fmow_448")
+    with torch.no_grad():
+        logits = load_model(folder)(golden.images("eval"), golden.looks).logits.numpy()
+    expected = golden.eval["logits"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    card = (folder / "README.md").read_text()
+    assert CLASS_INDICES["fmow"] in card and "--preprocess reference_448" in card and "step 1,234" in card
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny_imagenet_tnet_3", "tiny_imagenet_bagnet77", "tiny_fmow_b0_224", "tiny_cub_tnet_b0_5"]
+)
+def test_every_form_finds_its_variables(name: str, tmp_path: Path) -> None:
+    golden = Golden(name)
+    weights = golden.weights()
+    write_checkpoint(tmp_path / "ckpt-7", keys(weights))
+    overrides = {key: value for key, value in golden.overrides().items() if key != "dropout"}
+    imported = read_tf_checkpoint(tmp_path / "ckpt-7.index", replace(model_config(golden.model_name), **overrides))
+    state, expected = imported.model.state_dict(), golden.model().state_dict()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def full_size() -> list[tuple[str, str]]:
+    sizes = [f"b{number}" for number in range(5)]
+    names = [(f"cub_{size}_448", f"efficientnet_{size}.cub") for size in sizes]
+    names += [(f"cub_tnet_{size}_5", f"tnet_efficientnet_{size}.cub") for size in sizes]
+    return [*names, ("imagenet_bagnet77", "bagnet77.imagenet"), ("imagenet_tnet_3", "tnet_bagnet77.imagenet"),
+            ("fmow_b0_224", "efficientnet_b0.fmow"), ("fmow_tnet_448_l2", "tnet_efficientnet_b0.fmow_448")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("listed", "name"), full_size())
+def test_the_authors_names_and_shapes(listed: str, name: str) -> None:
+    """Those of the full-size models, as the reference implementation's own checkpoints have them."""
+    path = Path(__file__).parents[1] / "data" / "golden" / "variables.json.gz"
+    expected = {key: tuple(shape) for key, shape in json.loads(gzip.decompress(path.read_bytes()))[listed].items()}
+    with torch.device("meta"):
+        model = TNet(model_config(name))
+    tensors = tensors_of(model)
+    found = {v: tensorflow_shape(v, tensors[key].shape) for key, v in variable_names(model, "reference").items()}
+    assert found == expected
+
+
+# --- checkpoints that do not fit
+
+
+def refused(path: Path, config: TNetConfig = CONFIG) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read_tf_checkpoint(path, config)
+    return str(error.value)
+
+
+def test_a_missing_variable(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    lacking = {name: value for name, value in weights.items() if name != "feature_posBurn/linear/bias"}
+    write_checkpoint(tmp_path / "ckpt-1", keys(lacking))
+    message = refused(tmp_path)
+    assert "lacks variable 'feature_posBurn/linear/bias', for which shape [320] was expected" in message
+    assert "1 missing, 0 unknown, 0 of another shape" in message and str(tmp_path / "ckpt-1") in message
+
+
+def test_a_variable_too_many(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "ckpt-1", keys({**weights, "extra/kernel": np.zeros((2, 3), np.float32)}))
+    assert "has variable 'extra/kernel' of shape [2, 3], which the model does not have" in refused(tmp_path)
+
+
+def test_another_number_of_classes(checkpoint: Path) -> None:
+    message = refused(checkpoint, narrow("tnet_efficientnet_b0.fmow_448", num_classes=10))
+    assert (
+        "'feature_extraction/logits_layer/linear/kernel' of shape [320, 62], but the model expects [320, 10]" in message
+    )
+    assert message.endswith("add num_classes=62")
+
+
+def test_another_width(checkpoint: Path) -> None:
+    message = refused(checkpoint, model_config("tnet_efficientnet_b0.fmow_448"))
+    assert re.search(r"of shape \[320, .*but the model expects \[1280, .*--model", message)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999999])
+def test_truncated_data(kept: float, checkpoint: Path, tmp_path: Path) -> None:
+    """Also where all that is missing is the optimiser's state: such a file was not copied whole."""
+    for file in checkpoint.iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[: int(len(data) * kept)] if ".data-" in file.name else data)
+    assert re.search(
+        r"is truncated: it has \d+ bytes, but variable '.*' is at bytes \d+ to \d+; copy", refused(tmp_path)
+    )
+
+
+def test_numbers_that_are_none(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    name = "feature_posBurn/linear/bias"
+    write_checkpoint(tmp_path / "ckpt-1", keys({**weights, name: np.full_like(weights[name], np.nan)}))
+    assert f"variable '{name}' holds infinite or NaN" in refused(tmp_path)
+
+
+def test_a_backbone_without_checkpoints(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="no TensorFlow checkpoints of backbone resnet18"):
+        read_tf_checkpoint(checkpoint, model_config("tnet_resnet18.own"))
+
+
+# --- Google's EfficientNets
+
+# Of the first blocks, as Google's models name them: which layer of timm's fills which variable.
+GOOGLE = {
+    "stem/conv2d/kernel": "conv_stem.weight",
+    "stem/tpu_batch_normalization/moving_variance": "bn1.running_var",
+    "blocks_0/depthwise_conv2d/depthwise_kernel": "blocks.0.0.conv_dw.weight",
+    "blocks_0/tpu_batch_normalization/gamma": "blocks.0.0.bn1.weight",
+    "blocks_0/se/conv2d/bias": "blocks.0.0.se.conv_reduce.bias",
+    "blocks_0/se/conv2d_1/kernel": "blocks.0.0.se.conv_expand.weight",
+    "blocks_0/conv2d/kernel": "blocks.0.0.conv_pw.weight",
+    "blocks_0/tpu_batch_normalization_1/beta": "blocks.0.0.bn2.bias",
+    "blocks_2/conv2d/kernel": "blocks.1.1.conv_pw.weight",
+    "blocks_2/tpu_batch_normalization/beta": "blocks.1.1.bn1.bias",
+    "blocks_2/depthwise_conv2d/depthwise_kernel": "blocks.1.1.conv_dw.weight",
+    "blocks_2/tpu_batch_normalization_1/gamma": "blocks.1.1.bn2.weight",
+    "blocks_2/conv2d_1/kernel": "blocks.1.1.conv_pwl.weight",
+    "blocks_2/tpu_batch_normalization_2/moving_mean": "blocks.1.1.bn3.running_mean",
+    "blocks_15/conv2d_1/kernel": "blocks.6.0.conv_pwl.weight",
+    "head/conv2d/kernel": "conv_head.weight",
+    "head/tpu_batch_normalization/gamma": "bn2.weight",
+}
+
+
+def google_checkpoint(prefix: Path, config: TNetConfig, averages: bool) -> TNet:
+    """Write a classifier of random numbers under Google's names; the moving averages hold what counts."""
+    model = TNet(config).eval()
+    generator = np.random.default_rng(0)
+    entries: dict[str, NDArray[Any]] = {"global_step": np.array(77, np.int64)}
+    state = model.state_dict()
+    for name, variable in variable_names(model, "google").items():
+        shape = tensorflow_shape(variable, state[name].shape)
+        value = (generator.uniform(0.5, 1, shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+        other = value + 1 if averages else value
+        entries |= {variable: other, f"{variable}/RMSProp": value, f"{variable}/RMSProp_1": value}
+        if averages:
+            entries[f"{variable}/ExponentialMovingAverage"] = value
+        layout = (3, 2, 0, 1) if value.ndim == 4 else tuple(reversed(range(value.ndim)))
+        layout = (2, 3, 0, 1) if variable.endswith("depthwise_kernel") else layout
+        state[name] = torch.from_numpy(value.transpose(layout).copy())
+    model.load_state_dict(state)
+    write_checkpoint(prefix, entries)
+    return model
+
+
+@pytest.mark.parametrize("averages", [True, False])
+def test_googles_efficientnet(averages: bool, tmp_path: Path) -> None:
+    config = narrow("efficientnet_b0.imagenet")
+    model = google_checkpoint(tmp_path / "model.ckpt", config, averages)
+    names = {variable: name for name, variable in variable_names(model, "google").items()}
+    for variable, name in GOOGLE.items():
+        assert names[f"efficientnet-b0/{variable}"] == f"backbone.model.{name}"
+    assert names["efficientnet-b0/head/dense/kernel"] == "classifier.weight"
+    imported = read_tf_checkpoint(tmp_path / "model.ckpt", config)
+    assert (imported.family, imported.step, imported.baseline) == ("google", 77, None)
+    state = imported.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    # Another model starts from what was saved.
+    folder = save_imported(imported, tmp_path / "model", "efficientnet_b0.imagenet")
+    assert "Google's EfficientNet" in (folder / "README.md").read_text()
+    backbone = replace(narrow("tnet_efficientnet_b0.cub").backbone, weights=str(folder / "model.safetensors"))
+    bird = create_model("tnet_efficientnet_b0.cub", backbone=backbone).state_dict()
+    assert torch.equal(bird["backbone.model.conv_head.weight"], state["backbone.model.conv_head.weight"])
+
+
+def test_googles_efficientnet_is_no_tnet(tmp_path: Path) -> None:
+    google_checkpoint(tmp_path / "model.ckpt", narrow("efficientnet_b0.imagenet"), True)
+    with pytest.raises(ConfigError, match=r"plain classifier; import it with --model efficientnet_b0.imagenet"):
+        read_tf_checkpoint(tmp_path / "model.ckpt", narrow("tnet_efficientnet_b0.cub"))
+
+
+# --- the command
+
+
+def run_cli(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    arguments = ["import-tf", str(checkpoint), str(out), "backbone.kwargs.width=0.25"]
+    code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
+    assert code == 0 and "327 variables used" in text and (out / "model.safetensors").is_file()
+    code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
+    assert code == 1 and "exists; name another folder, or replace it with --overwrite" in text
+    code, text = run_cli(*arguments, "num_classes=9", "--overwrite", "--model", "tnet_efficientnet_b0.fmow_448")
+    assert code == 1 and "add num_classes=62" in text and (out / "model.safetensors").is_file()
+    code, text = run_cli("import-tf", str(checkpoint), str(tmp_path / "other"))
+    assert code == 1 and "give --model" in text and not (tmp_path / "other").exists()
+
+
+def test_a_narrow_backbone_has_no_pretrained_weights() -> None:
+    backbone = BackboneConfig("tf_efficientnet_b0", kwargs=dict(NARROW), pretrained=True)
+    with pytest.raises(ConfigError, match=r"width is 0.25, but pretrained weights fit width 1"):
+        create_model("tnet_efficientnet_b0.cub", backbone=backbone)
