@@ -230,7 +230,9 @@ def giants(folder: Path) -> list[Case]:
     path.write_bytes(content[:at] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + content[at + 8 :])
     cases.append(path)
     for version, mark in (("0.4", ".zarray"), ("0.5", "zarr.json")):
-        for name, change in {"shape": {"shape": [2**40, 2**40]}, "chunk": {"chunks": [2**31, 2**31]}}.items():
+        shapes = {"shape": [2**40, 2**40], "wide": [64, 2**31], "high": [2**31, 64]}
+        changes = {name: {"shape": shape} for name, shape in shapes.items()} | {"chunk": {"chunks": [2**31, 2**31]}}
+        for name, change in changes.items():
             path = make.ome_zarr(folder / f"{name}{version}", [picture()[..., :1]], version=version, axes="yx")
             content_of = json.loads((path / "0" / mark).read_text())
             if version == "0.5" and name == "chunk":
@@ -244,14 +246,17 @@ def giants(folder: Path) -> list[Case]:
 
 def rings(folder: Path) -> list[Case]:
     """TIFF directories that lead back, in the main chain and inside one another, or go on for very long."""
-    many = [{256: (4, 1, 64)}] * 60_000
+    many = struct.pack("<2sHI", b"II", 42, 8) + b"".join(
+        struct.pack("<HHHIII", 1, 256, 4, 1, 64, 8 + 18 * (number + 1)) for number in range(60_000)
+    )
+    (folder / "many.tif").write_bytes(many + bytes(18))
     inside = make.tiff_ifd(t330=(13, 1, 8))  # a directory inside itself
     cases = [
         make.cyclic_tiff(folder / "cycle.tif"),
         make.raw_tiff(folder / "self.tif", [make.tiff_ifd()], next_of_last=8),
         make.raw_tiff(folder / "inside.tif", [inside]),
         make.raw_tiff(folder / "geo.tif", [make.tiff_ifd(t34735=(3, 1, 1)), make.tiff_ifd()], next_of_last=8),
-        make.raw_tiff(folder / "many.tif", many),
+        folder / "many.tif",
         make.raw_tiff(folder / "far.tif", [make.tiff_ifd()], next_of_last=2**32 - 2),
     ]
     return [Case(str(path)) for path in cases]
@@ -426,9 +431,10 @@ def complaint(case: Case, outcome: Outcome) -> str:
     """What is not as it should be; empty for nothing."""
     looks = outcome.looks
     found = []
-    if any(not error.startswith("ImageError: ") or case.path not in error for error in outcome.errors):
+    name = str(Path(case.path))
+    if any(not error.startswith("ImageError: ") or name not in error for error in outcome.errors):
         found.append(f"raised something else: {outcome.errors}")
-    if case.expect != "anything" and "wrong" in looks:
+    if case.expect not in ("refused", "anything") and "wrong" in looks:
         found.append(f"gave a wrong picture, {outcome.wrong:.0f} off, in {looks}")
     if case.expect == "refused" and outcome.opened and looks[0] != "refused":
         found.append(f"was not refused: {looks}")
@@ -469,10 +475,11 @@ def _look_at(case: Case, outcome: Outcome, truth: Any) -> None:
 
     from tests.helpers import regions
 
-    from tnet.errors import TnetError
+    from tnet.errors import SlowImageWarning, TnetError
     from tnet.scenes import open_scene
 
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", SlowImageWarning)
     fill = (0.5,) * 3
     try:
         scene = open_scene(case.path, **case.options)

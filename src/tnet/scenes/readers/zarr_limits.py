@@ -85,7 +85,9 @@ def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
     """
     view = memoryview(data)
     if name == "blosc":
-        (size,) = struct.unpack_from("<I", view, 4)
+        size, _, encoded = struct.unpack_from("<III", view, 4)
+        if encoded != len(view):  # Blosc itself believes its header, and reads on in memory that is not the chunk's
+            raise ValueError(f"a chunk of {len(view):,} bytes is said to have {encoded:,}")
     elif name == "lz4":
         (size,) = struct.unpack_from("<I", view, 0)
     elif name == "zstd":
