@@ -116,9 +116,7 @@ def load_image(
             path, "there is not enough memory to decode it", "lower max_pixels, or use fewer workers"
         ) from error
     except Exception as error:  # on damaged files, Pillow's readers raise nearly every kind there is
-        raise unreadable(
-            path, f"it is truncated, damaged or of an unknown kind ({one_line(error)})", _RESAVE
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -133,7 +131,12 @@ def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX
     """
     path = Path(path)
     with open_picture(path) as stream:
-        header = read_header(stream, path, max_pixels)
+        try:
+            header = read_header(stream, path, max_pixels)
+        except ImageError:
+            raise
+        except Exception as error:  # as in load_image
+            raise _damaged(path, error) from error
         try:
             # Pillow gives the size of a TIFF as it is after turning, that of other formats as stored.
             turned = header.format != "TIFF" and header.getexif().get(_ORIENTATION) in _TURNED
@@ -217,6 +220,10 @@ def _walk(root: Path) -> Iterator[Path]:
 def unreadable(path: Path, reason: str, remedy: str) -> ImageError:
     """The error for a picture that cannot be read: where it is, why, and what to do."""
     return ImageError(f"The picture {path} cannot be read: {reason}; {remedy}.")
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return unreadable(path, f"it is truncated, damaged or of an unknown kind ({one_line(error)})", _RESAVE)
 
 
 def one_line(error: Exception) -> str:

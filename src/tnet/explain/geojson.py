@@ -128,7 +128,7 @@ def write_all_geojson(
     taken: set[str] = set()
     written = []
     for prediction, georeference in predictions:
-        path = out if single else out / _file_name(prediction.path, taken)
+        path = out if single else out / name_after(prediction.path, ".geojson", taken)
         written.append(write_geojson(prediction, path, georeference, coordinates=coordinates))
     return written
 
@@ -258,12 +258,19 @@ def _flat(region: RegionRecord) -> dict[str, Any]:
     }
 
 
-def _file_name(source: str, taken: set[str]) -> str:
-    """A name after the picture's, as figures have it; with a number if there is another of that name."""
+def name_after(source: str, suffix: str, taken: set[str]) -> str:
+    """A name for a file about a picture, after its picture's; with a number if there is another of that name.
+
+    Args:
+        source: path of the picture.
+        suffix: of the name, with its dot.
+        taken: names in use, in lower case; the new one is added.
+    """
+    # Bytes that are no UTF-8 are lone surrogates in a path, which would not go into the JSON as they are.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "picture"
-    name, number = f"{stem}.geojson", 1
+    name, number = f"{stem}{suffix}", 1
     while name.lower() in taken:  # some file systems do not tell A from a
         number += 1
-        name = f"{stem}-{number}.geojson"
+        name = f"{stem}-{number}{suffix}"
     taken.add(name.lower())
     return name

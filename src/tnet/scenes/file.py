@@ -32,6 +32,10 @@ _TOLERANCE = 0.01
 _WARN_FLAT_PX = 50_000_000  # of an image that is decoded as a whole: seconds, and 150 MB
 _WARN_TILED_PX = 1_000_000_000  # of a tiled image's coarsest level, which the first look reads all of
 
+# What is larger is a damaged header, or would not end: a row has to fit into memory, the coarsest level is read whole.
+_MAX_SIDE_PX = 2**24
+_MAX_COARSEST_PX = 2**36
+
 
 @dataclass(frozen=True)
 class SceneOptions:
@@ -103,6 +107,7 @@ class FileScene:
             key = self._file_key()
             with self._reader(key) as reader:
                 info = reader.info
+            self._refuse_absurd(info)
             self._key, self._info = key, info
             self._warn_if_slow(info)
         return self._info
@@ -308,6 +313,16 @@ class FileScene:
                 f"{spacing_m:g} m a pixel; ask for a size in pixels."
             )
         return self.spacing_m_yx
+
+    def _refuse_absurd(self, info: ImageInfo) -> None:
+        (height, width), coarsest = info.levels[0].size_hw, info.levels[-1].size_hw
+        if max(height, width) > _MAX_SIDE_PX:
+            self._refuse(f"it is said to have {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} a side")
+        if math.prod(coarsest) > _MAX_COARSEST_PX:
+            self._refuse(
+                f"it has {height:,} x {width:,} pixels, and no version of itself of at most {_MAX_COARSEST_PX:,} in all",
+                f"make one with: tnet pyramid {self.path} OUT.tif",
+            )
 
     def _warn_if_slow(self, info: ImageInfo) -> None:
         first, coarsest = info.levels[0].size_hw, info.levels[-1].size_hw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ MAX_CHANNELS = 4096
 """Most values of a pixel that are believed."""
 
 _TEXT_LIMIT = 500
+_STEP_BYTES = 1 << 20
 _AGAIN = "fetch or save it again, or leave it out"
 
 # (transposed, then flipped vertically, then horizontally): what turns a stored picture upright, by EXIF orientation.
@@ -87,6 +89,26 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
             f"over the limit max_pixels={options.max_pixels:,} of up to 4 bytes",
             "raise max_pixels if there is memory for it",
         )
+
+
+def check_deflated(data: bytes, limit: int) -> None:
+    """Hold zlib's data against the checksum that they end with; what they unpack to is thrown away.
+
+    Args:
+        data: as stored.
+        limit: most bytes that they may unpack to.
+
+    Raises:
+        ValueError: they end early, or unpack to more.
+        zlib.error: they are damaged.
+    """
+    decoder, total = zlib.decompressobj(), 0
+    while not decoder.eof:
+        step = len(decoder.decompress(data, _STEP_BYTES))
+        data = decoder.unconsumed_tail
+        total += step
+        if total > limit or not (step or data):
+            raise ValueError(f"a tile unpacks to {total:,} bytes {'or more' if total > limit else 'and ends early'}")
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:

@@ -26,6 +26,7 @@ from tnet.scenes.readers.base import Color, GeoReference, ImageInfo, ReaderOptio
 from tnet.scenes.readers.common import (
     MAX_CHANNELS,
     check_block,
+    check_deflated,
     check_window,
     clip_text,
     guarded,
@@ -72,6 +73,7 @@ class RasterioReader:
         self._path, self._options = path, options
         self.bytes_read = self.tiles_read = 0
         self._datasets: dict[int, Any] = {}
+        self._checked: set[tuple[int, int, str]] = set()
         only_series(path, options)
         self._driver = self._allowed_driver()
         try:
@@ -92,9 +94,9 @@ class RasterioReader:
         window = Window(x0, y0, x1 - x0, y1 - y0)
         with self._guarded():
             dataset = self._stored(self._numbers[level])
+            self._count(dataset, level, box_yxyx)
             stored = dataset.read(window=window)
             mask = dataset.dataset_mask(window=window) if self._mask_is_extra else None
-            self._count(dataset, level, box_yxyx)
         if self._palette is not None:
             pixels = self._palette[np.minimum(stored[0], len(self._palette) - 1)]
         else:
@@ -206,19 +208,30 @@ class RasterioReader:
         height, width = dataset.block_shapes[0]
         y0, x0, y1, x1 = box_yxyx
         bands = range(1, 1 + dataset.count) if dataset.profile.get("interleave") == "band" else (1,)
-        number = self._numbers[level]
         for row in range(y0 // height, (y1 - 1) // height + 1):
             for column in range(x0 // width, (x1 - 1) // width + 1):
                 self.tiles_read += len(bands)
                 for band in bands:
-                    size = None
                     if dataset.driver == "GTiff":
-                        overview = {"ovr": number - 1} if number else {}
-                        name = f"BLOCK_SIZE_{column}_{row}"
-                        size = self._datasets[0].get_tag_item(name, "TIFF", bidx=band, **overview)
-                        self.bytes_read += int(size or 0)  # none for a tile that is left out of the file
+                        self._count_tile(dataset, self._numbers[level], band, f"{column}_{row}")
                     else:
                         self.bytes_read += round(height * width * self._bytes_a_pixel / len(bands))
+
+    def _count_tile(self, dataset: Any, number: int, band: int, place: str) -> None:
+        """Count a tile of a TIFF, and hold what is deflated against its checksum, once: GDAL passes that over."""
+        overview = {"ovr": number - 1} if number else {}
+        offset, size = (
+            int(self._datasets[0].get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=band, **overview) or 0)
+            for what in ("OFFSET", "SIZE")  # neither for a tile that is left out of the file
+        )
+        self.bytes_read += size
+        tile = (number, band, place)
+        if not size or tile in self._checked or dataset.profile.get("compress") != "deflate":
+            return
+        with open_picture(self._path) as stream:
+            stream.seek(offset)
+            check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
+        self._checked.add(tile)
 
 
 def _has_mask(dataset: Any) -> bool:
