@@ -1,6 +1,6 @@
 """Time, memory and bytes of a prediction against the size of the image, with the same number of looks.
 
-    python benchmarks/scale.py                       # 1k to 100k pixels a side, some minutes; files in a temporary folder
+    python benchmarks/scale.py                       # 1k to 100k pixels a side; files in a temporary folder
     python benchmarks/scale.py --sides 1024 4096     # fewer sizes
 
 Makes a tiled pyramidal TIFF of each size, then predicts each in a process of its own under a memory limit: once to warm
@@ -74,6 +74,7 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
     import torch
 
     import tnet
+    from tnet.data.reading import Reading
     from tnet.inference.predict import predict_paths
 
     torch.manual_seed(0)
@@ -90,7 +91,7 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
         scene = tnet.open_scene(path)
         scene.close()
         start = time.perf_counter()
-        list(predict_paths(model, [path], progress=False))
+        list(predict_paths(model, [path], progress=False, reading=Reading("lazy")))
         times.append(time.perf_counter() - start)
     scene = tnet.open_scene(path)
     scene.close()

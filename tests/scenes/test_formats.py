@@ -236,9 +236,7 @@ def test_over_an_edge_there_is_fill(scene: FileScene, direct: TensorScene, where
     down_yx = ((y1 - y0) / SIZE_PX, (x1 - x0) / SIZE_PX)
     far = [  # how far inside the image, along each axis; the filter reaches as far as it reduces, of a level's pixel
         np.minimum(at, size - at) / (max(down, 1.0) + (max(level.downsample_yx) if max(level.downsample_yx) > 1 else 0))
-        for at, size, down in zip(
-            (centres(y0, y1, SIZE_PX), centres(x0, x1, SIZE_PX)), SIZE_HW, down_yx, strict=True
-        )
+        for at, size, down in zip((centres(y0, y1, SIZE_PX), centres(x0, x1, SIZE_PX)), SIZE_HW, down_yx, strict=True)
     ]
     inside = (far[0][:, None] > 1) & (far[1] > 1)
     outside = (far[0][:, None] < -1) | (far[1] < -1)

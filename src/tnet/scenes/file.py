@@ -320,7 +320,7 @@ class FileScene:
             self._refuse(f"it is said to have {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} a side")
         if math.prod(coarsest) > _MAX_COARSEST_PX:
             self._refuse(
-                f"it has {height:,} x {width:,} pixels, and no version of itself of at most {_MAX_COARSEST_PX:,} in all",
+                f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}",
                 f"make one with: tnet pyramid {self.path} OUT.tif",
             )
 

@@ -207,17 +207,19 @@ class RasterioReader:
         """Count the stored tiles that a window touches, by their sizes in the file where GDAL tells them."""
         height, width = dataset.block_shapes[0]
         y0, x0, y1, x1 = box_yxyx
-        bands = range(1, 1 + dataset.count) if dataset.profile.get("interleave") == "band" else (1,)
+        profile = dataset.profile
+        bands = range(1, 1 + dataset.count) if profile.get("interleave") == "band" else (1,)
+        is_deflated = profile.get("compress") == "deflate"
         for row in range(y0 // height, (y1 - 1) // height + 1):
             for column in range(x0 // width, (x1 - 1) // width + 1):
                 self.tiles_read += len(bands)
                 for band in bands:
                     if dataset.driver == "GTiff":
-                        self._count_tile(dataset, self._numbers[level], band, f"{column}_{row}")
+                        self._count_tile(dataset, self._numbers[level], band, f"{column}_{row}", is_deflated)
                     else:
                         self.bytes_read += round(height * width * self._bytes_a_pixel / len(bands))
 
-    def _count_tile(self, dataset: Any, number: int, band: int, place: str) -> None:
+    def _count_tile(self, dataset: Any, number: int, band: int, place: str, is_deflated: bool) -> None:
         """Count a tile of a TIFF, and hold what is deflated against its checksum, once: GDAL passes that over."""
         overview = {"ovr": number - 1} if number else {}
         offset, size = (
@@ -226,7 +228,7 @@ class RasterioReader:
         )
         self.bytes_read += size
         tile = (number, band, place)
-        if not size or tile in self._checked or dataset.profile.get("compress") != "deflate":
+        if not (size and is_deflated) or tile in self._checked:
             return
         with open_picture(self._path) as stream:
             stream.seek(offset)
