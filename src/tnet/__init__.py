@@ -12,8 +12,10 @@ _HOME = {
     "Grid": "tnet.geometry",
     "Regions": "tnet.geometry",
     "suggest": "tnet.geometry",
+    "FileScene": "tnet.scenes",
     "Scene": "tnet.scenes",
     "TensorScene": "tnet.scenes",
+    "open_scene": "tnet.scenes",
     "BackboneConfig": "tnet.backbones",
     "TNet": "tnet.models",
     "TNetConfig": "tnet.models",
@@ -48,8 +50,10 @@ if TYPE_CHECKING:
     from tnet.models.registry import list_models as list_models
     from tnet.objectives import Objective as Objective
     from tnet.objectives import ObjectiveConfig as ObjectiveConfig
+    from tnet.scenes import FileScene as FileScene
     from tnet.scenes import Scene as Scene
     from tnet.scenes import TensorScene as TensorScene
+    from tnet.scenes import open_scene as open_scene
     from tnet.training.recipe import Recipe as Recipe
     from tnet.training.recipe import load_recipe as load_recipe
     from tnet.training.run import train as train

@@ -42,3 +42,7 @@ class TrainingError(TnetError, RuntimeError):
 
 class OutputError(TnetError, OSError):
     """A file or folder that cannot be written."""
+
+
+class SlowImageWarning(UserWarning):
+    """An image that is read in full for a single look, though it is large."""

@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from tnet.cli.main import _Group, app
 from tnet.errors import DataError, OutputError
 
-VERBS = ("demo", "train", "evaluate", "predict", "explain", "models", "info")
+VERBS = ("demo", "train", "evaluate", "predict", "explain", "models", "info", "pyramid", "doctor",
+         "import-tf")  # fmt: skip
 
 # Not one of these may be imported for --help to answer at once.
 SLOW = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn",
-        "rich", "yaml", "jsonargparse", "safetensors", "huggingface_hub", "jaxtyping", "jinja2")  # fmt: skip
+        "rich", "yaml", "jsonargparse", "safetensors", "huggingface_hub", "jaxtyping", "jinja2", "tifffile", "rasterio",
+        "openslide", "zarr")  # fmt: skip
 
 
 def tnet(*arguments: str, code: str = "from tnet.cli.main import main; main()") -> subprocess.CompletedProcess[str]:

@@ -46,6 +46,17 @@ def listed(count: int, classes: int) -> LabelledImages:
 # --- one folder
 
 
+def test_folders_that_are_one_picture(tmp_path: Path) -> None:
+    for name in ("b/b.zarr/0/x", "a/deep/a.ome.zarr/x", "stray.zarr/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    data = ImageFolder(tmp_path)
+    assert data.classes == ["a", "b"]
+    assert data.paths == [tmp_path / "a/deep/a.ome.zarr", tmp_path / "b/b.zarr"]
+    with pytest.raises(DataError, match="holds pictures but no class folders"):
+        ImageFolder(tmp_path / "b")
+
+
 def test_classes_targets_and_paths(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "root", zebra=1, ant=2)
     put_picture(root / "ant" / "deep" / "er" / "a.png")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin, features
 
 from tnet.data import images
-from tnet.data.images import IMAGE_SUFFIXES, find_images, is_image_path, load_image
+from tnet.data.images import IMAGE_SUFFIXES, find_images, image_exists, is_image_folder, is_image_path, load_image
 from tnet.errors import ConfigError, DataError, ImageError
 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
@@ -406,6 +406,19 @@ def test_pictures_are_found_in_order_at_any_depth_but_not_hidden_ones(tmp_path: 
         (tmp_path / name).write_bytes(b"")
     assert find_images(tmp_path) == [tmp_path / name for name in wanted]
     assert find_images(str(tmp_path / "c.gif")) == [tmp_path / "c.gif"]
+
+
+def test_slides_are_pictures_and_so_are_folders_of_one(tmp_path: Path) -> None:
+    for name in ("a.SVS", "b.ndpi", "c.mrxs", "c/Slidedat.ini", "c/Data0000.dat", "d.ome.zarr/0/0/0.png", "e/f.zarr/g"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = ["a.SVS", "b.ndpi", "c.mrxs", "d.ome.zarr", "e/f.zarr"]
+    assert find_images(tmp_path) == [tmp_path / name for name in found]
+    assert find_images(tmp_path / "d.ome.zarr") == [tmp_path / "d.ome.zarr"]
+    (tmp_path / "file.zarr").touch()
+    assert is_image_folder(tmp_path / "e/f.zarr") and not is_image_folder(tmp_path / "file.zarr")
+    assert image_exists(tmp_path / "e/f.zarr") and image_exists(tmp_path / "a.SVS")
+    assert not image_exists(tmp_path / "e") and not image_exists(tmp_path / "none.zarr")
 
 
 def test_folder_below_a_hidden_one_can_be_asked_for(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from tnet.errors import GeometryError
 from tnet.geometry import Grid, choose_cells, whole_images
 from tnet.models.config import PositionConfig, TNetConfig
 from tnet.models.tnet import TNet
-from tnet.scenes import Scene, TensorScene
+from tnet.scenes import SceneBatch, TensorScene
 from tnet.scenes import tensor as tensor_module
-from tnet.scenes.tensor import Resize
+from tnet.scenes.base import Resize
 
 RESIZES: tuple[Resize, ...] = ("antialias", "bilinear")
 Box = tuple[int, int, int, int]
@@ -137,10 +137,10 @@ def test_large_crops_in_bands_are_the_same(
         asked.append(pixels.shape[-2])
         return interpolate(pixels, size_hw, how)
 
-    interpolate = tensor_module._interpolate
-    monkeypatch.setattr(tensor_module, "_interpolate", counted)
-    monkeypatch.setattr(tensor_module, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(tensor_module, "_BAND_BYTES", 500)
+    interpolate = tensor_module.interpolate
+    monkeypatch.setattr(tensor_module, "interpolate", counted)
+    monkeypatch.setattr(tensor_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tensor_module, "BAND_BYTES", 500)
     in_bands = scene.glimpse(regions([box, box]), 16)
     assert len(asked) > 4  # otherwise this compares the same thing with itself
     # Only the order of rounding differs: uint8 is rounded between the two axes either way.
@@ -153,7 +153,7 @@ def test_grouping_of_crops_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     taken = [(i, i, i + 8, i + 8) for i in range(10)] + [(0, 0, 32, 32)] + [(2 * i, 0, 2 * i + 8, 8) for i in range(10)]
     where = regions(taken, images=[i % 2 for i in range(21)])
     in_one_go = TensorScene(images).glimpse(where, 6)
-    monkeypatch.setattr(tensor_module, "_CHUNK_BYTES", 3 * 64)
+    monkeypatch.setattr(tensor_module, "CHUNK_BYTES", 3 * 64)
     assert torch.equal(TensorScene(images).glimpse(where, 6), in_one_go)
     one_by_one = [TensorScene([images[i % 2]]).glimpse(regions([box]), 6) for i, box in enumerate(taken)]
     assert torch.equal(in_one_go, torch.cat(one_by_one))
@@ -178,7 +178,7 @@ def test_a_scene_gives_its_gradient_to_the_image() -> None:
 
 def test_it_is_a_scene() -> None:
     scene = TensorScene(torch.zeros(2, 1, 4, 6))
-    assert isinstance(scene, Scene)
+    assert isinstance(scene, SceneBatch)
     assert scene.sizes_hw == [(4, 6), (4, 6)] and scene.device == torch.device("cpu")
 
 

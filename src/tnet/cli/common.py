@@ -13,6 +13,7 @@ import typer
 from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tnet.data.reading import Reading
     from tnet.training.recipe import Recipe
 
 Looks = int | tuple[int, ...]
@@ -34,6 +35,21 @@ class PolicyName(StrEnum):
     random = "random"
     centre = "centre"
 
+
+class ReadName(StrEnum):
+    """How pictures are read."""
+
+    auto = "auto"
+    lazy = "lazy"
+    memory = "memory"
+
+
+READ_HELP = (
+    "memory: decode whole pictures; lazy: read only what is looked at, of files of any size and kind; auto: lazily "
+    "what is large, slides and OME-Zarr."
+)
+BANDS_HELP = "Bands of lazily read images to look at, counted from 0, such as 3,2,1. [default: what suits the model]"
+RANGE_HELP = "Stored values that become black and white in lazily read images, such as 0,10000. [default: of the type]"
 
 _MAX_SIDE_PX = 10_000_000
 
@@ -72,6 +88,41 @@ def parse_image_size(text: str) -> tuple[int, int]:
     if not (min(height, width) >= 1 and max(height, width) <= _MAX_SIDE_PX):
         raise typer.BadParameter(f"{text!r} is out of range; give sides of 1 to {_MAX_SIDE_PX} pixels")
     return height, width
+
+
+def parse_reading(run: Path, read: ReadName, bands: str | None, value_range: str | None) -> Reading:
+    """How pictures are read: as the run's recipe says, but for what is given.
+
+    Raises:
+        typer.BadParameter: bands or a range that are not numbers.
+        ConfigError: bands or a range that cannot be.
+    """
+    from dataclasses import replace
+
+    from tnet.data.config import DataConfig
+    from tnet.data.reading import Reading
+
+    recipe = recipe_of(run)
+    data = recipe.data if recipe else DataConfig()
+    scene = data.scene
+    if bands is not None:
+        scene = replace(scene, bands=tuple(int(n) for n in _numbers(bands, r"\d{1,4}", "bands such as 3,2,1")))
+    if value_range is not None:
+        low_high = _numbers(value_range, r"[-+]?[\d.]+(?:e[-+]?\d+)?", "two numbers such as 0,10000")
+        if len(low_high) != 2:
+            raise typer.BadParameter(f"{value_range!r} is not a range; write two numbers such as 0,10000")
+        scene = replace(scene, value_range=(low_high[0], low_high[1]))
+    return Reading(read.value, data.lazy_above_px, scene=scene)
+
+
+def _numbers(text: str, pattern: str, what: str) -> list[float]:
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if all(re.fullmatch(pattern, part, re.IGNORECASE) for part in parts):
+            return [float(part) for part in parts]
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"{text!r} is not understood; write {what}")
 
 
 def pick_device(name: str) -> str:

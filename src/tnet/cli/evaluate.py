@@ -159,6 +159,7 @@ def _open_images(
 def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
     from tnet.data.folder import ImageFolder, LabelledImages
+    from tnet.data.loading import reading_of
     from tnet.data.table import ImageTable
     from tnet.data.transforms import named_transform
 
@@ -180,5 +181,6 @@ def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Pa
             channels=channels,
             max_side_px=config.max_side_px,
         )
+    images.reading = reading_of(config, channels)
     images.preprocess = named_transform(config.preprocess) if config.preprocess is not None else None
     return images

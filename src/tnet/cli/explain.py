@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PREPROCESS_HELP, PolicyName, parse_looks, pick_device, recipe_of
+from tnet.cli.common import (
+    BANDS_HELP,
+    DEVICE_HELP,
+    LOOKS_HELP,
+    PREPROCESS_HELP,
+    RANGE_HELP,
+    READ_HELP,
+    PolicyName,
+    ReadName,
+    parse_looks,
+    parse_reading,
+    pick_device,
+    recipe_of,
+)
 from tnet.cli.predict import IMAGES_HELP, MAX_SIDE_HELP, SMALL_HELP
 from tnet.errors import DataError
 
@@ -31,6 +44,17 @@ def explain(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
+    read: Annotated[ReadName, typer.Option(help=READ_HELP)] = ReadName.auto,
+    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
+    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(help="Also write the regions as GeoJSON: a file for one picture, or a folder. QuPath reads it."),
+    ] = None,
+    crs: Annotated[
+        Literal["auto", "pixels", "native", "wgs84"],
+        typer.Option(help="Coordinates of GeoJSON: of the map where the picture lies on one, or pixels."),
+    ] = "auto",
     allow_small: Annotated[bool, typer.Option("--allow-small", help=SMALL_HELP)] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on after a picture that cannot be read, and say which.")
@@ -68,6 +92,9 @@ def explain(
             skip_unreadable=skip_unreadable,
             max_side_px=max_side_px,
             preprocess=preprocess,
+            reading=parse_reading(model, read, bands, value_range),
+            geojson=geojson,
+            coordinates=crs,
             allow_small=allow_small,
         )
     else:

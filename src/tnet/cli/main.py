@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tnet.cli import demo, evaluate, explain, import_tf, info, models, predict, train
+from tnet.cli import demo, doctor, evaluate, explain, import_tf, info, models, predict, pyramid, train
 from tnet.errors import TnetError
 
 # A folder that may not be entered, a disk that is full or read-only: whatever was being done, no bug of ours.
@@ -94,6 +94,8 @@ for _verb in (
     explain.explain,
     models.models,
     info.info,
+    pyramid.pyramid,
+    doctor.doctor,
     import_tf.import_tf,
 ):
     app.command()(_verb)

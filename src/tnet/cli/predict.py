@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, LOOKS_HELP, PREPROCESS_HELP, PolicyName, parse_looks, pick_device
+from tnet.cli.common import (
+    BANDS_HELP,
+    DEVICE_HELP,
+    LOOKS_HELP,
+    PREPROCESS_HELP,
+    RANGE_HELP,
+    READ_HELP,
+    PolicyName,
+    ReadName,
+    parse_looks,
+    parse_reading,
+    pick_device,
+)
 
 if TYPE_CHECKING:
     from tnet.inference.records import Prediction
@@ -42,6 +54,9 @@ def predict(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
+    read: Annotated[ReadName, typer.Option(help=READ_HELP)] = ReadName.auto,
+    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
+    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
     allow_small: Annotated[bool, typer.Option("--allow-small", help=SMALL_HELP)] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on after a picture that cannot be read, and say which.")
@@ -78,6 +93,7 @@ def predict(
         skip_unreadable=skip_unreadable,
         max_side_px=max_side_px,
         preprocess=preprocess,
+        reading=parse_reading(model, read, bands, value_range),
         allow_small=allow_small,
     )
     skipped = 0

@@ -7,6 +7,9 @@ from typing import Literal
 
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
+from tnet.data.reading import LAZY_ABOVE_PX, ReadMode
+from tnet.errors import ConfigError
+from tnet.scenes.file import SceneOptions
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,15 @@ class DataConfig:
         path_column: of a table.
         label_column: of a table.
         label_separator: between several labels of a picture in a table, which makes the task multi-label.
-        max_side_px: shrink larger pictures on reading; ``null`` keeps them.
+        max_side_px: shrink larger pictures on reading; ``null`` keeps them. They are decoded for that.
+        read: ``memory`` decodes each picture as a whole; ``lazy`` reads only what is looked at, of files of any size
+            and every kind; ``auto`` reads lazily what has more than ``lazy_above_px`` pixels, slides and OME-Zarr.
+        lazy_above_px: width x height above which ``auto`` reads lazily.
+        overview_px: side of a copy, in memory, of each lazily read picture, which serves the first look of later
+            epochs; ``null`` for two to four times the model's ``base_px`` in training, as crops and rotation need it,
+            and none in evaluation; 0 for none. What it serves is an average of averages.
+        overview_folder: folder that keeps these copies between runs; ``null`` for none.
+        scene: how lazily read files are looked at: bands, range of values, reader.
         preprocess: prepare every picture after reading: ``reference_448`` makes a square of 448 pixels of it, as the
             reference implementation does for evaluation; ``null`` keeps its shape.
         augment: random changes of training images.
@@ -39,6 +50,24 @@ class DataConfig:
     label_column: str = "label"
     label_separator: str | None = None
     max_side_px: int | None = None
+    read: ReadMode = "auto"
+    lazy_above_px: int = LAZY_ABOVE_PX
+    overview_px: int | None = None
+    overview_folder: str | None = None
+    scene: SceneOptions = field(default_factory=SceneOptions)
     preprocess: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     digits: DigitsConfig = field(default_factory=DigitsConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("max_side_px", "preprocess"):
+            if self.read == "lazy" and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"data.{name} is {getattr(self, name)}, but pictures that are read lazily are not changed; set it "
+                    "to null, or data.read to memory"
+                )
+        if self.read == "lazy" and self.kind == "digits":
+            raise ConfigError("data.read is lazy, but the made digits are not in files; set it to auto")
+        for name in ("lazy_above_px", "overview_px"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; give 0 or more")

@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnet.data.augment import Augment, sample_generator
-from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_path, load_image
+from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_folder, is_image_path, load_image
+from tnet.data.reading import Reading
 from tnet.data.sample import Sample
 from tnet.data.transforms import ReferenceEval
 from tnet.errors import ConfigError, DataError
+from tnet.scenes.base import Scene
 
 
 class LabelledImages(Dataset[Sample]):
-    """Pictures whose paths and targets are known; each is decoded when it is asked for.
+    """Pictures whose paths and targets are known; each is decoded, or made a scene of, when it is asked for.
 
     Augmentation depends on ``(seed, epoch, index)`` only. Call :meth:`set_epoch` before each epoch, in the process
     that owns the data loader: its workers hold copies made when the epoch's iteration starts, so the loader must
@@ -41,6 +43,7 @@ class LabelledImages(Dataset[Sample]):
         seed: of the augmentation.
         epoch: of the augmentation, counted from 0.
         max_pixels: largest picture that is decoded.
+        reading: which pictures are decoded and which are scenes; all are decoded unless it is set.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class LabelledImages(Dataset[Sample]):
         self.seed = seed
         self.epoch = 0
         self.max_pixels = max_pixels
+        self.reading = Reading()
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, counted from 0: it decides, with the seed, how pictures are augmented."""
@@ -83,22 +87,30 @@ class LabelledImages(Dataset[Sample]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode, and augment, one picture.
+        """Decode, and augment, one picture; or make a scene of it, with the same change.
 
         Raises:
-            ImageError: the picture cannot be read.
+            ImageError: the picture cannot be read; of a scene, perhaps only when it is looked at.
             IndexError: there is no such index.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"Sample {index} was asked for, but there are {len(self)}.")
         index %= len(self)
         path = self.paths[index]
+        if self.reading.is_lazy(path):
+            return Sample(self._scene(path, index), self.targets[index], str(path))
         image = load_image(path, channels=self.channels, max_side_px=self.max_side_px, max_pixels=self.max_pixels)
         if self.preprocess is not None:
             image = self.preprocess(image)
         if self.augment is not None:
             image = self.augment(image, sample_generator(self.seed, self.epoch, index))
         return Sample(image, self.targets[index], str(path))
+
+    def _scene(self, path: Path, index: int) -> Scene:
+        scene = self.reading.open_scene(path, self.channels)
+        if self.augment is None:
+            return scene
+        return self.augment.of_scene(scene, sample_generator(self.seed, self.epoch, index))
 
     def subset(self, indices: Sequence[int], *, augment: Augment | None) -> LabelledImages:
         """Some of the pictures, with the same classes and options, and their own augmentation."""
@@ -112,6 +124,7 @@ class LabelledImages(Dataset[Sample]):
             seed=self.seed,
             max_pixels=self.max_pixels,
         )
+        part.reading = self.reading
         part.preprocess = self.preprocess
         return part
 
@@ -317,7 +330,8 @@ def _hash(split_seed: int, relative: str, index: int) -> tuple[bytes, int]:
 
 def _subfolders(root: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        folders = [entry for entry in root.iterdir() if entry.is_dir() and not is_image_folder(entry)]
+        return sorted(entry.name for entry in folders if not entry.name.startswith("."))
     except FileNotFoundError as error:
         raise DataError(f"The folder {root} does not exist; correct the path.") from error
     except NotADirectoryError as error:

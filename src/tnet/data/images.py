@@ -39,11 +39,17 @@ from torch import Tensor
 
 from tnet.errors import ConfigError, DataError, ImageError
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(
+SLIDE_SUFFIXES: frozenset[str] = frozenset({".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"})
+"""What names of whole-slide images end with (lower case), which are looked at rather than decoded."""
+
+IMAGE_SUFFIXES: frozenset[str] = SLIDE_SUFFIXES | frozenset(
     {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """What names of pictures end with (lower case)."""
+
+FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})
+"""What names of folders end with (lower case) that are one picture."""
 
 DEFAULT_MAX_PIXELS = 268_435_456
 """Largest picture (width x height) that is decoded unless told otherwise: 2**28, 16,384 x 16,384."""
@@ -94,23 +100,23 @@ def load_image(
         raise ConfigError(f"max_pixels is {max_pixels}, but must be at least 1.")
     path = Path(path)
     try:
-        with _open_file(path) as stream:
-            image = _read_header(stream, path, max_pixels)
-            with _pillow_limit(image.width * image.height):
+        with open_picture(path) as stream:
+            image = read_header(stream, path, max_pixels)
+            with pillow_limit(image.width * image.height):
                 picture = _decode(image, path, channels, max_side_px)
             return _to_tensor(picture)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _error(
+        raise unreadable(
             path, f"it is larger than the limit max_pixels={max_pixels:,} ({error})", "raise max_pixels, or shrink it"
         ) from error
     except MemoryError as error:
-        raise _error(
+        raise unreadable(
             path, "there is not enough memory to decode it", "lower max_pixels, or use fewer workers"
         ) from error
     except Exception as error:  # on damaged files, Pillow's readers raise nearly every kind there is
-        raise _error(path, f"it is truncated, damaged or of an unknown kind ({_one_line(error)})", _RESAVE) from error
+        raise _damaged(path, error) from error
 
 
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -124,25 +130,45 @@ def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX
         ImageError: it cannot be read, or is too large.
     """
     path = Path(path)
-    with _open_file(path) as stream:
-        header = _read_header(stream, path, max_pixels)
+    with open_picture(path) as stream:
         try:
-            turned = header.getexif().get(_ORIENTATION) in _TURNED
+            header = read_header(stream, path, max_pixels)
+        except ImageError:
+            raise
+        except Exception as error:  # as in load_image
+            raise _damaged(path, error) from error
+        try:
+            # Pillow gives the size of a TIFF as it is after turning, that of other formats as stored.
+            turned = header.format != "TIFF" and header.getexif().get(_ORIENTATION) in _TURNED
         except Exception:  # an unreadable EXIF block: load_image leaves such a picture as it is
             turned = False
         return (header.width, header.height) if turned else (header.height, header.width)
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
-    """Whether a name ends like a picture's (:data:`IMAGE_SUFFIXES`, in upper or lower case); the file is not opened."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether a name ends like a picture's (:data:`IMAGE_SUFFIXES`, :data:`FOLDER_SUFFIXES`, in upper or lower case).
+
+    Nothing is opened.
+    """
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES | FOLDER_SUFFIXES
+
+
+def is_image_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a folder that is one picture, by its name (OME-Zarr)."""
+    # Unlike Path.is_dir, os.path.isdir is false, and raises nothing, in a folder that may not be entered.
+    return Path(path).suffix.lower() in FOLDER_SUFFIXES and os.path.isdir(path)  # noqa: PTH112
+
+
+def image_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, or a folder that is one picture."""
+    return os.path.isfile(path) or is_image_folder(path)  # noqa: PTH113 (as above)
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the pictures in a folder and the folders inside it.
 
-    Pictures are told by their names (:func:`is_image_path`). Files and folders whose name starts with a dot are
-    skipped. Links to folders are followed, each real folder once.
+    Pictures are told by their names (:func:`is_image_path`); a folder that is one (OME-Zarr) is not looked into. Files
+    and folders whose name starts with a dot are skipped. Links to folders are followed, each real folder once.
 
     Args:
         path: a folder, or one picture.
@@ -155,7 +181,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(path)
     try:
-        if path.is_file() and is_image_path(path):
+        if is_image_folder(path) or (path.is_file() and is_image_path(path)):
             return [path]
         if not path.is_dir():
             state = "is not a folder, nor a picture by its name" if path.exists() else "does not exist"
@@ -186,42 +212,60 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in folders if is_image_path(name))
+        folders[:] = [name for name in folders if not is_image_path(name)]
         yield from (Path(folder, name) for name in names if not name.startswith(".") and is_image_path(name))
 
 
-def _error(path: Path, reason: str, remedy: str) -> ImageError:
+def unreadable(path: Path, reason: str, remedy: str) -> ImageError:
+    """The error for a picture that cannot be read: where it is, why, and what to do."""
     return ImageError(f"The picture {path} cannot be read: {reason}; {remedy}.")
 
 
-def _one_line(error: Exception) -> str:
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return unreadable(path, f"it is truncated, damaged or of an unknown kind ({one_line(error)})", _RESAVE)
+
+
+def one_line(error: Exception) -> str:
+    """What a library's error says, in one short line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
-def _open_file(path: Path) -> IO[bytes]:
-    """Open a regular file that is not empty, else say what is there instead."""
+def open_picture(path: Path) -> IO[bytes]:
+    """Open a regular file that is not empty, else say what is there instead.
+
+    Raises:
+        ImageError: there is none, or it may not be read.
+    """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise _error(path, "it is a folder", "name a picture inside it")
+            raise unreadable(path, "it is a folder", "name a picture inside it")
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise _error(path, "it is not a regular file", "name a picture file")
+            raise unreadable(path, "it is not a regular file", "name a picture file")
         if status.st_size == 0:
-            raise _error(path, "the file is empty (0 bytes)", "fetch or save it again, or remove it")
+            raise unreadable(path, "the file is empty (0 bytes)", "fetch or save it again, or remove it")
         return path.open("rb")
     except FileNotFoundError as error:
-        raise _error(path, "there is no such file", "correct the path, or restore the file") from error
+        raise unreadable(path, "there is no such file", "correct the path, or restore the file") from error
     except PermissionError as error:
-        raise _error(path, "permission was denied", "make the file and its folders readable for this user") from error
+        raise unreadable(
+            path, "permission was denied", "make the file and its folders readable for this user"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise _error(path, f"the file cannot be opened ({_one_line(error)})", "correct the path") from error
+        raise unreadable(path, f"the file cannot be opened ({one_line(error)})", "correct the path") from error
 
 
-def _read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.ImageFile:
+def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.ImageFile:
     """Tell the format by the first bytes, read the header, and hold the size against the budget.
 
     ``Image.open`` would compare the size with a limit that is one for the whole process, and warn or raise before
     ours could be looked at; so the readers that it would call are called here.
+
+    Raises:
+        ImageError: it has more than ``max_pixels``, or is no picture of a known kind. What else Pillow raises on a
+            damaged header is passed on.
     """
     Image.init()
     prefix = stream.read(16)
@@ -232,21 +276,21 @@ def _read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Im
         if name == "JPEG":  # of a multi-picture JPEG the first is wanted, without the others' index
             reader = JpegImagePlugin.JpegImageFile
         stream.seek(0)
-        with _pillow_limit(max_pixels if name in _CHECKED_WHILE_OPENING else 0):
+        with pillow_limit(max_pixels if name in _CHECKED_WHILE_OPENING else 0):
             image = reader(stream, "")
         if image.width * image.height > max_pixels:
-            raise _error(
+            raise unreadable(
                 path,
                 f"it has {image.width:,} x {image.height:,} = {image.width * image.height:,} pixels, over the limit "
                 f"max_pixels={max_pixels:,}",
                 "shrink or cut the picture, or raise max_pixels if there is memory for it",
             )
         return image
-    raise _error(path, f"it is not a picture of a known kind ({', '.join(_FORMATS)})", _RESAVE)
+    raise unreadable(path, f"it is not a picture of a known kind ({', '.join(_FORMATS)})", _RESAVE)
 
 
 @contextmanager
-def _pillow_limit(pixels: int) -> Iterator[None]:
+def pillow_limit(pixels: int) -> Iterator[None]:
     """Let Pillow's readers decode this many pixels, once our own budget has allowed them.
 
     Pillow's limit is one for the whole process. It is raised no further than to ``pixels``, only for pictures that
@@ -299,7 +343,7 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
     if picture.mode.startswith("I;16") or (picture.mode == "I" and image.format in ("PNG", "PPM")):
         picture = _high_byte(image)
     elif picture.mode in ("I", "F"):
-        raise _error(
+        raise unreadable(
             path,
             f"its grey levels are stored as 32-bit, signed or floating-point numbers (mode {picture.mode}), of which "
             "it is not known which is white",

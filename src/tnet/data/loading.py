@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -13,7 +14,7 @@ from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages, open_split_folders
-from tnet.data.images import image_size_hw
+from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import named_transform
@@ -34,13 +35,17 @@ class LabelledData(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledData, LabelledData]:
+def open_data(
+    config: DataConfig, channels: int, seed: int, *, base_px: int | None = None
+) -> tuple[LabelledData, LabelledData]:
     """Open the training and validation images of a recipe.
 
     Args:
         config: where they come from.
-        channels: of the images handed out: 1 or 3 (1 for the made task).
+        channels: of the images handed out: 1 or 3 (1 for the made task); any number where all are read lazily.
         seed: of the augmentation.
+        base_px: side of a glimpse of the model that is trained, by which overviews are made as large as they need to
+            be. None are kept if it is ``None``, unless the configuration asks for them.
 
     Raises:
         DataError: missing, empty or inconsistent data.
@@ -55,14 +60,44 @@ def open_data(config: DataConfig, channels: int, seed: int) -> tuple[LabelledDat
                 "training needs at least 1 of each"
             )
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
-    if channels not in (1, 3):
+    if channels not in (1, 3) and config.read != "lazy":
         raise ConfigError(f"pictures are read with 1 or 3 channels but model.in_channels is {channels}; set 1 or 3")
-    planes = cast(Literal[1, 3], channels)
+    planes: Literal[1, 3] = 1 if channels == 1 else 3
+    colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
+    if channels not in (1, 3) and any(colours):
+        raise ConfigError(
+            f"data.augment changes colours, which images of {channels} channels (model.in_channels) have not; set "
+            "brightness, contrast, saturation and hue to 0"
+        )
     augment = Augment(config.augment) if config.augment != AugmentConfig() else None
     train, val = _open_pictures(config, planes, augment, seed)
+    train.reading = val.reading = reading_of(config, channels, base_px=base_px)
     if config.preprocess is not None:
         train.preprocess = val.preprocess = named_transform(config.preprocess)
     return train, val
+
+
+def reading_of(config: DataConfig, channels: int, *, base_px: int | None = None) -> Reading:
+    """How pictures are read by a recipe; arguments as for :func:`open_data`."""
+    overview_px = config.overview_px
+    if overview_px is None:
+        overview_px = _overview_px(base_px, config.augment) if base_px else 0
+    return Reading(
+        mode="memory" if config.max_side_px is not None or config.preprocess is not None else config.read,
+        lazy_above_px=config.lazy_above_px,
+        overview_px=overview_px,
+        overview_folder=Path(config.overview_folder) if config.overview_folder else None,
+        scene=config.scene,
+        channels=channels,
+    )
+
+
+def _overview_px(base_px: int, augment: AugmentConfig) -> int:
+    """Enough to serve the first look at any crop, from twice to four times what it asks for of the whole."""
+    area, (low, high) = augment.crop_area[0], augment.crop_aspect
+    smallest_side = max(area, min(math.sqrt(area / high), math.sqrt(area * low)))
+    finer = 3 if augment.rotation else 1  # turned pixels are taken finer than asked for, and averaged
+    return math.ceil(base_px * min(4.0, max(2.0, finer / smallest_side)))
 
 
 def _open_pictures(
@@ -105,7 +140,7 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
         return
     paths = data.paths
     for path in paths[:: max(1, len(paths) // _SIZES_CHECKED)]:
-        height, width = image_size_hw(path)
+        height, width = data.reading.size_hw(path)
         if data.preprocess is not None:
             height = width = data.preprocess.size_px
         shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))

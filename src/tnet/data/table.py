@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tnet.data.augment import Augment
 from tnet.data.folder import LabelledImages, check_classes, shorten
-from tnet.data.images import DEFAULT_MAX_PIXELS
+from tnet.data.images import DEFAULT_MAX_PIXELS, image_exists
 from tnet.errors import DataError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -241,8 +241,7 @@ def _picture_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[
         "fetch the pictures first, and list them by their paths",
     )
     paths = [root / values[row] for row in rows]
-    # Unlike Path.is_file, os.path.isfile is false, and raises nothing, in a folder that may not be entered.
-    missing = [str(picture) for picture in paths if not os.path.isfile(picture)]  # noqa: PTH113
+    missing = [str(picture) for picture in paths if not image_exists(picture)]
     if missing:
         raise DataError(
             f"The table {path} lists {len(missing)} pictures (of {len(paths)}) that are missing: {shorten(missing)}; "

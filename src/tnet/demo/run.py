@@ -199,6 +199,7 @@ def _fresh_images(model: TNet, recipe: Recipe, folder: Path) -> list[Path]:
     for number in range(FRESH_IMAGES):
         sample = fresh[digits.images_test + number]
         path = pictures / f"scene_{number + 1}.png"
+        assert isinstance(sample.image, torch.Tensor)
         Image.fromarray(sample.image[0].numpy()).save(path)
         paths.append(path)
         picture = folder / "explained" / f"scene_{number + 1}.png"

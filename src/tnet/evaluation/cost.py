@@ -26,6 +26,7 @@ from tnet.errors import ConfigError
 from tnet.geometry import Regions
 from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy
 
 _OWN = "aggregation"  # what TNet itself computes (cell pooling, the weighted sum) is counted here
@@ -234,7 +235,7 @@ def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int
 
 def time_per_image_ms(
     model: TNet,
-    images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]],
+    images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Sequence[Scene],
     looks: int | Sequence[int] | None = None,
     *,
     policy: Policy | PolicyKind = "topk",
@@ -243,7 +244,7 @@ def time_per_image_ms(
 ) -> Timing:
     """Time the forward pass of one batch in evaluation mode.
 
-    Reading and decoding are not in it; cropping and resizing are.
+    Reading and decoding are not in it, unless the images are scenes; cropping and resizing are.
 
     Args:
         model: on its device.

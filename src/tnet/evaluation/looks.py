@@ -28,6 +28,7 @@ from tnet.evaluation.report import NO_POLICY, LooksRow, wilson_interval
 from tnet.geometry import resolve_looks, total_looks
 from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
 from tnet.traversal import Policy, RandomCells, SampleWithoutReplacement
 
 _TELL_SECONDS = 10.0  # between lines of progress where there is no terminal
@@ -88,7 +89,9 @@ class _Setting:
         self.classes_seen: set[int] = set()
         self.times_ms: list[float] = []
 
-    def run(self, model: TNet, images: Tensor | list[Tensor], device: torch.device) -> tuple[Tensor, float]:
+    def run(
+        self, model: TNet, images: Tensor | list[Tensor] | list[Scene], device: torch.device
+    ) -> tuple[Tensor, float]:
         """Logits of a batch on the CPU, and milliseconds an image."""
         synchronize(device)
         start = time.perf_counter()
@@ -177,10 +180,10 @@ def evaluate_looks(
     model.to(place).eval()
     settings = _settings(model, looks, policies, seed, place)
     loader = eval_loader(data, batch_size, workers)
-    first: Tensor | list[Tensor] | None = None
+    first: Tensor | list[Tensor] | list[Scene] | None = None
     with torch.inference_mode():
         for batch in _tracked(loader, len(data), progress):
-            images = _on_device(batch.images, place)
+            images = batch.to(place).images
             for setting in settings:
                 logits, time_ms = setting.run(model, images, place)
                 _check_finite(logits, batch)
@@ -221,12 +224,6 @@ def _tracked(loader: Iterable[Batch], images: int, progress: bool) -> Iterator[B
                 console.print(f"evaluating: {done} of {images} images", highlight=False)
 
 
-def _on_device(images: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
-    if isinstance(images, Tensor):
-        return images.to(device, non_blocking=True)
-    return [image.to(device, non_blocking=True) for image in images]
-
-
 def _check_finite(logits: Float[Tensor, "batch classes"], batch: Batch) -> None:
     bad = (~torch.isfinite(logits).all(dim=1)).nonzero().flatten().tolist()
     if bad:
@@ -236,7 +233,9 @@ def _check_finite(logits: Float[Tensor, "batch classes"], batch: Batch) -> None:
         )
 
 
-def _row(setting: _Setting, model: TNet, first: Tensor | list[Tensor], images: int, parameters: int) -> LooksRow:
+def _row(
+    setting: _Setting, model: TNet, first: Tensor | list[Tensor] | list[Scene], images: int, parameters: int
+) -> LooksRow:
     """Sum a setting up; time the first batch again if there was no other like it."""
     values = {name: float(value) for name, value in setting.metrics.compute().items()}
     low, high = wilson_interval(round(values["accuracy"] * images), images)

@@ -15,7 +15,7 @@ from tnet.geometry import Regions, cell_boxes, whole_images
 from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
 from tnet.models.config import PolicyKind
 from tnet.models.tnet import TNet, TNetOutput
-from tnet.scenes import TensorScene
+from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorScene
 from tnet.traversal import Policy
 
 _DISPLAY_PX = 1000
@@ -27,7 +27,7 @@ class Explanation:
 
     Attributes:
         model: that looked.
-        image: levels 0 to 255.
+        image: levels 0 to 255, or a scene.
         output: of the traversal.
         prediction: the same as plain data.
         names: of the classes.
@@ -37,7 +37,7 @@ class Explanation:
     """
 
     model: TNet
-    image: UInt8[Tensor, "channels height width"]
+    image: UInt8[Tensor, "channels height width"] | Scene
     output: TNetOutput
     prediction: Prediction
     names: Sequence[str]
@@ -98,19 +98,24 @@ class Explanation:
             parent=regions.parent[rows],
             position_yx=regions.position_yx[rows],
         )
-        pixels = self.model.scene([self.image]).glimpse(kept, self.model.config.base_px)
+        image = self.image
+        scene = self.model.scene([image] if isinstance(image, Tensor) else image)
+        pixels = scene.glimpse(kept, self.model.config.base_px)
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:
         """The whole image, no larger than can be seen, and square; a panel stretches it back to its shape."""
-        size_hw = (int(self.image.shape[1]), int(self.image.shape[2]))
-        pixels = TensorScene([self.image]).glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
+        image, size_hw = self.image, size_of(self.image)
+        batch: SceneBatch = (
+            TensorScene([image]) if isinstance(image, Tensor) else LazyBatch([image], self.model.config.in_channels)
+        )
+        pixels = batch.glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
         return _display((pixels * 255).round().to(torch.uint8))
 
 
 def look(
     model: TNet,
-    image: UInt8[Tensor, "channels height width"],
+    image: UInt8[Tensor, "channels height width"] | Scene,
     *,
     looks: int | Sequence[int] | None = None,
     policy: Policy | PolicyKind | None = None,
@@ -125,12 +130,17 @@ def look(
     if policy is None or isinstance(policy, str):
         policy = model.policy(policy)
     with torch.inference_mode():
-        output = model([image], looks, policy)
+        output = model([image] if isinstance(image, Tensor) else image, looks, policy)
     prediction = prediction_of(
         output, 0, model.config, source or title or "", located=policy.needs_logits, names=labels,
         own_size_hw=own_size_hw,
     )  # fmt: skip
     return Explanation(model, image, output, prediction, labels, policy.needs_logits, title or source or "", truth)
+
+
+def size_of(image: UInt8[Tensor, "channels height width"] | Scene) -> tuple[int, int]:
+    """Height and width, level-0 pixels."""
+    return (int(image.shape[1]), int(image.shape[2])) if isinstance(image, Tensor) else image.size_hw
 
 
 def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:

@@ -43,6 +43,7 @@ from tnet.files import atomic_path
 from tnet.inference.records import LABEL_THRESHOLD, Prediction, RegionRecord
 from tnet.models.config import PolicyKind
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
 from tnet.traversal import Policy
 
 _LEGEND = (
@@ -53,7 +54,7 @@ _LEGEND = (
 
 def explain_image(
     model: TNet,
-    image: UInt8[Tensor, "channels height width"],
+    image: UInt8[Tensor, "channels height width"] | Scene,
     *,
     looks: int | Sequence[int] | None = None,
     policy: Policy | PolicyKind | None = None,
@@ -65,7 +66,7 @@ def explain_image(
 
     Args:
         model: in evaluation mode.
-        image: levels 0 to 255.
+        image: levels 0 to 255, or a scene.
         looks: locations, as for :meth:`tnet.models.TNet.forward`.
         policy: how locations are chosen; the model's own for evaluation if ``None``.
         names: of the classes; the model's own if ``None``.
@@ -84,7 +85,7 @@ def explain_image(
 
 def save_explanation(
     model: TNet,
-    image: UInt8[Tensor, "channels height width"],
+    image: UInt8[Tensor, "channels height width"] | Scene,
     path: str | Path,
     *,
     looks: int | Sequence[int] | None = None,
@@ -99,7 +100,7 @@ def save_explanation(
 
     Args:
         model: in evaluation mode.
-        image: levels 0 to 255.
+        image: levels 0 to 255, or a scene.
         path: of the PNG file; there whole or not at all.
         looks: as for :func:`explain_image`.
         policy: as for :func:`explain_image`.

@@ -15,15 +15,20 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tnet.data.loading import LabelledData
+from tnet.data.reading import Reading
 from tnet.errors import DataError, ImageError, OutputError
+from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
+from tnet.explain.geojson import Coordinates, check_geojson_output, name_after, write_all_geojson
 from tnet.files import make_folder, write_text
 from tnet.geometry import resolve_looks
-from tnet.inference.predict import check_image_size, read_picture
+from tnet.inference.predict import DEFAULT_READING, check_image_size, read_picture
 from tnet.inference.progress import progress_bar
-from tnet.inference.records import Unreadable
+from tnet.inference.records import Prediction, Unreadable
 from tnet.models.config import PolicyKind
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
+from tnet.scenes.readers.base import GeoReference
 from tnet.traversal import Policy
 
 REGIONS_NAME = "regions.json"
@@ -35,16 +40,18 @@ class _Item:
     """A picture to explain.
 
     Attributes:
-        image: levels 0 to 255.
+        image: levels 0 to 255, or a scene.
         source: path, or what else names it.
         own_size_hw: height and width before it was shrunk on reading: the frame of the boxes that are written.
         truth: right label, if known.
+        georeference: where it lies on a map, if known.
     """
 
-    image: UInt8[Tensor, "channels height width"]
+    image: UInt8[Tensor, "channels height width"] | Scene
     source: str
     own_size_hw: tuple[int, int]
     truth: str | None
+    georeference: GeoReference | None = None
 
 
 def explain_paths(
@@ -60,6 +67,9 @@ def explain_paths(
     max_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
+    reading: Reading = DEFAULT_READING,
+    geojson: str | Path | None = None,
+    coordinates: Coordinates = "auto",
 ) -> list[Path | Unreadable]:
     """Explain pictures: a PNG figure each, and their regions as JSON.
 
@@ -77,6 +87,9 @@ def explain_paths(
         max_side_px: as for :func:`tnet.inference.predict_paths`.
         preprocess: as for :func:`tnet.inference.predict_paths`.
         allow_small: as for :func:`tnet.inference.predict_paths`.
+        reading: as for :func:`tnet.inference.predict_paths`.
+        geojson: also write the regions as GeoJSON: a file for one picture, or a folder.
+        coordinates: of GeoJSON, see :data:`tnet.explain.geojson.Coordinates`.
 
     Returns:
         The figures, and in the place of each picture that was left out why.
@@ -100,15 +113,23 @@ def explain_paths(
                     max_side_px=max_side_px,
                     preprocess=preprocess,
                     allow_small=allow_small,
+                    reading=reading,
                 )
             except ImageError as error:
                 if not skip_unreadable:
                     raise
                 yield Unreadable(str(path), str(error))
             else:
-                yield _Item(picture.image, picture.path, picture.own_size_hw, None)
+                place = getattr(picture.image, "georeference", None)
+                yield _Item(picture.image, picture.path, picture.own_size_hw, None, place)
 
-    return _explain(model, items(), len(paths), Path(out), chosen, policy, device, progress)
+    if geojson is not None:
+        check_geojson_output(geojson, len(paths))
+    placed: list[tuple[Prediction, GeoReference | None]] = []
+    figures = _explain(model, items(), len(paths), Path(out), chosen, policy, device, progress, placed)
+    if geojson is not None:
+        write_all_geojson(placed, geojson, coordinates=coordinates)
+    return figures
 
 
 def explain_samples(
@@ -150,11 +171,11 @@ def explain_samples(
     def items() -> Iterator[_Item | Unreadable]:
         for index in range(count):
             image, target, name = data[index]
-            size_hw = (int(image.shape[1]), int(image.shape[2]))
+            size_hw = size_of(image)
             check_image_size(size_hw, config, name, looks=chosen)
             yield _Item(image, name, size_hw, _true_label(target, data.classes))
 
-    return _explain(model, items(), count, Path(out), chosen, policy, device, progress)
+    return _explain(model, items(), count, Path(out), chosen, policy, device, progress, [])
 
 
 def _true_label(target: Tensor, classes: Sequence[str]) -> str:
@@ -172,8 +193,9 @@ def _explain(
     policy: Policy | PolicyKind | None,
     device: str | torch.device,
     progress: bool,
+    placed: list[tuple[Prediction, GeoReference | None]],
 ) -> list[Path | Unreadable]:
-    """Draw all figures in a folder of their own, and only then move them to where they belong."""
+    """Draw all figures in a folder of their own, and only then move them to where they belong; adds to ``placed``."""
     single = out.suffix.lower() == ".png"
     if count < 1:
         raise DataError("There is no picture to explain; give at least one.")
@@ -196,12 +218,13 @@ def _explain(
                     records.append(asdict(item))
                     found.append(item)
                 else:
-                    name = out.name if single else _figure_name(item.source, names)
+                    name = out.name if single else name_after(item.source, ".png", names)
                     told = save_explanation(
                         model, item.image, Path(scratch) / name, looks=looks, policy=policy, truth=item.truth,
                         title=Path(item.source).name if item.truth is None else item.source, source=item.source,
                         own_size_hw=item.own_size_hw,
                     )  # fmt: skip
+                    placed.append((told, item.georeference))
                     records.append({**asdict(told), "true_label": item.truth, "figure": name})
                     found.append(folder / name)
                 bar.advance(task)
@@ -219,18 +242,6 @@ def _json(records: Sequence[dict[str, Any]]) -> str:
     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
     text = "[\n" + ",\n".join(lines) + "\n]\n"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _figure_name(source: str, taken: set[str]) -> str:
-    """A name for a figure, after its picture; with a number if there is another of that name."""
-    # Bytes that are no UTF-8 are lone surrogates in a path, which would not go into the JSON as they are.
-    stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8")
-    name, number = f"{stem}.png", 1
-    while name.lower() in taken:  # some file systems do not tell A from a
-        number += 1
-        name = f"{stem}-{number}.png"
-    taken.add(name.lower())
-    return name
 
 
 def _move_all(scratch: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnet.data.folder import shorten
-from tnet.data.images import find_images
+from tnet.data.images import find_images, image_exists
 from tnet.data.table import _read_columns
 from tnet.errors import DataError
 
@@ -46,8 +46,7 @@ def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool 
             paths += find_images(item)
         else:
             paths.append(item)
-    # Unlike Path.is_file, os.path.isfile is false, and raises nothing, in a folder that may not be entered.
-    missing = [str(path) for path in paths if not os.path.isfile(path)] if check_exists else []  # noqa: PTH113
+    missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
         raise DataError(
             f"Of {len(paths)} picture(s) asked for, {len(missing)} do not exist: {shorten(missing)}; correct the "
@@ -71,7 +70,7 @@ def _read_manifest(manifest: Path, check_exists: bool) -> list[Path]:
         if not rows:
             raise DataError(f"The manifest {manifest} lists no picture; write one path a line.")
     paths = [manifest.parent / row for row in rows]
-    missing = [str(path) for path in paths if not os.path.isfile(path)] if check_exists else []  # noqa: PTH113
+    missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
         raise DataError(
             f"The manifest {manifest} lists {len(missing)} picture(s) (of {len(paths)}) that do not exist: "

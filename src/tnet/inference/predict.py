@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tnet.data.images import image_size_hw, load_image
+from tnet.data.reading import Reading
 from tnet.data.transforms import named_transform
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells, resolve_looks
@@ -21,11 +22,16 @@ from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, RegionRecord, Unreadable, prediction_of
 from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.tnet import TNet
+from tnet.scenes.base import Scene
+from tnet.scenes.memory import MemoryScene
 from tnet.traversal import Policy
 
 __all__ = ["Prediction", "RegionRecord", "Unreadable", "check_image_size", "predict_paths", "read_picture"]
 
 _BATCH_BYTES = 2**29
+
+DEFAULT_READING = Reading("auto")
+"""Large pictures, slides and OME-Zarr are read where they are looked at, others decoded."""
 
 
 def check_image_size(
@@ -72,16 +78,16 @@ def check_image_size(
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture.
+    """A picture to be looked at.
 
     Attributes:
         path: where it came from.
-        image: levels 0 to 255, shrunk if that was asked for.
+        image: levels 0 to 255, shrunk if that was asked for; or a scene, of which only what is looked at is read.
         own_size_hw: height and width before shrinking, upright: the frame of the boxes that are handed out.
     """
 
     path: str
-    image: UInt8[Tensor, "channels height width"]
+    image: UInt8[Tensor, "channels height width"] | Scene
     own_size_hw: tuple[int, int]
 
 
@@ -93,8 +99,9 @@ def read_picture(
     max_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
+    reading: Reading = DEFAULT_READING,
 ) -> Picture:
-    """Decode one picture for a model.
+    """Get one picture ready for a model: decoded, or as a scene of its file.
 
     Args:
         path: the picture.
@@ -103,11 +110,17 @@ def read_picture(
         max_side_px: shrink a larger picture so that its longer side has this many pixels.
         preprocess: name of a preparation, such as ``reference_448``; see :func:`tnet.data.transforms.named_transform`.
         allow_small: as for :func:`check_image_size`.
+        reading: which pictures are read only where they are looked at; all are decoded that are to be shrunk or
+            prepared.
 
     Raises:
         ImageError: it cannot be read, or is too small.
-        ConfigError: the model does not take grey or colour pictures.
+        ConfigError: the model takes pictures of neither 1 nor 3 channels, and this one is decoded.
     """
+    if max_side_px is None and preprocess is None and reading.is_lazy(path):
+        scene = reading.open_scene(path, config.in_channels)
+        check_image_size(scene.size_hw, config, str(path), looks=looks, allow_small=allow_small)
+        return Picture(str(path), scene, scene.size_hw)
     channels = cast(Literal[1, 3], check_channels(config))
     transform = named_transform(preprocess) if preprocess is not None else None
     image = load_image(path, channels=channels, max_side_px=max_side_px)
@@ -144,9 +157,11 @@ class _Pictures(Dataset[Picture | Unreadable]):
         max_side_px: int | None,
         preprocess: str | None,
         allow_small: bool,
+        reading: Reading,
     ) -> None:
         self.paths, self.config, self.looks = paths, config, looks
         self.max_side_px, self.preprocess, self.allow_small = max_side_px, preprocess, allow_small
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -161,6 +176,7 @@ class _Pictures(Dataset[Picture | Unreadable]):
                 max_side_px=self.max_side_px,
                 preprocess=self.preprocess,
                 allow_small=self.allow_small,
+                reading=self.reading,
             )
         except ImageError as error:
             return Unreadable(str(path), str(error))
@@ -180,11 +196,13 @@ def predict_paths(
     max_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
+    reading: Reading = DEFAULT_READING,
 ) -> Iterator[Prediction | Unreadable]:
     """Classify pictures, and say where the model looked.
 
     Pictures are decoded one by one, in worker processes if asked, and looked at together whatever their sizes; a
-    batch is closed early when its pictures take half a gigabyte. The number of workers changes nothing but time.
+    batch is closed early when its pictures take half a gigabyte. Of large ones, slides and OME-Zarr only what is looked
+    at is read, in threads. The number of workers changes nothing but time.
 
     Args:
         model: put on ``device`` and into evaluation mode.
@@ -200,6 +218,7 @@ def predict_paths(
             picture as it is stored, upright (EXIF orientation applied).
         preprocess: name of a preparation of every picture, such as ``reference_448``.
         allow_small: take pictures below the base resolution too; they are enlarged.
+        reading: which pictures are read only where they are looked at, and how (:class:`tnet.data.reading.Reading`).
 
     Returns:
         One entry a picture, in the order given, as they come.
@@ -207,7 +226,7 @@ def predict_paths(
     Raises:
         DataError: no picture; at once.
         GeometryError: looks that the model does not allow; at once.
-        ConfigError: batch size, workers or channels that cannot be; at once.
+        ConfigError: batch size or workers that cannot be, at once; channels that cannot be, when their turn comes.
         ImageError: a picture that cannot be read or is too small, unless ``skip_unreadable``; when its turn comes.
     """
     config = model.config
@@ -215,13 +234,12 @@ def predict_paths(
         raise DataError("There are no pictures to predict; give at least one path.")
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
-    check_channels(config)
     if preprocess is not None:
         named_transform(preprocess)  # an unknown name is said at once
     chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
-    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, preprocess, allow_small)
+    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, preprocess, allow_small, reading)
     # Pictures come one by one, so that a batch can be closed by its size in memory.
     loader = DataLoader(pictures, batch_size=None, num_workers=workers)
     return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)
@@ -253,7 +271,7 @@ def _batches(
         if isinstance(entry, Unreadable) and not skip_unreadable:
             yield batch
             raise ImageError(entry.error)
-        size_bytes = entry.image.numel() if isinstance(entry, Picture) else 0
+        size_bytes = entry.image.numel() if isinstance(entry, Picture) and isinstance(entry.image, Tensor) else 0
         if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
             yield batch
             batch, used_bytes = [], 0
@@ -270,8 +288,11 @@ def _look(
     if not pictures:
         yield from (entry for entry in batch if isinstance(entry, Unreadable))
         return
+    images: list[Tensor] | list[Scene] = [p.image for p in pictures if isinstance(p.image, Tensor)]
+    if len(images) < len(pictures):
+        images = [MemoryScene(p.image, p.path) if isinstance(p.image, Tensor) else p.image for p in pictures]
     with torch.inference_mode():
-        output = model([picture.image for picture in pictures], looks, policy)
+        output = model(images, looks, policy)
     if not bool(torch.isfinite(output.logits).all()):
         raise CheckpointError(
             f"the model answers with numbers that are infinite or NaN (first picture {pictures[0].path}): its weights "

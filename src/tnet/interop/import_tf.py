@@ -80,6 +80,7 @@ def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Impo
     """
     prefix = find_checkpoint(path)
     checkpoint = TFCheckpoint(prefix)
+    checkpoint.check_complete()
     keys, left_out = _variables(checkpoint.shapes)
     family = family_of(list(keys))
     model = TNet(config).eval()

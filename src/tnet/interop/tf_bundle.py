@@ -118,7 +118,7 @@ class TFCheckpoint:
                 "model, or of another training script"
             )
         self._check(name, entry)
-        shard = self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard:05d}-of-{self._num_shards:05d}")
+        shard = self._shard(entry)
         content = _read_range(shard, name, entry.offset, entry.size)
         found = masked_crc32c(content)
         if found != entry.checksum:
@@ -132,6 +132,23 @@ class TFCheckpoint:
         if entry.type_name == "bool":
             return value != 0
         return value.astype(value.dtype.newbyteorder("="), copy=False)
+
+    def check_complete(self) -> None:
+        """Hold the place of every variable, read or not, against the size of its data file.
+
+        Raises:
+            CheckpointError: a data file is missing, or ends before a variable does.
+        """
+        for name, entry in sorted(self._entries.items(), key=lambda item: (item[1].shard, item[1].offset)):
+            shard = self._shard(entry)
+            if not _is_file(shard):
+                raise _no_shard(shard, name)
+            available = shard.stat().st_size
+            if entry.offset + entry.size > available:
+                raise _truncated(shard, name, entry.offset, entry.size, available)
+
+    def _shard(self, entry: _Entry) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard:05d}-of-{self._num_shards:05d}")
 
     def _check(self, name: str, entry: _Entry) -> None:
         where = f"variable {name!r} of {self.prefix}"
@@ -263,7 +280,7 @@ def _read_index(index: Path) -> bytes:
 def _read_range(shard: Path, name: str, offset: int, size: int) -> NDArray[np.uint8]:
     """The bytes of one variable."""
     if not _is_file(shard):
-        raise CheckpointError(f"{shard}, which holds variable {name!r}, is missing; copy it beside the index")
+        raise _no_shard(shard, name)
     try:
         with shard.open("rb") as file:
             available = os.fstat(file.fileno()).st_size
@@ -274,7 +291,15 @@ def _read_range(shard: Path, name: str, offset: int, size: int) -> NDArray[np.ui
                     return content
     except OSError as error:
         raise _unreadable(shard, error) from None
-    raise CheckpointError(
+    raise _truncated(shard, name, offset, size, available)
+
+
+def _no_shard(shard: Path, name: str) -> CheckpointError:
+    return CheckpointError(f"{shard}, which holds variable {name!r}, is missing; copy it beside the index")
+
+
+def _truncated(shard: Path, name: str, offset: int, size: int, available: int) -> CheckpointError:
+    return CheckpointError(
         f"{shard} is truncated: it has {available} bytes, but variable {name!r} is at bytes {offset} to "
         f"{offset + size}; copy it again"
     )

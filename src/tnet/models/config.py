@@ -8,7 +8,7 @@ from typing import Literal
 from tnet.backbones.base import BackboneConfig, BatchNormMode
 from tnet.errors import ConfigError
 from tnet.geometry import Grid
-from tnet.scenes.tensor import Resize
+from tnet.scenes.base import Resize
 
 PositionKind = Literal["concat", "add", "none"]
 LocatorKind = Literal["context", "squeeze"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Num
@@ -15,8 +16,13 @@ from tnet.errors import ConfigError
 from tnet.geometry import Regions, choose_cells, resolve_looks, whole_images
 from tnet.models.config import PolicyKind, TNetConfig
 from tnet.models.parts import FeatureWeighting, Locator, MeanAggregation, PositionModule, pool_cells, sample_cells
-from tnet.scenes import Scene, TensorScene
+from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorScene
 from tnet.traversal import FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
+
+Images = (
+    Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
+)
+"""What a model looks at: a batch tensor, a list of images of different sizes, a scene, scenes, or a batch of scenes."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,22 @@ class TNet(nn.Module):
         per_level = config.batch_norm == "per_level" and config.levels > 1
         self.population_norms = PopulationNorms(self.backbone) if per_level else None
 
-    def scene(self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]]) -> TensorScene:
-        """Wrap images in memory so that they can be looked at, with this model's resize and padding."""
-        scene = TensorScene(images, self.config.resize)
+    def scene(self, images: Images) -> SceneBatch:
+        """Wrap images so that they can be looked at, with this model's channels, resize and padding.
+
+        Args:
+            images: as for :meth:`forward`. A batch that can be looked at already is returned as it is.
+        """
+        config = self.config
+        if isinstance(images, SceneBatch):
+            return images
+        scenes = [images] if isinstance(images, Scene) else images
+        if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
+            device = self.get_buffer("mean").device
+            return LazyBatch(cast(list[Scene], scenes), config.in_channels, config.resize, config.mean, device=device)
+        scene = TensorScene(cast(Tensor | list[Tensor], scenes), config.resize)
         # Outside an image is 0 after normalisation, as in the reference implementation.
-        scene.fill = 0.0 if scene.is_normalized else self.config.mean
+        scene.fill = 0.0 if scene.is_normalized else config.mean
         return scene
 
     def policy(self, kind: PolicyKind | None = None) -> Policy:
@@ -110,14 +127,15 @@ class TNet(nn.Module):
 
     def forward(
         self,
-        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
+        images: Images,
         looks: int | Sequence[int] | None = None,
         policy: Policy | PolicyKind | None = None,
     ) -> TNetOutput:
         """Look at images and classify them.
 
         Args:
-            images: a batch tensor, a list of images of different sizes, or a scene.
+            images: a batch tensor; a list of images of different sizes; a scene (:func:`tnet.open_scene`) or a list
+                of scenes of different sizes, of which only what is looked at is read; or a batch of scenes.
             looks: locations: a number for level 1 (deeper levels as configured), one number a level, or ``None`` for
                 the configured ones. With 0 the locator is not used and this is the plain backbone on the downsized
                 image.
@@ -125,9 +143,10 @@ class TNet(nn.Module):
 
         Raises:
             GeometryError: looks that the model or the images do not allow.
+            ImageError: a file that cannot be read, or has channels of which the model's cannot be made.
         """
         config = self.config
-        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[assignment]
+        scene = self.scene(images)
         chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
         if policy is None or isinstance(policy, str):
             policy = self.policy(policy)
@@ -151,7 +170,7 @@ class TNet(nn.Module):
             del described
         return self._classify(features, all_regions, location_logits, log_probs, joint)
 
-    def _describe(self, scene: Scene, regions: Regions) -> Described:
+    def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
         """Look at regions and describe them."""
         pixels = scene.glimpse(regions, self.config.base_px)
         if pixels.shape[1] != self.config.in_channels:

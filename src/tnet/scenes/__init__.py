@@ -1,6 +1,27 @@
 """What can be looked at."""
 
-from tnet.scenes.base import Scene
+from tnet.scenes.base import BoxL0, Resize, Scene, SceneBatch
+from tnet.scenes.batch import LazyBatch
+from tnet.scenes.file import FileScene, SceneOptions, open_scene
+from tnet.scenes.memory import MemoryScene
+from tnet.scenes.overview import OverviewScene
+from tnet.scenes.readers.base import ReaderOptions
 from tnet.scenes.tensor import TensorScene
+from tnet.scenes.transform import ImageChange, TransformedScene
 
-__all__ = ["Scene", "TensorScene"]
+__all__ = [
+    "BoxL0",
+    "FileScene",
+    "ImageChange",
+    "LazyBatch",
+    "MemoryScene",
+    "OverviewScene",
+    "ReaderOptions",
+    "Resize",
+    "Scene",
+    "SceneBatch",
+    "SceneOptions",
+    "TensorScene",
+    "TransformedScene",
+    "open_scene",
+]

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
 
 from tnet.errors import GeometryError
 from tnet.geometry import Regions
-
-Resize = Literal["antialias", "bilinear"]
-
-# Crops of one shape are resized together while they need less than this; a larger crop is resized one channel at a
-# time, in bands of rows. The extra memory of a glimpse therefore hardly depends on the size of the image.
-_CHUNK_BYTES = 8 * 2**20
-_BAND_BYTES = 2**20
+from tnet.scenes.base import Resize
+from tnet.scenes.resample import BAND_BYTES, CHUNK_BYTES, interpolate
 
 
 class TensorScene:
@@ -92,7 +85,7 @@ class TensorScene:
         for image, (y0, x0, y1, x1) in boxes:
             crop = self._crop(image, y0, x0, y1, x1)
             full = group and (
-                group[0].shape != crop.shape or (len(group) + 1) * crop.numel() * crop.element_size() > _CHUNK_BYTES
+                group[0].shape != crop.shape or (len(group) + 1) * crop.numel() * crop.element_size() > CHUNK_BYTES
             )
             if full:
                 result.append(self._resized(group, size_px))
@@ -127,13 +120,13 @@ class TensorScene:
         pixels = (
             torch.stack([self._resize_banded(crop, size_px) for crop in crops])
             if self._is_large(crops[0])
-            else (_interpolate(torch.stack(crops), (size_px, size_px), self.resize))
+            else (interpolate(torch.stack(crops), (size_px, size_px), self.resize))
         )
         return pixels if self.is_normalized else pixels.float() / 255
 
     @staticmethod
     def _is_large(crop: Tensor) -> bool:
-        return crop.numel() * crop.element_size() > _CHUNK_BYTES
+        return crop.numel() * crop.element_size() > CHUNK_BYTES
 
     def _resize_banded(self, crop: Tensor, size_px: int) -> Tensor:
         """Resize one large crop: a channel at a time, its columns in bands of rows first, then its rows.
@@ -142,18 +135,12 @@ class TensorScene:
         as in one go. One call on the whole crop would first copy it.
         """
         _, height, width = crop.shape
-        rows = max(1, _BAND_BYTES // (width * crop.element_size()))
+        rows = max(1, BAND_BYTES // (width * crop.element_size()))
         channels = []
         for channel in crop.split(1):
             narrow = channel.new_empty(1, 1, height, size_px)
             for top in range(0, height, rows):
                 band = channel[None, :, top : top + rows]
-                narrow[:, :, top : top + rows] = _interpolate(band, (band.shape[-2], size_px), self.resize)
-            channels.append(_interpolate(narrow, (size_px, size_px), self.resize)[0])
+                narrow[:, :, top : top + rows] = interpolate(band, (band.shape[-2], size_px), self.resize)
+            channels.append(interpolate(narrow, (size_px, size_px), self.resize)[0])
         return torch.cat(channels)
-
-
-def _interpolate(pixels: Tensor, size_hw: tuple[int, int], resize: Resize) -> Tensor:
-    if tuple(pixels.shape[-2:]) == size_hw:
-        return pixels
-    return F.interpolate(pixels, size_hw, mode="bilinear", align_corners=False, antialias=resize == "antialias")

@@ -24,7 +24,9 @@ class TNetData(pl.LightningDataModule):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.train_data, self.val_data = open_data(recipe.data, recipe.model.in_channels, recipe.seed)
+        self.train_data, self.val_data = open_data(
+            recipe.data, recipe.model.in_channels, recipe.seed, base_px=recipe.model.base_px
+        )
         if recipe.model.levels > 1:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, recipe.model.base_px)

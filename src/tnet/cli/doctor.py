@@ -1,0 +1,93 @@
+"""``tnet doctor``: what is installed here, and whether it works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tnet.scenes.readers.doctor import ReaderStatus
+
+
+def doctor() -> None:
+    """Say what is installed and whether it works: Python, PyTorch, devices, and the readers of image files.
+
+    Ends with status 1 if something that is installed does not work; what is only missing is no failure.
+    """
+    from tnet.scenes.readers.doctor import reader_status
+
+    for line in _software():
+        typer.echo(line)
+    typer.echo("\nDevices")
+    failed = False
+    for device, text, is_there, works in _devices():
+        failed |= is_there and not works
+        typer.echo(f"  {_mark(is_there, works)}  {device:<12}{text}")
+    typer.echo("\nReaders of images")
+    for status in reader_status():
+        failed |= status.installed and not status.works
+        typer.echo(f"  {_mark(status.installed, status.works)}  {status.kind:<12}{_about(status)}")
+    if failed:
+        typer.echo("\nSomething that is installed does not work; its line says what. Installing it again may help.")
+        raise typer.Exit(1)
+
+
+def _software() -> list[str]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = [f"Python       {platform.python_version()} ({platform.system()} {platform.machine()})"]
+    for name in ("tnet", "torch", "torchvision", "timm", "lightning", "numpy", "pillow"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        lines.append(f"{name:<13}{found}")
+    return lines
+
+
+def _devices() -> list[tuple[str, str, bool, bool]]:
+    """Devices that torch names: their name, what they are, whether they are there, and whether they compute."""
+    import torch
+
+    found = [("cpu", f"{torch.get_num_threads()} threads", True, True)]
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    for name in names:
+        text = ""
+        if name.startswith("cuda"):
+            properties = torch.cuda.get_device_properties(name)
+            text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        text, works = _tried(name, text)
+        found.append((name, text, True, works))
+    if not names:
+        built = (
+            f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch is built without CUDA"
+        )
+        found.append(("gpu", f"none that PyTorch can use ({built})", False, False))
+    return found
+
+
+def _tried(name: str, text: str) -> tuple[str, bool]:
+    from tnet.cli.common import pick_device
+
+    try:
+        pick_device(name)
+    except ConfigError as error:
+        return f"{text}: {error}", False
+    return text, True
+
+
+def _mark(installed: bool, works: bool) -> str:
+    return ("works  " if works else "BROKEN ") if installed else "missing"
+
+
+def _about(status: ReaderStatus) -> str:
+    """What stands behind a reader's name."""
+    parts = [", ".join(f"{name} {version}" for name, version in status.versions.items())] if status.versions else []
+    parts += [status.detail] if status.detail else []
+    parts += [f"pip install 'tnet[{status.extra}]'"] if not status.installed and status.extra else []
+    return "; ".join(parts)

@@ -1,0 +1,183 @@
+"""From stored values to the channels that a model takes: the same for every format.
+
+==========================================  =====================================================================
+stored as                                   given out as
+==========================================  =====================================================================
+8 bits a channel                            value / 255
+16 bits, unsigned                           value / 65535, unless there is a ``value_range``
+any other type                              by ``value_range``; an error without
+alpha                                       laid over white, or over black
+as many channels as the model takes         as they are (alpha too, if it takes that to make up the number)
+grey, three wanted                          the same value three times
+RGB, one wanted                             luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B)
+more than three bands, three wanted         the first three
+any other number                            an error: ``bands`` says which are meant
+==========================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnet.errors import ImageError
+from tnet.scenes.readers.base import ImageInfo
+
+Alpha = Literal["white", "black"]
+
+_LUMA = (0.299, 0.587, 0.114)
+_LUMA_FIXED = (19595, 38470, 7471)  # in 1/65536, so that 8-bit luma is what Pillow makes of the same picture
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """How the pixels of one image become those that a model takes; made by :func:`map_channels`.
+
+    Attributes:
+        take: stored channels, in order; ``None`` for all.
+        alpha: stored channel to lay the others over the background by, if any.
+        background: what a transparent pixel shows, 0 (black) or 1 (white).
+        mix: what is done with those taken: nothing, ``repeat`` one three times, or ``luma`` of three.
+        value_range: stored values that become 0 and 1; ``None`` for 8-bit values, which stay as they are.
+        channels: that result.
+    """
+
+    take: tuple[int, ...] | None
+    alpha: int | None
+    background: int
+    mix: Literal["none", "repeat", "luma"]
+    value_range: tuple[float, float] | None
+    channels: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """``uint8`` for 8-bit values, else ``float32``, in [0, 1]."""
+        return np.dtype(np.uint8 if self.value_range is None else np.float32)
+
+    def apply(self, stored: NDArray[Any], fill: Sequence[float] = (0.0,)) -> NDArray[Any]:
+        """Map pixels.
+
+        Args:
+            stored: ``[height, width, stored channels]``.
+            fill: for values that are not a number (no data), one, or one a channel.
+
+        Returns:
+            ``[height, width, channels]`` of :attr:`dtype`.
+        """
+        pixels = stored if self.take is None else np.stack([stored[..., c] for c in self.take], axis=-1)
+        alpha = None if self.alpha is None else stored[..., self.alpha : self.alpha + 1]
+        pixels = self._bytes(pixels, alpha) if self.value_range is None else self._fractions(pixels, alpha)
+        if self.mix == "repeat":
+            pixels = pixels.repeat(3, axis=-1)
+        if pixels.dtype == np.float32:
+            missing = np.isnan(pixels)
+            if missing.any():
+                pixels = np.where(missing, np.asarray(fill, np.float32), pixels)
+        return pixels
+
+    def _bytes(self, pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[Any]:
+        if alpha is not None and alpha.min(initial=255) < 255:
+            opaque = alpha.astype(np.uint32)
+            blend = (pixels * opaque + 255 * self.background * (255 - opaque) + 128) << 7
+            pixels = (((blend >> 8) + blend) >> 15).astype(np.uint8)  # Pillow's rounding
+        if self.mix == "luma":
+            mixed = sum(pixels[..., c].astype(np.uint32) * weight for c, weight in enumerate(_LUMA_FIXED))
+            pixels = ((np.asarray(mixed) + 32768) >> 16).astype(np.uint8)[..., None]
+        return pixels
+
+    def _fractions(self, pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[Any]:
+        pixels = self._scaled(pixels)
+        if alpha is not None:
+            whole = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else None
+            opaque = self._scaled(alpha) if whole is None else alpha.astype(np.float32) / whole
+            pixels = pixels * opaque + self.background * (1 - opaque)
+        if self.mix == "luma":
+            pixels = (pixels @ np.asarray(_LUMA, np.float32))[..., None]
+        return pixels
+
+    def _scaled(self, values: NDArray[Any]) -> NDArray[Any]:
+        assert self.value_range is not None
+        low, high = self.value_range
+        # float32 holds 16 bits and no more than 24: a large offset is taken off before it is used.
+        exact: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        return ((exact - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def map_channels(
+    path: Path,
+    info: ImageInfo,
+    channels: int,
+    *,
+    bands: tuple[int, ...] | None = None,
+    alpha: Alpha = "white",
+    value_range: tuple[float, float] | None = None,
+) -> ChannelMap:
+    """Decide how the pixels of an image become ``channels`` channels; see the table in :mod:`tnet.scenes.channels`.
+
+    Args:
+        path: of the image, for messages.
+        info: what is stored.
+        channels: how many are wanted.
+        bands: stored channels that are meant, counted from 0.
+        alpha: what to lay transparent pixels over.
+        value_range: stored values that become 0 and 1; what is beyond is cut off.
+
+    Raises:
+        ImageError: there is no such band, a number of channels that cannot be made of those stored, or values whose
+            range is not known.
+    """
+    stored = tuple(range(info.channels))
+    colors = stored[:-1] if info.has_alpha else stored
+    taken = bands
+    if bands is not None:
+        if not set(bands) <= set(stored):
+            raise ImageError(
+                f"The image {path} has {info.channels} bands, so that bands={bands} cannot be taken; count from 0 to "
+                f"{info.channels - 1}."
+            )
+    elif channels == len(stored) != len(colors) and channels != 3:
+        taken = stored  # alpha is one of those that the model takes
+    elif channels == 3 and len(colors) > 3:
+        taken = colors[:3]
+    else:
+        taken = colors
+    assert taken is not None
+    mix: Literal["none", "repeat", "luma"] = "none"
+    if len(taken) != channels:
+        if (len(taken), channels) == (1, 3):
+            mix = "repeat"
+        elif (len(taken), channels) == (3, 1) and info.color == "rgb" and bands is None:
+            mix = "luma"
+        else:
+            raise ImageError(
+                f"The image {path} has {len(taken)} bands{' chosen' if bands else ''}, but {channels} are wanted; "
+                f"choose {channels} of its {info.channels} with bands=(...)."
+            )
+    below = info.has_alpha and stored[-1] not in taken
+    return ChannelMap(
+        take=None if taken == stored else taken,
+        alpha=stored[-1] if below else None,
+        background=1 if alpha == "white" else 0,
+        mix=mix,
+        value_range=_value_range(path, info.dtype, value_range),
+        channels=channels,
+    )
+
+
+def _value_range(path: Path, dtype: np.dtype[Any], asked: tuple[float, float] | None) -> tuple[float, float] | None:
+    if dtype.kind not in "buif":
+        raise ImageError(f"The image {path} holds values of type {dtype}; only real numbers can be looked at.")
+    if asked is not None:
+        return asked
+    known: dict[str, tuple[float, float] | None] = {"uint8": None, "uint16": (0, 65535), "bool": (0, 1)}
+    if dtype.name not in known:
+        raise ImageError(
+            f"The image {path} holds {dtype.name} values, of which it is not known which is black and which is white; "
+            "give value_range=(black, white)."
+        )
+    return known[dtype.name]

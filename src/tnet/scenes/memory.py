@@ -1,0 +1,84 @@
+"""One image in memory, looked at like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tnet.errors import GeometryError
+from tnet.scenes.base import BoxL0, Resize
+from tnet.scenes.resample import LevelPixels, Window, resample
+
+
+class MemoryScene:
+    """An image in memory, beside images in files.
+
+    What it shows is what :class:`tnet.scenes.TensorScene` shows of the same image, bit for bit.
+
+    Args:
+        image: levels 0 to 255, ``[channels, height, width]``.
+        name: of the image.
+
+    Raises:
+        GeometryError: it has no pixels.
+    """
+
+    def __init__(self, image: UInt8[Tensor, "channels height width"], name: str = "") -> None:
+        if image.numel() == 0:
+            raise GeometryError(f"image {name} of shape {list(image.shape)} has no pixels")
+        self.image = image
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"MemoryScene({list(self.image.shape)}, {self.name!r})"
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return int(self.image.shape[1]), int(self.image.shape[2])
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Its own size, alone."""
+        return (self.size_hw,)
+
+    def glimpse(
+        self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
+    ) -> Float[Tensor, "channels size size"]:
+        """Pixels of one box; as for :meth:`tnet.scenes.Scene.glimpse`.
+
+        Raises:
+            GeometryError: an empty box, or another number of channels than the image has.
+        """
+        y0, x0, y1, x1 = box_l0_yxyx
+        if y1 <= y0 or x1 <= x0 or size_px < 1:
+            raise GeometryError(f"box {box_l0_yxyx} at {size_px} px shows nothing; give at least a pixel each way")
+        if channels != self.image.shape[0]:
+            raise GeometryError(f"image {self.name} has {self.image.shape[0]} channels, but {channels} are wanted")
+        level = level_in_memory(self.image.permute(1, 2, 0).numpy())
+        return resample(level, (y0, x0, y1, x1), size_px, resize=resize, fill=fill)
+
+
+def level_in_memory(pixels: NDArray[Any]) -> LevelPixels:
+    """An array ``[height, width, channels]`` (``uint8``, or ``float32`` in [0, 1]) as something to resample."""
+    height, width, channels = pixels.shape
+
+    def read(window: Window) -> NDArray[Any]:
+        y0, x0, y1, x1 = window
+        return pixels[y0:y1, x0:x1]
+
+    return LevelPixels(
+        size_hw=(height, width),
+        extent_hw=(height, width),
+        read=read,
+        prepare=np.asarray,
+        channels=channels,
+        dtype=pixels.dtype,
+        pixel_bytes=channels * pixels.itemsize,
+        tile_rows=None,
+    )

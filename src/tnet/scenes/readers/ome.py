@@ -1,0 +1,81 @@
+"""What an OME-XML text says that is needed here: that it is within limits, and how large pixels are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tnet.data.images import unreadable
+
+MAX_PLANES = 1_000_000
+"""Most planes (times x channels x depths) of an image that are believed."""
+
+_DAMAGED = "fetch or save it again, or leave it out"
+
+METRES = {
+    **{"m": 1.0, "dm": 1e-1, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "nm": 1e-9, "pm": 1e-12},
+    **{"å": 1e-10, "km": 1e3, "in": 0.0254, "ft": 0.3048},
+    **{"meter": 1.0, "decimeter": 1e-1, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6, "nanometer": 1e-9},
+    **{"picometer": 1e-12, "angstrom": 1e-10, "kilometer": 1e3, "inch": 0.0254, "foot": 0.3048, "micron": 1e-6},
+}
+"""Metres of a unit of length, as OME-XML and OME-Zarr write them (lower case)."""
+
+
+def check_ome_xml(path: Path, xml: str) -> None:
+    """Refuse a description that would have room made for planes that no file holds.
+
+    Raises:
+        ImageError: it is no XML, its sizes are no numbers, or there are more than :data:`MAX_PLANES`.
+    """
+    try:
+        root = ElementTree.fromstring(xml)  # expat itself stops entities that multiply
+    except ElementTree.ParseError as error:
+        raise unreadable(path, f"its OME-XML is damaged ({error})", _DAMAGED) from error
+    for element in root.iter():
+        name = element.tag.rpartition("}")[2]
+        if name == "Pixels":
+            counts = [element.get(f"Size{axis}", "1") for axis in "TCZ"]
+        elif name == "TiffData":
+            counts = [element.get("PlaneCount", element.get("NumPlanes", "1"))]
+            counts += [
+                str(1 + int(element.get(f"First{axis}", "0")))
+                for axis in "TCZ"
+                if element.get(f"First{axis}", "0").isdigit()
+            ]
+        elif name.startswith("Along") or name == "ModuloAlongZ":
+            counts = [str(_steps(element))]
+        else:
+            continue
+        if not all(count.isascii() and count.isdigit() and len(count) < 10 for count in counts) or (
+            math.prod(map(int, counts)) > MAX_PLANES
+        ):
+            raise unreadable(path, f"its OME-XML describes {' x '.join(counts)[:80]} planes", _DAMAGED)
+
+
+def _steps(element: ElementTree.Element) -> int:
+    try:
+        start, end, step = (
+            float(element.get(name, default)) for name, default in (("Start", "0"), ("End", "0"), ("Step", "1"))
+        )
+        return int(abs((end - start) / step)) + 1
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return MAX_PLANES + 1
+
+
+def ome_spacing_m_yx(xml: str, image: int) -> tuple[float, float] | None:
+    """Physical size of a pixel of one image, metres, down and across; ``None`` if the text does not say."""
+    pixels = [element for element in ElementTree.fromstring(xml).iter() if element.tag.rpartition("}")[2] == "Pixels"]
+    if image >= len(pixels):
+        return None
+    spacing = []
+    for axis in "YX":
+        unit = METRES.get(pixels[image].get(f"PhysicalSize{axis}Unit", "µm").lower())
+        try:
+            size = float(pixels[image].get(f"PhysicalSize{axis}", "nan"))
+        except ValueError:
+            return None
+        if unit is None or not (math.isfinite(size) and size > 0):
+            return None
+        spacing.append(size * unit)
+    return spacing[0], spacing[1]

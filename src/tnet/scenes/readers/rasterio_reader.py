@@ -1,0 +1,291 @@
+"""Georeferenced rasters through rasterio (GDAL): GeoTIFF, Cloud-Optimized GeoTIFF, JPEG 2000.
+
+What is handed out are stored pixels, of the image or of its overviews, never pixels that GDAL resampled. Pixels that
+the file marks as missing (``nodata``, a mask) become alpha; their values are 0. Colour tables are looked up. In the
+coarser levels of a JPEG 2000 a pixel is centred on the first of those that it stands for, not on their middle, as its
+wavelets have it: up to half a pixel of that level further up and left than levels of other formats.
+
+GDAL is held to the file itself: only the drivers named here, no files beside it (``.ovr``, ``.aux.xml``, ``.tfw``), no
+network. With ``remote`` a VRT may name other sources.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnet.data.images import open_picture, unreadable
+from tnet.scenes.readers.base import Color, GeoReference, ImageInfo, ReaderOptions
+from tnet.scenes.readers.common import (
+    MAX_CHANNELS,
+    check_block,
+    check_deflated,
+    check_window,
+    clip_text,
+    guarded,
+    only_series,
+    opaque,
+    pyramid_of,
+    ratio_levels,
+)
+from tnet.scenes.readers.tiff_header import read_tiff_header
+
+_DRIVERS = {b"II": "GTiff", b"MM": "GTiff", b"\0\0": "JP2OpenJPEG", b"\xffO": "JP2OpenJPEG"}
+_MAX_LEVELS = 64
+_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GDAL_CACHEMAX": 64,  # MiB; of the whole process
+    "GDAL_NUM_THREADS": "1",
+    "OPJ_NUM_THREADS": "1",
+    "PROJ_NETWORK": "OFF",
+}
+
+
+def open_rasterio(path: Path, options: ReaderOptions) -> RasterioReader:
+    """Open a georeferenced raster.
+
+    Raises:
+        ImageError: it is missing, damaged, of another format, or refers to files elsewhere.
+    """
+    return RasterioReader(path, options)
+
+
+class RasterioReader:
+    """A raster; see the module. For one thread at a time.
+
+    Args:
+        path: of the file.
+        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
+    """
+
+    thread_safe = False
+
+    def __init__(self, path: Path, options: ReaderOptions) -> None:
+        self._path, self._options = path, options
+        self.bytes_read = self.tiles_read = 0
+        self._datasets: dict[int, Any] = {}
+        self._checked: set[tuple[int, int, str]] = set()
+        only_series(path, options)
+        self._driver = self._allowed_driver()
+        try:
+            with self._guarded():
+                self.info = self._describe()
+            pixels = sum(math.prod(level.size_hw) for level in self.info.levels)
+            self._bytes_a_pixel = path.stat().st_size / pixels
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
+        """Pixels of a window; see :class:`~tnet.scenes.readers.base.Reader`."""
+        from rasterio.windows import Window
+
+        check_window(self._path, self.info, level, box_yxyx)
+        y0, x0, y1, x1 = box_yxyx
+        window = Window(x0, y0, x1 - x0, y1 - y0)
+        with self._guarded():
+            dataset = self._stored(self._numbers[level])
+            self._count(dataset, level, box_yxyx)
+            stored = dataset.read(window=window)
+            mask = dataset.dataset_mask(window=window) if self._mask_is_extra else None
+        if self._palette is not None:
+            pixels = self._palette[np.minimum(stored[0], len(self._palette) - 1)]
+        else:
+            pixels = np.moveaxis(stored, 0, 2)
+        pixels = np.ascontiguousarray(pixels[..., : self.info.channels], dtype=self.info.dtype)
+        if mask is None:
+            return pixels
+        out = np.empty((*mask.shape, self.info.channels), self.info.dtype)
+        out[..., : self.info.channels - 1] = pixels[..., : self.info.channels - 1]
+        out[mask == 0] = 0
+        out[..., -1] = np.where(mask == 0, 0, opaque(self.info.dtype))
+        return out
+
+    def close(self) -> None:
+        """Release the file."""
+        for dataset in self._datasets.values():
+            dataset.close()
+        self._datasets.clear()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        import rasterio
+
+        with guarded(self._path), rasterio.Env(**_SETTINGS):
+            yield
+
+    def _allowed_driver(self) -> str:
+        """By the first bytes. What is no file, such as GDAL's names for URLs, does not get further than this."""
+        with open_picture(self._path) as stream:
+            start = stream.read(64)
+        if start.lstrip()[:11] == b"<VRTDataset" and self._options.remote:
+            return "VRT"
+        driver = _DRIVERS.get(start[:2])
+        if driver is None:
+            raise unreadable(self._path, "it is neither a TIFF nor a JPEG 2000", "let tnet choose the reader")
+        if driver == "GTiff":
+            read_tiff_header(self._path)  # refuses directories that go round in circles
+        return driver
+
+    def _stored(self, number: int) -> Any:
+        """The image (0), or one of its overviews as a dataset of its own, so that no read resamples."""
+        import rasterio
+
+        if number not in self._datasets:
+            chosen = {"OVERVIEW_LEVEL": number - 1} if number else {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._datasets[number] = rasterio.open(
+                    str(self._path.absolute()),
+                    driver=self._driver,
+                    sharing=False,
+                    **chosen,
+                )
+        return self._datasets[number]
+
+    def _describe(self) -> ImageInfo:
+        dataset = self._stored(0)
+        count = min(len(dataset.overviews(1)), _MAX_LEVELS - 1) if dataset.count else 0
+        sizes_hw = [self._stored(number).shape for number in range(1 + count)]
+        self._numbers = pyramid_of(sizes_hw)
+        dtype = np.dtype(np.result_type(*dataset.dtypes))
+        if not 1 <= dataset.count <= MAX_CHANNELS or dtype.kind not in "uif":
+            raise unreadable(
+                self._path, f"it has {dataset.count} bands of {dtype}", "choose bands of real numbers, and save those"
+            )
+        for number in self._numbers:
+            self._check(self._stored(number), dtype)
+        self._palette = _palette(dataset)
+        if self._palette is not None:
+            dtype = self._palette.dtype
+        color, channels, has_alpha = self._colors(dataset)
+        self._mask_is_extra = not has_alpha and _has_mask(dataset)
+        tags = dataset.tags()
+        exact_halves = dataset.driver == "JP2OpenJPEG" or tags.get("TIFFTAG_SOFTWARE") == "tnet"
+        return ImageInfo(
+            levels=ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
+            channels=channels + self._mask_is_extra,
+            dtype=dtype,
+            color=color,
+            has_alpha=has_alpha or self._mask_is_extra,
+            spacing_m_yx=_spacing_m_yx(dataset),
+            georeference=_georeference(dataset),
+            tile_hw=dataset.block_shapes[0],
+            properties=_properties(dataset, tags),
+        )
+
+    def _check(self, dataset: Any, dtype: np.dtype[Any]) -> None:
+        if min(dataset.shape) < 1 or (len(set(dataset.dtypes)) > 1 and dtype.kind == "f"):
+            raise unreadable(self._path, f"its size is {dataset.shape}, of {set(dataset.dtypes)}", "save it again")
+        bands = 1 if dataset.profile.get("interleave") == "band" else dataset.count
+        check_block(self._path, dataset.block_shapes[0], bands * dtype.itemsize, self._options)
+
+    def _colors(self, dataset: Any) -> tuple[Color, int, bool]:
+        """What the bands are, how many channels they make, and whether the last is alpha."""
+        from rasterio.enums import ColorInterp
+
+        if self._palette is not None:
+            has_alpha = bool(self._palette.shape[1] == 4)
+            return "rgb", 3 + has_alpha, has_alpha
+        meanings = list(dataset.colorinterp)
+        has_alpha = len(meanings) > 1 and meanings[-1] == ColorInterp.alpha
+        colors = meanings[:-1] if has_alpha else meanings
+        if colors == [ColorInterp.red, ColorInterp.green, ColorInterp.blue]:
+            return "rgb", len(meanings), has_alpha
+        return ("grey" if len(colors) == 1 else "bands"), len(meanings), has_alpha
+
+    def _count(self, dataset: Any, level: int, box_yxyx: tuple[int, int, int, int]) -> None:
+        """Count the stored tiles that a window touches, by their sizes in the file where GDAL tells them."""
+        height, width = dataset.block_shapes[0]
+        y0, x0, y1, x1 = box_yxyx
+        profile = dataset.profile
+        bands = range(1, 1 + dataset.count) if profile.get("interleave") == "band" else (1,)
+        is_deflated = profile.get("compress") == "deflate"
+        for row in range(y0 // height, (y1 - 1) // height + 1):
+            for column in range(x0 // width, (x1 - 1) // width + 1):
+                self.tiles_read += len(bands)
+                for band in bands:
+                    if dataset.driver == "GTiff":
+                        self._count_tile(dataset, self._numbers[level], band, f"{column}_{row}", is_deflated)
+                    else:
+                        self.bytes_read += round(height * width * self._bytes_a_pixel / len(bands))
+
+    def _count_tile(self, dataset: Any, number: int, band: int, place: str, is_deflated: bool) -> None:
+        """Count a tile of a TIFF, and hold what is deflated against its checksum, once: GDAL passes that over."""
+        overview = {"ovr": number - 1} if number else {}
+        offset, size = (
+            int(self._datasets[0].get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=band, **overview) or 0)
+            for what in ("OFFSET", "SIZE")  # neither for a tile that is left out of the file
+        )
+        self.bytes_read += size
+        tile = (number, band, place)
+        if not (size and is_deflated) or tile in self._checked:
+            return
+        with open_picture(self._path) as stream:
+            stream.seek(offset)
+            check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
+        self._checked.add(tile)
+
+
+def _has_mask(dataset: Any) -> bool:
+    from rasterio.enums import MaskFlags
+
+    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+
+
+def _palette(dataset: Any) -> NDArray[np.uint8] | None:
+    """Colours by stored value, ``[values, 3 or 4]``; ``None`` where the stored values are levels themselves."""
+    from rasterio.enums import ColorInterp
+
+    if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or np.dtype(dataset.dtypes[0]).kind != "u":
+        return None
+    entries = dataset.colormap(1)
+    table = np.zeros((max(entries) + 1, 4), np.uint8)
+    for value, color in entries.items():
+        table[value] = color
+    return table if (table[:, 3] < 255).any() else np.ascontiguousarray(table[:, :3])
+
+
+def _georeference(dataset: Any) -> GeoReference | None:
+    transform = dataset.transform
+    if dataset.crs is None and transform.is_identity:
+        return None
+    values = tuple(float(value) for value in transform[:6])
+    if not all(map(math.isfinite, values)) or transform.is_degenerate:
+        return None
+    crs = ""
+    if dataset.crs:
+        code = dataset.crs.to_epsg()
+        crs = f"EPSG:{code}" if code else dataset.crs.to_wkt()
+    a, b, c, d, e, f = values
+    return GeoReference((a, b, c, d, e, f), crs)
+
+
+def _spacing_m_yx(dataset: Any) -> tuple[float, float] | None:
+    """Of map coordinates that are lengths; those of a projection, which may stretch (Web Mercator does)."""
+    if not dataset.crs or not dataset.crs.is_projected:
+        return None
+    metres = float(dataset.crs.linear_units_factor[1])
+    a, b, _, d, e, _ = dataset.transform[:6]
+    spacing = (metres * math.hypot(b, e), metres * math.hypot(a, d))
+    return spacing if all(math.isfinite(value) and value > 0 for value in spacing) else None
+
+
+def _properties(dataset: Any, tags: dict[str, str]) -> dict[str, str]:
+    found = {"driver": dataset.driver}
+    found |= {name: clip_text(value) for name, value in list(tags.items())[:100]}
+    if dataset.nodata is not None:
+        found["nodata"] = str(dataset.nodata)
+    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    if bits:
+        found["bits_per_sample"] = bits
+    return found

@@ -1,0 +1,238 @@
+"""Zarr held to limits: a store that only reads regular files, and a codec that looks before another decodes.
+
+Zarr's compressors decode whatever a chunk's bytes say, up to all there is of memory. The size that they will come to
+is known (that of a chunk), so it is compared first.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import stat
+import struct
+import threading
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs.abc import Codec as NumcodecsCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest
+from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec, ZstdCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.metadata.v2 import ArrayV2Metadata
+from zarr.core.metadata.v3 import ArrayV3Metadata
+from zarr.storage import LocalStore, StorePath
+
+_SLACK_BYTES = 1 << 16  # checksums, headers
+_STEP_BYTES = 1 << 20
+_ZSTD_MAGIC = 0xFD2FB528
+
+
+@dataclass
+class Meter:
+    """What was read; counted from several threads."""
+
+    bytes_read: int = 0
+    tiles_read: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, *, read: int = 0, tiles: int = 0) -> None:
+        """Count bytes and tiles."""
+        with self.lock:
+            self.bytes_read += read
+            self.tiles_read += tiles
+
+
+def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
+    """Open an array to read, with limits on what its chunks may come to.
+
+    Args:
+        folder: of the array.
+        zarr_format: 2 or 3.
+        meter: told what is read.
+    """
+    store = MeteredStore(folder, meter)
+    array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
+    itemsize = array.dtype.itemsize
+    largest = int(np.prod([float(side) for side in array.shards or array.chunks])) * itemsize
+    store.max_bytes = 2 * largest + 16 * _SLACK_BYTES
+    metadata = array.metadata
+    limited: ArrayV2Metadata | ArrayV3Metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        nbytes = int(np.prod([float(side) for side in metadata.chunks])) * itemsize
+        limited = replace(metadata, compressor=LimitedCompressor(metadata.compressor, nbytes, meter))
+    else:
+        limited = replace(metadata, codecs=_limited(metadata.codecs, meter))
+    opened: zarr.Array[Any] = zarr.Array(zarr.AsyncArray(limited, StorePath(store), array.config))
+    return opened
+
+
+def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
+    """Hold what compressed bytes decode to against a limit, without making room for it.
+
+    Args:
+        name: of the compressor, as in Zarr's descriptions; an unknown one stands for none.
+        data: the compressed bytes.
+        limit: most bytes that they may decode to.
+
+    Raises:
+        ValueError: they claim, or come to, more.
+    """
+    view = memoryview(data)
+    if name == "blosc":
+        size, _, encoded = struct.unpack_from("<III", view, 4)
+        if encoded != len(view):  # Blosc itself believes its header, and reads on in memory that is not the chunk's
+            raise ValueError(f"a chunk of {len(view):,} bytes is said to have {encoded:,}")
+    elif name == "lz4":
+        (size,) = struct.unpack_from("<I", view, 0)
+    elif name == "zstd":
+        size = _zstd_size(view, limit)
+    elif name in ("gzip", "zlib", "bz2", "lzma"):
+        size = _streamed_size(name, view, limit)
+    else:
+        size = len(view)
+    if size > limit:
+        raise ValueError(f"a chunk of {len(view):,} bytes decodes to {size:,} or more, not {limit:,}")
+
+
+def _zstd_size(view: memoryview, limit: int) -> int:
+    """Size that a Zstandard frame states (RFC 8878, 3.1.1.1); one that states none is decoded with a bound."""
+    magic, descriptor = struct.unpack_from("<IB", view)
+    if magic != _ZSTD_MAGIC:
+        raise ValueError("a chunk does not start like Zstandard")
+    size_flag, single, dictionary = descriptor >> 6, descriptor >> 5 & 1, descriptor & 3
+    at = 5 + (not single) + (0, 1, 2, 4)[dictionary]
+    if size_flag == 0 and not single:
+        import imagecodecs
+
+        return len(imagecodecs.zstd_decode(bytes(view), out=limit))
+    (size,) = struct.unpack_from(("<B", "<H", "<I", "<Q")[size_flag], view, at)
+    return int(size) + 256 * (size_flag == 1)
+
+
+def _streamed_size(name: str, view: memoryview, limit: int) -> int:
+    """Decode in steps that are thrown away, until the end or the limit; of several members, all."""
+    total = 0
+    rest = bytes(view)
+    while rest and total <= limit:
+        decoder: Any
+        if name in ("gzip", "zlib"):
+            decoder = zlib.decompressobj(47)
+        else:
+            decoder = bz2.BZ2Decompressor() if name == "bz2" else lzma.LZMADecompressor(memlimit=2**28)
+        while not decoder.eof and total <= limit:
+            step = len(decoder.decompress(rest, _STEP_BYTES))
+            rest = decoder.unconsumed_tail if name in ("gzip", "zlib") else b""
+            total += step
+            if not step and not rest:
+                break
+        rest = decoder.unused_data if decoder.eof else b""
+    return total
+
+
+class MeteredStore(LocalStore):
+    """A folder, read only, whose files are counted; pipes, devices and files too large for a chunk are refused."""
+
+    def __init__(self, root: Path, meter: Meter) -> None:
+        super().__init__(root, read_only=True)
+        self._meter = meter
+        self.max_bytes = 1 << 24  # of a description; chunks have their own
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """What a file holds; ``None`` where there is none."""
+        self._check(key, byte_range)
+        return self._counted(super().get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """What a file holds; ``None`` where there is none."""
+        self._check(key, byte_range)
+        return self._counted(await super().get(key, prototype, byte_range))
+
+    def _check(self, key: str, byte_range: ByteRequest | None) -> None:
+        try:
+            status = (self.root / key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{key} is not a regular file")
+        if status.st_size > self.max_bytes:
+            raise ValueError(f"{key} has {status.st_size:,} bytes, over {self.max_bytes:,}")
+
+    def _counted(self, buffer: Buffer | None) -> Buffer | None:
+        if buffer is not None:
+            self._meter.add(read=len(buffer))
+        return buffer
+
+
+class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
+    """A compressor of Zarr v2, or none, that looks before it decodes."""
+
+    codec_id = "tnet_limited"
+
+    def __init__(self, inner: Any, nbytes: int, meter: Meter) -> None:
+        self._inner, self._nbytes, self._meter = inner, nbytes, meter
+
+    def encode(self, buf: Any) -> Any:
+        """Nothing is ever written."""
+        raise NotImplementedError
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        name = self._inner.codec_id if self._inner is not None else ""
+        check_encoded(name, memoryview(buf), self._nbytes)
+        self._meter.add(tiles=1)
+        return self._inner.decode(buf, out) if self._inner is not None else buf
+
+
+@dataclass(frozen=True)
+class LimitCodec(BytesBytesCodec):
+    """Stands behind a compressor of Zarr v3, and so looks at a chunk before it is decoded."""
+
+    name: str
+    meter: Meter
+    slack: int = _SLACK_BYTES
+
+    is_fixed_size = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description, of which there is no use but in error messages."""
+        return {"name": "tnet_limit", "configuration": {}}
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Nothing changes."""
+        return input_byte_length
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        pixels = int(np.prod([float(side) for side in chunk_spec.shape]))
+        limit = pixels * chunk_spec.dtype.to_native_dtype().itemsize + self.slack
+        check_encoded(self.name, memoryview(chunk_data.as_numpy_array().tobytes()), limit)
+        self.meter.add(tiles=1)
+        return chunk_data
+
+    async def _encode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
+        raise NotImplementedError
+
+
+def _limited(codecs: tuple[Any, ...], meter: Meter) -> tuple[Any, ...]:
+    """The same codecs, each compressor with a look at its bytes before."""
+    names = {BloscCodec: "blosc", ZstdCodec: "zstd", GzipCodec: "gzip"}
+    out: list[Any] = []
+    for codec in codecs:
+        if isinstance(codec, ShardingCodec):
+            out.append(replace(codec, codecs=_limited(codec.codecs, meter)))
+            continue
+        out.append(codec)
+        if type(codec) in names:
+            out.append(LimitCodec(names[type(codec)], meter))
+    if not any(isinstance(codec, ShardingCodec | LimitCodec) for codec in out):
+        out.append(LimitCodec("", meter))  # counts, if nothing else
+    return tuple(out)

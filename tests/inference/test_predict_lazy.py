@@ -1,0 +1,126 @@
+"""Predictions and explanations of files that are read only where they are looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from tests.helpers import tiny_config
+from typer.testing import CliRunner
+
+from tnet.cli.main import app
+from tnet.data.reading import Reading
+from tnet.errors import ImageError
+from tnet.inference.predict import predict_paths
+from tnet.inference.records import Prediction, Unreadable
+from tnet.models.io import save_model
+from tnet.models.tnet import TNet
+
+SIDE_PX = 300
+
+
+@pytest.fixture
+def model() -> TNet:
+    torch.manual_seed(0)
+    return TNet(tiny_config()).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of one size: two as PNG and as tiled TIFF of the same pixels, and an OME-TIFF of 16 bits."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE_PX, SIDE_PX + 10), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        tifffile.imwrite(folder / f"{index}.tif", pixels, tile=(128, 128), compression="adobe_deflate")
+    wide = np.random.default_rng(7).integers(0, 2**16, (SIDE_PX, SIDE_PX), dtype=np.uint16)
+    tifffile.imwrite(folder / "wide.ome.tif", wide, tile=(128, 128))
+    return folder
+
+
+def predictions(model: TNet, paths: list[Path], **options: object) -> list[Prediction]:
+    found = list(predict_paths(model, paths, progress=False, **options))
+    assert all(isinstance(item, Prediction) for item in found)
+    return found
+
+
+def test_a_file_read_lazily_is_predicted_as_its_pixels(model: TNet, folder: Path) -> None:
+    paths = [folder / "0.png", folder / "0.tif", folder / "1.png", folder / "1.tif"]
+    decoded = predictions(model, paths, reading=Reading("memory"))
+    for mode in ("lazy", "auto"):
+        lazy = predictions(model, paths, reading=Reading(mode, lazy_above_px=1000))
+        assert [p.regions for p in lazy] == [p.regions for p in decoded]
+        assert [p.probability for p in lazy] == pytest.approx([p.probability for p in decoded], abs=1e-5)
+
+
+def test_decoded_and_lazy_pictures_share_a_batch(model: TNet, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (80, 90), dtype=np.uint8)).save(small)
+    paths = [small, folder / "0.tif", folder / "wide.ome.tif"]
+    mixed = predictions(model, paths, reading=Reading("auto", lazy_above_px=10_000), batch_size=3)
+    alone = [predictions(model, [path], reading=Reading("lazy"))[0] for path in paths]
+    assert [p.regions for p in mixed] == [p.regions for p in alone]
+    assert [p.size_hw for p in mixed] == [(80, 90), (SIDE_PX, SIDE_PX + 10), (SIDE_PX, SIDE_PX)]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
+)
+def test_workers_change_nothing(model: TNet, folder: Path) -> None:
+    paths = sorted(folder.iterdir())
+    runs = [predictions(model, paths, reading=Reading("lazy"), workers=workers) for workers in (0, 1, 4)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_file_that_cannot_be_read(model: TNet, folder: Path) -> None:
+    broken = folder / "broken.tif"
+    broken.write_bytes((folder / "0.tif").read_bytes()[:300])
+    reading = Reading("auto", lazy_above_px=1000)
+    with pytest.raises(ImageError, match="broken.tif"):
+        predictions(model, [folder / "0.tif", broken], reading=reading)
+    found = list(
+        predict_paths(model, [broken, folder / "0.tif"], progress=False, reading=reading, skip_unreadable=True)
+    )
+    assert isinstance(found[0], Unreadable) and isinstance(found[1], Prediction)
+
+
+def test_the_commands(model: TNet, folder: Path, tmp_path: Path) -> None:
+    saved = save_model(model, tmp_path / "model")
+
+    def tnet(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu", "--no-progress"])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    plain = tnet("predict", saved, folder / "wide.ome.tif", "--read", "lazy")
+    brighter = tnet("predict", saved, folder / "wide.ome.tif", "--read", "lazy", "--value-range", "0,30000")
+    assert "wide.ome.tif" in plain and plain != brighter
+    out = tmp_path / "out"
+    tnet("explain", saved, folder / "wide.ome.tif", folder / "0.tif", "--out", out, "--geojson", out / "geo",
+         "--read", "lazy")  # fmt: skip
+    assert {path.name for path in out.iterdir()} == {"wide.ome.png", "0.png", "regions.json", "geo"}
+    regions = json.loads((out / "geo" / "0.geojson").read_text())
+    record = next(entry for entry in json.loads((out / "regions.json").read_text()) if entry["path"].endswith("0.tif"))
+    assert len(regions["features"]) == len(record["regions"])
+    y0, x0, _, _ = record["regions"][0]["box_l0_yxyx"]
+    assert [x0, y0] in regions["features"][0]["geometry"]["coordinates"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bands", "a"], "bands such as"),
+        (["--value-range", "1"], "two numbers"),
+        (["--value-range", "5,1"], "value_range"),
+    ],
+)
+def test_options_that_cannot_be(options: list[str], message: str, model: TNet, folder: Path, tmp_path: Path) -> None:
+    saved = save_model(model, tmp_path / "model")
+    result = CliRunner().invoke(app, ["predict", str(saved), str(folder / "0.tif"), "--read", "lazy", *options])
+    assert result.exit_code in (1, 2) and message in result.output

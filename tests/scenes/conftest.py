@@ -1,0 +1,3 @@
+from tests.scenes.fakes import shelf
+
+__all__ = ["shelf"]
