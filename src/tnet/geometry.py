@@ -1,6 +1,7 @@
 """Where regions are: grids, boxes, levels.
 
-Everything here is pure arithmetic on integers. No other module adds, scales or clips boxes.
+Everything here is pure arithmetic, on integers but for where centres of crops lie. No other module adds, scales
+or clips boxes.
 
 Frames and units: a box is ``(y0, x0, y1, x1)`` in *level-0 pixels*, the pixels of the full-resolution image, with
 ``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below); what is there is the
@@ -412,4 +413,99 @@ def chosen_patches(
         cell=torch.cat(rows),
         parent=image.clone(),
         position_yx=torch.cat(positions),
+    )
+
+
+def crop_sizes_px(glimpse_px: int, input_px: int, scales: int) -> tuple[int, ...]:
+    """Sides of concentric crops of an image of ``input_px`` squared, from the glimpse to the whole in equal steps.
+
+    77 px of 224 px in 3 scales are crops of 77, 150 and 224 px (halves are cut off, as in the original).
+    """
+    steps = max(scales - 1, 1)
+    return tuple(glimpse_px + scale * (input_px - glimpse_px) // steps for scale in range(scales))
+
+
+def crop_boxes(
+    location_yx: Float[Tensor, "batch 2"],
+    sizes_hw: Sequence[tuple[int, int]],
+    crop_px: int,
+    input_px: int,
+    keep_inside: bool = False,
+) -> Int[Tensor, "batch 4"]:
+    """Boxes of one crop of each image, in level-0 pixels.
+
+    The first pixel of a crop is ``floor((side * (1 + location) - crop) / 2)`` on each axis, as in the original.
+
+    Args:
+        location_yx: centres, -1 to 1 from the first edge of the image to the last.
+        sizes_hw: height and width of each image, level-0 pixels.
+        crop_px: side of the crop in an image of ``input_px`` squared; in another image the same share of each side,
+            rounded, at least a pixel.
+        input_px: see ``crop_px``.
+        keep_inside: move what sticks out of its image inside; else a box may reach past the edge.
+    """
+    sides = torch.tensor(sizes_hw, dtype=torch.float64).reshape(-1, 2)
+    crops = (sides * crop_px / input_px).round().clamp_min(1)
+    # Twice the precision: a location at the border must not be pushed out by rounding.
+    starts = ((sides * (1 + location_yx.cpu().double()) - crops) / 2).floor()
+    if keep_inside:
+        starts = torch.minimum(starts.clamp_min(0), sides - crops)
+    return torch.cat([starts, starts + crops], dim=1).long()
+
+
+def clip_boxes(box_l0_yxyx: Int[Tensor, "batch 4"], sizes_hw: Sequence[tuple[int, int]]) -> Int[Tensor, "batch 4"]:
+    """The part of each box that lies in its image; the nearest pixel where there is none."""
+    sides = torch.tensor(sizes_hw, dtype=torch.long).reshape(-1, 2)
+    starts = torch.minimum(box_l0_yxyx[:, :2].clamp_min(0), sides - 1)
+    stops = torch.minimum(box_l0_yxyx[:, 2:].clamp_min(1), sides)
+    return torch.cat([starts, stops], dim=1)
+
+
+def box_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
+    """Boxes as regions of level 1, in the order in which they were looked at; they lie in no grid."""
+    batch, n = box_l0_yxyx.shape[:2]
+    image = torch.arange(batch).repeat_interleave(n)
+    return Regions(
+        level=1,
+        image=image,
+        box_l0_yxyx=box_l0_yxyx.reshape(-1, 4),
+        cell=torch.full_like(image, -1),
+        parent=image.clone(),
+        position_yx=torch.zeros(batch * n, 2, dtype=torch.long),
+    )
+
+
+def window_regions(
+    whole: Regions, cells: Int[Tensor, "batch looks"], side: int, field_px: int, input_px: int
+) -> Regions:
+    """The windows of positions, in level-0 pixels.
+
+    Along an axis of ``input_px`` pixels position ``i`` of ``side`` covers ``field_px`` pixels from pixel ``floor(i *
+    (input_px - field_px) / (side - 1))`` on: the first and the last touch the edges (as in the original). Scaled to
+    images of other sizes, edges are rounded, halves up, and a window keeps a pixel.
+
+    Args:
+        whole: the images.
+        cells: flat positions (row-major).
+        side: positions along a side.
+        field_px: side of a window at ``input_px``.
+        input_px: side to which images are resized.
+    """
+    if cells.is_meta:  # outlines have shapes, not places
+        cells = torch.zeros(cells.shape, dtype=torch.long)
+    cells = cells.cpu()
+    position_yx = torch.stack([cells // side, cells % side], dim=-1)
+    start = position_yx * (input_px - field_px) // max(side - 1, 1)
+    size = whole.size_hw[:, None, :]
+    low = torch.minimum((2 * start * size + input_px) // (2 * input_px), size - 1)
+    high = torch.maximum((2 * (start + field_px) * size + input_px) // (2 * input_px), low + 1)
+    looks = cells.shape[1]
+    parent = torch.arange(len(whole)).repeat_interleave(looks)
+    return Regions(
+        level=1,
+        image=whole.image.repeat_interleave(looks),
+        box_l0_yxyx=torch.cat([low, high], dim=-1).reshape(-1, 4),
+        cell=cells.reshape(-1),
+        parent=parent,
+        position_yx=position_yx.reshape(-1, 2),
     )

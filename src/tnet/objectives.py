@@ -8,12 +8,22 @@ from typing import Literal
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
+from tnet.losses import Loss, ModelObjective, classification_loss, contrastive_loss, penalised_parameters, reward
 from tnet.models.tnet import TNetOutput
+
+__all__ = [
+    "Loss",
+    "Objective",
+    "ObjectiveConfig",
+    "classification_loss",
+    "contrastive_loss",
+    "penalised_parameters",
+    "reward",
+]
 
 _BASELINE_DECAY = 0.9
 
@@ -58,73 +68,7 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The terms of the objective, each already weighted, and what training logs beside them.
-
-    Attributes:
-        terms: by name; they add up to ``total``.
-        total: what is minimised.
-        reward: mean reward of the joint prediction.
-        reward_per_feature: mean reward of single regions.
-    """
-
-    terms: dict[str, Float[Tensor, ""]]
-    total: Float[Tensor, ""]
-    reward: Float[Tensor, ""]
-    reward_per_feature: Float[Tensor, ""]
-
-
-def reward(
-    logits: Float[Tensor, "*n classes"], target: Int[Tensor, "*n"] | Float[Tensor, "*n classes"]
-) -> Float[Tensor, "*n"]:
-    """How right a prediction is, between 0 and 1, without gradient.
-
-    For classes that exclude each other: 1 if the most probable class is the right one (paper). For several labels:
-    what predicted and true labels share, over their union (1 if both are empty), which is 1 only if all are right and
-    does not reward predicting nothing.
-    """
-    if not target.is_floating_point():
-        return (logits.argmax(dim=-1) == target).float()
-    predicted, true = logits.detach() > 0, target > 0.5
-    union = (predicted | true).sum(dim=-1)
-    shared = (predicted & true).sum(dim=-1)
-    return torch.where(union > 0, shared / union.clamp_min(1), torch.ones_like(shared, dtype=torch.float32))
-
-
-def classification_loss(
-    logits: Float[Tensor, "n classes"],
-    target: Int[Tensor, " n"] | Float[Tensor, "n classes"],
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, " n"]:
-    """Cross entropy, or the mean binary cross entropy over the classes for several labels; one value an example."""
-    if not target.is_floating_point():
-        return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
-    target = target * (1 - label_smoothing) + label_smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
-
-
-def contrastive_loss(
-    features: Float[Tensor, "batch dim"], same: Bool[Tensor, "batch batch"], margin: float
-) -> Float[Tensor, ""]:
-    """Pull features of a class together, push others apart beyond a margin (mean over all pairs, diagonal included)."""
-    unit = F.normalize(features, dim=1)
-    similarity = unit @ unit.T
-    return torch.where(same, 1 - similarity, (similarity - margin).clamp_min(0)).mean()
-
-
-def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list[nn.Parameter]:
-    """Parameters under the L2 penalty: biases included, norm layers excluded; ``new`` leaves out the backbone."""
-    norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-    parameters = []
-    for name, module in model.named_modules():
-        if isinstance(module, norms) or (scope == "new" and name.split(".")[0] == "backbone"):
-            continue
-        parameters += [p for p in module.parameters(recurse=False) if p.requires_grad]
-    return parameters
-
-
-class Objective(nn.Module):
+class Objective(ModelObjective):
     """The training objective with its moving reward baseline.
 
     The baseline starts at 0.5 and follows the rewards with a decay of 0.9; both REINFORCE terms use its old value, and

@@ -148,7 +148,7 @@ def test_a_model_classifies_the_estimate_of_what_it_drew(replacement: bool) -> N
     # Position (i, j) of 8 x 8 stands for 8 px of the 64, and its patch of 16 px is centred there.
     y0 = output.regions[1].position_yx * 8 + 4 - 8
     assert torch.equal(output.regions[1].box_l0_yxyx, torch.cat([y0, y0 + 16], dim=1))
-    pixels = model._pixels(model.scene(images), output.regions[1], 16)
+    pixels = model.pixels(model.scene(images), output.regions[1], 16)
     described = F.normalize(model.backbone(pixels), dim=1).unflatten(0, (2, 4))
     torch.testing.assert_close(output.features, described)
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.evaluation.cost import count_parameters
+from tnet.geometry import crop_boxes
 from tnet.models.dram import (
     DRAM,
     DRAMConfig,
@@ -22,7 +23,6 @@ from tnet.models.dram import (
     DRAMPolicy,
     _check_choice,
 )
-from tnet.models.dram_encoder import crop_boxes
 from tnet.scenes import TensorScene
 
 PASS_MACS = 565_831_616

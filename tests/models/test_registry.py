@@ -8,10 +8,13 @@ import torch
 from tests.helpers import TINY_RESNET
 
 from tnet.errors import ConfigError, GeometryError
+from tnet.evaluation.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
 from tnet.models import registry
 from tnet.models.config import PositionConfig, TNetConfig
+from tnet.models.dram import DRAMConfig
 from tnet.models.registry import create_model, list_models, model_config
+from tnet.models.saccader import SaccaderConfig
 from tnet.models.tnet import TNet
 
 SIZES = ("b0", "b1", "b2", "b3", "b4")
@@ -28,7 +31,8 @@ def test_patterns() -> None:
     for name in names:
         architecture, _, tag = name.partition(".")
         assert architecture and tag
-        assert architecture.startswith("tnet_") == (model_config(name).levels > 1)
+        config = model_config(name)
+        assert architecture.startswith("tnet_") == (isinstance(config, TNetConfig) and config.levels > 1)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,8 @@ def test_a_name_that_is_not_registered(name: str, hint: str) -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_every_configuration_names_a_backbone_that_exists(name: str) -> None:
     config = model_config(name)
+    if isinstance(config, (SaccaderConfig, DRAMConfig)):
+        return  # a network of their own
     assert config.backbone.name == "bagnet77" or timm.is_model(config.backbone.name)
     assert not config.backbone.pretrained and config.backbone.weights is None
 
@@ -74,6 +80,30 @@ def test_overrides() -> None:
     assert model.eval()(torch.zeros(1, 1, 96, 96), looks=2).logits.shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("bagnet77_lowd.imagenet", 20_628_393), ("saccader.imagenet", 35_583_913), ("dram.imagenet", 45_610_219)],
+)
+def test_the_published_sizes_of_the_baselines(name: str, published: int) -> None:
+    outline = build_outline(model_config(name))
+    assert count_parameters(outline).total == published
+
+
+def test_saccader_costs_what_is_published_whatever_the_number_of_looks() -> None:
+    outline = build_outline(model_config("saccader.imagenet"))
+    costs = {part.name: part.macs for part in cost_by_module(outline, 6)}
+    assert round(multiply_adds(outline, 2) / 1e9, 2) == 19.50
+    assert sum(costs.values()) == multiply_adds(outline, 6) < 1.001 * multiply_adds(outline, 1)
+    # Nearly all of it is the network that sees everything, and next to nothing the cell.
+    assert costs["backbone"] > 0.7 * sum(costs.values()) and 0 < costs["cell"] < 0.001 * sum(costs.values())
+
+
+def test_patches_cost_by_the_size_of_the_image() -> None:
+    outline = build_outline(model_config("ips.digits"))
+    small, large = (multiply_adds(outline, 10, (side, side)) for side in (1500, 3000))
+    assert 3.9 < large / small < 4.1 and multiply_adds(outline, 10) == small
+
+
 def test_an_override_that_is_no_field() -> None:
     with pytest.raises(ConfigError, match="create_model does not take 'num_clases'; the fields are .*num_classes"):
         create_model("tnet_resnet18.own", num_clases=3)
@@ -94,7 +124,7 @@ def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.nn.Module.__init__(self)
             self.config = config
 
-    monkeypatch.setattr(registry, "TNet", Unbuilt)
+    monkeypatch.setattr(registry, "build_model", Unbuilt)
     for given, pretrained in (({"pretrained": True}, True), ({"pretrained": False}, False), ({}, False)):
         assert create_model("tnet_resnet18.own", **given).config.backbone.pretrained is pretrained
     # Also beside another backbone, whose own setting it overrules.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tnet.config import parse_dataclass
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.evaluation.cost import count_parameters
-from tnet.geometry import whole_images
+from tnet.geometry import whole_images, window_regions
 from tnet.models.saccader import (
     Saccader,
     SaccaderCell,
@@ -25,7 +25,6 @@ from tnet.models.saccader import (
     SaccaderPolicy,
     Stage,
     edge_statistic,
-    glimpse_regions,
     ordered_positions,
     trained_parameters,
 )
@@ -341,7 +340,7 @@ def test_more_looks_begin_as_fewer() -> None:
 def test_boxes_of_the_published_size() -> None:
     """Centres at pos * (1 - 77/224) of half the image from its middle; the original cuts off fractions."""
     whole = whole_images([(224, 224)])
-    regions = glimpse_regions(whole, torch.arange(361)[None], 19, 77, 224)
+    regions = window_regions(whole, torch.arange(361)[None], 19, 77, 224)
     assert (regions.size_hw == 77).all()
     for regions_of_row, axis in ((regions.box_l0_yxyx[::19], 0), (regions.box_l0_yxyx[:19], 1)):
         for number, box in enumerate(regions_of_row.tolist()):
@@ -355,13 +354,13 @@ def test_boxes_of_the_published_size() -> None:
 def test_boxes_at_other_sizes() -> None:
     """At 17 px the five 9 px windows start at 0, 2, ..., 8 px; images are resized to that, each in its own way."""
     sizes = [(17, 17), (170, 34), (1, 3)]
-    regions = glimpse_regions(whole_images(sizes), torch.tensor([[0, 24], [7, 24], [0, 24]]), 5, 9, 17)
+    regions = window_regions(whole_images(sizes), torch.tensor([[0, 24], [7, 24], [0, 24]]), 5, 9, 17)
     assert regions.level == 1 and regions.image.tolist() == regions.parent.tolist() == [0, 0, 1, 1, 2, 2]
     assert regions.box_l0_yxyx[:4].tolist() == [[0, 0, 9, 9], [8, 8, 17, 17], [20, 8, 110, 26], [80, 16, 170, 34]]
     # Even of images smaller than a window something is seen, and never what is not there.
     assert regions.box_l0_yxyx[4:].tolist() == [[0, 0, 1, 2], [0, 1, 1, 3]]
     # One position: the corner where its receptive field begins.
-    assert glimpse_regions(whole_images([(10, 10)]), torch.zeros(1, 1, dtype=torch.long), 1, 9, 10).box_l0_yxyx[
+    assert window_regions(whole_images([(10, 10)]), torch.zeros(1, 1, dtype=torch.long), 1, 9, 10).box_l0_yxyx[
         0
     ].tolist() == [0, 0, 9, 9]
 
@@ -372,7 +371,7 @@ def test_regions_come_in_the_order_of_the_glimpses() -> None:
     whole, glimpses = output.regions
     assert len(whole) == 3 and torch.equal(glimpses.cell.reshape(3, 5), output.cells)
     assert glimpses.image.tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    again = glimpse_regions(whole, output.cells, 5, 9, 17)
+    again = window_regions(whole, output.cells, 5, 9, 17)
     assert torch.equal(glimpses.box_l0_yxyx, again.box_l0_yxyx)
 
 

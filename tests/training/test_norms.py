@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tnet.backbones.base import batch_norms
 from tnet.data.sample import Batch
+from tnet.models.ips import IPS, IPSConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -177,3 +179,15 @@ def test_the_callback_draws_no_random_numbers_of_the_run(monkeypatch: pytest.Mon
     seen.clear()
     RecalibrateNorms(1000).on_validation_start(trainer, module)
     assert seen == [8] * 5, "no image counts twice"
+
+
+def test_norms_that_no_batch_goes_through_keep_their_statistics() -> None:
+    """An IPS that reuses what selection computed runs its backbone in evaluation mode only."""
+    config = IPSConfig(backbone=TINY_RESNET, in_channels=1, patch_px=32, looks=2, heads=2, hidden=8, backbone_stages=2)
+    for reuse in (True, False):
+        torch.manual_seed(0)
+        model = IPS(replace(config, reuse_embeddings=reuse)).eval()
+        used = batch_norms(model.backbone)[0]
+        used.running_mean.fill_(17)  # type: ignore[union-attr]
+        recalibrate_norms(model, batches())
+        assert bool((used.running_mean == 17).all()) is reuse

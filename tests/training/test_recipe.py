@@ -80,7 +80,7 @@ def test_a_file_and_values_over_it(tmp_path: Path) -> None:
         ("model: {base_px: wide}", RecipeError, "a.yaml: model.base_px: "),
         ("title: 3", RecipeError, "a.yaml: title: "),
         ("model: {locator: {kind: squeze}}", RecipeError, "a.yaml: model.locator.kind: "),
-        ("train: {eval_policies: [sample]}", RecipeError, "a.yaml: train.eval_policies: "),
+        ("train: {eval_policies: [guess]}", RecipeError, "a.yaml: train.eval_policies: "),
         ("train: {epochs: 0}", ConfigError, "a.yaml: train.epochs is 0; give at least 1"),
         ("model: {looks: [99]}", ConfigError, "a.yaml: model.looks asks for 99 locations in a grid of 5 x 5"),
         ("model: {grid: {cell_extent: 3}}", GeometryError, "a.yaml: grid cell_extent is 3.0"),
@@ -155,6 +155,7 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
 
 def test_every_recipe_in_the_repository_is_read_and_read_back(repository: Path, tmp_path: Path) -> None:
     paths = sorted([*(repository / "recipes").glob("**/*.yaml"), *(repository / "src/tnet").glob("**/*.yaml")])
+    paths = [path for path in paths if not path.name.startswith("compare_")]  # suites of recipes
     assert paths
     for path in paths:
         recipe = load_recipe(path)

@@ -28,12 +28,16 @@ DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another device that
 
 
 class PolicyName(StrEnum):
-    """How locations are chosen; an Enum, because Typer takes no list of a Literal."""
+    """How locations are chosen, of which a model may know some; an Enum, because Typer takes no list of a Literal."""
 
     topk = "topk"
     sample = "sample"
     random = "random"
     centre = "centre"
+    learned = "learned"
+    ordered_logits = "ordered_logits"
+    sobel_mean = "sobel_mean"
+    sobel_var = "sobel_var"
 
 
 class ReadName(StrEnum):

@@ -13,7 +13,7 @@ from tnet.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
-    from tnet.models.config import TNetConfig
+    from tnet.models.base import ModelConfig
     from tnet.training.recipe import Recipe
 
 
@@ -34,9 +34,9 @@ def evaluate(
     policy: Annotated[
         list[PolicyName] | None,
         typer.Option(
-            metavar="[topk|sample|random|centre]",
-            help="How regions are chosen: by the locator (topk, or sample), or a control. Can be repeated. "
-            "[default: topk]",
+            metavar="[topk|sample|random|centre|...]",
+            help="How regions are chosen: by the locator (topk, or sample), or a control; a Saccader also knows "
+            "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]",
         ),
     ] = None,
     split: Annotated[
@@ -80,13 +80,13 @@ def evaluate(
     }
     images, source = _open_images(model.config, recipe, run, data, split, settings)
     folder = make_folder(out or run / "evaluation")
-    head = f"{_describe(model.config)}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
+    head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
     rows = evaluate_looks(
         model,
         images,
         looks=chosen or default_looks(model.config),
-        policies=[item.value for item in policy or [PolicyName.topk]],
+        policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size,
         workers=workers,
         device=place,
@@ -102,19 +102,8 @@ def evaluate(
     typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
 
-def _describe(config: TNetConfig) -> str:
-    """One line on a model."""
-    text = f"{config.backbone.name} at {config.base_px} px"
-    if config.levels == 1:
-        return f"{text}, the whole image only"
-    looks = "x".join(map(str, config.looks))
-    return (
-        f"{text}, {config.levels} levels, grid of {config.grid.rows} x {config.grid.cols}, {looks} look(s) by default"
-    )
-
-
 def _open_images(
-    model: TNetConfig,
+    model: ModelConfig,
     recipe: Recipe | None,
     run: Path,
     data: Path | None,
@@ -156,7 +145,7 @@ def _open_images(
     return _open_path(model, config, path, Path(config.root)), str(path)
 
 
-def _open_path(model: TNetConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
+def _open_path(model: ModelConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
     from tnet.data.folder import ImageFolder, LabelledImages
     from tnet.data.loading import reading_of

@@ -12,15 +12,16 @@ from tnet.cli.common import Looks, parse_image_size, parse_looks_list
 from tnet.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
-    from tnet.models.config import TNetConfig
+    from tnet.models.base import Model, ModelConfig
     from tnet.models.tnet import TNet
 
 _TABLE_NOTES = """\
-Base px: side of what the backbone is shown. Looks: by default, in each region, a number for each level.
+Base px: side of what the backbone is shown of a region. Looks: by default, in each region, a number for each level.
 Trainable: parameters; total: these and the running statistics of batch norm, as in the published totals. Those of
 traversal networks are 1 more, the scalar reward baseline, which here belongs to the objective.
 Multiply-adds: of one image, at these looks and at 0; 1 multiply-add is 2 FLOPs. Each feature's own classification
-counts, and the location module where it is asked (the published figure at 0 looks includes it).
+counts, and the location module where it is asked (the published figure at 0 looks includes it). IPS and attention
+sampling cost more on larger images; theirs are those of an image of 30 patches a side (1500 px).
 """
 
 
@@ -68,20 +69,15 @@ def info(
 
 def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:
     """What one recipe or model consists of and costs."""
-    from dataclasses import replace
-
+    from tnet.evaluation.cost import build_outline
     from tnet.evaluation.looks import default_looks
-    from tnet.geometry import resolve_looks
     from tnet.models.tnet import TNet
 
     config, kind = _read_config(target)
-    settings = [
-        resolve_looks(item, config.looks, config.grid, config.levels) for item in chosen or default_looks(config)
-    ]
-    backbone = replace(config.backbone, pretrained=False, weights=None)
-    model = TNet(replace(config, backbone=backbone)).eval()
-    text = f"{target} ({kind})\n\n{_describe(config)}\n\n{_costs(model, list(dict.fromkeys(settings)))}"
-    return text if size_hw is None else f"{text}\n{_geometry(model, size_hw)}"
+    settings = [config.resolve_looks(item) for item in chosen or default_looks(config)]
+    model = build_outline(config)
+    text = f"{target} ({kind})\n\n{_describe(config)}\n\n{_costs(model, list(dict.fromkeys(settings)), size_hw)}"
+    return f"{text}\n{_geometry(model, size_hw)}" if size_hw is not None and isinstance(model, TNet) else text
 
 
 def _table(pattern: str, progress: bool) -> str:
@@ -99,16 +95,16 @@ def _table(pattern: str, progress: bool) -> str:
         for name in bar.track(names, description="counting"):
             config = model_config(name)
             model = build_outline(config)
-            count, whole = count_parameters(model), multiply_adds(model, 0)
-            macs = multiply_adds(model) if config.levels > 1 else whole
-            cells = [name, str(config.base_px), str(config.levels), looks_label(config.looks)]
-            cells += [f"{count.trainable:,}", f"{count.total:,}", short_number(macs / 1e9), short_number(whole / 1e9)]
+            count, macs = count_parameters(model), multiply_adds(model)
+            whole = short_number(multiply_adds(model, 0) / 1e9) if config.allows_no_looks else "-"
+            cells = [name, str(config.look_px), str(1 + len(config.default_looks)), looks_label(config.default_looks)]
+            cells += [f"{count.trainable:,}", f"{count.total:,}", short_number(macs / 1e9), whole]
             lines.append(cells)
     header = ["name", "base px", "levels", "looks", "trainable", "total"]
     return f"{markdown_table([*header, 'multiply-adds (G)', 'at 0 looks (G)'], lines)}{_TABLE_NOTES}"
 
 
-def _read_config(target: str) -> tuple[TNetConfig, str]:
+def _read_config(target: str) -> tuple[ModelConfig, str]:
     """The configuration that a path or a name stands for, and what it was."""
     from tnet.models.io import CONFIG_NAME, read_config
     from tnet.models.registry import model_config
@@ -130,45 +126,34 @@ def _read_config(target: str) -> tuple[TNetConfig, str]:
         raise ConfigError(f"{target} is neither a file, nor a folder, nor a model: {error}") from None
 
 
-def _describe(config: TNetConfig) -> str:
+def _describe(config: ModelConfig) -> str:
     """What a model is made of, in lines."""
-    grid, locator = config.grid, config.locator
-    kind = "labels, any number an image" if config.multilabel else "classes"
-    lines = [
-        f"backbone     {config.backbone.name}, glimpses of {config.base_px} px, {config.in_channels} channel(s)",
-        f"classes      {config.num_classes} {kind}",
-        f"levels       {config.levels}, the whole image included",
-    ]
-    if config.levels > 1:
-        lines += [
-            f"grid         {grid.rows} x {grid.cols} cells, each {grid.cell_extent:g} of the side of its region",
-            f"looks        {'x'.join(map(str, config.looks))} by default",
-            f"locator      {locator.kind}, logits {locator.logits}, cells by {locator.cells}",
-            f"tap          {config.backbone.tap}",
-            f"policy       {config.policy.train} in training, {config.policy.eval} in evaluation",
-            f"position     {config.position.kind}",
-            f"aggregation  {config.aggregation}",
-        ]
-    return "\n".join(lines)
+    facts = config.facts()
+    width = max(12, *(len(name) for name, _ in facts))
+    return "\n".join(f"{name:{width}} {text}" for name, text in facts)
 
 
-def _costs(model: TNet, settings: list[tuple[int, ...]]) -> str:
+def _costs(model: Model, settings: list[tuple[int, ...]], size_hw: tuple[int, int] | None) -> str:
     """Parameters, and multiply-adds of each part for each number of looks."""
     from tnet.evaluation.cost import cost_by_module, count_parameters
     from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
 
-    columns = [cost_by_module(model, looks) for looks in settings]
+    # Of a TNet an image of any size costs the same, and --image-size has a table of its own.
+    sized = model.config.cost_depends_on_size
+    columns = [cost_by_module(model, looks, size_hw if sized else None) for looks in settings]
     totals = [sum(part.macs for part in column) for column in columns]
     unit, letter = macs_unit(max(totals))
     lines = [
         [parts[0].name, f"{parts[0].parameters.trainable:,}", *(short_number(part.macs / unit) for part in parts)]
         for parts in zip(*columns, strict=True)
     ]
+    height, width = size_hw or model.config.typical_size_hw
+    size = f" of {height} x {width} px (--image-size counts for another size)" if sized else ""
     count = count_parameters(model)
     lines.append(["total", f"{count.trainable:,}", *(short_number(macs / unit) for macs in totals)])
     table = markdown_table(["part", "parameters", *(f"{looks_label(looks)} looks" for looks in settings)], lines)
     return (
-        f"{table}\nLooks: multiply-adds ({letter}) of one image; 1 multiply-add is 2 FLOPs.\n"
+        f"{table}\nLooks: multiply-adds ({letter}) of one image{size}; 1 multiply-add is 2 FLOPs.\n"
         f"Parameters: trainable ones; {count.total:,} with frozen ones and the running statistics of batch norm.\n"
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tnet.cli import demo, doctor, evaluate, explain, import_tf, info, models, predict, pyramid, train
+from tnet.cli import compare, demo, doctor, evaluate, explain, import_tf, info, models, predict, pyramid, train
 from tnet.errors import TnetError
 
 # A folder that may not be entered, a disk that is full or read-only: whatever was being done, no bug of ours.
@@ -90,6 +90,7 @@ for _verb in (
     demo.demo,
     train.train,
     evaluate.evaluate,
+    compare.compare,
     predict.predict,
     explain.explain,
     models.models,

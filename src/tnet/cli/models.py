@@ -38,6 +38,7 @@ def _list_backbones(pattern: str) -> None:
 
 def _list_models(pattern: str) -> None:
     from tnet.evaluation.report import looks_label, markdown_table
+    from tnet.models.config import TNetConfig
     from tnet.models.registry import list_models, model_config
 
     names = list_models(pattern)
@@ -46,7 +47,9 @@ def _list_models(pattern: str) -> None:
     lines = []
     for name in names:
         config = model_config(name)
-        grid = f"{config.grid.rows} x {config.grid.cols} of {config.grid.cell_extent:g}"
-        numbers = [str(config.base_px), str(config.levels), grid, looks_label(config.looks), str(config.num_classes)]
-        lines.append([name, config.backbone.name, *numbers])
+        levels, grid = str(1 + len(config.default_looks)), "-"
+        if isinstance(config, TNetConfig):
+            grid = f"{config.grid.rows} x {config.grid.cols} of {config.grid.cell_extent:g}"
+        numbers = [str(config.look_px), levels, grid, looks_label(config.default_looks), str(config.num_classes)]
+        lines.append([name, config.network, *numbers])
     typer.echo(markdown_table(["name", "backbone", "base px", "levels", "grid", "looks", "classes"], lines), nl=False)

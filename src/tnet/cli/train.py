@@ -29,6 +29,9 @@ def train(
 
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
+    if result.not_started:
+        heads = sorted({name.split(".")[0] for name in result.not_started})
+        typer.echo(f"\nnot in {result.recipe.train.start_from}, started at random: {', '.join(heads)}")
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")

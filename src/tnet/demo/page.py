@@ -14,12 +14,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tnet.evaluation.report import LooksRow, macs_unit, short_number
 from tnet.files import write_text
 from tnet.geometry import axis_cells
+from tnet.models.config import TNetConfig
 from tnet.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from tnet.demo.run import Claim
 
 _LEARNED = "learned"
+
+
+def tnet_config(recipe: Recipe) -> TNetConfig:
+    """The recipe's model, which in the demonstration is a TNet."""
+    assert isinstance(recipe.model, TNetConfig)
+    return recipe.model
 
 
 def write_page(
@@ -47,7 +54,7 @@ def write_page(
     environment = Environment(loader=PackageLoader("tnet.demo"), autoescape=True, undefined=StrictUndefined)
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))
-    digits, model = recipe.data.digits, recipe.model
+    digits, model = recipe.data.digits, tnet_config(recipe)
     cell_px = axis_cells(digits.canvas_px, model.grid.cols, model.grid.cell_extent).cell_px
     text = environment.get_template("page.html.j2").render(
         canvas_px=digits.canvas_px,

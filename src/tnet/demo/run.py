@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tnet.data.digits import MegapixelDigits
-from tnet.demo.page import write_page
+from tnet.demo.page import tnet_config, write_page
 from tnet.errors import OutputError
 from tnet.evaluation.looks import evaluate_looks
 from tnet.evaluation.report import LooksRow, looks_table, plot_looks, write_rows_csv
@@ -21,7 +21,7 @@ from tnet.explain.figure import save_explanation
 from tnet.files import make_folder, write_text
 from tnet.inference.predict import predict_paths
 from tnet.inference.write import write_predictions
-from tnet.models.tnet import TNet
+from tnet.models.base import Model
 from tnet.training.recipe import Recipe, load_recipe
 from tnet.training.run import RunResult, train
 
@@ -106,14 +106,16 @@ def run_demo(
     tnet = train(recipe, folder / "tnet", progress=progress)
     minutes = tnet.train_seconds / 60
     say(f"     {minutes:.1f} min. 2/5  Training the same backbone on the downsized image, for the same time")
-    small = train(plain_recipe(recipe, recipe.model.base_px, minutes), folder / "plain_downsized", progress=progress)
+    small = train(
+        plain_recipe(recipe, tnet_config(recipe).base_px, minutes), folder / "plain_downsized", progress=progress
+    )
     say("3/5  Training the same backbone on the full image, for the same time")
     full = train(plain_recipe(recipe, digits.canvas_px, minutes), folder / "plain_full", progress=progress)
     say("4/5  Evaluating all three on images that none of them has seen")
     rows = _evaluate(tnet, small, full, progress)
     say("5/5  Predicting and explaining fresh images")
     explained = _fresh_images(tnet.model, recipe, folder)
-    claims = check_claims(rows, recipe.model.looks[0])
+    claims = check_claims(rows, tnet_config(recipe).looks[0])
     seconds = time.monotonic() - start
     _write_results(folder, rows, claims, seed, seconds)
     page = write_page(folder, recipe, rows, claims, explained, minutes, seconds)
@@ -125,11 +127,11 @@ def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
 
     The full image takes smaller batches, so that memory suffices; training ends by time, not by a number of images.
     """
-    batch = recipe.train.batch_size if base_px == recipe.model.base_px else max(4, recipe.train.batch_size // 4)
+    batch = recipe.train.batch_size if base_px == tnet_config(recipe).base_px else max(4, recipe.train.batch_size // 4)
     images = recipe.data.digits.images_train // batch * batch
     return replace(
         recipe,
-        model=replace(recipe.model, levels=1, looks=(), base_px=base_px),
+        model=replace(tnet_config(recipe), levels=1, looks=(), base_px=base_px),
         train=replace(
             recipe.train, epochs=1, images_per_epoch=images, batch_size=batch, max_minutes=minutes, overlays=0
         ),
@@ -189,7 +191,7 @@ def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
     ]
 
 
-def _fresh_images(model: TNet, recipe: Recipe, folder: Path) -> list[Path]:
+def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
     """Write fresh images as files, predict them as a user would, and explain them."""
     digits = recipe.data.digits
     # Beyond the images that were evaluated.

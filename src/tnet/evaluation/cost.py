@@ -14,7 +14,7 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Num
@@ -24,13 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tnet.backbones import Described
 from tnet.errors import ConfigError
 from tnet.geometry import Regions
-from tnet.models.config import PolicyKind, TNetConfig
-from tnet.models.tnet import TNet
+from tnet.models.base import Model, ModelConfig
+from tnet.models.kinds import build_model
+from tnet.models.patches import PatchModel
+from tnet.models.tnet import PARTS, TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy
 
 _OWN = "aggregation"  # what TNet itself computes (cell pooling, the weighted sum) is counted here
-MODULES = ("backbone", "position", "locator", "aggregation", "classifier")
+MODULES = PARTS
 """The parts of a TNet, in the order in which they run."""
 
 
@@ -56,8 +58,8 @@ class ModuleCost:
     Attributes:
         name: of the part: one of :data:`MODULES`.
         parameters: what it consists of.
-        macs: multiply-adds over all glimpses of the image. Those of ``aggregation`` include what no part owns: the
-            pooling of cell features, and the weighted sum.
+        macs: multiply-adds over all glimpses of the image. Those of a TNet's ``aggregation``, or else of the last part,
+            include what no part owns, such as the pooling of cell features and the weighted sum.
     """
 
     name: str
@@ -116,7 +118,7 @@ class _FirstCells:
         return Choice(torch.arange(k).repeat(len(logits), 1), nothing, nothing.sum(dim=1))
 
 
-def build_outline(config: TNetConfig) -> TNet:
+def build_outline(config: ModelConfig) -> Model:
     """Build a model of shapes without numbers, to count what it consists of and costs.
 
     It is on PyTorch's ``meta`` device: no weights are drawn, loaded or downloaded, it takes no memory, and counting
@@ -128,9 +130,8 @@ def build_outline(config: TNetConfig) -> TNet:
     Raises:
         ConfigError: a configuration that cannot be built.
     """
-    backbone = replace(config.backbone, pretrained=False, weights=None)
     with torch.device("meta"):
-        return TNet(replace(config, backbone=backbone)).eval()
+        return build_model(config.without_weights()).eval()
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
@@ -146,19 +147,21 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def multiply_adds(
-    model: TNet,
+    model: Model,
     looks: int | Sequence[int] | None = None,
     image_size_hw: tuple[int, int] | None = None,
-    policy: PolicyKind = "topk",
+    policy: str | None = None,
 ) -> int:
     """Multiply-adds of one image in evaluation mode.
 
     Args:
-        model: any TNet.
-        looks: as for ``TNet.forward``.
-        image_size_hw: height and width, pixels. Every glimpse is resized to one size, so this changes nothing, but an
-            image too small to be divided is refused. If ``None``, one that can be divided.
-        policy: ``random`` and ``centre`` do not ask the locator, which then costs nothing.
+        model: any model.
+        looks: as for its ``forward``.
+        image_size_hw: height and width, pixels. Where every glimpse is resized to one size this changes nothing, but
+            an image too small to be divided is refused; models of patches look at a larger image longer. If ``None``,
+            one that the model is made for.
+        policy: how locations are chosen, the model's own way if ``None``; ``random`` and ``centre`` may not ask the
+            locator, which then costs nothing.
 
     Raises:
         GeometryError: looks that the model or the image does not allow.
@@ -167,44 +170,67 @@ def multiply_adds(
 
 
 def cost_by_module(
-    model: TNet,
+    model: Model,
     looks: int | Sequence[int] | None = None,
     image_size_hw: tuple[int, int] | None = None,
-    policy: PolicyKind = "topk",
+    policy: str | None = None,
 ) -> list[ModuleCost]:
     """Parameters and multiply-adds of each part of a model, for one image in evaluation mode.
 
     Args:
-        model: any TNet.
+        model: any model.
         looks: as for :func:`multiply_adds`.
         image_size_hw: as for :func:`multiply_adds`.
         policy: as for :func:`multiply_adds`.
 
     Returns:
-        One entry for each of :data:`MODULES` that the model has.
+        One entry for each part of the model: for a TNet those of :data:`MODULES` that it has.
 
     Raises:
         GeometryError: looks that the model or the image does not allow.
     """
+    size_hw = image_size_hw or model.config.typical_size_hw
+    policy = policy or model.config.eval_policy
+    chosen = model.config.resolve_looks(looks)
+    if isinstance(model, PatchModel):
+        return _own_count(model, model.multiply_adds(size_hw, chosen, policy))
     config = model.config
-    size_hw = image_size_hw or _divisible_size(model)
     scene = _BlankScene(size_hw, config.in_channels, like=model.classifier.weight)
     training = model.training
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            model.eval()(scene, looks=looks, policy=_FirstCells(model.policy(policy).needs_logits))
+            kind = model.eval().policy(policy)
+            model(scene, looks=chosen, policy=kind if isinstance(kind, str) else _FirstCells(kind.needs_logits))
     finally:
         model.train(training)
+    # What no part owns: a TNet's pooling of cells and its weighted sum are counted with its aggregation.
+    own = _OWN if _OWN in model.parts else model.parts[-1]
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    parts = {name: flops.get(f"{type(model).__name__}.{name}", 0) for name in MODULES}
-    parts[_OWN] += counter.get_total_flops() - sum(parts.values())
-    modules = {name: getattr(model, name) for name in MODULES}
+    parts = {name: _flops_of(flops, f"{type(model).__name__}.{name}") for name in model.parts}
+    parts[own] += counter.get_total_flops() - sum(parts.values())
+    modules = {name: getattr(model, name) for name in model.parts}
     return [
         ModuleCost(name, count_parameters(modules[name]), flops // 2)
         for name, flops in parts.items()
         if modules[name] is not None
     ]
+
+
+def _flops_of(flops: dict[str, int], name: str) -> int:
+    """What a module ran, or, where its ``forward`` was not what ran, the modules inside it."""
+    if name in flops:
+        return flops[name]
+    inside = {other for other in flops if other.startswith(f"{name}.")}
+    outermost = [other for other in inside if not any(other.startswith(f"{outer}.") for outer in inside)]
+    return sum(flops[other] for other in outermost)
+
+
+def _own_count(model: PatchModel, macs: dict[str, int]) -> list[ModuleCost]:
+    """Costs of a model that counts itself, which may run a part in several roles; parameters stand at the first."""
+    counts = {name: count_parameters(getattr(model, name)) for name in model.parts}
+    nothing = ParameterCount(0, 0)
+    return [ModuleCost(name, counts.get(name, nothing), number) for name, number in macs.items()]
 
 
 def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int:
@@ -234,11 +260,11 @@ def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int
 
 
 def time_per_image_ms(
-    model: TNet,
+    model: Model,
     images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Sequence[Scene],
     looks: int | Sequence[int] | None = None,
     *,
-    policy: Policy | PolicyKind = "topk",
+    policy: Policy | str = "topk",
     repeats: int = 5,
     warmup: int = 2,
 ) -> Timing:
@@ -282,10 +308,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was told, so that a clock beside it tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _divisible_size(model: TNet) -> tuple[int, int]:
-    """An image so large that the regions of the last level are still as large as a glimpse."""
-    config = model.config
-    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
-    return side, side

@@ -25,26 +25,20 @@ from tnet.data.sample import Batch
 from tnet.errors import CheckpointError, ConfigError, DataError
 from tnet.evaluation.cost import count_parameters, multiply_adds, synchronize, time_per_image_ms
 from tnet.evaluation.report import NO_POLICY, LooksRow, wilson_interval
-from tnet.geometry import resolve_looks, total_looks
-from tnet.models.config import PolicyKind, TNetConfig
-from tnet.models.tnet import TNet
+from tnet.geometry import total_looks
+from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
-from tnet.traversal import Policy, RandomCells, SampleWithoutReplacement
 
+_SEED_STRIDE = 1_000_003
 _TELL_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
-def default_looks(config: TNetConfig) -> list[int | tuple[int, ...]]:
-    """From 0 to the configured number of looks at level 1, and the configured looks cut short after each level."""
-    if config.levels == 1:
-        return [0]
-    chosen: list[int | tuple[int, ...]] = [0]
-    chosen += [config.looks[:depth] for depth in range(1, config.levels - 1)]
-    chosen += range(1, config.looks[0] + 1)
-    return sorted(chosen, key=lambda looks: total_looks(resolve_looks(looks, config.looks, config.grid, config.levels)))
+def default_looks(config: ModelConfig) -> list[int | tuple[int, ...]]:
+    """Numbers of looks that are measured unless others are asked for; see ``ModelConfig.listed_looks``."""
+    return config.listed_looks()
 
 
-def check_data_fits(config: TNetConfig, data: LabelledData) -> None:
+def check_data_fits(config: ModelConfig, data: LabelledData) -> None:
     """Check that labelled images have the classes that a model tells apart.
 
     Raises:
@@ -77,27 +71,33 @@ def check_data_fits(config: TNetConfig, data: LabelledData) -> None:
 class _Setting:
     """One number of looks and one policy: what was found so far."""
 
-    def __init__(self, model: TNet, looks: tuple[int, ...], kind: PolicyKind, seed: int, device: torch.device) -> None:
+    def __init__(self, model: Model, looks: tuple[int, ...], kind: str, seed: int, device: torch.device) -> None:
         config = model.config
-        self.looks, self.kind = looks, kind
-        self.policy = _seeded_policy(model, kind, seed, device)
-        self.macs = multiply_adds(model, looks, policy=kind)
+        self.looks, self.kind, self.seed = looks, kind, seed
+        self.policy = model.seeded_policy(kind, seed, device)
         self.metrics = MetricCollection(_metrics(config))
         self.auroc = BinaryAUROC() if config.num_classes == 2 and not config.multilabel else None
         self.multilabel = config.multilabel
         self.confidence = 0.0
+        self.batches = 0
         self.classes_seen: set[int] = set()
         self.times_ms: list[float] = []
 
     def run(
-        self, model: TNet, images: Tensor | list[Tensor] | list[Scene], device: torch.device
+        self, model: Model, images: Tensor | list[Tensor] | list[Scene], device: torch.device
     ) -> tuple[Tensor, float]:
         """Logits of a batch on the CPU, and milliseconds an image."""
-        synchronize(device)
-        start = time.perf_counter()
-        logits = model(images, looks=self.looks, policy=self.policy).logits
-        synchronize(device)
-        return logits.float().cpu(), 1000 * (time.perf_counter() - start) / len(images)
+        # A policy without a generator of its own draws what follows from the seed and the batch alone.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if isinstance(self.policy, str):
+                torch.manual_seed(self.seed + _SEED_STRIDE * self.batches)
+            synchronize(device)
+            start = time.perf_counter()
+            logits = model(images, looks=self.looks, policy=self.policy).logits
+            synchronize(device)
+            time_ms = 1000 * (time.perf_counter() - start) / len(images)
+        self.batches += 1
+        return logits.float().cpu(), time_ms
 
     def update(self, logits: Float[Tensor, "batch classes"], targets: Num[Tensor, "batch ..."]) -> None:
         """Add a batch to the metrics."""
@@ -109,18 +109,7 @@ class _Setting:
             self.classes_seen |= set(targets.tolist())
 
 
-def _seeded_policy(model: TNet, kind: PolicyKind, seed: int, device: torch.device) -> Policy:
-    """A policy whose draws follow from the seed alone."""
-    generator = torch.Generator(device).manual_seed(seed)
-    if kind == "random":
-        return RandomCells(generator)
-    if kind == "sample":
-        config = model.config.policy
-        return SampleWithoutReplacement(config.joint, config.temperature, generator)
-    return model.policy(kind)
-
-
-def _metrics(config: TNetConfig) -> dict[str, Metric | MetricCollection]:
+def _metrics(config: ModelConfig) -> dict[str, Metric | MetricCollection]:
     classes = config.num_classes
     if config.multilabel:
         return {
@@ -134,11 +123,11 @@ def _metrics(config: TNetConfig) -> dict[str, Metric | MetricCollection]:
 
 
 def evaluate_looks(
-    model: TNet,
+    model: Model,
     data: LabelledData,
     *,
     looks: Sequence[int | tuple[int, ...]],
-    policies: Sequence[PolicyKind] = ("topk",),
+    policies: Sequence[str] | None = None,
     batch_size: int = 16,
     workers: int = 0,
     device: str = "cpu",
@@ -150,8 +139,9 @@ def evaluate_looks(
     Args:
         model: is moved to the device and left in evaluation mode.
         data: labelled images with the model's classes.
-        looks: numbers of looks, each as for ``TNet.forward``; those that come to the same are measured once.
-        policies: how locations are chosen: each number of looks above 0 is measured with each.
+        looks: numbers of looks, each as for the model's ``forward``; those that come to the same are measured once.
+        policies: how locations are chosen: each number of looks above 0 is measured with each; the
+            model's own if ``None``.
         batch_size: images a batch.
         workers: processes that read images.
         device: to run on.
@@ -168,6 +158,7 @@ def evaluate_looks(
         CheckpointError: the model's answers are not numbers.
     """
     config = model.config
+    policies = (config.eval_policy,) if policies is None else policies
     if not looks or not policies or batch_size < 1 or workers < 0:
         raise ConfigError(
             f"looks {list(looks)}, policies {list(policies)}, batch size {batch_size} and workers {workers}: give at "
@@ -198,12 +189,12 @@ def evaluate_looks(
 
 
 def _settings(
-    model: TNet, looks: Sequence[int | tuple[int, ...]], policies: Sequence[PolicyKind], seed: int, device: torch.device
+    model: Model, looks: Sequence[int | tuple[int, ...]], policies: Sequence[str], seed: int, device: torch.device
 ) -> list[_Setting]:
     """What is to be measured, each once."""
     config = model.config
-    chosen = [resolve_looks(item, config.looks, config.grid, config.levels) for item in looks]
-    pairs = [(item, kind if item else config.policy.eval) for item in chosen for kind in policies]
+    chosen = [config.resolve_looks(item) for item in looks]
+    pairs = [(item, kind if item else config.eval_policy) for item in chosen for kind in policies]
     return [_Setting(model, item, kind, seed, device) for item, kind in dict.fromkeys(pairs)]
 
 
@@ -234,12 +225,13 @@ def _check_finite(logits: Float[Tensor, "batch classes"], batch: Batch) -> None:
 
 
 def _row(
-    setting: _Setting, model: TNet, first: Tensor | list[Tensor] | list[Scene], images: int, parameters: int
+    setting: _Setting, model: Model, first: Tensor | list[Tensor] | list[Scene], images: int, parameters: int
 ) -> LooksRow:
     """Sum a setting up; time the first batch again if there was no other like it."""
     values = {name: float(value) for name, value in setting.metrics.compute().items()}
     low, high = wilson_interval(round(values["accuracy"] * images), images)
     times = setting.times_ms
+    size_hw = model.scene(first).sizes_hw[0] if model.config.cost_depends_on_size else None
     if not times:
         timing = time_per_image_ms(model, first, setting.looks, policy=setting.policy, repeats=3, warmup=0)
         times = [timing.median_ms, timing.min_ms, timing.max_ms]
@@ -256,7 +248,7 @@ def _row(
         auc=auc,
         jaccard=values.get("jaccard"),
         confidence=setting.confidence / images,
-        macs=setting.macs,
+        macs=multiply_adds(model, setting.looks, size_hw, setting.kind),
         parameters=parameters,
         time_ms=statistics.median(times),
         time_ms_min=min(times),

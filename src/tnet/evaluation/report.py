@@ -42,7 +42,7 @@ class LooksRow:
         auc: area under the receiver operating characteristic; only with 2 classes, both of which must occur.
         jaccard: labels both predicted and true over labels either, over all images; only for several labels an image.
         confidence: mean over the images of the largest probability.
-        macs: multiply-adds of one image.
+        macs: multiply-adds of one image; of the first where they depend on its size.
         parameters: trainable parameters of the model.
         time_ms: milliseconds an image in batches as evaluated, without reading and decoding: median over batches. The
             first batch warms up.

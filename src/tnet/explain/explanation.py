@@ -13,8 +13,9 @@ from torch import Tensor
 from tnet.explain.panels import Bar, CellMap, ShareBox
 from tnet.geometry import Regions, cell_boxes, whole_images
 from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
-from tnet.models.config import PolicyKind
-from tnet.models.tnet import TNet, TNetOutput
+from tnet.models.base import Model, ModelOutput
+from tnet.models.config import TNetConfig
+from tnet.models.tnet import TNetOutput
 from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorScene
 from tnet.traversal import Policy
 
@@ -36,9 +37,9 @@ class Explanation:
         truth: the right label, if known; several are joined by ``|``.
     """
 
-    model: TNet
+    model: Model
     image: UInt8[Tensor, "channels height width"] | Scene
-    output: TNetOutput
+    output: ModelOutput
     prediction: Prediction
     names: Sequence[str]
     located: bool
@@ -57,9 +58,23 @@ class Explanation:
         """Whether the prediction is the truth; ``None`` if that is not known."""
         return None if self.truth is None else self.true_labels == set(self.prediction.labels)
 
-    def alone(self, feature: int) -> tuple[str, float]:
-        """What the classifier says of one feature: 0 is the whole image."""
-        prob, index = class_probs(self.output.feature_logits[0, feature], self.model.config).max(dim=0)
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are probabilities of a grid of places to look in each region."""
+        return self.located and isinstance(self.output, TNetOutput)
+
+    @property
+    def whole_weight(self) -> float | None:
+        """Share of the whole image in the decision, if the model says."""
+        weights = self.output.whole_weights
+        return None if weights is None else float(weights[0])
+
+    def whole_alone(self) -> tuple[str, float] | None:
+        """What the classifier says of the whole image alone, if the model says."""
+        logits = self.output.whole_logits
+        if logits is None:
+            return None
+        prob, index = class_probs(logits[0], self.model.config).max(dim=0)
         return self.names[int(index)], float(prob)
 
     def bars(self) -> list[Bar]:
@@ -72,6 +87,7 @@ class Explanation:
 
     def cell_map(self, level: int, index: int) -> CellMap:
         """Probabilities of the cells of region ``index`` of a level, and which were chosen."""
+        assert isinstance(self.model.config, TNetConfig) and isinstance(self.output, TNetOutput)
         grid = self.model.config.grid
         parents = self.output.regions[level]
         y0, x0, y1, x1 = parents.box_l0_yxyx[index].tolist()
@@ -88,7 +104,8 @@ class Explanation:
         )
 
     def glimpses(self, level: int, keep: Sequence[int]) -> list[np.ndarray]:
-        """Some regions of a level at the base resolution, as the backbone got them; for display."""
+        """Some regions of a level at the resolution at which the model saw them; for display."""
+        config = self.model.config
         regions, rows = self.output.regions[level], torch.tensor(list(keep), dtype=torch.long)
         kept = Regions(
             level=level,
@@ -100,7 +117,7 @@ class Explanation:
         )
         image = self.image
         scene = self.model.scene([image] if isinstance(image, Tensor) else image)
-        pixels = scene.glimpse(kept, self.model.config.base_px)
+        pixels = scene.glimpse(kept, config.look_px if level else config.whole_px)
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:
@@ -114,11 +131,11 @@ class Explanation:
 
 
 def look(
-    model: TNet,
+    model: Model,
     image: UInt8[Tensor, "channels height width"] | Scene,
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     truth: str | None = None,
@@ -130,12 +147,13 @@ def look(
     if policy is None or isinstance(policy, str):
         policy = model.policy(policy)
     with torch.inference_mode():
-        output = model([image] if isinstance(image, Tensor) else image, looks, policy)
+        output: ModelOutput = model([image] if isinstance(image, Tensor) else image, looks, policy)
+    located = model.is_located(policy)
     prediction = prediction_of(
-        output, 0, model.config, source or title or "", located=policy.needs_logits, names=labels,
+        output, 0, model.config, source or title or "", located=located, names=labels,
         own_size_hw=own_size_hw,
     )  # fmt: skip
-    return Explanation(model, image, output, prediction, labels, policy.needs_logits, title or source or "", truth)
+    return Explanation(model, image, output, prediction, labels, located, title or source or "", truth)
 
 
 def size_of(image: UInt8[Tensor, "channels height width"] | Scene) -> tuple[int, int]:

@@ -41,8 +41,7 @@ from tnet.explain.layout import (
 from tnet.explain.panels import BAD, FAINT, GOOD, INK, Frame, clip, shorten
 from tnet.files import atomic_path
 from tnet.inference.records import LABEL_THRESHOLD, Prediction, RegionRecord
-from tnet.models.config import PolicyKind
-from tnet.models.tnet import TNet
+from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
 from tnet.traversal import Policy
 
@@ -50,14 +49,15 @@ _LEGEND = (
     "location: probability of the place among those inside the same region     weight: share in the decision     "
     "alone: what the classifier makes of this view by itself"
 )
+_LEGEND_SO_FAR = "numbers: the order of looking     so far: what the model makes of this view and those before"
 
 
 def explain_image(
-    model: TNet,
+    model: Model,
     image: UInt8[Tensor, "channels height width"] | Scene,
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     truth: str | None = None,
@@ -84,12 +84,12 @@ def explain_image(
 
 
 def save_explanation(
-    model: TNet,
+    model: Model,
     image: UInt8[Tensor, "channels height width"] | Scene,
     path: str | Path,
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     truth: str | None = None,
@@ -135,7 +135,7 @@ def draw(found: Explanation) -> Figure:
     height, width = found.prediction.size_hw
     regions = found.prediction.regions
     top = top_sizes(width / height, len(found.bars()))
-    rows = level_rows(regions, divided=found.located)
+    rows = level_rows(regions, divided=found.has_maps)
     y = HEAD_IN + top.total + 0.3
     sheet = Sheet(y + sum(row.total_height for row in rows) + (0.3 if rows else 0))
     _draw_head(sheet, found)
@@ -144,7 +144,7 @@ def draw(found: Explanation) -> Figure:
         _draw_row(sheet, found, row, y)
         y += row.total_height
     if rows:
-        sheet.text(MARGIN_IN, y, _LEGEND, 9, FAINT)
+        sheet.text(MARGIN_IN, y, _LEGEND if found.output.verdict == "alone" else _LEGEND_SO_FAR, 9, FAINT)
     return sheet.figure
 
 
@@ -164,22 +164,32 @@ def _draw_head(sheet: Sheet, found: Explanation) -> None:
     sheet.text(MARGIN_IN, 0.22, clip(verdict, room), 18, weight="bold")
     height, width = told.size_hw
     looks = len(told.regions)
-    seen = (1 + looks) * config.base_px**2 / (height * width)
+    seen = (config.whole_px**2 + looks * config.look_px**2) / (height * width)
     facts = [shorten(found.title, 70)] if found.title else []
     facts.append(f"{width} × {height} px")
     facts.append({0: "0 looks: only the whole, resized", 1: "1 look"}.get(looks, f"{looks} looks"))
     if looks and not found.located:
         facts.append("places chosen without the locator")
     share = f"{seen:.0%}" if seen >= 0.1 else f"{seen:.1%}"
-    facts.append(f"saw {1 + looks} × {config.base_px} × {config.base_px} px, {share} of the picture's pixel count")
+    facts.append(f"saw {_seen(config, looks)}, {share} of the picture's pixel count")
     sheet.text(MARGIN_IN, 0.62, "   ·   ".join(facts), 10, FAINT)
+
+
+def _seen(config: ModelConfig, looks: int) -> str:
+    """What the network saw, in numbers of pixels."""
+    if config.whole_px == config.look_px:
+        return f"{1 + looks} × {config.look_px} × {config.look_px} px"
+    views = ([(1, config.whole_px)] if config.whole_px else []) + ([(looks, config.look_px)] if looks else [])
+    return " and ".join(f"{count} × {side} × {side} px" for count, side in views)
 
 
 def _draw_top(sheet: Sheet, found: Explanation, top: Top, numbered: set[str]) -> None:
     """The picture, where to look, what was seen of the whole, and the classes."""
     told = found.prediction
-    base = f"{found.model.config.base_px} × {found.model.config.base_px} px"
-    shown, (whole,) = found.whole(), found.glimpses(0, [0])
+    whole_px = found.model.config.whole_px
+    base = f"{whole_px} × {whole_px} px"
+    shown = found.whole()
+    whole = found.glimpses(0, [0])[0] if whole_px else None
     x1, y1 = MARGIN_IN, HEAD_IN
     main = _panel(sheet, x1, y1, top.width, top.height, "Where it looked" if told.regions else "The picture")
     panels.picture(main, shown, smooth=True)
@@ -188,18 +198,19 @@ def _draw_top(sheet: Sheet, found: Explanation, top: Top, numbered: set[str]) ->
     x2 = x1 if top.stacked else x1 + top.slot + GAP_IN
     y2 = y1 + TITLE_IN + top.height + GAP_IN if top.stacked else y1
     x3, y3 = (x1 if top.stacked else x2) + top.slot + GAP_IN, y1
-    label, prob = found.alone(0)
-    if told.regions and found.located:
+    if told.regions and found.has_maps and whole is not None:
         title = "Where to look next: probability of each place, %" if top.width > 3.6 else "Where to look next, %"
         second = _panel(sheet, x2, y2, top.width, top.height, title)
         panels.picture(second, shown, dim=True, smooth=True)
         panels.cell_map(second, found.cell_map(0, 0), (top.width, top.height))
         panels.picture(_panel(sheet, x3, y3, *top.seen, f"What it saw first: {base}"), whole)
         y3 += TITLE_IN + top.seen[1]
-        weight = float(found.output.weights[0, 0])
-        sheet.text(x3, y3 + 0.07, f"weight {weight:.0%}   ·   alone: {clip(label, 20)} ({prob:.0%})", 9.5)
+        said = [] if found.whole_weight is None else [f"weight {found.whole_weight:.0%}"]
+        alone = found.whole_alone()
+        said += [] if alone is None else [f"alone: {clip(alone[0], 20)} ({alone[1]:.0%})"]
+        sheet.text(x3, y3 + 0.07, "   ·   ".join(said), 9.5)
         y3 += ALONE_IN
-    else:
+    elif whole is not None:
         title = f"{'What it saw first' if told.regions else 'All it saw'}: {base}"
         panels.picture(_panel(sheet, x2, y2, top.width, top.height, title), whole)
     threshold = LABEL_THRESHOLD if found.model.config.multilabel else None
@@ -214,7 +225,7 @@ def _panel(sheet: Sheet, x: float, y: float, width: float, height: float, title:
 
 def _draw_row(sheet: Sheet, found: Explanation, row: Row, y: float) -> None:
     """The regions of one level, as the network saw them."""
-    records, base_px = found.prediction.regions, found.model.config.base_px
+    records, base_px = found.prediction.regions, found.model.config.look_px
     y0, x0, y1, x1 = row.records[0].box_l0_yxyx
     count = f"{row.total} regions" if row.total != 1 else "1 region"
     text = f"Level {row.level}: {count} of {x1 - x0} × {y1 - y0} px, each seen at {base_px} × {base_px} px"
@@ -248,11 +259,15 @@ def _draw_row(sheet: Sheet, found: Explanation, row: Row, y: float) -> None:
 
 def _caption(sheet: Sheet, found: Explanation, record: RegionRecord, x: float, y: float, width: float) -> None:
     """What is known of a region, below it, in ``width`` inches."""
-    where = "" if record.location_probability is None else f"location {record.location_probability:.0%}   ·   "
-    sheet.text(x, y, f"{where}weight {record.weight:.0%}", 9, FAINT)
+    shares_of = (("location", record.location_probability), ("weight", record.weight))
+    said = [f"{name} {value:.0%}" for name, value in shares_of if value is not None]
+    sheet.text(x, y, "   ·   ".join(said), 9, FAINT)
+    if record.label is None or record.probability is None:
+        return
+    verdict = found.output.verdict
     colour = INK
     if found.truth is not None:
         colour = GOOD if record.label in found.true_labels else BAD
     size, letter_in = (9.5, 0.08) if width > 2.2 else (8.5, 0.0715)
-    label = clip(record.label, max(4, int((width + 0.25) / letter_in) - len("alone:  (100%)")))
-    sheet.text(x, y + 0.19, f"alone: {label} ({record.probability:.0%})", size, colour, weight="bold")
+    label = clip(record.label, max(4, int((width + 0.25) / letter_in) - len(f"{verdict}:  (100%)")))
+    sheet.text(x, y + 0.19, f"{verdict}: {label} ({record.probability:.0%})", size, colour, weight="bold")

@@ -239,10 +239,14 @@ def _annotation(region: RegionRecord, order: int, colors: Mapping[str, tuple[int
     return {
         "objectType": "annotation",
         "name": region.number,
-        "classification": {"name": region.label, "color": list(colors.get(region.label, class_color(region.label)))},
+        **({} if region.label is None else {"classification": _classification(region.label, colors)}),
         "isLocked": True,
         "measurements": {name: value for name, value in measurements.items() if value is not None},
     }
+
+
+def _classification(label: str, colors: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
+    return {"name": label, "color": list(colors.get(label, class_color(label)))}
 
 
 def _flat(region: RegionRecord) -> dict[str, Any]:

@@ -21,12 +21,10 @@ from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
 from tnet.explain.geojson import Coordinates, check_geojson_output, name_after, write_all_geojson
 from tnet.files import make_folder, write_text
-from tnet.geometry import resolve_looks
 from tnet.inference.predict import DEFAULT_READING, check_image_size, read_picture
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable
-from tnet.models.config import PolicyKind
-from tnet.models.tnet import TNet
+from tnet.models.base import Model
 from tnet.scenes.base import Scene
 from tnet.scenes.readers.base import GeoReference
 from tnet.traversal import Policy
@@ -55,12 +53,12 @@ class _Item:
 
 
 def explain_paths(
-    model: TNet,
+    model: Model,
     paths: Sequence[str | os.PathLike[str]],
     out: str | Path,
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
     skip_unreadable: bool = False,
@@ -101,7 +99,7 @@ def explain_paths(
         OutputError: ``out`` cannot be written, or is one file for several pictures. Nothing is written then.
     """
     config = model.config
-    chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
+    chosen = config.resolve_looks(looks)
 
     def items() -> Iterator[_Item | Unreadable]:
         for path in paths:
@@ -133,13 +131,13 @@ def explain_paths(
 
 
 def explain_samples(
-    model: TNet,
+    model: Model,
     data: LabelledData,
     count: int,
     out: str | Path,
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> list[Path | Unreadable]:
@@ -165,7 +163,7 @@ def explain_samples(
         OutputError: as for :func:`explain_paths`.
     """
     config = model.config
-    chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
+    chosen = config.resolve_looks(looks)
     count = min(count, len(data))
 
     def items() -> Iterator[_Item | Unreadable]:
@@ -185,12 +183,12 @@ def _true_label(target: Tensor, classes: Sequence[str]) -> str:
 
 
 def _explain(
-    model: TNet,
+    model: Model,
     items: Iterator[_Item | Unreadable],
     count: int,
     out: Path,
     looks: tuple[int, ...],
-    policy: Policy | PolicyKind | None,
+    policy: Policy | str | None,
     device: str | torch.device,
     progress: bool,
     placed: list[tuple[Prediction, GeoReference | None]],

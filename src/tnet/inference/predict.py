@@ -16,12 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from tnet.data.images import image_size_hw, load_image
 from tnet.data.reading import Reading
 from tnet.data.transforms import named_transform
-from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
-from tnet.geometry import axis_cells, resolve_looks
+from tnet.errors import CheckpointError, ConfigError, DataError, ImageError
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, RegionRecord, Unreadable, prediction_of
-from tnet.models.config import PolicyKind, TNetConfig
-from tnet.models.tnet import TNet
+from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
 from tnet.scenes.memory import MemoryScene
 from tnet.traversal import Policy
@@ -36,7 +34,7 @@ DEFAULT_READING = Reading("auto")
 
 def check_image_size(
     size_hw: tuple[int, int],
-    config: TNetConfig,
+    config: ModelConfig,
     name: str,
     *,
     looks: Sequence[int] | None = None,
@@ -58,22 +56,18 @@ def check_image_size(
         ImageError: too small.
     """
     height, width = size_hw
-    if min(size_hw) < config.base_px and not allow_small:
+    if min(size_hw) < config.needed_px and not allow_small:
         raise ImageError(
             f"The picture {name} has {width} x {height} pixels, but its shorter side must have at least the model's "
-            f"base resolution, {config.base_px} px; give a larger picture, or allow small ones (--allow-small), which "
-            "are enlarged."
+            f"base resolution, {config.needed_px} px; give a larger picture, or allow small ones (--allow-small), "
+            "which are enlarged."
         )
-    for side_px, cells in ((height, config.grid.rows), (width, config.grid.cols)):
-        for level, _ in enumerate(config.looks if looks is None else looks, start=1):
-            try:
-                side_px = axis_cells(side_px, cells, config.grid.cell_extent).cell_px
-            except GeometryError:
-                raise ImageError(
-                    f"The picture {name} has {width} x {height} pixels, too few for regions at level {level} (a region "
-                    f"of {side_px} px cannot hold {cells} cells); give a larger picture, or look at fewer levels "
-                    "(--looks)."
-                ) from None
+    problem = config.size_problem(size_hw, config.default_looks if looks is None else looks)
+    if problem:
+        raise ImageError(
+            f"The picture {name} has {width} x {height} pixels, {problem}; give a larger picture, or look at fewer "
+            "levels (--looks)."
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class Picture:
 
 def read_picture(
     path: str | os.PathLike[str],
-    config: TNetConfig,
+    config: ModelConfig,
     *,
     looks: Sequence[int] | None = None,
     max_side_px: int | None = None,
@@ -132,7 +126,7 @@ def read_picture(
     return Picture(str(path), image, own)
 
 
-def check_channels(config: TNetConfig) -> int:
+def check_channels(config: ModelConfig) -> int:
     """Channels that pictures are read with.
 
     Raises:
@@ -152,7 +146,7 @@ class _Pictures(Dataset[Picture | Unreadable]):
     def __init__(
         self,
         paths: Sequence[Path],
-        config: TNetConfig,
+        config: ModelConfig,
         looks: Sequence[int],
         max_side_px: int | None,
         preprocess: str | None,
@@ -183,11 +177,11 @@ class _Pictures(Dataset[Picture | Unreadable]):
 
 
 def predict_paths(
-    model: TNet,
+    model: Model,
     paths: Sequence[str | os.PathLike[str]],
     *,
     looks: int | Sequence[int] | None = None,
-    policy: Policy | PolicyKind | None = None,
+    policy: Policy | str | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: str | torch.device = "cpu",
@@ -236,7 +230,7 @@ def predict_paths(
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
     if preprocess is not None:
         named_transform(preprocess)  # an unknown name is said at once
-    chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
+    chosen = config.resolve_looks(looks)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
     pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, preprocess, allow_small, reading)
@@ -246,10 +240,10 @@ def predict_paths(
 
 
 def _predict(
-    model: TNet,
+    model: Model,
     loader: DataLoader[Picture | Unreadable],
     looks: tuple[int, ...],
-    policy: Policy,
+    policy: Policy | str,
     batch_size: int,
     progress: bool,
     skip_unreadable: bool,
@@ -281,7 +275,7 @@ def _batches(
 
 
 def _look(
-    model: TNet, batch: Sequence[Picture | Unreadable], looks: tuple[int, ...], policy: Policy
+    model: Model, batch: Sequence[Picture | Unreadable], looks: tuple[int, ...], policy: Policy | str
 ) -> Iterator[Prediction | Unreadable]:
     """Look at the pictures of a batch that could be read; all come back in order."""
     pictures = [entry for entry in batch if isinstance(entry, Picture)]
@@ -304,6 +298,6 @@ def _look(
             yield entry
             continue
         yield prediction_of(
-            output, image, model.config, entry.path, located=policy.needs_logits, own_size_hw=entry.own_size_hw
+            output, image, model.config, entry.path, located=model.is_located(policy), own_size_hw=entry.own_size_hw
         )
         image += 1

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tnet.errors import ConfigError
-from tnet.models.config import TNetConfig
-from tnet.models.tnet import TNetOutput
+from tnet.models.base import ModelConfig, ModelOutput
 
 LABEL_THRESHOLD = 0.5
 """Probability above which a label counts as present where a picture can have several."""
@@ -27,7 +26,8 @@ class RegionRecord:
 
     Attributes:
         number: what figures call it: ``2`` is the second most probable location of the picture, ``2.1`` the most
-            probable one inside that. Where the locator was not asked, raster order.
+            probable one inside that. Where the locator was not asked, raster order; of
+            models that look at one place after the other, the order in which they did.
         level: 1 for regions of the whole picture, 2 for regions inside those, ...
         box_l0_yxyx: ``(y0, x0, y1, x1)`` in the picture's own pixels, ``y1`` and ``x1`` exclusive. May reach past the
             edge by a few pixels, where the network sees padding.
@@ -35,8 +35,10 @@ class RegionRecord:
         parent: index of the region it lies in, into the prediction's ``regions``; -1 for the whole picture.
         location_probability: of this cell among those of its parent, by the locator; ``None`` if it was not asked.
         weight: this region's share of the feature that was classified; with that of the whole picture they sum to 1.
-        label: what the classifier says of this region alone (the most probable class).
-        probability: of that class, from this region alone.
+            ``None`` if the model does not say.
+        label: what the classifier says of this region alone (the most probable class); of a recurrent model, after
+            this region and those before. ``None`` if the model does not say.
+        probability: of that class.
     """
 
     number: str
@@ -45,9 +47,9 @@ class RegionRecord:
     cell: int
     parent: int
     location_probability: float | None
-    weight: float
-    label: str
-    probability: float
+    weight: float | None
+    label: str | None
+    probability: float | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Unreadable:
     error: str
 
 
-def class_labels(config: TNetConfig, names: Sequence[str] | None = None) -> list[str]:
+def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> list[str]:
     """Names of the classes: those given, those of the model, or their indices.
 
     Raises:
@@ -101,23 +103,23 @@ def class_labels(config: TNetConfig, names: Sequence[str] | None = None) -> list
     return list(names)
 
 
-def class_probs(logits: Float[Tensor, "*rows classes"], config: TNetConfig) -> Float[Tensor, "*rows classes"]:
+def class_probs(logits: Float[Tensor, "*rows classes"], config: ModelConfig) -> Float[Tensor, "*rows classes"]:
     """Probabilities: softmax, or sigmoid where a picture can have several labels."""
     logits = logits.detach().float().cpu()
     return logits.sigmoid() if config.multilabel else logits.softmax(dim=-1)
 
 
-def regions_of(output: TNetOutput, image: int) -> list[slice]:
+def regions_of(output: ModelOutput, image: int) -> list[slice]:
     """Rows that belong to one image in the regions of each level, level 0 first."""
-    batch = len(output.regions[0])
-    counts = [len(regions) // batch for regions in output.regions]
-    return [slice(image * count, (image + 1) * count) for count in counts]
+    # Regions are in the order of their images, of which some may have fewer than others.
+    places = [(regions.image == image).nonzero().flatten().tolist() for regions in output.regions]
+    return [slice(rows[0], rows[-1] + 1) if rows else slice(0, 0) for rows in places]
 
 
 def prediction_of(
-    output: TNetOutput,
+    output: ModelOutput,
     image: int,
-    config: TNetConfig,
+    config: ModelConfig,
     path: str,
     *,
     located: bool = True,
@@ -162,16 +164,17 @@ def _above_threshold(probs: Float[Tensor, " classes"], labels: Sequence[str]) ->
 
 
 def _records(
-    output: TNetOutput,
+    output: ModelOutput,
     image: int,
-    config: TNetConfig,
+    config: ModelConfig,
     labels: Sequence[str],
     located: bool,
     scale_yx: tuple[float, float],
 ) -> list[RegionRecord]:
     """Records of the regions of one image, level by level in raster order."""
-    alone = class_probs(output.feature_logits[image], config).max(dim=1)
-    weights = output.weights[image].detach().float().cpu()
+    alone = None if output.region_logits is None else class_probs(output.region_logits[image], config).max(dim=1)
+    weights = _row(output.region_weights, image)
+    probs = _row(output.region_probs if located else None, image)
     own = regions_of(output, image)
     records: list[RegionRecord] = []
     level_start = 0  # position in `records` of the first region of the level
@@ -179,14 +182,14 @@ def _records(
         regions, rows = output.regions[level], own[level]
         parents = (regions.parent[rows] - own[level - 1].start).tolist()
         cells = regions.cell[rows].tolist()
-        probs = output.location_probs[level - 1][own[level - 1]].detach().float().cpu()
-        chances = [float(probs[parent, cell]) for parent, cell in zip(parents, cells, strict=True)]
-        ranks = _ranks(parents, chances if located else [0.0] * len(chances))
+        first = len(records)  # among the image's regions after the whole picture
+        chances = [0.0] * len(cells) if probs is None or not output.is_ranked else probs[first : first + len(cells)]
+        ranks = _ranks(parents, chances)
         above = level_start
         level_start = len(records)
         for i, box in enumerate(regions.box_l0_yxyx[rows].tolist()):
             parent = above + parents[i] if level > 1 else -1
-            n = 1 + level_start + i  # among the image's features, of which the first is the whole picture
+            n = first + i
             records.append(
                 RegionRecord(
                     number=f"{records[parent].number}.{ranks[i]}" if level > 1 else str(ranks[i]),
@@ -194,13 +197,18 @@ def _records(
                     box_l0_yxyx=_scaled(box, scale_yx),
                     cell=cells[i],
                     parent=parent,
-                    location_probability=_rounded(chances[i]) if located else None,
-                    weight=_rounded(float(weights[n])),
-                    label=labels[int(alone.indices[n])],
-                    probability=_rounded(float(alone.values[n])),
+                    location_probability=None if probs is None else _rounded(probs[n]),
+                    weight=None if weights is None else _rounded(weights[n]),
+                    label=None if alone is None else labels[int(alone.indices[n])],
+                    probability=None if alone is None else _rounded(float(alone.values[n])),
                 )
             )
     return records
+
+
+def _row(values: Float[Tensor, "batch n"] | None, image: int) -> list[float] | None:
+    """One image's values as numbers."""
+    return None if values is None else values[image].detach().float().cpu().tolist()
 
 
 def _ranks(parents: Sequence[int], chances: Sequence[float]) -> list[int]:

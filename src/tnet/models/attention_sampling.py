@@ -11,17 +11,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tnet.backbones import create_backbone
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
-from tnet.models.config import PolicyKind
+from tnet.losses import Loss, ModelObjective
+from tnet.models.base import Images, ModelOutput
 from tnet.models.patches import (
     PatchModel,
     PatchModelConfig,
@@ -31,14 +33,13 @@ from tnet.models.patches import (
     images_by_size,
     patch_loss,
 )
-from tnet.objectives import Loss
-from tnet.scenes import Scene
+from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
 
 _FIRST_KERNEL, _KERNEL = 7, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionSamplingConfig(PatchModelConfig):
     """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
 
@@ -55,6 +56,9 @@ class AttentionSamplingConfig(PatchModelConfig):
         eval: how patches are chosen in evaluation: ``sample``, as in training (published), or ``topk``, the ones with
             most attention, weighted by it; a control of ours.
     """
+
+    title: ClassVar[str] = "Attention sampling"
+    policies: ClassVar[tuple[str, ...]] = ("sample", "topk", "random", "centre")
 
     looks: int = 10
     scale: float = 0.12
@@ -83,9 +87,29 @@ class AttentionSamplingConfig(PatchModelConfig):
                 f"padding need {needed} px; raise it or give fewer model.feature_channels"
             )
 
+    @property
+    @override
+    def network(self) -> str:
+        return super().network if self.features == "backbone" else "convolutions"
+
+    @property
+    @override
+    def whole_px(self) -> int:
+        return self.low_px or max(1, round(self.scale * max(self.typical_size_hw)))
+
+    @property
+    @override
+    def needed_px(self) -> int:
+        return self.patch_px
+
+    @property
+    @override
+    def eval_policy(self) -> str:
+        return self.eval
+
 
 @dataclass(frozen=True)
-class AttentionSamplingOutput:
+class AttentionSamplingOutput(ModelOutput):
     """What attention sampling found.
 
     Attributes:
@@ -105,6 +129,16 @@ class AttentionSamplingOutput:
     entropy: Float[Tensor, " batch"]
     attention: tuple[Float[Tensor, "_ _"], ...]
     regions: tuple[Regions, ...]
+
+    @property
+    @override
+    def region_probs(self) -> Float[Tensor, "batch looks"]:
+        return self.log_prob.exp()
+
+    @property
+    @override
+    def location_entropy(self) -> Float[Tensor, ""]:
+        return self.entropy.mean().detach()
 
 
 def draw_positions(
@@ -221,9 +255,9 @@ class AttentionSampling(PatchModel):
 
     def forward(
         self,
-        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
-        looks: int | None = None,
-        policy: Policy | PolicyKind | None = None,
+        images: Images,
+        looks: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
     ) -> AttentionSamplingOutput:
         """Draw patches and classify images by them.
 
@@ -238,7 +272,7 @@ class AttentionSampling(PatchModel):
             GeometryError: no looks, or more than there are positions to draw without replacement.
             ConfigError: a policy that patches cannot be chosen by, or images of other channels.
         """
-        scene, count = self._as_scene(images), self._looks(looks)
+        scene, count = self.scene(images), self.config.count_looks(looks)
         boxes: dict[int, Tensor] = {}
         maps: dict[int, Tensor] = {}
         chosen: dict[int, Tensor] = {}
@@ -270,7 +304,9 @@ class AttentionSampling(PatchModel):
         """Side of what the attention network sees of an image of this size, pixels."""
         return self.config.low_px or max(1, round(self.config.scale * max(size_hw)))
 
-    def _attend(self, scene: Scene, members: list[int], side_px: int) -> Float[Tensor, "images {side_px} {side_px}"]:
+    def _attend(
+        self, scene: SceneBatch, members: list[int], side_px: int
+    ) -> Float[Tensor, "images {side_px} {side_px}"]:
         """Logarithm of the attention over positions, of images of one size."""
         wholes = whole_images(scene.sizes_hw)
         rows = torch.tensor(members)
@@ -282,11 +318,11 @@ class AttentionSampling(PatchModel):
             parent=wholes.parent[rows],
             position_yx=wholes.position_yx[rows],
         )
-        logits = self.attention(self._pixels(scene, regions, side_px)).squeeze(1)
+        logits = self.attention(self.pixels(scene, regions, side_px)).squeeze(1)
         return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 
     def _choose(
-        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: Policy | PolicyKind | None
+        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: Policy | str | None
     ) -> tuple[Int[Tensor, "images looks"], str]:
         """Positions of the patches, and the name of the estimate that fits how they were chosen."""
         if policy is None:
@@ -302,17 +338,17 @@ class AttentionSampling(PatchModel):
             return control(torch.zeros(flat.shape), count).cells, "control"
         return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], "topk"
 
-    def _describe(self, scene: Scene, regions: Regions) -> Float[Tensor, "regions dim"]:
+    def _describe(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         """Features of patches."""
-        found = self.backbone(self._pixels(scene, regions, self.config.patch_px))
+        found = self.backbone(self.pixels(scene, regions, self.config.patch_px))
         pooled = found if isinstance(found, Tensor) else found.pooled
         return F.normalize(pooled, dim=1) if self.config.normalize_features else pooled
 
     def multiply_adds(
         self,
         image_size_hw: tuple[int, int],
-        looks: int | None = None,
-        policy: Policy | PolicyKind | None = None,
+        looks: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
     ) -> dict[str, int]:
         """Multiply-adds for one image of this size, part by part; nothing is computed.
 
@@ -326,16 +362,16 @@ class AttentionSampling(PatchModel):
         Returns:
             ``attention``, ``backbone`` (the patches), ``aggregation`` and ``classifier``.
         """
-        looks, outline = self._looks(looks), copy.deepcopy(self).to("meta").eval()
+        count, outline = self.config.count_looks(looks), copy.deepcopy(self).to("meta").eval()
         low, patch = (
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
             for side in (self.low_px(image_size_hw), self.config.patch_px)
         )
-        weights = torch.zeros(1, looks, device="meta")
-        features = torch.zeros(1, looks, self.classifier.in_features, device="meta")
+        weights = torch.zeros(1, count, device="meta")
+        features = torch.zeros(1, count, self.classifier.in_features, device="meta")
         return {
             "attention": count_macs(lambda: outline.attention(low)),
-            "backbone": looks * count_macs(lambda: outline.backbone(patch)),
+            "backbone": count * count_macs(lambda: outline.backbone(patch)),
             "aggregation": count_macs(lambda: _weigh_by_attention(weights, features)),
             "classifier": self.classifier.weight.numel(),
         }
@@ -373,7 +409,7 @@ class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
             raise ConfigError(f"objective.entropy_weight is {self.entropy_weight}; give a number, 0 or more")
 
 
-class AttentionSamplingObjective(nn.Module):
+class AttentionSamplingObjective(ModelObjective):
     """Cross entropy, less the entropy of the attention.
 
     Args:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, get_args
+
+from typing_extensions import override
 
 from tnet.backbones.base import BackboneConfig, BatchNormMode
-from tnet.errors import ConfigError
-from tnet.geometry import Grid
-from tnet.scenes.base import Resize
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Grid, axis_cells, resolve_looks, total_looks
+from tnet.models.base import ModelConfig
 
 PositionKind = Literal["concat", "add", "none"]
 LocatorKind = Literal["context", "squeeze"]
@@ -94,14 +97,12 @@ class PolicyConfig:
             raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
 
 
-@dataclass(frozen=True)
-class TNetConfig:
+@dataclass(frozen=True, kw_only=True)
+class TNetConfig(ModelConfig):
     """A TNet.
 
     Attributes:
         backbone: what sees a glimpse.
-        num_classes: outputs of the classifier.
-        in_channels: channels of an image.
         base_px: side of every glimpse, pixels.
         levels: levels of processing, the whole image included; 1 is a plain network on the downsized image.
         grid: how a region is divided into cells.
@@ -112,16 +113,12 @@ class TNetConfig:
         aggregation: ``mean`` of the features, or ``weighted`` (the paper's feature weighting).
         dropout: probability, before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or kept apart for the two, ``per_level``.
-        resize: ``antialias``, or the reference's ``bilinear``.
-        mean: per channel, of inputs in [0, 1].
-        std: per channel, of inputs in [0, 1].
-        multilabel: classes do not exclude each other (sigmoid instead of softmax).
-        class_names: one for each class; empty if unknown.
     """
 
+    title: ClassVar[str] = "TNet"
+    policies: ClassVar[tuple[str, ...]] = get_args(PolicyKind)
+
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_classes: int = 10
-    in_channels: int = 3
     base_px: int = 224
     levels: int = 2
     grid: Grid = field(default_factory=Grid)
@@ -132,11 +129,6 @@ class TNetConfig:
     aggregation: AggregationKind = "mean"
     dropout: float = 0.0
     batch_norm: BatchNormMode = "shared"
-    resize: Resize = "antialias"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    multilabel: bool = False
-    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.levels < 1:
@@ -152,21 +144,92 @@ class TNetConfig:
                     f"model.looks asks for {number} locations in a grid of {self.grid.rows} x {self.grid.cols} cells; "
                     f"give between 1 and {self.grid.cells}"
                 )
-        for name in ("num_classes", "in_channels", "base_px"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a positive number")
+        self._check_least(1, "base_px")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; give a probability in [0, 1)")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) not in (1, self.in_channels):
-                raise ConfigError(
-                    f"model.{name} has {len(values)} values for {self.in_channels} channels; "
-                    f"give 1 or {self.in_channels}"
-                )
-        if min(self.std) <= 0:
-            raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
-            )
+        super().__post_init__()
+
+    @property
+    @override
+    def look_px(self) -> int:
+        return self.base_px
+
+    @property
+    def typical_size_hw(self) -> tuple[int, int]:
+        """An image so large that the regions of the last level are still as large as a glimpse."""
+        side = round(self.base_px / self.grid.cell_extent ** (self.levels - 1)) + 1
+        return side, side
+
+    @property
+    @override
+    def default_looks(self) -> tuple[int, ...]:
+        return self.looks
+
+    @property
+    @override
+    def allows_no_looks(self) -> bool:
+        return True
+
+    @override
+    def resolve_looks(self, looks: int | Sequence[int] | None) -> tuple[int, ...]:
+        return self.looks if looks is None else resolve_looks(looks, self.looks, self.grid, self.levels)
+
+    def listed_looks(self) -> list[int | tuple[int, ...]]:
+        """From 0 to the configured number at level 1, and the configured looks cut short after each level."""
+        if self.levels == 1:
+            return [0]
+        chosen: list[int | tuple[int, ...]] = [0]
+        chosen += [self.looks[:depth] for depth in range(1, self.levels - 1)]
+        chosen += range(1, self.looks[0] + 1)
+        return sorted(chosen, key=lambda looks: total_looks(self.resolve_looks(looks)))
+
+    @property
+    @override
+    def eval_policy(self) -> str:
+        return self.policy.eval
+
+    @override
+    def size_problem(self, size_hw: tuple[int, int], looks: Sequence[int]) -> str:
+        for side_px, cells in zip(size_hw, (self.grid.rows, self.grid.cols), strict=True):
+            for level, _ in enumerate(looks, start=1):
+                try:
+                    side_px = axis_cells(side_px, cells, self.grid.cell_extent).cell_px
+                except GeometryError:
+                    return f"too few for regions at level {level} (a region of {side_px} px cannot hold {cells} cells)"
+        return ""
+
+    @override
+    def line(self) -> str:
+        text = f"{self.backbone.name} at {self.base_px} px"
+        if self.levels == 1:
+            return f"{text}, the whole image only"
+        looks = "x".join(map(str, self.looks))
+        return f"{text}, {self.levels} levels, grid of {self.grid.rows} x {self.grid.cols}, {looks} look(s) by default"
+
+    @override
+    def sentence(self) -> str:
+        return (
+            f"A traversal network: backbone `{self.backbone.name}` at {self.base_px} px, {self.levels} level(s), "
+            f"grid {self.grid.rows} x {self.grid.cols}, {list(self.looks)} location(s) a region by default."
+        )
+
+    @override
+    def facts(self) -> list[tuple[str, str]]:
+        grid, locator = self.grid, self.locator
+        facts = [
+            ("backbone", f"{self.backbone.name}, glimpses of {self.base_px} px, {self.in_channels} channel(s)"),
+            self.class_fact(),
+            ("levels", f"{self.levels}, the whole image included"),
+        ]
+        if self.levels == 1:
+            return facts
+        return [
+            *facts,
+            ("grid", f"{grid.rows} x {grid.cols} cells, each {grid.cell_extent:g} of the side of its region"),
+            ("looks", f"{'x'.join(map(str, self.looks))} by default"),
+            ("locator", f"{locator.kind}, logits {locator.logits}, cells by {locator.cells}"),
+            ("tap", str(self.backbone.tap)),
+            ("policy", f"{self.policy.train} in training, {self.policy.eval} in evaluation"),
+            ("position", self.position.kind),
+            ("aggregation", self.aggregation),
+        ]

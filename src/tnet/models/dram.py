@@ -22,29 +22,26 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, whole_images
+from tnet.geometry import Regions, box_regions, clip_boxes, crop_boxes, crop_sizes_px, whole_images
+from tnet.losses import Loss, ModelObjective, classification_loss, penalised_parameters, reward
+from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.dram_encoder import (
     RecurrentCell,
     ResNetV2,
-    clip_boxes,
-    crop_boxes,
-    crop_sizes_px,
-    glimpse_regions,
     position_channels,
     replicate_edges,
     sample_points,
 )
-from tnet.objectives import Loss, classification_loss, penalised_parameters, reward
-from tnet.scenes import Scene, TensorScene
-from tnet.scenes.tensor import Resize
+from tnet.scenes import Resize, SceneBatch
 
 DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]
 Supervision = Literal["last", "all"]
@@ -58,13 +55,12 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
 
 
-@dataclass(frozen=True)
-class DRAMConfig:
+@dataclass(frozen=True, kw_only=True)
+class DRAMConfig(ModelConfig):
     """A DRAM; the defaults are the published sizes.
 
     Attributes:
         num_classes: outputs of the classifier.
-        in_channels: channels of an image.
         input_px: side of the image that glimpses are measured against. Images may have any size: a glimpse covers
             ``glimpse_px / input_px`` of each side. Set it to the images' own size to see them at full resolution.
         glimpse_px: side of the finest crop, and of what every crop is resized to.
@@ -85,14 +81,12 @@ class DRAMConfig:
         classifier_dim: units of the LSTM that classifies.
         location_dim: units of the LSTM that moves.
         resize: ``bilinear`` (the original's), or ``antialias``.
-        mean: per channel, of inputs in [0, 1].
-        std: per channel, of inputs in [0, 1].
-        multilabel: classes do not exclude each other (sigmoid instead of softmax).
-        class_names: one for each class; empty if unknown.
     """
 
+    title: ClassVar[str] = "DRAM"
+    policies: ClassVar[tuple[str, ...]] = get_args(DRAMPolicy)
+
     num_classes: int = 1001
-    in_channels: int = 3
     input_px: int = 224
     glimpse_px: int = 77
     scales: int = 3
@@ -108,17 +102,10 @@ class DRAMConfig:
     classifier_dim: int = 1024
     location_dim: int = 1024
     resize: Resize = "bilinear"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    multilabel: bool = False
-    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choice("model.policy", self.policy, get_args(DRAMPolicy))
-        positive = ("num_classes", "in_channels", "glimpse_px", "scales", "looks", "stem_dim", "expansion")
-        for name in (*positive, "classifier_dim", "location_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a positive number")
+        self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
         for name in ("planes", "blocks"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number for each stage")
@@ -134,19 +121,31 @@ class DRAMConfig:
             raise ConfigError(f"model.location_std is {self.location_std}; give a number above 0")
         if not 0 < self.norm_momentum <= 1:
             raise ConfigError(f"model.norm_momentum is {self.norm_momentum}; give a share above 0 and at most 1")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) not in (1, self.in_channels):
-                raise ConfigError(
-                    f"model.{name} has {len(values)} values for {self.in_channels} channels; "
-                    f"give 1 or {self.in_channels}"
-                )
-        if min(self.std) <= 0:
-            raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
-            )
+        super().__post_init__()
+
+    @property
+    @override
+    def look_px(self) -> int:
+        return self.glimpse_px
+
+    @property
+    @override
+    def typical_size_hw(self) -> tuple[int, int]:
+        return self.input_px, self.input_px
+
+    @property
+    @override
+    def network(self) -> str:
+        return f"ResNet v2 of {sum(self.blocks)} blocks, two LSTMs"
+
+    @property
+    @override
+    def eval_policy(self) -> str:
+        return "topk" if self.policy == "learned" else self.policy
+
+    def _check_looks(self, looks: int) -> None:
+        if looks < 1:
+            raise GeometryError(f"looks is {looks}; DRAM classifies after its first glimpse, so give at least 1")
 
     @property
     def location_scale(self) -> float:
@@ -155,7 +154,7 @@ class DRAMConfig:
 
 
 @dataclass(frozen=True)
-class DRAMOutput:
+class DRAMOutput(ModelOutput):
     """What a DRAM saw and said.
 
     Locations are the centres of glimpses, row and column, -1 to 1 from one edge of the image to the other.
@@ -177,8 +176,15 @@ class DRAMOutput:
     location_mean_yx: Float[Tensor, "batch looks 2"]
     log_prob: Float[Tensor, "batch looks"]
 
+    verdict: ClassVar[str] = "so far"
 
-class DRAM(nn.Module):
+    @property
+    @override
+    def region_logits(self) -> Float[Tensor, "batch looks classes"]:
+        return self.step_logits
+
+
+class DRAM(Model):
     """A deep recurrent attention model.
 
     A first pass at the centre sees all crops; it sets the state of the LSTM that moves and the first location, and is
@@ -191,9 +197,10 @@ class DRAM(nn.Module):
         config: what it is made of.
     """
 
+    config: DRAMConfig
+
     def __init__(self, config: DRAMConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         channels = (config.in_channels + _POSITION_CHANNELS) * config.scales
         self.encoder = ResNetV2(
             channels, config.planes, config.blocks, config.stem_dim, config.expansion, config.norm_momentum
@@ -206,18 +213,12 @@ class DRAM(nn.Module):
         for layer in (self.classifier, self.locator):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
-
-    def scene(self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]]) -> TensorScene:
-        """Wrap images in memory so that they can be looked at, with this model's resize."""
-        return TensorScene(images, self.config.resize)
 
     def forward(
         self,
-        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
-        looks: int | None = None,
-        policy: DRAMPolicy | None = None,
+        images: Images,
+        looks: int | Sequence[int] | None = None,
+        policy: str | None = None,
     ) -> DRAMOutput:
         """Look at images and classify them.
 
@@ -230,14 +231,12 @@ class DRAM(nn.Module):
             ConfigError: images of another number of channels, or an unknown policy.
             GeometryError: looks below 1.
         """
-        looks = self.config.looks if looks is None else looks
-        if looks < 1:
-            raise GeometryError(f"looks is {looks}; DRAM classifies after its first glimpse, so give at least 1")
+        looks = self.config.count_looks(looks)
         policy = policy or self.config.policy
         _check_choice("policy", policy, get_args(DRAMPolicy))
         if policy == "learned":
             policy = "sample" if self.training else "topk"
-        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[assignment]
+        scene = self.scene(images)
         whole = whole_images(scene.sizes_hw)
         centre = self.get_buffer("mean").new_zeros(len(whole), 2)
         glimpse, _ = self._look(scene, centre)
@@ -260,7 +259,7 @@ class DRAM(nn.Module):
         return DRAMOutput(
             logits=steps[-1],
             step_logits=torch.stack(steps, dim=1),
-            regions=(whole, glimpse_regions(torch.stack(boxes, dim=1))),
+            regions=(whole, box_regions(torch.stack(boxes, dim=1))),
             location_yx=torch.stack(places, dim=1),
             location_mean_yx=torch.stack(proposals, dim=1),
             log_prob=torch.stack(log_probs, dim=1),
@@ -272,7 +271,7 @@ class DRAM(nn.Module):
             return self.encoder(glimpse)
 
     def _choose(
-        self, proposal: Float[Tensor, "batch 2"], policy: DRAMPolicy
+        self, proposal: Float[Tensor, "batch 2"], policy: str
     ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
         """Where to look, without gradient, and the log-density of that, whose gradient goes into the proposal."""
         limit = self.config.location_scale
@@ -290,7 +289,7 @@ class DRAM(nn.Module):
 
     @torch.no_grad()
     def _look(
-        self, scene: Scene, location_yx: Float[Tensor, "batch 2"]
+        self, scene: SceneBatch, location_yx: Float[Tensor, "batch 2"]
     ) -> tuple[Float[Tensor, "batch channels side side"], Int[Tensor, "batch 4"]]:
         """All crops around one location of each image, stacked finest first, and the box of the finest.
 
@@ -305,15 +304,7 @@ class DRAM(nn.Module):
         for scale, crop_px in enumerate(crop_sizes_px(config.glimpse_px, config.input_px, config.scales)):
             box = crop_boxes(location_yx, sizes, crop_px, config.input_px, keep_inside=scale == 0)
             inside = clip_boxes(box, sizes)
-            pixels = scene.glimpse(glimpse_regions(inside[:, None]), config.glimpse_px)
-            if pixels.shape[1] != config.in_channels:
-                raise ConfigError(
-                    f"images have {pixels.shape[1]} channels but the model takes {config.in_channels}; "
-                    "convert them, or build the model with in_channels of the images"
-                )
-            pixels = pixels.to(mean)
-            if not scene.is_normalized:
-                pixels = (pixels - mean) / self.get_buffer("std")
+            pixels = self.pixels(scene, box_regions(inside[:, None]), config.glimpse_px)
             points = sample_points(box, inside, config.glimpse_px)
             crops += [replicate_edges(pixels, points, box, inside), position_channels(points, sizes).to(mean)]
             boxes.append(box)
@@ -357,7 +348,7 @@ class DRAMObjectiveConfig:
             raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
 
 
-class DRAMObjective(nn.Module):
+class DRAMObjective(ModelObjective):
     """Cross entropy, and REINFORCE with the batch's mean reward as baseline.
 
     Locations carry no gradient: the LSTM that moves and the locator learn by REINFORCE alone, which also reaches the

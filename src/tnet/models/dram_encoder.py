@@ -9,68 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tnet.geometry import Regions
-
 _EPS = 1e-5
-
-
-def crop_sizes_px(glimpse_px: int, input_px: int, scales: int) -> tuple[int, ...]:
-    """Sides of concentric crops of an image of ``input_px`` squared, from the glimpse to the whole in equal steps.
-
-    77 px of 224 px in 3 scales are crops of 77, 150 and 224 px (halves are cut off, as in the original).
-    """
-    steps = max(scales - 1, 1)
-    return tuple(glimpse_px + scale * (input_px - glimpse_px) // steps for scale in range(scales))
-
-
-def crop_boxes(
-    location_yx: Float[Tensor, "batch 2"],
-    sizes_hw: Sequence[tuple[int, int]],
-    crop_px: int,
-    input_px: int,
-    keep_inside: bool = False,
-) -> Int[Tensor, "batch 4"]:
-    """Boxes of one crop of each image, in level-0 pixels.
-
-    The first pixel of a crop is ``floor((side * (1 + location) - crop) / 2)`` on each axis, as in the original.
-
-    Args:
-        location_yx: centres, -1 to 1 from the first edge of the image to the last.
-        sizes_hw: height and width of each image, level-0 pixels.
-        crop_px: side of the crop in an image of ``input_px`` squared; in another image the same share of each side,
-            rounded, at least a pixel.
-        input_px: see ``crop_px``.
-        keep_inside: move what sticks out of its image inside; else a box may reach past the edge.
-    """
-    sides = torch.tensor(sizes_hw, dtype=torch.float64).reshape(-1, 2)
-    crops = (sides * crop_px / input_px).round().clamp_min(1)
-    # Twice the precision: a location at the border must not be pushed out by rounding.
-    starts = ((sides * (1 + location_yx.cpu().double()) - crops) / 2).floor()
-    if keep_inside:
-        starts = torch.minimum(starts.clamp_min(0), sides - crops)
-    return torch.cat([starts, starts + crops], dim=1).long()
-
-
-def clip_boxes(box_l0_yxyx: Int[Tensor, "batch 4"], sizes_hw: Sequence[tuple[int, int]]) -> Int[Tensor, "batch 4"]:
-    """The part of each box that lies in its image; the nearest pixel where there is none."""
-    sides = torch.tensor(sizes_hw, dtype=torch.long).reshape(-1, 2)
-    starts = torch.minimum(box_l0_yxyx[:, :2].clamp_min(0), sides - 1)
-    stops = torch.minimum(box_l0_yxyx[:, 2:].clamp_min(1), sides)
-    return torch.cat([starts, stops], dim=1)
-
-
-def glimpse_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
-    """Boxes as regions of level 1, in the order in which they were looked at; they lie in no grid."""
-    batch, n = box_l0_yxyx.shape[:2]
-    image = torch.arange(batch).repeat_interleave(n)
-    return Regions(
-        level=1,
-        image=image,
-        box_l0_yxyx=box_l0_yxyx.reshape(-1, 4),
-        cell=torch.full_like(image, -1),
-        parent=image.clone(),
-        position_yx=torch.zeros(batch * n, 2, dtype=torch.long),
-    )
 
 
 def sample_points(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
-from tnet.models.config import TNetConfig
-from tnet.models.tnet import TNet
+from tnet.models.base import Model, ModelConfig
+from tnet.models.kinds import KIND_NAMES, build_model, config_class, kind_of
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -22,7 +22,7 @@ CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
 
 
-def save_model(model: TNet, folder: str | Path, *, card: str | None = None) -> Path:
+def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> Path:
     """Write a model as a folder of weights, configuration and model card, whole or not at all.
 
     Args:
@@ -35,17 +35,17 @@ def save_model(model: TNet, folder: str | Path, *, card: str | None = None) -> P
     """
     folder = Path(folder)
     # Pretrained weights are in the file already; loading must not fetch them again.
-    config = replace(model.config, backbone=replace(model.config.backbone, pretrained=False, weights=None))
+    config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        text = json.dumps({"model_type": "tnet", **to_plain(config)}, indent=2)
+        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2)
         (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
     return folder
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> TNet:
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """Read a model that :func:`save_model` wrote, or the ``model/`` folder of a training run.
 
     Args:
@@ -58,27 +58,56 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> TNe
     Raises:
         CheckpointError: files missing or damaged, or weights of another model.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
-        folder = folder / "model"
-    config = read_config(folder)
+    folder = _model_folder(folder)
     # A file from outside must not make us fetch or open anything beside it.
-    backbone = replace(config.backbone, pretrained=False, weights=None)
-    model = TNet(replace(config, backbone=backbone))
-    weights = folder / WEIGHTS_NAME
-    if not weights.is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}; give the model/ folder of a finished training run")
-    tensors = read_tensors(weights)
+    model = build_model(read_config(folder).without_weights())
+    weights, tensors = _read_weights(folder)
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
 
-def read_config(folder: Path) -> TNetConfig:
+def fill_from(model: Model, folder: str | Path) -> list[str]:
+    """Fill a model with the weights of a saved one, of any kind, where names and shapes are the same.
+
+    Args:
+        model: changed in place.
+        folder: as for :func:`load_model`.
+
+    Returns:
+        Names of the model's own tensors that were not there, or of another shape, and stay as they are.
+
+    Raises:
+        CheckpointError: files missing or damaged, or none of the weights fits.
+    """
+    weights, tensors = _read_weights(_model_folder(folder))
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise CheckpointError(f"none of the weights in {weights} fits the model; start from a model of the same sizes")
+    model.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def _model_folder(folder: str | Path) -> Path:
+    """The folder of a saved model, which may be inside that of a training run."""
+    folder = Path(folder)
+    inside = folder / "model"
+    return inside if not (folder / CONFIG_NAME).is_file() and (inside / CONFIG_NAME).is_file() else folder
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}; give the model/ folder of a finished training run")
+    return weights, read_tensors(weights)
+
+
+def read_config(folder: Path) -> ModelConfig:
     """Read the configuration beside a model's weights.
 
     Raises:
-        CheckpointError: missing, damaged, or not a TNet's.
+        CheckpointError: missing, damaged, or of no known kind of model.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -89,25 +118,28 @@ def read_config(folder: Path) -> TNetConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again or train anew") from None
-    if not isinstance(data, dict) or data.pop("model_type", None) != "tnet":
-        raise CheckpointError(f"{path} does not describe a tnet model; give a folder that tnet wrote")
+    kind = data.pop("model_type", None) if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in KIND_NAMES:
+        raise CheckpointError(
+            f"{path} does not describe a tnet model (model_type {kind!r} is none of {', '.join(KIND_NAMES)}); give a "
+            "folder that tnet wrote"
+        )
     try:
-        return parse_dataclass(TNetConfig, data, str(path))
+        return parse_dataclass(config_class(kind), data, str(path))
     except TnetError as error:
         raise CheckpointError(f"{error}; it was written by another version or changed by hand") from None
 
 
-def default_card(config: TNetConfig) -> str:
+def default_card(config: ModelConfig) -> str:
     """A model card from the configuration alone."""
+    looks = sum(config.default_looks[:1])
     kind = "independent labels" if config.multilabel else "classes that exclude each other"
     names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        "# TNet\n\n"
-        f"A traversal network: backbone `{config.backbone.name}` at {config.base_px} px, {config.levels} level(s), "
-        f"grid {config.grid.rows} x {config.grid.cols}, {list(config.looks)} location(s) a region by default.\n\n"
+        f"# {config.title}\n\n{config.sentence()}\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"
-        "output = model(images, looks=3)  # uint8 [batch, channels, height, width]\n```\n"
+        f"output = model(images, looks={looks})  # uint8 [batch, channels, height, width]\n```\n"
     )

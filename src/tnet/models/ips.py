@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
 
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
-from tnet.models.config import PolicyKind
+from tnet.losses import Loss, ModelObjective
+from tnet.models.base import Images, ModelOutput
 from tnet.models.parts import positional_encoding
 from tnet.models.patches import (
     PatchModel,
@@ -32,14 +34,13 @@ from tnet.models.patches import (
     images_by_size,
     patch_loss,
 )
-from tnet.objectives import Loss
-from tnet.scenes import Scene
+from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
 
 _MIN_POSITION_DIM = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IPSConfig(PatchModelConfig):
     """IPS, by default as published for megapixel digits: 100 of 900 patches of 50 px, ResNet-18's first two stages.
 
@@ -63,6 +64,8 @@ class IPSConfig(PatchModelConfig):
         attention_dropout: probability, of attention weights.
         dropout: probability, after attention and after the MLP.
     """
+
+    title: ClassVar[str] = "IPS"
 
     backbone_stages: int = 2
     stride_px: int = 0
@@ -93,7 +96,7 @@ class IPSConfig(PatchModelConfig):
 
 
 @dataclass(frozen=True)
-class IPSOutput:
+class IPSOutput(ModelOutput):
     """What IPS found.
 
     ``n`` is the largest number of patches kept of any image: ``looks``, unless all images have fewer patches.
@@ -109,6 +112,11 @@ class IPSOutput:
     features: Float[Tensor, "batch n dim"]
     weights: Float[Tensor, "batch n"]
     regions: tuple[Regions, ...]
+
+    @property
+    @override
+    def region_weights(self) -> Float[Tensor, "batch n"]:
+        return self.weights
 
 
 @dataclass(frozen=True)
@@ -259,9 +267,9 @@ class IPS(PatchModel):
 
     def forward(
         self,
-        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
-        looks: int | None = None,
-        policy: Policy | PolicyKind | None = None,
+        images: Images,
+        looks: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
     ) -> IPSOutput:
         """Select patches and classify images by them.
 
@@ -275,7 +283,7 @@ class IPS(PatchModel):
             GeometryError: no looks.
             ConfigError: a policy that patches cannot be chosen by, or images of other channels.
         """
-        scene, keep = self._as_scene(images), self._looks(looks)
+        scene, keep = self.scene(images), self.config.count_looks(looks)
         boxes: dict[int, Tensor] = {}
         chosen: dict[int, Tensor] = {}
         features: dict[int, Tensor] = {}
@@ -308,9 +316,9 @@ class IPS(PatchModel):
         """Pixels between starts of neighbouring patches."""
         return self.config.stride_px or self.config.patch_px
 
-    def _encode(self, scene: Scene, regions: Regions) -> Float[Tensor, "regions dim"]:
+    def _encode(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         """Features of patches."""
-        return self.backbone(self._pixels(scene, regions, self.config.patch_px)).pooled
+        return self.backbone(self.pixels(scene, regions, self.config.patch_px)).pooled
 
     def _positions(self, regions: Regions) -> Float[Tensor, "regions dim"]:
         """Encoding of the patches' rows and columns (TNet's encoding, at level 0)."""
@@ -318,11 +326,11 @@ class IPS(PatchModel):
 
     def _choose(
         self,
-        scene: Scene,
+        scene: SceneBatch,
         members: list[int],
         grid: Int[Tensor, "rows cols 4"],
         keep: int,
-        policy: Policy | PolicyKind | None,
+        policy: Policy | str | None,
     ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"] | None]:
         """Patches to keep of images of one size, and their features if these are known."""
         rows, cols = grid.shape[:2]
@@ -358,8 +366,8 @@ class IPS(PatchModel):
     def multiply_adds(
         self,
         image_size_hw: tuple[int, int],
-        looks: int | None = None,
-        policy: Policy | PolicyKind | None = None,
+        looks: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
     ) -> dict[str, int]:
         """Multiply-adds for one image of this size in evaluation, part by part; nothing is computed.
 
@@ -373,7 +381,7 @@ class IPS(PatchModel):
             reused), ``pool`` and ``classifier``.
         """
         rows, cols = patch_boxes(image_size_hw, self.config.patch_px, self.stride_px).shape[:2]
-        patches, keep = rows * cols, min(self._looks(looks), rows * cols)
+        patches, keep = rows * cols, min(self.config.count_looks(looks), rows * cols)
         outline = copy.deepcopy(self).to("meta").eval()
         side, dim = self.config.patch_px, self.backbone.feature_dim
         patch = torch.zeros(1, self.config.in_channels, side, side, device="meta")
@@ -402,7 +410,7 @@ class IPSObjectiveConfig(PatchObjectiveConfig):
     """Weights of the terms: those of every patch model."""
 
 
-class IPSObjective(nn.Module):
+class IPSObjective(ModelObjective):
     """Cross entropy of the one prediction; nothing is sampled, and locations get no gradient.
 
     Args:

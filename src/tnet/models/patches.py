@@ -5,70 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions
-from tnet.models.config import PolicyKind
-from tnet.objectives import Loss, classification_loss, penalised_parameters, reward
-from tnet.scenes import Scene, TensorScene
-from tnet.scenes.tensor import Resize
+from tnet.losses import Loss, classification_loss, penalised_parameters, reward
+from tnet.models.base import Model, ModelConfig
+from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
 
 
-@dataclass(frozen=True)
-class PatchModelConfig:
+@dataclass(frozen=True, kw_only=True)
+class PatchModelConfig(ModelConfig):
     """What every model that looks at patches at full resolution has.
 
     Attributes:
         backbone: what sees a patch.
-        num_classes: outputs of the classifier.
-        in_channels: channels of an image.
         patch_px: side of a patch, pixels of the full-resolution image.
         looks: patches the prediction is made from: the default at inference and the number in training.
-        resize: how what is not at full resolution is made smaller.
-        mean: per channel, of inputs in [0, 1].
-        std: per channel, of inputs in [0, 1].
-        multilabel: classes do not exclude each other (sigmoid instead of softmax).
-        class_names: one for each class; empty if unknown.
     """
 
+    cost_depends_on_size: ClassVar[bool] = True
+
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("resnet18"))
-    num_classes: int = 10
     in_channels: int = 1
     patch_px: int = 50
     looks: int = 100
-    resize: Resize = "antialias"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    multilabel: bool = False
-    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_least(1, "num_classes", "in_channels", "patch_px", "looks")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.in_channels):
-                raise ConfigError(
-                    f"model.{name} has {len(getattr(self, name))} values for {self.in_channels} channels; "
-                    f"give 1 or {self.in_channels}"
-                )
-        if min(self.std) <= 0:
-            raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
-            )
+        super().__post_init__()
+        self._check_least(1, "patch_px", "looks")
 
-    def _check_least(self, least: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; give at least {least}")
+    @property
+    @override
+    def look_px(self) -> int:
+        return self.patch_px
+
+    @property
+    @override
+    def whole_px(self) -> int:
+        return 0
+
+    @property
+    def typical_size_hw(self) -> tuple[int, int]:
+        """An image of 30 x 30 patches, as published for megapixel digits."""
+        return 30 * self.patch_px, 30 * self.patch_px
+
+    def _check_looks(self, looks: int) -> None:
+        if looks < 1:
+            raise GeometryError(f"looks is {looks}, but this model sees nothing except its patches; give at least 1")
 
     def _check_probability(self, *names: str) -> None:
         for name in names:
@@ -76,8 +67,8 @@ class PatchModelConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; give a probability in [0, 1)")
 
 
-class PatchModel(nn.Module):
-    """A model that gets its pixels through scenes, normalised by its configuration.
+class PatchModel(Model):
+    """A model that sees patches at full resolution, so that its cost depends on the size of the image.
 
     Args:
         config: of the model.
@@ -85,46 +76,17 @@ class PatchModel(nn.Module):
 
     config: PatchModelConfig
 
-    def __init__(self, config: PatchModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
-
-    def scene(self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]]) -> TensorScene:
-        """Wrap images in memory so that they can be looked at, with this model's resize; 0 lies outside them."""
-        scene = TensorScene(images, self.config.resize)
-        scene.fill = 0.0 if scene.is_normalized else self.config.mean
-        return scene
-
-    def _as_scene(
-        self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene
-    ) -> Scene:
-        return images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[return-value]
-
-    def _pixels(
-        self, scene: Scene, regions: Regions, size_px: int
-    ) -> Float[Tensor, "regions channels {size_px} {size_px}"]:
-        """Normalised pixels of regions, on the model's device and in its precision."""
-        pixels = scene.glimpse(regions, size_px)
-        if pixels.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"images have {pixels.shape[1]} channels but the model takes {self.config.in_channels}; "
-                "convert them, or build the model with in_channels of the images"
-            )
-        mean = self.get_buffer("mean")
-        pixels = pixels.to(mean)
-        return pixels if scene.is_normalized else (pixels - mean) / self.get_buffer("std")
-
-    def _looks(self, looks: int | None) -> int:
-        """The number of patches asked for."""
-        looks = self.config.looks if looks is None else looks
-        if looks < 1:
-            raise GeometryError(f"looks is {looks}, but this model sees nothing except its patches; give at least 1")
-        return looks
+    def multiply_adds(
+        self,
+        image_size_hw: tuple[int, int],
+        looks: int | Sequence[int] | None = None,
+        policy: Policy | str | None = None,
+    ) -> dict[str, int]:
+        """Multiply-adds for one image of this size in evaluation, part by part; nothing is computed."""
+        raise NotImplementedError
 
 
-def images_by_size(scene: Scene) -> dict[tuple[int, int], list[int]]:
+def images_by_size(scene: SceneBatch) -> dict[tuple[int, int], list[int]]:
     """Indices of the images of each size (height, width)."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(scene.sizes_hw):
@@ -177,7 +139,7 @@ def patch_loss(
     return Loss(all_terms, total, reward(logits, target).mean(), logits.new_zeros(()))
 
 
-def control_policy(policy: Policy | PolicyKind | None, rows: int, cols: int) -> Policy | None:
+def control_policy(policy: Policy | str | None, rows: int, cols: int) -> Policy | None:
     """The policy that chooses patches without looking at them; ``None`` where the model itself is to choose.
 
     Args:

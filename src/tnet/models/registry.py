@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tnet.backbones.base import BackboneConfig, PlainArgument
 from tnet.errors import ConfigError
 from tnet.geometry import Grid
+from tnet.models.attention_sampling import AttentionSamplingConfig
+from tnet.models.base import Model, ModelConfig
 from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
-from tnet.models.tnet import TNet
+from tnet.models.dram import DRAMConfig
+from tnet.models.ips import IPSConfig
+from tnet.models.kinds import build_model
+from tnet.models.saccader import SaccaderConfig
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -123,7 +128,7 @@ def _ours(backbone: str, base_px: int, grid: Grid, *, normalize: bool = True) ->
     )
 
 
-_REGISTRY: dict[str, Callable[[], TNetConfig]] = {
+_REGISTRY: dict[str, Callable[[], ModelConfig]] = {
     "tnet_bagnet77.imagenet": _imagenet,
     "bagnet77.imagenet": lambda: _plain(BackboneConfig("bagnet77", kwargs={"spatial_dropout": 0.625}), 1000, 224),
     "tnet_efficientnet_b0.fmow_448": partial(_fmow, 2),
@@ -140,6 +145,12 @@ _REGISTRY: dict[str, Callable[[], TNetConfig]] = {
         for birds, classes in _BIRDS.items()
     },
     **{f"efficientnet_{size}.imagenet": partial(_pretrained, size) for size in _IMAGENET_PX},
+    # 1001 classes: ImageNet's and one for the background, as published.
+    "bagnet77_lowd.imagenet": lambda: SaccaderConfig(looks=0),
+    "saccader.imagenet": SaccaderConfig,
+    "dram.imagenet": DRAMConfig,
+    "ips.digits": lambda: IPSConfig(in_channels=1),
+    "attention_sampling.digits": lambda: AttentionSamplingConfig(in_channels=1),
     "tnet_mobilenetv2_100.own": lambda: _ours("mobilenetv2_100", 224, Grid(5, 5, 0.34375)),
     "tnet_resnet18.own": lambda: _ours("resnet18", 224, Grid(5, 5, 0.34375)),
     "tnet_convnext_tiny.own": lambda: _ours("convnext_tiny", 224, Grid(5, 5, 0.34375)),
@@ -156,7 +167,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _REGISTRY if fnmatchcase(name, pattern))
 
 
-def model_config(name: str) -> TNetConfig:
+def model_config(name: str) -> ModelConfig:
     """The configuration of a registered model.
 
     Raises:
@@ -169,7 +180,7 @@ def model_config(name: str) -> TNetConfig:
     return _REGISTRY[name]()
 
 
-def create_model(name: str, **overrides: Any) -> TNet:
+def create_model(name: str, **overrides: Any) -> Model:
     """Build a registered model with random weights (or those timm names, with ``pretrained=True``).
 
     Example:
@@ -177,17 +188,17 @@ def create_model(name: str, **overrides: Any) -> TNet:
 
     Args:
         name: one of :func:`list_models`.
-        overrides: fields of :class:`~tnet.models.config.TNetConfig`, and ``pretrained``.
+        overrides: fields of the model's configuration, and ``pretrained`` where it has a backbone.
 
     Raises:
         ConfigError: no such name, or an override that is not a field or cannot be.
     """
     config = model_config(name)
-    if "pretrained" in overrides:
-        backbone = overrides.get("backbone", config.backbone)
+    names = [field.name for field in fields(config)]
+    if "pretrained" in overrides and "backbone" in names:
+        backbone: BackboneConfig = overrides["backbone"] if "backbone" in overrides else cast("Any", config).backbone
         overrides["backbone"] = replace(backbone, pretrained=bool(overrides.pop("pretrained")))
-    names = [field.name for field in fields(TNetConfig)]
     unknown = [key for key in overrides if key not in names]
     if unknown:
         raise ConfigError(f"create_model does not take {unknown[0]!r}; the fields are {', '.join(names)}, pretrained")
-    return TNet(replace(config, **overrides))
+    return build_model(replace(config, **overrides))

@@ -26,19 +26,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
-from tnet.backbones.bagnet_lowd import BagNetLowD, LowDMaps, ShortcutNorm, conv_norm_relu, init_glorot, position_grid
+from tnet.backbones.bagnet_lowd import (
+    BagNetLowD,
+    LowDMaps,
+    PositionGrid,
+    ShortcutNorm,
+    conv_norm_relu,
+    init_glorot,
+    position_grid,
+)
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, whole_images
-from tnet.objectives import Loss, classification_loss, reward
-from tnet.scenes import Scene, TensorScene
-from tnet.scenes.tensor import Resize
+from tnet.geometry import Regions, whole_images, window_regions
+from tnet.losses import Loss, ModelObjective, classification_loss, reward
+from tnet.models.base import Images, Model, ModelConfig, ModelOutput, mean_entropy
 from tnet.traversal import FixedCells, SampleWithoutReplacement
 
 SaccaderPolicy = Literal["learned", "topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
@@ -49,13 +57,12 @@ _VISITED = 1e5  # taken off the logit of a visited position
 _LUMINANCE = (0.2989, 0.5870, 0.1140)
 
 
-@dataclass(frozen=True)
-class SaccaderConfig:
+@dataclass(frozen=True, kw_only=True)
+class SaccaderConfig(ModelConfig):
     """A Saccader, or its representation network alone. The defaults are the published sizes.
 
     Attributes:
         num_classes: outputs of the classifier (1001 in the original: ImageNet's and one for the background).
-        in_channels: channels of an image.
         input_px: side to which every image is resized, pixels.
         looks: glimpses: the default at inference and the number in joint training. 0 builds the representation network
             alone, BagNet-77-lowD, which answers with the mean of all positions' logits.
@@ -73,15 +80,12 @@ class SaccaderConfig:
             ``sample`` (one of these two in both), ``random``, ``centre`` (from the middle outwards),
             ``ordered_logits`` (highest logit of the predicted class first), ``sobel_mean`` and ``sobel_var`` (mean or
             variance of the edges in the glimpse, highest first).
-        resize: ``antialias``, or the reference's ``bilinear``.
-        mean: per channel, of inputs in [0, 1].
-        std: per channel, of inputs in [0, 1].
-        multilabel: classes do not exclude each other (sigmoid instead of softmax).
-        class_names: one for each class; empty if unknown.
     """
 
+    title: ClassVar[str] = "Saccader"
+    policies: ClassVar[tuple[str, ...]] = get_args(SaccaderPolicy)
+
     num_classes: int = 1001
-    in_channels: int = 3
     input_px: int = 224
     looks: int = 6
     planes: tuple[int, ...] = (64, 128, 256, 512)
@@ -94,14 +98,9 @@ class SaccaderConfig:
     attention_dims: tuple[int, ...] = (1024, 512)
     mixed_dim: int = 512
     policy: SaccaderPolicy = "learned"
-    resize: Resize = "antialias"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    multilabel: bool = False
-    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        grid = position_grid(self.blocks, self.strides, self.wide_blocks)
+        grid = self.grid
         if not grid.side(self.input_px):
             raise ConfigError(
                 f"model.input_px is {self.input_px} but a position sees {grid.field_px} px; give at least that, or "
@@ -112,27 +111,56 @@ class SaccaderConfig:
             raise ConfigError(
                 f"model.looks is {self.looks}; give between 0 and {positions}, the positions at {self.input_px} px"
             )
-        for name in ("num_classes", "in_channels", "mixed_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a positive number")
+        self._check_least(1, "mixed_dim")
         if not self.attention_dims or min(self.attention_dims) < 1:
             raise ConfigError(f"model.attention_dims is {list(self.attention_dims)}; give positive numbers")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.in_channels):
-                raise ConfigError(
-                    f"model.{name} has {len(getattr(self, name))} values for {self.in_channels} channels; "
-                    f"give 1 or {self.in_channels}"
-                )
-        if min(self.std) <= 0:
-            raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
+        super().__post_init__()
+
+    @property
+    def grid(self) -> PositionGrid:
+        """How positions lie on an image of ``input_px``."""
+        return position_grid(self.blocks, self.strides, self.wide_blocks)
+
+    @property
+    @override
+    def look_px(self) -> int:
+        return self.grid.field_px
+
+    @property
+    @override
+    def whole_px(self) -> int:
+        return self.input_px
+
+    @property
+    @override
+    def network(self) -> str:
+        return f"BagNet-{self.grid.field_px}-lowD"
+
+    @property
+    @override
+    def allows_no_looks(self) -> bool:
+        return True
+
+    @property
+    @override
+    def eval_policy(self) -> str:
+        return "topk" if self.policy == "learned" else self.policy
+
+    def _check_looks(self, looks: int) -> None:
+        side = self.grid.side(self.input_px)
+        if not 0 <= looks <= side**2:
+            raise GeometryError(
+                f"looks {looks} asked of images with {side} x {side} positions; give between 0 and {side**2}"
+            )
+        if looks and not self.looks:
+            raise GeometryError(
+                f"looks {looks} asked of a representation network alone (model.looks is 0), which looks everywhere; "
+                "give 0"
             )
 
 
 @dataclass(frozen=True)
-class SaccaderOutput:
+class SaccaderOutput(ModelOutput):
     """Everything that was found; glimpses in the order in which they were made, positions in raster order.
 
     Attributes:
@@ -166,6 +194,26 @@ class SaccaderOutput:
         """For each glimpse, the probability of every position."""
         return tuple(logits.softmax(dim=1) for logits in self.location_logits)
 
+    @property
+    @override
+    def region_logits(self) -> Float[Tensor, "batch looks classes"]:
+        return self.feature_logits
+
+    @property
+    @override
+    def region_weights(self) -> Float[Tensor, "batch looks"]:
+        return torch.full_like(self.log_prob, 1 / max(self.log_prob.shape[1], 1))
+
+    @property
+    @override
+    def region_probs(self) -> Float[Tensor, "batch looks"] | None:
+        return self.log_prob.exp() if self.location_logits else None
+
+    @property
+    @override
+    def location_entropy(self) -> Float[Tensor, ""] | None:
+        return mean_entropy(self.location_probs)
+
 
 class SaccaderCell(nn.Module):
     """Says where to look next, given where one has looked.
@@ -196,7 +244,7 @@ class SaccaderCell(nn.Module):
         return torch.einsum("bdp,bd->bp", features, mean.softmax(dim=1)).float() - penalty
 
 
-class Saccader(nn.Module):
+class Saccader(Model):
     """Hard attention over the positions of a bag of local features.
 
     Takes images of any size, resized to ``input_px`` squared. With 0 looks it is the representation network alone. Any
@@ -209,9 +257,10 @@ class Saccader(nn.Module):
         ConfigError: a configuration that cannot be built.
     """
 
+    config: SaccaderConfig
+
     def __init__(self, config: SaccaderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.backbone = BagNetLowD(
             config.in_channels,
             planes=config.planes,
@@ -236,17 +285,11 @@ class Saccader(nn.Module):
             self.cell = SaccaderCell(config.mixed_dim)
             for module in (self.attention, self.mix, self.cell):
                 init_glorot(module)
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
-
-    def scene(self, images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]]) -> TensorScene:
-        """Wrap images in memory so that they can be looked at, with this model's resize."""
-        return TensorScene(images, self.config.resize)
 
     def forward(
         self,
-        images: Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene,
-        looks: int | None = None,
+        images: Images,
+        looks: int | Sequence[int] | None = None,
         policy: str | None = None,
         *,
         pretraining: bool = False,
@@ -268,10 +311,10 @@ class Saccader(nn.Module):
         kind = self.config.policy if policy is None else policy
         if kind not in get_args(SaccaderPolicy):
             raise ConfigError(f"policy {kind!r} is not known; give one of {', '.join(get_args(SaccaderPolicy))}")
-        looks = self._checked_looks(self.config.looks if looks is None else looks)
-        scene: Scene = images if hasattr(images, "glimpse") else self.scene(images)  # type: ignore[assignment]
+        looks = self.config.count_looks(looks)
+        scene = self.scene(images)
         whole = whole_images(scene.sizes_hw)
-        pixels = self._pixels(scene, whole)
+        pixels = self.pixels(scene, whole, self.config.input_px)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not pretraining):
             maps = self.backbone.describe(pixels)
             position_logits = self.classifier(maps.what.flatten(2).transpose(1, 2))
@@ -286,7 +329,7 @@ class Saccader(nn.Module):
         regions: tuple[Regions, ...] = (whole,)
         if looks:
             field_px, input_px = self.backbone.grid.field_px, self.config.input_px
-            regions += (glimpse_regions(whole, path, self.side, field_px, input_px),)
+            regions += (window_regions(whole, path, self.side, field_px, input_px),)
         log_probs = [logits.log_softmax(1).gather(1, path[:, t : t + 1]) for t, logits in enumerate(location_logits)]
         return SaccaderOutput(
             logits=feature_logits.mean(dim=1) if looks else representation_logits,
@@ -298,32 +341,6 @@ class Saccader(nn.Module):
             location_logits=location_logits,
             log_prob=torch.cat(log_probs, dim=1) if log_probs else position_logits.new_zeros(path.shape),
         )
-
-    def _checked_looks(self, looks: int) -> int:
-        positions = self.side**2
-        if not 0 <= looks <= positions:
-            raise GeometryError(
-                f"looks {looks} asked of images with {self.side} x {self.side} positions; give between 0 and "
-                f"{positions}"
-            )
-        if looks and not self.config.looks:
-            raise GeometryError(
-                f"looks {looks} asked of a representation network alone (model.looks is 0), which looks everywhere; "
-                "give 0"
-            )
-        return looks
-
-    def _pixels(self, scene: Scene, whole: Regions) -> Float[Tensor, "batch channels height width"]:
-        """Whole images as the representation network takes them."""
-        pixels = scene.glimpse(whole, self.config.input_px)
-        if pixels.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"images have {pixels.shape[1]} channels but the model takes {self.config.in_channels}; "
-                "convert them, or build the model with in_channels of the images"
-            )
-        mean = self.get_buffer("mean")
-        pixels = pixels.to(mean)  # the model's device and precision
-        return pixels if scene.is_normalized else (pixels - mean) / self.get_buffer("std")
 
     def _path(
         self,
@@ -414,42 +431,6 @@ def edge_statistic(
     return mean.flatten(1)
 
 
-def glimpse_regions(
-    whole: Regions, cells: Int[Tensor, "batch looks"], side: int, field_px: int, input_px: int
-) -> Regions:
-    """The windows of positions, in level-0 pixels.
-
-    Along an axis of ``input_px`` pixels position ``i`` of ``side`` covers ``field_px`` pixels from pixel ``floor(i *
-    (input_px - field_px) / (side - 1))`` on: the first and the last touch the edges (as in the original). Scaled to
-    images of other sizes, edges are rounded, halves up, and a window keeps a pixel.
-
-    Args:
-        whole: the images.
-        cells: flat positions (row-major).
-        side: positions along a side.
-        field_px: side of a window at ``input_px``.
-        input_px: side to which images are resized.
-    """
-    if cells.is_meta:  # outlines have shapes, not places
-        cells = torch.zeros(cells.shape, dtype=torch.long)
-    cells = cells.cpu()
-    position_yx = torch.stack([cells // side, cells % side], dim=-1)
-    start = position_yx * (input_px - field_px) // max(side - 1, 1)
-    size = whole.size_hw[:, None, :]
-    low = torch.minimum((2 * start * size + input_px) // (2 * input_px), size - 1)
-    high = torch.maximum((2 * (start + field_px) * size + input_px) // (2 * input_px), low + 1)
-    looks = cells.shape[1]
-    parent = torch.arange(len(whole)).repeat_interleave(looks)
-    return Regions(
-        level=1,
-        image=whole.image.repeat_interleave(looks),
-        box_l0_yxyx=torch.cat([low, high], dim=-1).reshape(-1, 4),
-        cell=cells.reshape(-1),
-        parent=parent,
-        position_yx=position_yx.reshape(-1, 2),
-    )
-
-
 @dataclass(frozen=True)
 class SaccaderObjectiveConfig:
     """One of the three stages of training, each going on from the one before.
@@ -504,7 +485,7 @@ def trained_parameters(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter
     return trained
 
 
-class SaccaderObjective(nn.Module):
+class SaccaderObjective(ModelObjective):
     """What a stage minimises.
 
     Example:

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tnet.backbones import Described, PopulationNorms, create_backbone
-from tnet.errors import ConfigError
-from tnet.geometry import Regions, choose_cells, resolve_looks, whole_images
-from tnet.models.config import PolicyKind, TNetConfig
+from tnet.geometry import Regions, choose_cells, whole_images
+from tnet.models.base import Images, Model, ModelOutput, mean_entropy
+from tnet.models.config import TNetConfig
 from tnet.models.parts import FeatureWeighting, Locator, MeanAggregation, PositionModule, pool_cells, sample_cells
-from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorScene
+from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
 
-Images = (
-    Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
-)
-"""What a model looks at: a batch tensor, a list of images of different sizes, a scene, scenes, or a batch of scenes."""
+PARTS = ("backbone", "position", "locator", "aggregation", "classifier")
+"""The parts of a TNet, in the order in which they run."""
 
 
 @dataclass(frozen=True)
-class TNetOutput:
+class TNetOutput(ModelOutput):
     """Everything a traversal found.
 
     Features are ordered, for each image: the whole image, then the regions of level 1 in raster order, then those of
@@ -45,6 +44,8 @@ class TNetOutput:
         joint_log_prob: log-probability of all choices made in an image.
     """
 
+    is_ranked: ClassVar[bool] = True
+
     logits: Float[Tensor, "batch classes"]
     feature_logits: Float[Tensor, "batch n classes"]
     features: Float[Tensor, "batch n dim"]
@@ -60,8 +61,43 @@ class TNetOutput:
         """For each level but the last, the probability of each region's cells."""
         return tuple(logits.softmax(dim=1) for logits in self.location_logits)
 
+    @property
+    @override
+    def region_logits(self) -> Float[Tensor, "batch n classes"]:
+        return self.feature_logits[:, 1:]
 
-class TNet(nn.Module):
+    @property
+    @override
+    def region_weights(self) -> Float[Tensor, "batch n"]:
+        return self.weights[:, 1:]
+
+    @property
+    @override
+    def region_probs(self) -> Float[Tensor, "batch n"]:
+        batch = len(self.logits)
+        chosen = [
+            probs[regions.parent.to(probs.device), regions.cell.to(probs.device)].reshape(batch, -1)
+            for probs, regions in zip(self.location_probs, self.regions[1:], strict=True)
+        ]
+        return torch.cat(chosen, dim=1) if chosen else self.logits.new_zeros(batch, 0)
+
+    @property
+    @override
+    def whole_logits(self) -> Float[Tensor, "batch classes"]:
+        return self.feature_logits[:, 0]
+
+    @property
+    @override
+    def whole_weights(self) -> Float[Tensor, " batch"]:
+        return self.weights[:, 0]
+
+    @property
+    @override
+    def location_entropy(self) -> Float[Tensor, ""] | None:
+        return mean_entropy(self.location_probs)
+
+
+class TNet(Model):
     """A traversal network.
 
     Takes a batch of images of any size and answers for any number of looks. ``uint8`` images are normalised by the
@@ -79,9 +115,10 @@ class TNet(nn.Module):
         ConfigError: a configuration that cannot be built.
     """
 
+    config: TNetConfig
+
     def __init__(self, config: TNetConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         grid_side = max(config.grid.rows, config.grid.cols)
         self.backbone = create_backbone(config.backbone, config.in_channels, config.base_px, grid_side)
         dim = self.backbone.feature_dim
@@ -90,33 +127,19 @@ class TNet(nn.Module):
         self.aggregation = FeatureWeighting(dim) if config.aggregation == "weighted" else MeanAggregation()
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
         per_level = config.batch_norm == "per_level" and config.levels > 1
         self.population_norms = PopulationNorms(self.backbone) if per_level else None
 
-    def scene(self, images: Images) -> SceneBatch:
-        """Wrap images so that they can be looked at, with this model's channels, resize and padding.
+    @property
+    @override
+    def parts(self) -> tuple[str, ...]:
+        return PARTS
 
-        Args:
-            images: as for :meth:`forward`. A batch that can be looked at already is returned as it is.
-        """
-        config = self.config
-        if isinstance(images, SceneBatch):
-            return images
-        scenes = [images] if isinstance(images, Scene) else images
-        if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
-            device = self.get_buffer("mean").device
-            return LazyBatch(cast(list[Scene], scenes), config.in_channels, config.resize, config.mean, device=device)
-        scene = TensorScene(cast(Tensor | list[Tensor], scenes), config.resize)
-        # Outside an image is 0 after normalisation, as in the reference implementation.
-        scene.fill = 0.0 if scene.is_normalized else config.mean
-        return scene
-
-    def policy(self, kind: PolicyKind | None = None) -> Policy:
+    def policy(self, kind: str | None = None) -> Policy:
         """The policy of that kind, or the configured one for the current mode (training or evaluation)."""
         config = self.config.policy
         kind = kind or (config.train if self.training else config.eval)
+        super().policy(kind)
         if kind == "topk":
             return TopK()
         if kind == "sample":
@@ -125,11 +148,21 @@ class TNet(nn.Module):
             return RandomCells()
         return FixedCells.centre_out(self.config.grid.rows, self.config.grid.cols)
 
+    @override
+    def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:
+        generator = torch.Generator(device).manual_seed(seed)
+        if kind == "random":
+            return RandomCells(generator)
+        if kind == "sample":
+            config = self.config.policy
+            return SampleWithoutReplacement(config.joint, config.temperature, generator)
+        return self.policy(kind)
+
     def forward(
         self,
         images: Images,
         looks: int | Sequence[int] | None = None,
-        policy: Policy | PolicyKind | None = None,
+        policy: Policy | str | None = None,
     ) -> TNetOutput:
         """Look at images and classify them.
 
@@ -147,7 +180,7 @@ class TNet(nn.Module):
         """
         config = self.config
         scene = self.scene(images)
-        chosen = config.looks if looks is None else resolve_looks(looks, config.looks, config.grid, config.levels)
+        chosen = config.resolve_looks(looks)
         if policy is None or isinstance(policy, str):
             policy = self.policy(policy)
         regions = whole_images(scene.sizes_hw)
@@ -172,16 +205,7 @@ class TNet(nn.Module):
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
         """Look at regions and describe them."""
-        pixels = scene.glimpse(regions, self.config.base_px)
-        if pixels.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"images have {pixels.shape[1]} channels but the model takes {self.config.in_channels}; "
-                "convert them, or build the model with in_channels of the images"
-            )
-        mean = self.get_buffer("mean")
-        pixels = pixels.to(mean)  # the model's device and precision
-        if not scene.is_normalized:
-            pixels = (pixels - mean) / self.get_buffer("std")
+        pixels = self.pixels(scene, regions, self.config.base_px)
         population: AbstractContextManager[None] = nullcontext()
         if self.population_norms is not None:
             population = self.population_norms.of_level(regions.level)

@@ -25,11 +25,11 @@ class TNetData(pl.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.train_data, self.val_data = open_data(
-            recipe.data, recipe.model.in_channels, recipe.seed, base_px=recipe.model.base_px
+            recipe.data, recipe.model.in_channels, recipe.seed, base_px=recipe.model.needed_px
         )
-        if recipe.model.levels > 1:
+        if recipe.model.default_looks:
             for data in (self.train_data, self.val_data):
-                check_sizes(data, recipe.model.base_px)
+                check_sizes(data, recipe.model.look_px)
 
     @property
     def classes(self) -> list[str]:

@@ -16,10 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 from tnet.data.sample import Batch
 from tnet.errors import TrainingError
 from tnet.geometry import total_looks
-from tnet.models.tnet import TNet
+from tnet.models.base import Model, ModelOutput
+from tnet.models.kinds import build_model
 from tnet.objectives import Objective
 from tnet.training.optimizers import KerasAdam
-from tnet.training.recipe import OptimConfig, Recipe
+from tnet.training.recipe import OptimConfig, Recipe, build_objective
 
 # Steps of neighbouring seeds do not share random numbers.
 _SEED_STRIDE = 1_000_000_007
@@ -49,7 +50,7 @@ def schedule_factor(config: OptimConfig, progress: float) -> float:
     return 1.0
 
 
-def parameter_groups(model: TNet, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameters by learning rate (backbone, new layers) and by whether weight decay applies (not to biases, norms)."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -69,27 +70,35 @@ def parameter_groups(model: TNet, config: OptimConfig) -> list[dict[str, Any]]:
 
 
 class TNetModule(pl.LightningModule):
-    """Trains a TNet by a recipe.
+    """Trains a model of any kind by a recipe.
 
     Args:
         recipe: with the data's classes filled in.
         model: a model to go on from; built from the recipe if ``None``.
     """
 
-    def __init__(self, recipe: Recipe, model: TNet | None = None) -> None:
+    def __init__(self, recipe: Recipe, model: Model | None = None) -> None:
         super().__init__()
         self.recipe = recipe
-        self.model = TNet(recipe.model) if model is None else model
-        self.objective = Objective(recipe.objective)
+        self.model = build_model(recipe.model) if model is None else model
+        self.objective = build_objective(recipe.objective)
+        trained = self.objective.trained(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in trained)
         self.elapsed_share = 0.0  # of the time limit; set by the time-limit callback
         config = recipe.model
-        names = ["0"] + [f"{policy}" for policy in self.eval_policies]
+        names = [*(["0"] if config.allows_no_looks else []), *self.eval_policies]
+        for policy in self.eval_policies:
+            self.model.policy(policy)  # one that is not known is said at once
         self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
 
     @property
     def eval_policies(self) -> tuple[str, ...]:
-        """Policies measured in validation; none for a model of one level."""
-        return self.recipe.train.eval_policies if self.recipe.model.levels > 1 else ()
+        """Policies measured in validation; none for a model that never looks, its own for one that always does."""
+        config = self.recipe.model
+        if not config.default_looks:
+            return ()
+        return self.recipe.train.eval_policies or (() if config.allows_no_looks else (config.eval_policy,))
 
     @property
     def monitor(self) -> str:
@@ -106,7 +115,7 @@ class TNetModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step's loss."""
-        output = self.model(batch.images)
+        output: ModelOutput = self.model(batch.images, **self.objective.forward_options)
         loss = self.objective(output, batch.targets, self.model)
         if not torch.isfinite(loss.total):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
@@ -117,10 +126,13 @@ class TNetModule(pl.LightningModule):
         size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
         logged |= {"train/loss": loss.total.detach(), "train/accuracy": loss.reward}
-        if output.location_logits:
-            logged |= {"train/region_accuracy": loss.reward_per_feature, "train/baseline": self.objective.baseline}
-            entropy = [-(p * (p + 1e-10).log()).sum(1).mean() for p in output.location_probs]
-            logged["train/location_entropy"] = torch.stack(entropy).mean().detach()
+        if len(output.regions) > 1 and output.region_logits is not None:
+            logged["train/region_accuracy"] = loss.reward_per_feature
+        if len(output.regions) > 1 and isinstance(self.objective, Objective):
+            logged["train/baseline"] = self.objective.baseline
+        entropy = output.location_entropy
+        if entropy is not None:
+            logged["train/location_entropy"] = entropy
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size)
         self.log("loss", loss.total.detach(), prog_bar=True, logger=False, batch_size=size)
         return loss.total
@@ -166,5 +178,5 @@ class TNetModule(pl.LightningModule):
     def description(self) -> str:
         """One line for logs."""
         config = self.recipe.model
-        looks = f"{total_looks(config.looks)} look(s)" if config.levels > 1 else "the whole image only"
-        return f"{config.backbone.name} at {config.base_px} px, {looks}, {config.num_classes} classes"
+        looks = f"{total_looks(config.default_looks)} look(s)" if config.default_looks else "the whole image only"
+        return f"{config.network} at {config.look_px} px, {looks}, {config.num_classes} classes"

@@ -12,17 +12,17 @@ from lightning.pytorch.callbacks import Callback
 from tnet.backbones.base import batch_norms
 from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
-from tnet.models.tnet import TNet
+from tnet.models.base import Model
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
 
 
 @torch.no_grad()
-def recalibrate_norms(model: TNet, batches: Iterable[Batch]) -> None:
+def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
     """Replace the running statistics of batch norm by plain averages over some batches.
 
     The model looks as it does in evaluation (its policy, no dropout), so that the statistics are those of what will be
-    seen; with ``batch_norm: per_level`` each population gets its own.
+    seen; with ``batch_norm: per_level`` each population gets its own. Norms that no batch goes through keep theirs.
 
     Args:
         model: on the device of the batches; its mode is left as it was.
@@ -32,6 +32,7 @@ def recalibrate_norms(model: TNet, batches: Iterable[Batch]) -> None:
     if not norms:
         return
     training, momenta = model.training, [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     if model.population_norms is not None:
         model.population_norms.reset()
     model.eval()
@@ -44,8 +45,11 @@ def recalibrate_norms(model: TNet, batches: Iterable[Batch]) -> None:
         for batch in batches:
             model(batch.images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, values in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            # A model may run a part in evaluation mode only (IPS, where it reuses embeddings): that has seen nothing.
+            if model.population_norms is None and norm.num_batches_tracked == 0:
+                norm.load_state_dict(values, strict=False)
         model.train(training)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from tnet.data.loading import LabelledData
 from tnet.explain.many import explain_samples
 from tnet.files import atomic_folder
-from tnet.models.tnet import TNet
+from tnet.models.base import Model
 
 
-def draw_overlays(model: TNet, data: LabelledData, folder: str | Path, count: int) -> list[Path]:
+def draw_overlays(model: Model, data: LabelledData, folder: str | Path, count: int) -> list[Path]:
     """Explain the first validation samples, with their true labels.
 
     Args:

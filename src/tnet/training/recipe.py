@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -14,10 +15,20 @@ from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
 from tnet.files import write_text
+from tnet.losses import ModelObjective
+from tnet.models.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
+from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
-from tnet.objectives import ObjectiveConfig
+from tnet.models.dram import DRAMObjective, DRAMObjectiveConfig
+from tnet.models.ips import IPSObjective, IPSObjectiveConfig
+from tnet.models.kinds import DEFAULT_KIND, KIND_NAMES, config_class, kind_of
+from tnet.models.saccader import SaccaderObjective, SaccaderObjectiveConfig
+from tnet.objectives import Objective, ObjectiveConfig
 
 _MAX_RECIPE_BYTES = 2**20
+
+EvalPolicy = Literal["topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
+"""Policies that validation can measure, if the model knows them."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,14 @@ class TrainConfig:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes or GPUs to train on.
-        eval_policies: policies that validation measures at the recipe's looks (``topk``, ``random``, ``centre``).
+        eval_policies: policies that validation measures at the recipe's looks: ``topk``, ``sample``, ``random``,
+            ``centre``, and a Saccader's others. The best model is that of ``topk``, or else of the first; with none,
+            that of 0 looks.
         recalibrate_batches: before each validation, measure the statistics of batch norm anew over this many training
             batches; 0 keeps the running averages (published). Running averages lag behind weights that change fast.
         overlays: validation images for which the regions are drawn at the end.
+        start_from: folder of a run or saved model whose weights to start from, where names and shapes are the same;
+            what is not there starts at random. So a stage goes on from the one before. ``null`` for none.
     """
 
     epochs: int = 20
@@ -91,9 +106,10 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
-    eval_policies: tuple[Literal["topk", "random", "centre"], ...] = ("topk", "random")
+    eval_policies: tuple[EvalPolicy, ...] = ("topk", "random")
     recalibrate_batches: int = 0
     overlays: int = 4
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices"):
@@ -108,6 +124,23 @@ class TrainConfig:
             raise ConfigError(f"train.max_minutes is {self.max_minutes}; give a positive number, or null for no limit")
 
 
+_OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
+    "tnet": (ObjectiveConfig, Objective),
+    "saccader": (SaccaderObjectiveConfig, SaccaderObjective),
+    "dram": (DRAMObjectiveConfig, DRAMObjective),
+    "ips": (IPSObjectiveConfig, IPSObjective),
+    "attention_sampling": (AttentionSamplingObjectiveConfig, AttentionSamplingObjective),
+}
+AnyObjectiveConfig = (
+    ObjectiveConfig
+    | SaccaderObjectiveConfig
+    | DRAMObjectiveConfig
+    | IPSObjectiveConfig
+    | AttentionSamplingObjectiveConfig
+)
+"""What is minimised, for any kind of model."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A training run.
@@ -115,8 +148,9 @@ class Recipe:
     Attributes:
         title: one line on what it trains.
         seed: of weights, order, augmentation, dropout and sampled locations.
-        model: the network; the number and names of classes come from the data.
-        objective: what is minimised.
+        model: the network; the number and names of classes come from the data. In YAML its key ``type`` names the kind
+            (:data:`tnet.models.kinds.KIND_NAMES`; ``tnet`` if left out), on which the other keys depend.
+        objective: what is minimised; its keys depend on the kind of model.
         optim: the optimiser.
         data: where images come from.
         train: the run.
@@ -124,8 +158,8 @@ class Recipe:
 
     title: str = ""
     seed: int = 0
-    model: TNetConfig = field(default_factory=TNetConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    model: ModelConfig = field(default_factory=TNetConfig)
+    objective: AnyObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -133,6 +167,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
+        kind = kind_of(self.model)
+        if type(self.objective) is not _OBJECTIVES[kind][0]:
+            raise ConfigError(
+                f"objective is a {type(self.objective).__name__} but a model of type {kind} is trained by a "
+                f"{_OBJECTIVES[kind][0].__name__}; give that"
+            )
+
+
+def build_objective(config: AnyObjectiveConfig) -> ModelObjective:
+    """Build the objective that a configuration describes."""
+    objective: ModelObjective = next(build for known, build in _OBJECTIVES.values() if type(config) is known)(config)
+    return objective
 
 
 class _Loader(yaml.SafeLoader):
@@ -178,7 +224,32 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
-    return parse_dataclass(Recipe, apply_overrides(data, overrides), source)
+    return _parse(apply_overrides(data, overrides), source)
+
+
+def _parse(data: dict[Any, Any], source: str) -> Recipe:
+    """A recipe whose model and objective are of the kind that ``model.type`` names."""
+    kind = DEFAULT_KIND
+    if isinstance(data.get("model"), dict) and "type" in data["model"]:
+        model = dict(data["model"])
+        kind = model.pop("type")
+        data = {**data, "model": model}
+    if not isinstance(kind, str) or kind not in KIND_NAMES:
+        raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(KIND_NAMES)}")
+    typed = _recipe_class(kind)
+    parsed = parse_dataclass(typed, data, source)
+    return Recipe(**{item.name: getattr(parsed, item.name) for item in fields(Recipe)})
+
+
+@lru_cache
+def _recipe_class(kind: str) -> type[Recipe]:
+    """Recipes of one kind of model, with the types that parsing checks values by."""
+    model, objective = config_class(kind), _OBJECTIVES[kind][0]
+    changed = [
+        ("model", model, field(default_factory=model)),
+        ("objective", objective, field(default_factory=objective)),
+    ]
+    return cast("type[Recipe]", make_dataclass("Recipe", changed, bases=(Recipe,), frozen=True))
 
 
 def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
@@ -226,11 +297,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe with every value spelled out."""
-    text = yaml.dump(to_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    plain = to_plain(recipe)
+    plain["model"] = {"type": kind_of(recipe.model), **plain["model"]}
+    text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_text(path, text)
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
     """The recipe with the data's classes in its model."""
-    model = replace(recipe.model, num_classes=len(classes), class_names=tuple(classes), multilabel=multilabel)
+    known: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
+    model = replace(recipe.model, **known)
     return replace(recipe, model=model)

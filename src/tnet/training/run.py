@@ -24,8 +24,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
-from tnet.models.io import load_model
-from tnet.models.tnet import TNet
+from tnet.models.base import Model
+from tnet.models.io import fill_from, load_model
 from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimedProgressBar, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
@@ -48,13 +48,16 @@ class RunResult:
         model: the best model, in evaluation mode.
         metrics: one row an epoch.
         train_seconds: wall time of the fit, validation included; of this process only, after a resume.
+        not_started: names of the model's tensors that ``train.start_from`` did not hold and that started at random;
+            empty without it, and after a resume.
     """
 
     folder: Path
     recipe: Recipe
-    model: TNet
+    model: Model
     metrics: list[dict[str, float]]
     train_seconds: float
+    not_started: tuple[str, ...] = ()
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> RunResult:
@@ -70,7 +73,8 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
         OutputError: the folder is in use or cannot be written.
         DataError: missing or inconsistent data.
         ConfigError: a recipe that cannot be built.
-        CheckpointError: resuming from a damaged checkpoint or that of another recipe.
+        CheckpointError: resuming from a damaged checkpoint or that of another recipe; or starting from what does not
+            fit.
         TrainingError: the loss became NaN, or the accelerator is not there.
         KeyboardInterrupt: Ctrl-C; a note on it says how many epochs are kept, and that they can be resumed.
     """
@@ -83,6 +87,8 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
         _same_recipe(recipe, folder)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
+    start_from = recipe.train.start_from if checkpoint is None else None
+    not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
     make_folder(folder)
     save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress)
@@ -96,7 +102,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     metrics = _write_curves(folder)
     model = load_model(folder)
     draw_overlays(model, data.val_data, folder / "overlays", recipe.train.overlays)
-    return RunResult(folder, recipe, model, metrics, seconds)
+    return RunResult(folder, recipe, model, metrics, seconds, not_started)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:

@@ -1,0 +1,52 @@
+"""``tnet compare``: a table of systems, trained and measured alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tnet.cli.common import DEVICE_HELP, pick_device
+
+
+def compare(
+    suite: Annotated[Path, typer.Argument(help="Suite (YAML): the systems to compare, one a row.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values over the suite's: key.in.suite=value, e.g. costs.repeats=20 'seeds=[0, 1, 2]'."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: runs/<suite name>]")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW", help="Work on this row alone, and show of others what is kept. Can be repeated."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train and measure anew, whatever is kept.")] = False,
+    device: Annotated[str, typer.Option(help=f"To evaluate accuracy on: {DEVICE_HELP}")] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Train and measure several systems, and compare them in one table.
+
+    Prints locations, top-1 and top-5 accuracy, accuracy without context, FLOPs, parameters, time and peak memory of
+    every row, and writes them as comparison.md, comparison.csv and pictures. What is done is kept: the same command
+    goes on after an interruption, and works again only on rows that have changed. Ends with status 1 if a row failed.
+    """
+    from tnet.evaluation.compare import compare as run
+    from tnet.evaluation.compare_suite import load_suite
+
+    loaded = load_suite(suite, overrides or [])
+    result = run(
+        loaded,
+        out or Path("runs") / suite.stem,
+        only=only or [],
+        force=force,
+        device=pick_device(device),
+        progress=progress,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(result.text)
+    typer.echo(f"written: {', '.join(str(path) for path in result.files)}")
+    for name, reason in result.failures.items():
+        typer.echo(f"error: row {name!r}: {reason}", err=True)
+    if result.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,141 @@
+"""How much memory a forward pass takes at its peak, measured in a process of its own.
+
+On the CPU it is how far the resident memory of a fresh process rises above what it is with the model loaded: images and
+activations, and what the library sets aside at its first pass. On CUDA it is the peak of what PyTorch allocates:
+weights, images and activations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tnet.errors import ConfigError
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory_bytes(
+    model: str | Path,
+    image_size_hw: tuple[int, int],
+    looks: int | Sequence[int] | None = None,
+    *,
+    policy: str | None = None,
+    batch_size: int = 1,
+    device: str = "cpu",
+    timeout_s: float = 1800.0,
+) -> int:
+    """Measure the peak memory of one forward pass in evaluation mode.
+
+    Args:
+        model: folder of a saved model or of a run, or the name of a registered one.
+        image_size_hw: height and width of the images (``uint8`` noise, in memory), pixels.
+        looks: as for the model's ``forward``.
+        policy: as for the model's ``forward``; ``None`` for the model's own.
+        batch_size: images.
+        device: to run on.
+        timeout_s: the process is ended then.
+
+    Returns:
+        Bytes; see the module's description for what is counted.
+
+    Raises:
+        ConfigError: the process failed, with its reason, or took too long.
+    """
+    job = {
+        "model": str(model),
+        "registered": isinstance(model, str) and not Path(model).is_dir(),
+        "size_hw": list(image_size_hw),
+        "looks": looks if looks is None or isinstance(looks, int) else list(looks),
+        "policy": policy,
+        "batch_size": batch_size,
+        "device": device,
+        "threads": _threads(),
+    }
+    # Blocks above 128 KiB always go back to the system when freed, so that the peak does not depend on earlier frees.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    command = [sys.executable, "-P", "-m", "tnet.evaluation.memory"]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(job), capture_output=True, text=True, timeout=timeout_s, env=environment,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"memory of {model} could not be measured within {timeout_s:g} s; set costs.memory_batch_size lower, or 0"
+        ) from None
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = f"ended by signal {-done.returncode}" if done.returncode < 0 else last[:300]
+        raise ConfigError(
+            f"memory of {model} could not be measured with {batch_size} image(s) on {device} ({reason}); set "
+            "costs.memory_batch_size lower, or 0"
+        )
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _measure(job: dict[str, Any]) -> int:
+    """What the process of its own does."""
+    import torch
+
+    from tnet.models.io import load_model
+    from tnet.models.registry import create_model
+
+    torch.set_num_threads(job["threads"])
+    device = torch.device(job["device"])
+    model = create_model(job["model"]) if job["registered"] else load_model(job["model"])
+    model = model.to(device).eval()
+    looks = tuple(job["looks"]) if isinstance(job["looks"], list) else job["looks"]
+    before = _restart_peak()
+    shape = (job["batch_size"], model.config.in_channels, *job["size_hw"])
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        model(images, looks=looks, policy=job["policy"])
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return max(0, _peak_bytes() - before)
+
+
+def _restart_peak() -> int:
+    """Let the peak of resident memory start anew where the system can, and say what it is now; bytes."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:  # no Linux, or not allowed: what loading took at its peak is then left out
+        return _peak_bytes()
+    return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this process, bytes."""
+    try:
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        raise ConfigError("peak memory cannot be read on this system; set costs.memory_batch_size to 0") from None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _main() -> None:
+    """Read a job from standard input and write what was measured to standard output."""
+    sys.stdout.write(json.dumps({"bytes": _measure(json.load(sys.stdin))}) + "\n")
+
+
+if __name__ == "__main__":
+    _main()
