@@ -99,7 +99,15 @@ class ImageTable(LabelledImages):
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of text by name, one entry a row; an absent value is empty."""
+    """Columns of text by name, one entry a row; an absent value is empty.
+
+    Args:
+        path: of a ``.csv``, ``.parquet`` or ``.pq`` file.
+        columns: names of those wanted.
+
+    Raises:
+        DataError: the table is missing, unreadable, of another kind, without rows, or lacks a column.
+    """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
