@@ -204,6 +204,18 @@ def choose_cells(parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"]) 
     )
 
 
+def scaled_box(box_yxyx: Sequence[int], scale_yx: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A box of a resized image in the pixels of the other size, rounded to whole ones.
+
+    Args:
+        box_yxyx: ``(y0, x0, y1, x1)``.
+        scale_yx: pixels of the other size for each pixel of this one, down and across.
+    """
+    y0, x0, y1, x1 = box_yxyx
+    scale_y, scale_x = scale_yx
+    return round(y0 * scale_y), round(x0 * scale_x), round(y1 * scale_y), round(x1 * scale_x)
+
+
 def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
     """What each cell covers of its parent, per axis, as fractions of the parent's side.
 

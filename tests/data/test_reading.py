@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from tests.helpers import tiny_config
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -108,6 +109,26 @@ def test_auto_reads_large_pictures_lazily(root: Path, tmp_path: Path) -> None:
     reading = Reading("auto")
     (tmp_path / "a.zarr").mkdir()
     assert reading.is_lazy(tmp_path / "a.zarr") and reading.is_lazy(tmp_path / "a.SVS")
+    png = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(png)
+    # What only a scene can do is done, whatever the size.
+    assert not reading.is_lazy(png) and Reading("auto", scene=SceneOptions(value_range=(0, 100))).is_lazy(png)
+    with pytest.raises(ConfigError, match="for files that are read lazily"):
+        Reading("memory", scene=SceneOptions(bands=(0,)))
+
+
+def test_auto_decodes_only_what_loses_nothing_by_it(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    kinds = {
+        "tiled": {"tile": (32, 32), "photometric": "rgb"},
+        "nodata": {"tile": (32, 32), "photometric": "rgb", "extratags": [(42113, 2, 0, "0", True)]},
+        "geo": {"photometric": "rgb", "extratags": [(34735, 3, 4, (1, 1, 0, 0), True)]},
+    }  # fmt: skip
+    for name, options in kinds.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, metadata=None, **options)
+    tifffile.imwrite(tmp_path / "planes.ome.tif", pixels.transpose(2, 0, 1), metadata={"axes": "CYX"})
+    lazy = {path.name for path in tmp_path.iterdir() if Reading("auto").is_lazy(path)}
+    assert lazy == {"nodata.tif", "geo.tif", "planes.ome.tif"}
     assert Reading("lazy").is_lazy("a.png") and not Reading("memory").is_lazy("a.svs")
 
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from tnet.cli.main import app
 from tnet.data.reading import Reading
-from tnet.errors import ImageError
+from tnet.errors import ConfigError, ImageError
+from tnet.explain.many import explain_paths
 from tnet.inference.predict import predict_paths
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.io import save_model
@@ -88,6 +89,32 @@ def test_a_file_that_cannot_be_read(model: TNet, folder: Path) -> None:
         predict_paths(model, [broken, folder / "0.tif"], progress=False, reading=reading, skip_unreadable=True)
     )
     assert isinstance(found[0], Unreadable) and isinstance(found[1], Prediction)
+
+
+def test_a_file_damaged_where_it_is_looked_at(model: TNet, folder: Path, tmp_path: Path) -> None:
+    """Its header is sound: only the look finds out. Others of its batch are not lost."""
+    damaged = folder / "damaged.tif"
+    data = bytearray((folder / "0.tif").read_bytes())
+    with tifffile.TiffFile(folder / "0.tif") as file:
+        start, size = file.pages[0].dataoffsets[4], file.pages[0].databytecounts[4]
+    data[start : start + size] = bytes(size)
+    damaged.write_bytes(data)
+    paths = [folder / "0.tif", damaged, folder / "1.tif"]
+    with pytest.raises(ImageError, match="damaged.tif"):
+        predictions(model, paths, reading=Reading("lazy"))
+    found = list(predict_paths(model, paths, progress=False, reading=Reading("lazy"), skip_unreadable=True))
+    assert [type(item) for item in found] == [Prediction, Unreadable, Prediction]
+    kept = predictions(model, [paths[0], paths[2]], reading=Reading("lazy"))
+    assert [found[0].regions, found[2].regions] == [p.regions for p in kept]
+    figures = explain_paths(
+        model, paths, tmp_path / "out", progress=False, reading=Reading("lazy"), skip_unreadable=True
+    )
+    assert [type(item).__name__ for item in figures] == ["PosixPath", "Unreadable", "PosixPath"]
+
+
+def test_lazily_read_pictures_are_not_changed(model: TNet, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="neither shrunk nor prepared"):
+        predictions(model, [folder / "0.tif"], reading=Reading("lazy"), max_side_px=100)
 
 
 def test_the_commands(model: TNet, folder: Path, tmp_path: Path) -> None:

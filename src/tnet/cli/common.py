@@ -13,6 +13,7 @@ import typer
 from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tnet.data.loading import LabelledData
     from tnet.data.reading import Reading
     from tnet.training.recipe import Recipe
 
@@ -50,7 +51,7 @@ class ReadName(StrEnum):
 
 READ_HELP = (
     "memory: decode whole pictures; lazy: read only what is looked at, of files of any size and kind; auto: lazily "
-    "what is large, slides and OME-Zarr."
+    "what is large, and what Pillow does not read rightly. [default: the recipe's, or auto]"
 )
 BANDS_HELP = "Bands of lazily read images to look at, counted from 0, such as 3,2,1. [default: what suits the model]"
 RANGE_HELP = "Stored values that become black and white in lazily read images, such as 0,10000. [default: of the type]"
@@ -94,7 +95,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse_reading(run: Path, read: ReadName, bands: str | None, value_range: str | None) -> Reading:
+def parse_reading(run: Path, read: ReadName | None, bands: str | None, value_range: str | None) -> Reading:
     """How pictures are read: as the run's recipe says, but for what is given.
 
     Raises:
@@ -116,7 +117,23 @@ def parse_reading(run: Path, read: ReadName, bands: str | None, value_range: str
         if len(low_high) != 2:
             raise typer.BadParameter(f"{value_range!r} is not a range; write two numbers such as 0,10000")
         scene = replace(scene, value_range=(low_high[0], low_high[1]))
-    return Reading(read.value, data.lazy_above_px, scene=scene)
+    return Reading(read.value if read else data.read, data.lazy_above_px, scene=scene)
+
+
+def set_reading(images: LabelledData, reading: Reading) -> None:
+    """Read a data set's pictures otherwise than its recipe says.
+
+    Raises:
+        ConfigError: images that are not in files, or that are prepared or shrunk.
+    """
+    from tnet.data.folder import LabelledImages
+
+    if not isinstance(images, LabelledImages) or images.preprocess is not None or images.max_side_px is not None:
+        raise ConfigError(
+            "--read, --bands and --value-range are for pictures in files that are neither prepared nor shrunk; leave "
+            "them out, or --preprocess and the recipe's data.max_side_px"
+        )
+    images.reading = reading
 
 
 def _numbers(text: str, pattern: str, what: str) -> list[float]:

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, PREPROCESS_HELP, PolicyName, parse_looks_list, pick_device, recipe_of
+from tnet.cli.common import (
+    BANDS_HELP,
+    DEVICE_HELP,
+    PREPROCESS_HELP,
+    RANGE_HELP,
+    READ_HELP,
+    PolicyName,
+    ReadName,
+    parse_looks_list,
+    parse_reading,
+    pick_device,
+    recipe_of,
+    set_reading,
+)
 from tnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -55,6 +68,9 @@ def evaluate(
     preprocess: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{PREPROCESS_HELP} [default: the recipe's]")
     ] = None,
+    read: Annotated[ReadName | None, typer.Option(help=READ_HELP, show_default=False)] = None,
+    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
+    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Measure accuracy against the number of looks.
@@ -79,6 +95,8 @@ def evaluate(
         "label_separator": label_separator,
     }
     images, source = _open_images(model.config, recipe, run, data, split, settings)
+    if read is not None or bands is not None or value_range is not None:
+        set_reading(images, parse_reading(run, read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)

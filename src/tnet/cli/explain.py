@@ -44,7 +44,7 @@ def explain(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
-    read: Annotated[ReadName, typer.Option(help=READ_HELP)] = ReadName.auto,
+    read: Annotated[ReadName | None, typer.Option(help=READ_HELP, show_default=False)] = None,
     bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
     value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
     geojson: Annotated[

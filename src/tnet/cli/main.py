@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -102,12 +103,24 @@ for _verb in (
     app.command()(_verb)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Our own warnings as a sentence, others as Python shows them."""
+    if category.__module__ == "tnet.errors":
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        _python_shows(message, category, *place, **more)
+
+
+_python_shows = warnings.showwarning
+
+
 def main() -> None:
     """Run the command line: the entry point of ``tnet``."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A terminal without a sign for "×" must not end a run.
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
     try:
         app()
     finally:

@@ -47,7 +47,8 @@ def pyramid(
     """Write an image as a tiled TIFF with coarser levels (a pyramid), so that looking at any part of it is quick.
 
     Each level is half the one before, down to about the size of a glimpse; a pixel is the mean of the pixels it stands
-    for. The image is read once, and memory does not grow with its height. Scale and georeference are kept.
+    for. The image is read once, a few rows of tiles at a time; formats that can only be decoded as a whole (JPEG, PNG)
+    take the memory of that. Scale and georeference are kept.
     """
     from dataclasses import replace
 
@@ -59,10 +60,10 @@ def pyramid(
     if max_pixels is not None:
         options = replace(options, max_pixels=max_pixels)
     with progress_bar(progress) as bar:
-        task = bar.add_task("tiles", total=None)
+        task = bar.add_task("tiles", total=None, visible=False)
         written = write_pyramid(
             image, out, compression=compression.value, quality=quality, smallest_px=smallest_px, overwrite=overwrite,
-            options=options, on_tile=lambda done, total: bar.update(task, completed=done, total=total),
+            options=options, on_tile=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )  # fmt: skip
     levels = ", ".join(f"{height} x {width}" for height, width in written.levels_hw)
     typer.echo(f"{written.path}: {written.bytes / 1e6:.1f} MB, {len(written.levels_hw)} levels ({levels})")

@@ -247,6 +247,8 @@ def open_picture(path: Path) -> IO[bytes]:
         if status.st_size == 0:
             raise unreadable(path, "the file is empty (0 bytes)", "fetch or save it again, or remove it")
         return path.open("rb")
+    except ImageError:  # which is a ValueError
+        raise
     except FileNotFoundError as error:
         raise unreadable(path, "there is no such file", "correct the path, or restore the file") from error
     except PermissionError as error:

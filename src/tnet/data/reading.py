@@ -9,10 +9,11 @@ from typing import Literal
 
 from torch.utils.data import get_worker_info
 
-from tnet.data.images import SLIDE_SUFFIXES, image_size_hw, is_image_folder
+from tnet.data.images import image_size_hw
 from tnet.errors import ConfigError, ImageError
 from tnet.scenes.file import FileScene, SceneOptions
 from tnet.scenes.overview import OverviewScene
+from tnet.scenes.readers import is_plain_picture
 
 ReadMode = Literal["memory", "lazy", "auto"]
 """``memory``: decode the whole picture; ``lazy``: read what is looked at; ``auto``: lazily what is large."""
@@ -26,8 +27,8 @@ class Reading:
     """How the pictures of a data set are read.
 
     Attributes:
-        mode: see :data:`ReadMode`. ``auto`` also reads lazily what only slide and array readers know: slides by their
-            suffix, OME-Zarr folders, and files whose header Pillow cannot read.
+        mode: see :data:`ReadMode`. ``auto`` also reads lazily what Pillow does not read rightly (slides, OME-Zarr,
+            OME-TIFF, georeferenced and many-banded files), and everything if ``scene`` asks for something.
         lazy_above_px: pixels above which ``auto`` reads lazily.
         overview_px: side of the copy of each lazily read picture from which coarse looks are served; 0 for none. See
             :mod:`tnet.scenes.overview`.
@@ -47,14 +48,21 @@ class Reading:
         for name in ("lazy_above_px", "overview_px"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.mode == "memory" and self.scene != SceneOptions():
+            raise ConfigError(
+                "bands, value_range and the other options of a scene are for files that are read lazily, but they are "
+                "to be read into memory; read them lazily (data.read: lazy, --read lazy)"
+            )
 
     def is_lazy(self, path: str | os.PathLike[str]) -> bool:
         """Whether this picture is read lazily; ``auto`` reads its header for that."""
         if self.mode != "auto":
             return self.mode == "lazy"
-        if is_image_folder(path) or Path(path).suffix.lower() in SLIDE_SUFFIXES:
+        if self.scene != SceneOptions():
             return True
         try:
+            if not is_plain_picture(Path(path)):
+                return True
             height, width = image_size_hw(path)
         except ImageError:  # another reader may know it, or say better what is wrong with it
             return True

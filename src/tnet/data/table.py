@@ -79,7 +79,7 @@ class ImageTable(LabelledImages):
         if not os.path.isdir(root):  # noqa: PTH112 (as below)
             raise DataError(f"The folder of pictures image_root={root} does not exist; correct the path.")
         columns = [path_column, label_column, *([] if split is None else [split_column])]
-        table = _read_columns(self.table_path, columns)
+        table = read_columns(self.table_path, columns)
         labels = _split_labels(self.table_path, label_column, table[label_column], label_separator)
         names = sorted({label for row in labels for label in row}) if classes is None else check_classes(classes)
         targets = _targets(self.table_path, labels, names, multilabel=label_separator is not None)
@@ -98,8 +98,16 @@ class ImageTable(LabelledImages):
         )
 
 
-def _read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of text by name, one entry a row; an absent value is empty."""
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of text by name, one entry a row; an absent value is empty.
+
+    Args:
+        path: of a ``.csv``, ``.parquet`` or ``.pq`` file.
+        columns: names of those wanted.
+
+    Raises:
+        DataError: the table is missing, unreadable, of another kind, without rows, or lacks a column.
+    """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:

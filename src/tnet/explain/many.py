@@ -21,7 +21,7 @@ from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
 from tnet.explain.geojson import Coordinates, check_geojson_output, name_after, write_all_geojson
 from tnet.files import make_folder, write_text
-from tnet.inference.predict import DEFAULT_READING, check_image_size, read_picture
+from tnet.inference.predict import DEFAULT_READING, check_image_size, check_reading, read_picture
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.base import Model
@@ -121,10 +121,11 @@ def explain_paths(
                 place = getattr(picture.image, "georeference", None)
                 yield _Item(picture.image, picture.path, picture.own_size_hw, None, place)
 
+    check_reading(reading, max_side_px, preprocess)
     if geojson is not None:
         check_geojson_output(geojson, len(paths))
     placed: list[tuple[Prediction, GeoReference | None]] = []
-    figures = _explain(model, items(), len(paths), Path(out), chosen, policy, device, progress, placed)
+    figures = _explain(model, items(), len(paths), Path(out), chosen, policy, device, progress, placed, skip_unreadable)
     if geojson is not None:
         write_all_geojson(placed, geojson, coordinates=coordinates)
     return figures
@@ -173,7 +174,7 @@ def explain_samples(
             check_image_size(size_hw, config, name, looks=chosen)
             yield _Item(image, name, size_hw, _true_label(target, data.classes))
 
-    return _explain(model, items(), count, Path(out), chosen, policy, device, progress, [])
+    return _explain(model, items(), count, Path(out), chosen, policy, device, progress, [], False)
 
 
 def _true_label(target: Tensor, classes: Sequence[str]) -> str:
@@ -192,6 +193,7 @@ def _explain(
     device: str | torch.device,
     progress: bool,
     placed: list[tuple[Prediction, GeoReference | None]],
+    skip_unreadable: bool,
 ) -> list[Path | Unreadable]:
     """Draw all figures in a folder of their own, and only then move them to where they belong; adds to ``placed``."""
     single = out.suffix.lower() == ".png"
@@ -217,11 +219,20 @@ def _explain(
                     found.append(item)
                 else:
                     name = out.name if single else name_after(item.source, ".png", names)
-                    told = save_explanation(
-                        model, item.image, Path(scratch) / name, looks=looks, policy=policy, truth=item.truth,
-                        title=Path(item.source).name if item.truth is None else item.source, source=item.source,
-                        own_size_hw=item.own_size_hw,
-                    )  # fmt: skip
+                    try:
+                        told = save_explanation(
+                            model, item.image, Path(scratch) / name, looks=looks, policy=policy, truth=item.truth,
+                            title=Path(item.source).name if item.truth is None else item.source, source=item.source,
+                            own_size_hw=item.own_size_hw,
+                        )  # fmt: skip
+                    except ImageError as error:  # damaged where it was looked at
+                        if not skip_unreadable:
+                            raise
+                        skipped = Unreadable(item.source, str(error))
+                        found.append(skipped)
+                        records.append(asdict(skipped))
+                        bar.advance(task)
+                        continue
                     placed.append((told, item.georeference))
                     records.append({**asdict(told), "true_label": item.truth, "figure": name})
                     found.append(folder / name)

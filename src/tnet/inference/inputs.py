@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tnet.data.folder import shorten
 from tnet.data.images import find_images, image_exists
-from tnet.data.table import _read_columns
+from tnet.data.table import read_columns
 from tnet.errors import DataError
 
 PATH_COLUMN = "path"
@@ -58,7 +58,7 @@ def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool 
 def _read_manifest(manifest: Path, check_exists: bool) -> list[Path]:
     """The pictures that a manifest lists."""
     if manifest.suffix.lower() in _TABLES:
-        rows = _read_columns(manifest, [PATH_COLUMN])[PATH_COLUMN]
+        rows = read_columns(manifest, [PATH_COLUMN])[PATH_COLUMN]
         empty = [str(row) for row, value in enumerate(rows, start=1) if not value.strip()]
         if empty:
             raise DataError(

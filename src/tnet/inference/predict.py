@@ -21,6 +21,7 @@ from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, RegionRecord, Unreadable, prediction_of
 from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
+from tnet.scenes.file import SceneOptions
 from tnet.scenes.memory import MemoryScene
 from tnet.traversal import Policy
 
@@ -126,6 +127,21 @@ def read_picture(
     return Picture(str(path), image, own)
 
 
+def check_reading(reading: Reading, max_side_px: int | None, preprocess: str | None) -> None:
+    """Refuse to change pictures that are to be read lazily.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if (max_side_px is not None or preprocess is not None) and (
+        reading.mode == "lazy" or reading.scene != SceneOptions()
+    ):
+        raise ConfigError(
+            "pictures that are read lazily (--read lazy, --bands, --value-range) are neither shrunk nor prepared; "
+            "leave that out, or --max-side-px and --preprocess"
+        )
+
+
 def check_channels(config: ModelConfig) -> int:
     """Channels that pictures are read with.
 
@@ -226,6 +242,7 @@ def predict_paths(
     config = model.config
     if not paths:
         raise DataError("There are no pictures to predict; give at least one path.")
+    check_reading(reading, max_side_px, preprocess)
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
     if preprocess is not None:
@@ -251,7 +268,7 @@ def _predict(
     with progress_bar(progress) as bar:
         task = bar.add_task("predicting", total=len(loader))
         for batch in _batches(loader, batch_size, skip_unreadable):
-            yield from _look(model, batch, looks, policy)
+            yield from _look_or_skip(model, batch, looks, policy, skip_unreadable)
             bar.advance(task, len(batch))
 
 
@@ -272,6 +289,21 @@ def _batches(
         batch.append(entry)
         used_bytes += size_bytes
     yield batch
+
+
+def _look_or_skip(
+    model: Model, batch: Sequence[Picture | Unreadable], looks: tuple[int, ...], policy: Policy | str, skip: bool
+) -> list[Prediction | Unreadable]:
+    """Look at a batch; if a file turns out damaged where it is looked at, one by one, and skip that one if asked to."""
+    try:
+        return list(_look(model, batch, looks, policy))
+    except ImageError as error:
+        if not skip:
+            raise
+        if len(batch) == 1:
+            (entry,) = batch
+            return [Unreadable(entry.path, str(error))]
+    return [item for entry in batch for item in _look_or_skip(model, [entry], looks, policy, skip)]
 
 
 def _look(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tnet.errors import ConfigError
+from tnet.geometry import scaled_box
 from tnet.models.base import ModelConfig, ModelOutput
 
 LABEL_THRESHOLD = 0.5
@@ -194,7 +195,7 @@ def _records(
                 RegionRecord(
                     number=f"{records[parent].number}.{ranks[i]}" if level > 1 else str(ranks[i]),
                     level=level,
-                    box_l0_yxyx=_scaled(box, scale_yx),
+                    box_l0_yxyx=scaled_box(box, scale_yx),
                     cell=cells[i],
                     parent=parent,
                     location_probability=None if probs is None else _rounded(probs[n]),
@@ -219,12 +220,6 @@ def _ranks(parents: Sequence[int], chances: Sequence[float]) -> list[int]:
         first = position == 0 or parents[order[position - 1]] != parents[i]
         ranks[i] = 1 if first else ranks[order[position - 1]] + 1
     return ranks
-
-
-def _scaled(box: Sequence[int], scale_yx: tuple[float, float]) -> tuple[int, int, int, int]:
-    y0, x0, y1, x1 = box
-    scale_y, scale_x = scale_yx
-    return round(y0 * scale_y), round(x0 * scale_x), round(y1 * scale_y), round(x1 * scale_x)
 
 
 def _rounded(value: float) -> float:

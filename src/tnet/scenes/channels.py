@@ -156,7 +156,7 @@ def map_channels(
         else:
             raise ImageError(
                 f"The image {path} has {len(taken)} bands{' chosen' if bands else ''}, but {channels} are wanted; "
-                f"choose {channels} of its {info.channels} with bands=(...)."
+                f"choose {channels} of its {info.channels} with bands=(...), --bands on the command line."
             )
     below = info.has_alpha and stored[-1] not in taken
     return ChannelMap(
@@ -178,6 +178,6 @@ def _value_range(path: Path, dtype: np.dtype[Any], asked: tuple[float, float] | 
     if dtype.name not in known:
         raise ImageError(
             f"The image {path} holds {dtype.name} values, of which it is not known which is black and which is white; "
-            "give value_range=(black, white)."
+            "give value_range=(black, white), --value-range on the command line."
         )
     return known[dtype.name]

@@ -23,6 +23,7 @@ from tnet.data.images import open_picture, unreadable
 from tnet.errors import ConfigError, ImageError
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import guarded
+from tnet.scenes.readers.tiff_header import TiffHeader
 
 __all__ = [
     "READER_KINDS",
@@ -34,6 +35,7 @@ __all__ = [
     "StoredLevel",
     "extra_of",
     "is_installed",
+    "is_plain_picture",
     "modules_of",
     "open_reader",
     "sniff",
@@ -166,6 +168,32 @@ def _is_slide(path: Path, start: bytes) -> bool:
     return any(mark in texts for mark in (b"Aperio", b"Philips", b"leica-microsystems.com/scn", b"iScan"))
 
 
+def is_plain_picture(path: str | Path) -> bool:
+    """Whether decoding a file as a whole by Pillow loses nothing: no slide, map, stack, nodata or odd bands.
+
+    Raises:
+        ImageError: as for :func:`sniff`.
+    """
+    from tnet.scenes.readers import tiff_header as tiff
+
+    kind = sniff(path)
+    if kind != "tifffile":
+        return kind == "pillow"
+    header = tiff.read_tiff_header(Path(path))
+    says_missing = tiff.TAG_GDAL_NODATA in header.ifds[0] or header.has_masks
+    return _is_plain(header) and not (header.is_ome or says_missing)
+
+
+def _is_plain(header: TiffHeader) -> bool:
+    """Whether Pillow knows this compression and these samples."""
+    from tnet.scenes.readers import tiff_header as tiff
+
+    samples = header.number(tiff.TAG_SAMPLES, 1)
+    bits = max(header.numbers(tiff.TAG_BITS) or (1,))
+    depth = bits <= 8 or (bits == 16 and samples == 1)
+    return header.number(tiff.TAG_COMPRESSION, 1) in _PILLOW_COMPRESSIONS and samples in (1, 3, 4) and depth
+
+
 def _sniff_tiff(path: Path) -> ReaderKind:
     from tnet.scenes.readers import tiff_header as tiff
     from tnet.scenes.readers.tifffile_reader import READABLE_COMPRESSIONS
@@ -173,13 +201,9 @@ def _sniff_tiff(path: Path) -> ReaderKind:
     header = tiff.read_tiff_header(path)
     if header.has_geo_keys:
         return "rasterio"
-    samples = header.number(tiff.TAG_SAMPLES, 1)
-    bits = max(header.numbers(tiff.TAG_BITS) or (1,))
     pixels = header.number(tiff.TAG_WIDTH, 0) * header.number(tiff.TAG_HEIGHT, 0)
     compression = header.number(tiff.TAG_COMPRESSION, 1)
-    is_plain = (
-        compression in _PILLOW_COMPRESSIONS and samples in (1, 3, 4) and (bits <= 8 or (bits == 16 and samples == 1))
-    )
+    is_plain = _is_plain(header)
     if header.number(tiff.TAG_PHOTOMETRIC, 1) in (5, 8) and is_plain and not header.is_ome:
         return "pillow"  # CMYK and CIELAB, which it converts
     if is_plain and pixels <= _FLAT_PX and not (header.is_ome or header.is_tiled or header.is_pyramidal):
@@ -209,7 +233,8 @@ def _stand_in(path: Path, kind: ReaderKind) -> ReaderKind:
     header = tiff.read_tiff_header(path)
     is_decoded = header.number(tiff.TAG_COMPRESSION, 1) in READABLE_COMPRESSIONS
     bits = max(header.numbers(tiff.TAG_BITS) or (1,))
-    is_simple = header.count == 1 and not header.is_pyramidal and bits <= 8
+    samples = header.number(tiff.TAG_SAMPLES, 1)
+    is_simple = header.count == 1 and not header.is_pyramidal and bits <= 8 and samples in (1, 3, 4)
     says_missing = tiff.TAG_GDAL_NODATA in header.ifds[0] or header.has_masks
     candidates: dict[ReaderKind, bool] = {
         "tifffile": is_decoded and not says_missing,
@@ -225,7 +250,8 @@ def _stand_in(path: Path, kind: ReaderKind) -> ReaderKind:
 
 def _refuse_missing(path: Path, kind: ReaderKind) -> NoReturn:
     extra, modules = _EXTRAS[kind]
+    are = "are" if len(modules) > 1 else "is"
     raise ImageError(
-        f"The picture {path} cannot be read: it needs {' and '.join(modules)}, which is not installed; run: "
+        f"The picture {path} cannot be read: it needs {' and '.join(modules)}, which {are} not installed; run: "
         f"pip install 'tnet[{extra}]'."
     )
