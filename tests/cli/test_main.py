@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tnet.cli.main import _Group, app
 from tnet.errors import DataError, OutputError
 
-VERBS = ("demo", "train", "evaluate", "predict", "explain", "models", "info", "pyramid", "doctor",
+VERBS = ("demo", "train", "evaluate", "compare", "predict", "explain", "models", "info", "pyramid", "doctor",
          "import-tf")  # fmt: skip
 
 # Not one of these may be imported for --help to answer at once.

@@ -10,9 +10,7 @@ from typing import Any, Literal
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
-from tnet.training.recipe import _yaml, apply_overrides
-
-_MAX_BYTES = 2**20
+from tnet.training.recipe import apply_overrides, read_text, read_yaml
 
 LEARNED = "learned"
 """The policy by which a model looks of its own accord, as its configuration says for evaluation."""
@@ -154,7 +152,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         ConfigError: a value that cannot be, or rows that contradict each other.
     """
     path = Path(path)
-    data = _read(path)
+    data = read_yaml(read_text(path, "suite"), str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a suite holds keys and values, not {type(data).__name__}")
     data = apply_overrides(data, overrides)
@@ -166,18 +164,6 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     suite = parse_dataclass(Suite, data, str(path))
     config = None if images is None else parse_dataclass(DataConfig, images, f"{path}: data")
     return replace(suite, rows=parsed, data=config)
-
-
-def _read(path: Path) -> Any:
-    """The file's YAML."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"{path} is larger than {_MAX_BYTES} bytes, which no suite is; give a YAML file")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"suite {path} cannot be read ({reason}); give the path of a YAML file") from None
-    return _yaml(text, str(path))
 
 
 def _row(row: Any, index: int, path: Path) -> RowConfig:

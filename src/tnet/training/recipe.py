@@ -208,19 +208,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: a value that cannot be, or values that contradict each other.
     """
     path = Path(path)
+    return parse_recipe(read_text(path, "recipe"), overrides, str(path))
+
+
+def read_text(path: Path, kind: str) -> str:
+    """Read a file that a person writes.
+
+    Args:
+        path: of the file.
+        kind: what it is, for messages: ``recipe`` or ``suite``.
+
+    Raises:
+        RecipeError: it cannot be read, or is too large to be one.
+    """
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes, which no recipe is; give a YAML file")
-        text = path.read_text(encoding="utf-8")
+            raise RecipeError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes, which no {kind} is; give a YAML file")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"recipe {path} cannot be read ({reason}); give the path of a YAML file") from None
-    return parse_recipe(text, overrides, str(path))
+        raise RecipeError(f"{kind} {path} cannot be read ({reason}); give the path of a YAML file") from None
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
     """Read a recipe from YAML text; see :func:`load_recipe`."""
-    data = _yaml(text, source)
+    data = read_yaml(text, source)
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
@@ -267,7 +279,12 @@ def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any,
     return data
 
 
-def _yaml(text: str, source: str) -> Any:
+def read_yaml(text: str, source: str) -> Any:
+    """YAML as recipes are written: ``1e-4`` is a number.
+
+    Raises:
+        RecipeError: it is not YAML; with the line.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -292,7 +309,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(inside, dict):
             raise RecipeError(f"override {override!r}: {parent} holds a value, not keys")
         data = inside
-    data[last] = _yaml(value, f"override {override!r}")
+    data[last] = read_yaml(value, f"override {override!r}")
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
