@@ -80,6 +80,7 @@ def test_wrong_suites_and_rows_are_one_sentence(suite: Path, tmp_path: Path) -> 
     assert code == 1 and "file cannot be written" in said
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on(suite: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(suite.read_text()) | {"overrides": ["train.epochs=15"]}
     suite.write_text(yaml.safe_dump(content))

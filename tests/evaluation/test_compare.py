@@ -76,6 +76,7 @@ def run(suite: Suite, folder: Path, log: Log, **options: Any) -> Comparison:
 ALL = ["A: training", "A: evaluating", "A: measuring costs"]
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
     suite = a_suite(tiny)
@@ -106,6 +107,7 @@ def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) ->
     assert log.take() == ALL
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_forced_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
     suite = a_suite(tiny, RowConfig("A", tiny), RowConfig("B", tiny, ("optim.lr=0.01",)))
@@ -139,6 +141,7 @@ def test_rows_not_asked_for_are_shown_if_they_are_there(tiny: str, tmp_path: Pat
         compare(suite, tmp_path / "out", only=["C"])
 
 
+@pytest.mark.slow
 def test_stages_go_on_from_each_other_seed_by_seed(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
     first = RowConfig("first", tiny, measure=False)

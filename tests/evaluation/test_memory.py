@@ -19,6 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(TNet(tiny_config()), tmp_path_factory.mktemp("models") / "model")
 
 
+@pytest.mark.slow
 def test_more_images_take_more_memory(model: Path) -> None:
     few = peak_memory_bytes(model, (64, 64), 2, batch_size=1)
     many = peak_memory_bytes(model, (1024, 1024), 2, batch_size=64)
@@ -27,6 +28,7 @@ def test_more_images_take_more_memory(model: Path) -> None:
     assert few + 64 * 2**20 < many < few + 640 * 2**20
 
 
+@pytest.mark.slow
 def test_what_fails_there_is_said_here(model: Path) -> None:
     with pytest.raises(ConfigError, match=r"could not be measured with 1 image.*asks for 99 locations.*memory_batch"):
         peak_memory_bytes(model, (64, 64), 99)

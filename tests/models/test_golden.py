@@ -191,7 +191,10 @@ def test_running_statistics(golden: Golden, stepped: Step) -> None:
     assert (checked > 0) == (golden.meta["model"]["ds"] != "imagenet")
 
 
-@pytest.mark.parametrize("name", TINY)
+SIX_STEPS = [pytest.param(name, marks=pytest.mark.slow) if name == "tiny_imagenet_bagnet77" else name for name in TINY]
+
+
+@pytest.mark.parametrize("name", SIX_STEPS)
 def test_six_steps(name: str) -> None:
     """Within the spread between two settings of the same TensorFlow; Adam turns small differences into whole steps."""
     golden = Golden(name)

@@ -208,7 +208,7 @@ def test_images_that_cannot_be_looked_at_together_are_refused(images: Tensor | l
 def tiny_tnet() -> TNet:
     backbone = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
     grid, position = Grid(3, 3, 0.5), PositionConfig(divisor=2)
-    return TNet(TNetConfig(backbone, base_px=64, grid=grid, looks=(4,), position=position)).eval()
+    return TNet(TNetConfig(backbone=backbone, base_px=64, grid=grid, looks=(4,), position=position)).eval()
 
 
 def allocated(side: int, dtype: torch.dtype) -> int:
