@@ -84,7 +84,7 @@ CLASSES = {"imagenet": 1000, "fmow": 62, "cub": 200, "nabirds": 555}
 
 # Our own designs have no published description.
 TNETS = [name for name in list_models("tnet_*") if not name.endswith(".own")]
-PLAIN = [name for name in list_models() if not name.startswith("tnet_")]
+PLAIN = [name for name in list_models() if getattr(model_config(name), "levels", 0) == 1]
 PERMILLE = 1e-3  # what the way of counting may differ by; the formula follows the published way exactly
 
 
