@@ -198,3 +198,19 @@ def test_memory_follows_the_glimpse_not_the_window(dtype: Any, shift: float) -> 
     # A row of tiles; and the columns' result, the height of the window times 64, in the type it is made in.
     assert largest <= max(8 * 2**20, 256 * level.pixel_bytes * side)
     assert peak < 2 * largest + side * 64 * 3 * 4 + 12 * 2**20
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (7, 30), (3, 2), (64, 700)])
+def test_skipping_rows_changes_nothing(size_hw: tuple[int, int]) -> None:
+    """Large reductions without a filter look at few rows; the result is bit for bit that of all of them."""
+    pixels = torch.randint(256, (2, 3, 1201, 700), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        resample.interpolate(pixels, size_hw, "bilinear"), resample._interpolate(pixels, size_hw, "bilinear")
+    )
+    rows = resample._rows_between(pixels.shape[-2], size_hw[0])
+    assert len(rows) <= 4 * size_hw[0]
+    skipped = torch.ones(pixels.shape[-2], dtype=torch.bool).index_fill(0, rows, False)
+    unseen = pixels.masked_fill(skipped[:, None], 0)
+    assert torch.equal(
+        resample.interpolate(unseen, size_hw, "bilinear"), resample._interpolate(pixels, size_hw, "bilinear")
+    )
