@@ -19,6 +19,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -26,6 +27,7 @@ from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
+from tnet.training.allocator import keep_freed_memory
 from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimedProgressBar, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
@@ -92,6 +94,8 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     make_folder(folder)
     save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress)
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
     start = time.monotonic()
     try:
         _fit(trainer, module, data, checkpoint)
