@@ -19,13 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.golden import FULL, TINY, Golden, probe, six_steps, tensorflow_layout, variables
+from tests.golden import FULL, SHIFT, TINY, Golden, probe, six_steps, tensorflow_layout, variables
 
 from tnet.evaluation.report import markdown_table
 from tnet.objectives import Objective
-
-# A shift before a softmax: its gradient is rounding beside the L2 penalty (tests/models/test_golden.py).
-_SHIFT = "feat_weighting/output_linear/bias"
 
 
 def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
@@ -49,7 +46,7 @@ def training(golden: Golden, dtype: torch.dtype) -> tuple[float, float, float]:
     loss = Objective(golden.objective()).train()(output, torch.from_numpy(golden.train["labels"]).long(), model)
     loss.total.backward()
     gradients = {v: tensorflow_layout(v, p.grad) for v, p in variables(model) if getattr(p, "grad", None) is not None}
-    skipped = {*golden.noise["zero_gradient_variables"], _SHIFT}
+    skipped = {*golden.noise["zero_gradient_variables"], SHIFT}
     norms, projections = [], []
     for row, variable in enumerate(golden.train["grad_names"].tolist()):
         if variable in skipped:

@@ -130,6 +130,11 @@ def image(seed: int, size: int) -> NDArray:
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
+# The bias of the scores that a softmax turns into weights of features: a shift, without effect on them. Its gradient is
+# that of the L2 penalty and, in both implementations, rounding (the reference's is off by 3e-3).
+SHIFT = "feat_weighting/output_linear/bias"
+
+
 class Golden:
     """One configuration's numbers.
 

@@ -85,3 +85,21 @@ def make_folder(path: str | Path) -> Path:
             "its permissions"
         ) from None
     return path
+
+
+def name_after(source: str, suffix: str, taken: set[str]) -> str:
+    """A name for a file about a picture, after its picture's; with a number if there is another of that name.
+
+    Args:
+        source: path of the picture.
+        suffix: of the name, with its dot.
+        taken: names in use, in lower case; the new one is added.
+    """
+    # Bytes that are no UTF-8 are lone surrogates in a path, which would not go into the JSON as they are.
+    stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "picture"
+    name, number = f"{stem}{suffix}", 1
+    while name.lower() in taken:  # some file systems do not tell A from a
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    taken.add(name.lower())
+    return name

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from tnet.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,13 @@ class Loss:
     total: Float[Tensor, ""]
     reward: Float[Tensor, ""]
     reward_per_feature: Float[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls, terms: dict[str, Float[Tensor, ""]], reward: Float[Tensor, ""], reward_per_feature: Float[Tensor, ""]
+    ) -> Loss:
+        """The loss that these terms add up to."""
+        return cls(terms, torch.stack(list(terms.values())).sum(), reward, reward_per_feature)
 
 
 def reward(
@@ -77,8 +88,42 @@ def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list
     return parameters
 
 
+def l2_term(parameters: Iterable[nn.Parameter], weight: float) -> Float[Tensor, ""]:
+    """The sum of squares of all parameters, times a weight."""
+    return torch.stack([parameter.square().sum() for parameter in parameters]).sum() * weight
+
+
+def check_weights(config: object, *names: str) -> None:
+    """Refuse weights of terms that are negative or no numbers.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a number, 0 or more")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse a label smoothing that cannot be.
+
+    Raises:
+        ConfigError: it is not in [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"objective.label_smoothing is {label_smoothing}; give a number in [0, 1)")
+
+
 class ModelObjective(nn.Module):
-    """What is minimised in training: ``forward(output, target, model) -> Loss``."""
+    """What is minimised in training: ``forward(output, target, model) -> Loss``.
+
+    Args:
+        config: weights of the terms.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     @property
     def forward_options(self) -> dict[str, int | str | bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
-from tnet.losses import Loss, ModelObjective, classification_loss, contrastive_loss, penalised_parameters, reward
+from tnet.losses import (
+    Loss,
+    ModelObjective,
+    check_smoothing,
+    check_weights,
+    classification_loss,
+    contrastive_loss,
+    l2_term,
+    penalised_parameters,
+    reward,
+)
 from tnet.models.tnet import TNetOutput
 
 __all__ = [
@@ -61,11 +70,10 @@ class ObjectiveConfig:
         for name in ("joint_weight_ce", "joint_weight_reinforce"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
-        for name in ("reinforce_weight", "entropy_weight", "contrastive_weight", "l2_weight", "per_feature_levels"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
+        check_smoothing(self.label_smoothing)
+        check_weights(
+            self, "reinforce_weight", "entropy_weight", "contrastive_weight", "l2_weight", "per_feature_levels"
+        )
 
 
 class Objective(ModelObjective):
@@ -82,8 +90,7 @@ class Objective(ModelObjective):
     baseline: Tensor
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.register_buffer("baseline", torch.tensor(0.5))
 
     def forward(
@@ -127,12 +134,11 @@ class Objective(ModelObjective):
             contrastive = contrastive_loss(output.aggregate, same, config.contrastive_margin)
             terms["contrastive"] = contrastive * config.contrastive_weight
         if config.l2_weight and model is not None:
-            squares = torch.stack([p.square().sum() for p in penalised_parameters(model, config.l2_scope)])
-            terms["l2"] = squares.sum() * config.l2_weight
+            terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
         if self.training and looks:
             # A cap of one level leaves no chosen feature: the baseline then follows the joint reward alone.
             self._update_baseline(joint_reward.mean(), feature_reward if kept > 1 else joint_reward.mean())
-        return Loss(terms, torch.stack(list(terms.values())).sum(), joint_reward.mean(), feature_reward)
+        return Loss.of(terms, joint_reward.mean(), feature_reward)
 
     def _features_kept(self, output: TNetOutput) -> int:
         """Features that the per-feature terms use: those of the first levels, where a cap is set."""

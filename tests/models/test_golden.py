@@ -14,15 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.golden import FULL, TINY, Golden, probe, six_steps, tensorflow_layout, variables
+from tests.golden import FULL, SHIFT, TINY, Golden, probe, six_steps, tensorflow_layout, variables
 
 from tnet.geometry import Regions
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Loss, Objective
-
-# The bias of the scores that a softmax turns into weights of features: a shift, without effect on them. Its gradient is
-# that of the L2 penalty and, in both implementations, rounding (the reference's is off by 3e-3).
-_SHIFT = "feat_weighting/output_linear/bias"
 
 # Largest difference of a loss in six steps: what the reference differs by from itself ...
 _SPREAD = {"imagenet": 4e-4, "fmow": 2e-5, "cub": 2e-5}
@@ -163,7 +159,7 @@ def test_gradients(golden: Golden, stepped: Step) -> None:
             continue
         assert parameter.grad is not None, variable
         gradient = tensorflow_layout(variable, parameter.grad)
-        if variable == _SHIFT:
+        if variable == SHIFT:
             penalty = 2 * golden.objective().l2_weight * parameter.detach().numpy()
             np.testing.assert_allclose(gradient, penalty, rtol=0, atol=1e-6)
             continue

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,12 +49,17 @@ class ReadName(StrEnum):
     memory = "memory"
 
 
-READ_HELP = (
+_READ_HELP = (
     "memory: decode whole pictures; lazy: read only what is looked at, of files of any size and kind; auto: lazily "
     "what is large, and what Pillow does not read rightly. [default: the recipe's, or auto]"
 )
-BANDS_HELP = "Bands of lazily read images to look at, counted from 0, such as 3,2,1. [default: what suits the model]"
-RANGE_HELP = "Stored values that become black and white in lazily read images, such as 0,10000. [default: of the type]"
+_BANDS_HELP = "Bands of lazily read images to look at, counted from 0, such as 3,2,1. [default: what suits the model]"
+_RANGE_HELP = "Stored values that become black and white in lazily read images, such as 0,10000. [default: of the type]"
+
+# Options of every verb that reads pictures.
+ReadOption = Annotated[ReadName | None, typer.Option(help=_READ_HELP, show_default=False)]
+BandsOption = Annotated[str | None, typer.Option(metavar="N,N,...", help=_BANDS_HELP)]
+RangeOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=_RANGE_HELP)]
 
 _MAX_SIDE_PX = 10_000_000
 

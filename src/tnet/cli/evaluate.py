@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tnet.cli.common import (
-    BANDS_HELP,
     DEVICE_HELP,
     PREPROCESS_HELP,
-    RANGE_HELP,
-    READ_HELP,
+    BandsOption,
     PolicyName,
-    ReadName,
+    RangeOption,
+    ReadOption,
     parse_looks_list,
     parse_reading,
     pick_device,
@@ -68,9 +67,9 @@ def evaluate(
     preprocess: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{PREPROCESS_HELP} [default: the recipe's]")
     ] = None,
-    read: Annotated[ReadName | None, typer.Option(help=READ_HELP, show_default=False)] = None,
-    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
-    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
+    read: ReadOption = None,
+    bands: BandsOption = None,
+    value_range: RangeOption = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Measure accuracy against the number of looks.

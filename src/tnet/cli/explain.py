@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from tnet.cli.common import (
-    BANDS_HELP,
     DEVICE_HELP,
     LOOKS_HELP,
     PREPROCESS_HELP,
-    RANGE_HELP,
-    READ_HELP,
+    BandsOption,
     PolicyName,
-    ReadName,
+    RangeOption,
+    ReadOption,
     parse_looks,
     parse_reading,
     pick_device,
@@ -44,9 +43,9 @@ def explain(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
-    read: Annotated[ReadName | None, typer.Option(help=READ_HELP, show_default=False)] = None,
-    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
-    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
+    read: ReadOption = None,
+    bands: BandsOption = None,
+    value_range: RangeOption = None,
     geojson: Annotated[
         Path | None,
         typer.Option(help="Also write the regions as GeoJSON: a file for one picture, or a folder. QuPath reads it."),

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tnet.cli.common import (
-    BANDS_HELP,
     DEVICE_HELP,
     LOOKS_HELP,
     PREPROCESS_HELP,
-    RANGE_HELP,
-    READ_HELP,
+    BandsOption,
     PolicyName,
-    ReadName,
+    RangeOption,
+    ReadOption,
     parse_looks,
     parse_reading,
     pick_device,
@@ -54,9 +53,9 @@ def predict(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     max_side_px: Annotated[int | None, typer.Option(min=1, help=MAX_SIDE_HELP)] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
-    read: Annotated[ReadName | None, typer.Option(help=READ_HELP, show_default=False)] = None,
-    bands: Annotated[str | None, typer.Option(metavar="N,N,...", help=BANDS_HELP)] = None,
-    value_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=RANGE_HELP)] = None,
+    read: ReadOption = None,
+    bands: BandsOption = None,
+    value_range: RangeOption = None,
     allow_small: Annotated[bool, typer.Option("--allow-small", help=SMALL_HELP)] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on after a picture that cannot be read, and say which.")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from tnet.errors import ImageError, OutputError
-from tnet.files import make_folder, write_text
+from tnet.files import make_folder, name_after, write_text
 from tnet.inference.records import Prediction, RegionRecord
 from tnet.scenes.readers.base import GeoReference
 
@@ -90,7 +90,10 @@ def write_geojson(
         ImageError: as for :func:`regions_geojson`.
         OutputError: the file cannot be written.
     """
-    collection = regions_geojson(prediction, georeference, coordinates=coordinates, colors=colors)
+    return _write(regions_geojson(prediction, georeference, coordinates=coordinates, colors=colors), path)
+
+
+def _write(collection: dict[str, Any], path: str | Path) -> Path:
     text = json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n"
     # A name that is not UTF-8 keeps its bytes, as escapes.
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -121,16 +124,17 @@ def write_all_geojson(
     """
     out = Path(out)
     single = check_geojson_output(out, len(predictions))
-    for prediction, georeference in predictions:
-        regions_geojson(prediction, georeference, coordinates=coordinates)
+    made = [
+        (prediction.path, regions_geojson(prediction, georeference, coordinates=coordinates))
+        for prediction, georeference in predictions
+    ]
     if not single:
         make_folder(out)
     taken: set[str] = set()
-    written = []
-    for prediction, georeference in predictions:
-        path = out if single else out / name_after(prediction.path, ".geojson", taken)
-        written.append(write_geojson(prediction, path, georeference, coordinates=coordinates))
-    return written
+    return [
+        _write(collection, out if single else out / name_after(source, ".geojson", taken))
+        for source, collection in made
+    ]
 
 
 def check_geojson_output(out: str | Path, count: int) -> bool:
@@ -260,21 +264,3 @@ def _flat(region: RegionRecord) -> dict[str, Any]:
         "location_probability": region.location_probability,
         "box_l0_yxyx": list(region.box_l0_yxyx),
     }
-
-
-def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """A name for a file about a picture, after its picture's; with a number if there is another of that name.
-
-    Args:
-        source: path of the picture.
-        suffix: of the name, with its dot.
-        taken: names in use, in lower case; the new one is added.
-    """
-    # Bytes that are no UTF-8 are lone surrogates in a path, which would not go into the JSON as they are.
-    stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "picture"
-    name, number = f"{stem}{suffix}", 1
-    while name.lower() in taken:  # some file systems do not tell A from a
-        number += 1
-        name = f"{stem}-{number}{suffix}"
-    taken.add(name.lower())
-    return name

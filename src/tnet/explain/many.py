@@ -19,8 +19,8 @@ from tnet.data.reading import Reading
 from tnet.errors import DataError, ImageError, OutputError
 from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
-from tnet.explain.geojson import Coordinates, check_geojson_output, name_after, write_all_geojson
-from tnet.files import make_folder, write_text
+from tnet.explain.geojson import Coordinates, check_geojson_output, write_all_geojson
+from tnet.files import make_folder, name_after, write_text
 from tnet.inference.predict import DEFAULT_READING, check_image_size, check_reading, read_picture
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable

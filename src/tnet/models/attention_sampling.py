@@ -22,16 +22,16 @@ from typing_extensions import override
 from tnet.backbones import create_backbone
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
-from tnet.losses import Loss, ModelObjective
+from tnet.losses import check_weights
 from tnet.models.base import Images, ModelOutput
 from tnet.models.patches import (
     PatchModel,
     PatchModelConfig,
+    PatchObjective,
     PatchObjectiveConfig,
     control_policy,
     count_macs,
     images_by_size,
-    patch_loss,
 )
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
@@ -405,34 +405,20 @@ class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.entropy_weight < float("inf"):
-            raise ConfigError(f"objective.entropy_weight is {self.entropy_weight}; give a number, 0 or more")
+        check_weights(self, "entropy_weight")
 
 
-class AttentionSamplingObjective(ModelObjective):
+class AttentionSamplingObjective(PatchObjective):
     """Cross entropy, less the entropy of the attention.
 
     Args:
         config: weights of the terms.
     """
 
-    def __init__(self, config: AttentionSamplingObjectiveConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: AttentionSamplingObjectiveConfig
 
-    def forward(
-        self,
-        output: AttentionSamplingOutput,
-        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-        model: nn.Module | None = None,
-    ) -> Loss:
-        """All terms for one batch.
-
-        Args:
-            output: of the model in training mode.
-            target: class indices, or 0/1 values for several labels.
-            model: whose parameters the L2 term penalises; needed only if that term has a weight.
-        """
+    @override
+    def further_terms(self, output: ModelOutput) -> dict[str, Float[Tensor, ""]]:
+        assert isinstance(output, AttentionSamplingOutput)
         weight = self.config.entropy_weight
-        terms = {"entropy": -weight * output.entropy.mean()} if weight else {}
-        return patch_loss(output.logits, target, self.config, model, **terms)
+        return {"entropy": -weight * output.entropy.mean()} if weight else {}

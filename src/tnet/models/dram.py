@@ -32,7 +32,16 @@ from typing_extensions import override
 from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, box_regions, clip_boxes, crop_boxes, crop_sizes_px, whole_images
-from tnet.losses import Loss, ModelObjective, classification_loss, penalised_parameters, reward
+from tnet.losses import (
+    Loss,
+    ModelObjective,
+    check_smoothing,
+    check_weights,
+    classification_loss,
+    l2_term,
+    penalised_parameters,
+    reward,
+)
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.dram_encoder import (
     RecurrentCell,
@@ -341,11 +350,8 @@ class DRAMObjectiveConfig:
 
     def __post_init__(self) -> None:
         _check_choice("objective.supervise", self.supervise, get_args(Supervision))
-        for name in ("ce_weight", "reinforce_weight", "l2_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
+        check_weights(self, "ce_weight", "reinforce_weight", "l2_weight")
+        check_smoothing(self.label_smoothing)
 
 
 class DRAMObjective(ModelObjective):
@@ -358,9 +364,7 @@ class DRAMObjective(ModelObjective):
         config: weights of the terms.
     """
 
-    def __init__(self, config: DRAMObjectiveConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: DRAMObjectiveConfig
 
     def forward(
         self,
@@ -387,5 +391,5 @@ class DRAMObjective(ModelObjective):
         if config.l2_weight and model is not None:
             moves = {id(p) for name, p in model.named_parameters() if name.startswith(_MOVES)}
             weights = [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
-            terms["l2"] = torch.stack([p.square().sum() for p in weights]).sum() * config.l2_weight
-        return Loss(terms, torch.stack(list(terms.values())).sum(), rewards[:, -1].mean(), rewards.mean())
+            terms["l2"] = l2_term(weights, config.l2_weight)
+        return Loss.of(terms, rewards[:, -1].mean(), rewards.mean())

@@ -21,18 +21,17 @@ from typing_extensions import override
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
-from tnet.losses import Loss, ModelObjective
 from tnet.models.base import Images, ModelOutput
 from tnet.models.parts import positional_encoding
 from tnet.models.patches import (
     PatchModel,
     PatchModelConfig,
+    PatchObjective,
     PatchObjectiveConfig,
     control_policy,
     count_macs,
     evaluating,
     images_by_size,
-    patch_loss,
 )
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
@@ -410,28 +409,11 @@ class IPSObjectiveConfig(PatchObjectiveConfig):
     """Weights of the terms: those of every patch model."""
 
 
-class IPSObjective(ModelObjective):
+class IPSObjective(PatchObjective):
     """Cross entropy of the one prediction; nothing is sampled, and locations get no gradient.
 
     Args:
         config: weights of the terms.
     """
 
-    def __init__(self, config: IPSObjectiveConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(
-        self,
-        output: IPSOutput,
-        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-        model: nn.Module | None = None,
-    ) -> Loss:
-        """All terms for one batch.
-
-        Args:
-            output: of the model in training mode.
-            target: class indices, or 0/1 values for several labels.
-            model: whose parameters the L2 term penalises; needed only if that term has a weight.
-        """
-        return patch_loss(output.logits, target, self.config, model)
+    config: IPSObjectiveConfig

@@ -15,8 +15,17 @@ from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError, GeometryError
-from tnet.losses import Loss, classification_loss, penalised_parameters, reward
-from tnet.models.base import Model, ModelConfig
+from tnet.losses import (
+    Loss,
+    ModelObjective,
+    check_smoothing,
+    check_weights,
+    classification_loss,
+    l2_term,
+    penalised_parameters,
+    reward,
+)
+from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
 
@@ -117,26 +126,42 @@ class PatchObjectiveConfig:
     l2_scope: Literal["all", "new"] = "all"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
-        if not 0 <= self.l2_weight < float("inf"):
-            raise ConfigError(f"objective.l2_weight is {self.l2_weight}; give a number, 0 or more")
+        check_smoothing(self.label_smoothing)
+        check_weights(self, "l2_weight")
 
 
-def patch_loss(
-    logits: Float[Tensor, "batch classes"],
-    target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-    config: PatchObjectiveConfig,
-    model: nn.Module | None,
-    **terms: Tensor,
-) -> Loss:
-    """Cross entropy, the L2 term if it has a weight, and further terms."""
-    all_terms = {"cross_entropy": classification_loss(logits, target, config.label_smoothing).mean(), **terms}
-    if config.l2_weight and model is not None:
-        squares = torch.stack([p.square().sum() for p in penalised_parameters(model, config.l2_scope)])
-        all_terms["l2"] = squares.sum() * config.l2_weight
-    total = torch.stack(list(all_terms.values())).sum()
-    return Loss(all_terms, total, reward(logits, target).mean(), logits.new_zeros(()))
+class PatchObjective(ModelObjective):
+    """Cross entropy of the one prediction, and the L2 term if it has a weight.
+
+    Args:
+        config: weights of the terms.
+    """
+
+    config: PatchObjectiveConfig
+
+    def further_terms(self, output: ModelOutput) -> dict[str, Float[Tensor, ""]]:
+        """What a model's own objective adds, by name, already weighted."""
+        return {}
+
+    def forward(
+        self,
+        output: ModelOutput,
+        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+        model: nn.Module | None = None,
+    ) -> Loss:
+        """All terms for one batch.
+
+        Args:
+            output: of the model in training mode.
+            target: class indices, or 0/1 values for several labels.
+            model: whose parameters the L2 term penalises; needed only if that term has a weight.
+        """
+        config, logits = self.config, output.logits
+        terms = {"cross_entropy": classification_loss(logits, target, config.label_smoothing).mean()}
+        terms |= self.further_terms(output)
+        if config.l2_weight and model is not None:
+            terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
+        return Loss.of(terms, reward(logits, target).mean(), logits.new_zeros(()))
 
 
 def control_policy(policy: Policy | str | None, rows: int, cols: int) -> Policy | None:

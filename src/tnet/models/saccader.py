@@ -45,7 +45,7 @@ from tnet.backbones.bagnet_lowd import (
 )
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images, window_regions
-from tnet.losses import Loss, ModelObjective, classification_loss, reward
+from tnet.losses import Loss, ModelObjective, check_smoothing, check_weights, classification_loss, l2_term, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput, mean_entropy
 from tnet.traversal import FixedCells, SampleWithoutReplacement
 
@@ -457,13 +457,10 @@ class SaccaderObjectiveConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("reinforce_weight", "l2_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a number, 0 or more")
+        check_weights(self, "reinforce_weight", "l2_weight")
         if self.pretraining_looks < 1:
             raise ConfigError(f"objective.pretraining_looks is {self.pretraining_looks}; give at least 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"objective.label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
+        check_smoothing(self.label_smoothing)
 
 
 def trained_parameters(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
@@ -497,9 +494,7 @@ class SaccaderObjective(ModelObjective):
         config: which stage, and weights of its terms.
     """
 
-    def __init__(self, config: SaccaderObjectiveConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: SaccaderObjectiveConfig
 
     @property
     def forward_options(self) -> dict[str, int | str | bool]:
@@ -554,9 +549,9 @@ class SaccaderObjective(ModelObjective):
             terms["reinforce"] = surprise * config.reinforce_weight
         if config.l2_weight and model is not None:
             weights = [parameter for parameter in self.trained(model).values() if parameter.ndim >= 2]
-            terms["l2"] = torch.stack([weight.square().sum() for weight in weights]).sum() * config.l2_weight
+            terms["l2"] = l2_term(weights, config.l2_weight)
         per_glimpse = logits.new_zeros(())
         if looks:
             repeated = target[:, None].expand(-1, looks, *target.shape[1:])
             per_glimpse = reward(output.feature_logits, repeated).mean()
-        return Loss(terms, torch.stack(list(terms.values())).sum(), right.mean(), per_glimpse)
+        return Loss.of(terms, right.mean(), per_glimpse)

@@ -12,6 +12,7 @@ from torch import Tensor
 # Before Python 3.12, `isinstance` with a protocol of `typing` asks for the value of every property, and so opens files.
 from typing_extensions import Protocol, runtime_checkable
 
+from tnet.errors import GeometryError
 from tnet.geometry import Regions
 
 Resize = Literal["antialias", "bilinear"]
@@ -20,6 +21,17 @@ or ``bilinear`` (the reference implementation: half-pixel centres, two taps, wha
 
 BoxL0 = tuple[int, int, int, int]
 """``(y0, x0, y1, x1)`` in level-0 pixels, ends exclusive; may reach past the image's edge."""
+
+
+def check_look(box_yxyx: BoxL0, size_px: int) -> None:
+    """Refuse a look that shows nothing.
+
+    Raises:
+        GeometryError: an empty box or size.
+    """
+    y0, x0, y1, x1 = box_yxyx
+    if y1 <= y0 or x1 <= x0 or size_px < 1:
+        raise GeometryError(f"box {box_yxyx} at {size_px} px shows nothing; give at least a pixel each way")
 
 
 @runtime_checkable

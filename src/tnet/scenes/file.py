@@ -20,7 +20,7 @@ from torch import Tensor
 from tnet.data.images import one_line, unreadable
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning, TnetError
 from tnet.scenes import cache
-from tnet.scenes.base import BoxL0, Resize
+from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.channels import Alpha, map_channels
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.resample import LevelPixels, Window, resample
@@ -215,8 +215,7 @@ class FileScene:
             GeometryError: an empty box or size.
         """
         y0, x0, y1, x1 = box_l0_yxyx
-        if y1 <= y0 or x1 <= x0 or size_px < 1:
-            raise GeometryError(f"box {box_l0_yxyx} at {size_px} px shows nothing; give at least a pixel each way")
+        check_look(box_l0_yxyx, size_px)
         index = self.level_for(box_l0_yxyx, size_px)
         info, options = self.info, self.options
         mapping = map_channels(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnet.errors import GeometryError
-from tnet.scenes.base import BoxL0, Resize
+from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.resample import LevelPixels, Window, resample
 
 
@@ -56,8 +56,7 @@ class MemoryScene:
             GeometryError: an empty box, or another number of channels than the image has.
         """
         y0, x0, y1, x1 = box_l0_yxyx
-        if y1 <= y0 or x1 <= x0 or size_px < 1:
-            raise GeometryError(f"box {box_l0_yxyx} at {size_px} px shows nothing; give at least a pixel each way")
+        check_look(box_l0_yxyx, size_px)
         if channels != self.image.shape[0]:
             raise GeometryError(f"image {self.name} has {self.image.shape[0]} channels, but {channels} are wanted")
         level = level_in_memory(self.image.permute(1, 2, 0).numpy())

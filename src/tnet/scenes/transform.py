@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tnet.errors import ConfigError, GeometryError
-from tnet.scenes.base import BoxL0, Resize, Scene
+from tnet.scenes.base import BoxL0, Resize, Scene, check_look
 from tnet.scenes.memory import level_in_memory
 from tnet.scenes.resample import resample
 
@@ -226,8 +226,7 @@ class TransformedScene:
         mean: float | None,
     ) -> Tensor:
         """A glimpse with some of the changes of colours."""
-        if box_yxyx[2] <= box_yxyx[0] or box_yxyx[3] <= box_yxyx[1] or size_px < 1:
-            raise GeometryError(f"box {box_yxyx} at {size_px} px shows nothing; give at least a pixel each way")
+        check_look(box_yxyx, size_px)
         top, left, bottom, right = self.change.crop_of(self.scene.size_hw)
         y0, x0, y1, x1 = box = _unmirrored(box_yxyx, (bottom - top, right - left), self.change)
         inside = (max(y0, 0), max(x0, 0), min(y1, bottom - top), min(x1, right - left))
