@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,18 @@ def test_weights_from_a_file(tmp_path: Any, suffix: str) -> None:
         build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path), pretrained=True)
     with pytest.raises(CheckpointError, match="no file of weights"):
         build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(tmp_path / "none.pth"))
+
+
+def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, with what was fetched before; without it one sentence says what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"weights of test_resnet cannot be loaded .*set HF_HOME to a cache.*weights"):
+        build("test_resnet", 64, {}, pretrained=True)
+    model = timm.create_model("test_resnet")
+    repository = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(model.state_dict(), repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    found = build("test_resnet", 64, {}, pretrained=True).model.state_dict()
+    assert found and all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.items())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from tnet.data.augment import Augment, AugmentConfig, sample_generator
 from tnet.errors import ConfigError
+from tnet.scenes.memory import MemoryScene
+from tnet.scenes.transform import ImageChange
 
 
 def numbered(height: int, width: int, channels: int = 1) -> Tensor:
@@ -189,5 +193,158 @@ def test_default_generator_is_left_alone() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AugmentConfig(**settings)
+
+
+# --- the published augmentation
+
+PUBLISHED: dict[str, Any] = {
+    "crop_area": (0.85, 1.0),
+    "crop_aspect": (0.5, 2.0),
+    "crop_aspect_absolute": True,
+    "crop_box_share": 0.1,
+    "resize_px": 32,
+    "resize_methods": "eight",
+    "horizontal_flip": True,
+}
+COLOURS: dict[str, Any] = {
+    "colour_cases": True, "brightness": 32 / 255, "saturation": 0.5, "hue": 0.2, "contrast": 0.5
+}  # fmt: skip
+BIRDS: dict[str, Any] = {"rotation": 20.0, "rotation_fill": "black", "rotation_nearest": True, "translation": 0.1}
+
+
+def drawn(
+    times: int, settings: dict[str, Any], size_hw: tuple[int, int] = (60, 80), boxes: Tensor | None = None
+) -> list[ImageChange]:
+    augment = Augment(AugmentConfig(**settings))
+    return [augment.draw(size_hw, sample_generator(0, 0, index), boxes) for index in range(times)]
+
+
+@pytest.mark.parametrize("size_hw", [(60, 80), (500, 334), (64, 64)])
+def test_crops_of_an_absolute_aspect_have_area_and_aspect_as_asked(size_hw: tuple[int, int]) -> None:
+    height, width = size_hw
+    crops = [change.crop_yxyx for change in drawn(300, PUBLISHED, size_hw)]
+    found = [crop for crop in crops if crop is not None]
+    assert len(found) > 250  # where 50 tries fail, it is the whole picture
+    for y0, x0, y1, x1 in found:
+        assert 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width
+        assert 0.85 <= (y1 - y0) * (x1 - x0) / (height * width) <= 1
+    aspects = [(x1 - x0) / (y1 - y0) for y0, x0, y1, x1 in found]
+    middle = width / height
+    assert middle * 0.84 < min(aspects) < middle * 0.9 and middle * 1.1 < max(aspects) < middle / 0.84
+    assert len({crop[:2] for crop in found}) > 20
+
+
+def test_an_aspect_that_does_not_fit_keeps_the_whole_picture() -> None:
+    assert {change.crop_yxyx for change in drawn(20, PUBLISHED, (20, 200))} == {None}
+    narrow = {"crop_area": (0.2, 0.4), "crop_aspect": (1.0, 1.0), "crop_aspect_absolute": True}
+    for change in drawn(20, narrow, (50, 100)):
+        assert change.crop_yxyx is not None
+        y0, x0, y1, x1 = change.crop_yxyx
+        assert y1 - y0 == x1 - x0 and 1000 <= (y1 - y0) ** 2 <= 2000
+
+
+def covered(crop: tuple[int, int, int, int], box: tuple[int, int, int, int]) -> float:
+    height, width = (max(0, min(crop[axis + 2], box[axis + 2]) - max(crop[axis], box[axis])) for axis in (0, 1))
+    return height * width / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_crops_show_enough_of_a_box(absolute: bool) -> None:
+    settings = {"crop_area": (0.05, 0.2), "crop_aspect": (0.8, 1.25), "crop_aspect_absolute": absolute}
+    first, second = (2, 3, 22, 33), (70, 60, 90, 80)
+    boxes = torch.tensor([first, second], dtype=torch.float32)
+    for share, everywhere in ((0.5, False), (0.0, True)):
+        changes = drawn(200, {**settings, "crop_box_share": share}, (100, 90), boxes)
+        shares = [[covered(c.crop_yxyx, box) for box in (first, second)] for c in changes if c.crop_yxyx is not None]
+        assert len(shares) > 195
+        assert any(max(both) < 0.5 for both in shares) == everywhere
+        assert any(both[0] >= 0.5 for both in shares) and any(both[1] >= 0.5 for both in shares)
+
+
+def test_without_a_box_the_whole_picture_is_one_and_what_never_fits_keeps_it() -> None:
+    settings = {"crop_area": (0.3, 0.6), "crop_box_share": 0.5}
+    for boxes in (None, torch.zeros(0, 4)):
+        for change in drawn(50, settings, boxes=boxes):
+            assert change.crop_yxyx is not None and covered(change.crop_yxyx, (0, 0, 60, 80)) >= 0.49
+    beyond = np.array([[0.0, 0.0, 600.0, 800.0], [5.0, 5.0, 5.0, 9.0]])
+    config = Augment(AugmentConfig(**settings))
+    assert config.draw((60, 80), sample_generator(0, 0, 0), beyond).crop_yxyx is None
+
+
+def test_the_published_change_has_its_parts_as_often_as_published() -> None:
+    changes = [change.pixels for change in drawn(400, PUBLISHED | COLOURS)]
+    found = [change for change in changes if change is not None]
+    assert len(found) == 400 and {change.size_px for change in found} == {32}
+    methods = Counter(change.method for change in found)
+    assert len(methods) == 8 and min(methods.values()) > 25
+    orders = Counter(tuple(name for name, _ in change.colours) for change in found)
+    assert len(orders) == 5 and min(orders.values()) > 50 and () in orders
+    amounts = [dict(change.colours) for change in found if change.colours]
+    for name, low, high in (
+        ("brightness", -32 / 255, 32 / 255), ("saturation", 0.5, 1.5), ("hue", -0.2, 0.2), ("contrast", 0.5, 1.5)
+    ):  # fmt: skip
+        values = [amount[name] for amount in amounts]  # type: ignore[index]
+        assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
+
+
+def test_birds_are_turned_and_shifted() -> None:
+    changes = [change.pixels for change in drawn(300, PUBLISHED | BIRDS)]
+    found = [change for change in changes if change is not None]
+    assert all(change.nearest and not change.colours for change in found)
+    for values, limit in (
+        ([c.angle_deg for c in found], 20), ([c.shift_yx[0] for c in found], 0.1), ([c.shift_yx[1] for c in found], 0.1)
+    ):  # fmt: skip
+        assert -limit <= min(values) < -0.9 * limit and 0.9 * limit < max(values) <= limit
+    assert all(change.angle_deg == 0 for change in drawn(5, PUBLISHED | BIRDS))  # not below the crop as well
+
+
+@pytest.mark.parametrize("settings", [PUBLISHED | COLOURS, PUBLISHED | BIRDS, {"rand_augment": 2}])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_published_changes_are_repeated_by_their_numbers(settings: dict[str, Any], channels: int) -> None:
+    image = random_image(channels, 40, 50)
+    found = changed(image, 6, **settings)
+    assert all(torch.equal(first, second) for first, second in zip(found, changed(image, 6, **settings), strict=True))
+    assert len({tuple(picture.flatten().tolist()) for picture in found}) > 3
+    if "resize_px" in settings:
+        assert {picture.shape for picture in found} == {(channels, 32, 32)}
+
+
+def test_other_changes_stay_what_they_were_when_new_ones_come() -> None:
+    before = {"crop_area": (0.5, 1.0), "horizontal_flip": True, "rotation": 10.0, "hue": 0.1}
+    for old, new in zip(drawn(5, before), drawn(5, before | {"rand_augment": 1, "translation": 0.1}), strict=True):
+        assert old == replace(new, pixels=None)
+
+
+@pytest.mark.parametrize("key", ["resize_px", "translation", "rand_augment"])
+def test_what_needs_all_pixels_is_refused_for_scenes(key: str) -> None:
+    scene = MemoryScene(random_image(), "a.png")
+    settings = {"resize_px": 8, "translation": 0.1, "rand_augment": 2}
+    augment = Augment(AugmentConfig(**{key: settings[key]}))  # type: ignore[arg-type]
+    assert augment.config.memory_only == (key,)
+    with pytest.raises(ConfigError, match=r"a\.png is read lazily"):
+        augment.of_scene(scene, sample_generator(0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_area": (0.5, 1.0), "crop_tries": 0}, "crop_tries is 0"),
+        ({"crop_aspect_absolute": True}, "give crop_area room"),
+        ({"crop_box_share": 0.1}, "give crop_area room"),
+        ({"crop_area": (0.5, 1.0), "crop_box_share": 1.1}, "crop_box_share is 1.1"),
+        ({"resize_px": 0}, "resize_px is 0"),
+        ({"resize_px": 10**6}, "resize_px is 1000000"),
+        ({"resize_methods": "eight"}, "resize_px is null"),
+        ({"colour_cases": True}, "set them"),
+        ({"rotation_fill": "black"}, "rotation is 0"),
+        ({"rotation": 5.0, "rotation_nearest": True}, "rotation_nearest"),
+        ({"translation": -0.1}, "translation is -0.1"),
+        ({"rand_augment": -1}, "rand_augment is -1"),
+        ({"rand_augment_magnitude": 31}, "rand_augment_magnitude is 31"),
+    ],
+)
+def test_published_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**settings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tnet.data.sample import Batch
 from tnet.errors import OutputError
 from tnet.models.io import load_model
-from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimeLimit
+from tnet.training.callbacks import AtomicCheckpointIO, AverageWeights, KeepBestModel, TimeLimit
 from tnet.training.module import TNetModule
 from tnet.training.run import train
 
@@ -172,3 +172,46 @@ def test_a_run_ends_when_time_is_up_with_validation_and_model(tmp_path: Path, mo
     assert "val/accuracy" in result.metrics[-1], "the epoch that was cut short is measured"
     assert (tmp_path / "model").is_dir() and (tmp_path / "checkpoints" / "last.ckpt").is_file()
     assert time.monotonic() == clock.now
+
+
+# --- averaged weights
+
+
+class _Stepping(_Trainer):
+    """A trainer that says how many steps were taken."""
+
+    global_step = 0
+
+
+def first(module: TNetModule) -> float:
+    return next(module.model.parameters()).flatten()[0].item()
+
+
+def test_the_average_follows_slowly_and_is_in_place_during_validation_only() -> None:
+    callback, module, trainer = AverageWeights(0.5), TNetModule(tiny_recipe()), _Stepping(None)
+    callback.setup(trainer, module, "fit")
+    expected = 0.0
+    for step, value in enumerate((1.0, 3.0, 5.0, -2.0), start=1):
+        mark(module, value)
+        trainer.global_step = step  # type: ignore[misc]
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+        kept = min(0.5, step / (9 + step))  # n = step - 1 averaged before: (1 + n) / (10 + n)
+        expected = value if step == 1 else kept * expected + (1 - kept) * value
+    assert first(module) == -2.0
+    for hook in (callback.on_validation_start, callback.on_validation_epoch_start, callback.on_validation_epoch_end):
+        hook(trainer, module)
+        assert first(module) == pytest.approx(expected, abs=1e-6)  # values of up to 5 in 32 bits
+    callback.on_validation_end(trainer, module)
+    assert first(module) == -2.0
+
+
+def test_counts_are_not_averaged() -> None:
+    callback, module, trainer = AverageWeights(0.9), TNetModule(tiny_recipe()), _Stepping(None)
+    callback.setup(trainer, module, "fit")
+    name = next(name for name, _ in module.named_buffers() if name.endswith("num_batches_tracked"))
+    for step in (1, 2):
+        module.get_buffer(name).fill_(100 * step)
+        trainer.global_step = step  # type: ignore[misc]
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+    callback.on_validation_start(trainer, module)
+    assert int(module.get_buffer(name)) == 200

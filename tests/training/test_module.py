@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.helpers import TINY_BAGNET, three_levels, tiny_config, tiny_recipe
 from torch import Tensor, nn
 
 from tnet.data.sample import Batch
-from tnet.errors import TrainingError
+from tnet.errors import ConfigError, TrainingError
 from tnet.models.tnet import TNet
 from tnet.training.module import TNetModule, accuracy_metric, parameter_groups, schedule_factor
 from tnet.training.recipe import OptimConfig
@@ -229,3 +230,39 @@ def test_a_loss_that_is_no_number_names_step_and_term(value: float) -> None:
         module.model.classifier.bias[0] = value
     with pytest.raises(TrainingError, match=r"the loss became nan at step 0 \(in cross_entropy.*lower optim.lr"):
         module.training_step(batch(), 0)
+
+
+# --- mixed pictures
+
+WHOLE: dict[str, Any] = {"model": {"levels": 1, "looks": (), "dropout": 0.0}, "train": {"mixup_alpha": 0.4}}
+
+
+def test_a_mixed_step_is_cross_entropy_to_mixed_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Logged(**WHOLE).eval()
+    share = 0.3
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(share))
+    images, targets, _ = batch(4)
+    assert isinstance(images, Tensor)
+    loss = module.training_step(batch(4), 0)
+    mixed = (share * images.float() + (1 - share) * images.roll(1, 0).float()).round().byte()
+    logits = module.model(mixed).logits.detach()
+    soft = share * F.one_hot(targets, 5) + (1 - share) * F.one_hot(targets.roll(1), 5)
+    assert float(loss.detach()) == pytest.approx(float(F.cross_entropy(logits, soft.float())), rel=1e-5)
+    right = share * (logits.argmax(1) == targets) + (1 - share) * (logits.argmax(1) == targets.roll(1))
+    assert float(module.found["train/accuracy"]) == pytest.approx(float(right.mean()))
+
+
+def test_shares_of_a_mixture_are_drawn_anew_each_step_and_by_the_step() -> None:
+    module = Logged(**WHOLE)
+    losses = []
+    for seeded in (True, True, False):
+        if seeded:
+            module.on_train_batch_start(batch(), 0)
+        losses.append(float(module.training_step(batch(), 0).detach()))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_pictures_of_different_sizes_cannot_be_mixed() -> None:
+    images = [torch.zeros(1, 96, 96, dtype=torch.uint8), torch.zeros(1, 96, 100, dtype=torch.uint8)]
+    with pytest.raises(ConfigError, match=r"different sizes.*data\.augment\.resize_px"):
+        Logged(**WHOLE).training_step(Batch(images, torch.tensor([0, 1]), ["a", "b"]), 0)

@@ -64,6 +64,54 @@ def test_a_file_and_values_over_it(tmp_path: Path) -> None:
     assert parse_recipe("", ["seed=1", "seed=2"]).seed == 2
 
 
+# --- a recipe over another one
+
+
+def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "first.yaml").write_text(
+        "title: First\nmodel: {levels: 3, looks: [2, 1], backbone: {name: resnet10t, kwargs: {stem_width: 8}}}\n"
+    )
+    (tmp_path / "below" / "second.yaml").write_text("base: first.yaml\noptim: {lr: 0.5}\ntrain: {epochs: 3}\n")
+    path = tmp_path / "third.yaml"
+    path.write_text(
+        "base: below/second.yaml\ntitle: Third\n"
+        "model: {looks: [4, 4], backbone: {kwargs: {output_stride: 32}}}\ntrain: {batch_size: 2}\n"
+    )
+    recipe = load_recipe(path, ["train.epochs=5"])
+    assert (recipe.title, recipe.model.levels, recipe.model.looks) == ("Third", 3, (4, 4))
+    assert recipe.model.backbone.name == "resnet10t"
+    assert recipe.model.backbone.kwargs == {"stem_width": 8, "output_stride": 32}
+    assert (recipe.optim.lr, recipe.train.epochs, recipe.train.batch_size) == (0.5, 5, 2)
+    save_recipe(recipe, tmp_path / "alone.yaml")
+    assert "base:" not in (tmp_path / "alone.yaml").read_text()
+    assert load_recipe(tmp_path / "alone.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: a.yaml", r"more than 8 bases \(.*a\.yaml -> .*a\.yaml -> \.\.\.\); check whether a base leads back"),
+        ("base: none.yaml", r"none\.yaml cannot be read \(No such file"),
+        ("base: [a.yaml]", r"a\.yaml: base is \['a\.yaml'\]; give the name of a recipe"),
+        ("base:", r"a\.yaml: base is None"),
+        ("base: list.yaml", r"list\.yaml: a recipe holds keys and values, not list"),
+        ("base: odd.yaml", r"a\.yaml: unknown key 'modell'"),
+    ],
+)
+def test_a_base_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "odd.yaml").write_text("modell: {}")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_text_has_no_base() -> None:
+    with pytest.raises(RecipeError, match="unknown key 'base'"):
+        parse_recipe("base: a.yaml")
+
+
 # --- what is refused
 
 
@@ -132,11 +180,25 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("eps", 0.0), ("weight_decay", -1.0), ("drop_factor", -1.0), ("clip_norm", 0.0), ("clip_norm", -1.0)]]
     + [(TrainConfig, {name: value}) for name, value in [
         ("epochs", 0), ("batch_size", 0), ("devices", 0), ("workers", -1), ("overlays", -1), ("images_per_epoch", 0),
-        ("max_minutes", 0.0), ("recalibrate_batches", -1)]],
+        ("max_minutes", 0.0), ("recalibrate_batches", -1), ("ema_decay", 0.0), ("ema_decay", 1.0),
+        ("mixup_alpha", -0.1), ("mixup_alpha", float("nan"))]],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(cls: type, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         cls(**values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "the model looks closer"),
+        ({"model": {"levels": 1, "looks": (), "multilabel": True}}, "several labels"),
+        ({"model": {"levels": 1, "looks": ()}, "objective": {"contrastive_weight": 1.0}}, "contrastive_weight"),
+    ],
+)
+def test_mixing_pictures_is_refused_where_it_has_no_meaning(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"mixup_alpha is 0.2, but .*{message}"):
+        replace(tiny_recipe(**changes), train=TrainConfig(mixup_alpha=0.2))
 
 
 # --- the resolved recipe
@@ -153,12 +215,18 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
         assert f"{key}: " in text  # every value spelled out, defaults too
 
 
-def test_every_recipe_in_the_repository_is_read_and_read_back(repository: Path, tmp_path: Path) -> None:
-    paths = sorted([*(repository / "recipes").glob("**/*.yaml"), *(repository / "src/tnet").glob("**/*.yaml")])
-    paths = [path for path in paths if not path.name.startswith("compare_")]  # suites of recipes
-    assert paths
-    for path in paths:
-        recipe = load_recipe(path)
-        assert recipe.title and "# Task:" in path.read_text()
-        save_recipe(recipe, tmp_path / path.name)
-        assert load_recipe(tmp_path / path.name) == recipe
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = [
+    path.relative_to(REPOSITORY)
+    for folder in ("recipes", "src/tnet")
+    for path in sorted((REPOSITORY / folder).glob("**/*.yaml"))
+    if not path.name.startswith("compare_")  # suites of recipes
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_every_recipe_in_the_repository_is_read_and_read_back(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(REPOSITORY / path)
+    assert recipe.title and "# Task:" in (REPOSITORY / path).read_text()
+    save_recipe(recipe, tmp_path / path.name)
+    assert load_recipe(tmp_path / path.name) == recipe

@@ -206,6 +206,29 @@ def test_batch_norm_measured_anew_is_resumed_too(tmp_path: Path) -> None:
     assert_same_run(train(recipe, tmp_path / "whole", progress=False), resumed)
 
 
+@pytest.mark.parametrize("batches", [0, 2])
+def test_averaged_weights_are_what_is_kept_and_are_resumed(batches: int, tmp_path: Path) -> None:
+    changes = {"epochs": 2, "images_per_epoch": 16, "ema_decay": 0.9, "recalibrate_batches": batches}
+    recipe = tiny_recipe(train={**changes, "epochs": 1})
+    one = train(recipe, tmp_path / "one", progress=False)
+    held = checkpoint(one.folder)
+    averaged, current = ({key[6:]: value for key, value in held[name].items() if key.startswith("model.")}
+                         for name in ("state_dict", "current_model_state"))  # fmt: skip
+    assert_same(dict(one.model.state_dict()), averaged)
+    assert not torch.equal(averaged["classifier.weight"], current["classifier.weight"])
+    recipe = tiny_recipe(train=changes)
+    with disturbed(1, 1, cut), pytest.raises(PowerCutError):
+        train(recipe, tmp_path / "cut", progress=False)
+    resumed, whole = (
+        train(recipe, tmp_path / "cut", resume=True, progress=False),
+        train(recipe, tmp_path / "whole", progress=False),
+    )
+    assert_same_run(whole, resumed)
+    states = [checkpoint(result.folder) for result in (whole, resumed)]
+    for key in ("current_model_state", "averaging_state"):
+        assert_same(states[0][key], states[1][key])
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(finished: RunResult, tmp_path: Path) -> None:
     with disturbed(0, 1, cut), pytest.raises(PowerCutError):
         train(tiny_recipe(), tmp_path, progress=False)

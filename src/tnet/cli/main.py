@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tnet.cli import compare, demo, doctor, evaluate, explain, import_tf, info, models, predict, pyramid, train
+from tnet.cli import (
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    import_tf,
+    info,
+    models,
+    predict,
+    pyramid,
+    suggest,
+    train,
+)
 from tnet.errors import TnetError
 
 # A folder that may not be entered, a disk that is full or read-only: whatever was being done, no bug of ours.
@@ -89,6 +103,7 @@ def _tnet(
 
 for _verb in (
     demo.demo,
+    suggest.suggest,
     train.train,
     evaluate.evaluate,
     compare.compare,
@@ -101,6 +116,7 @@ for _verb in (
     import_tf.import_tf,
 ):
     app.command()(_verb)
+app.add_typer(data.data)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

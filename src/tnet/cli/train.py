@@ -16,6 +16,12 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<recipe name>].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Only try the recipe out: its model, two steps, made pictures; nothing is read or left."
+        ),
+    ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Train a model by a recipe.
@@ -24,6 +30,11 @@ def train(
     metrics.csv, curves.png, overlays/, logs/ (CSV and TensorBoard) and checkpoints/ (to resume). A run that was stopped
     goes on with --resume.
     """
+    if smoke:
+        if out is not None or resume:
+            raise typer.BadParameter(f"{'--out' if out else '--resume'} has no meaning with --smoke; leave it out")
+        _smoke(recipe, overrides or [], progress)
+        return
     from tnet.training.recipe import load_recipe
     from tnet.training.run import train as run
 
@@ -36,3 +47,14 @@ def train(
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {folder}")
+
+
+def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:
+    """Try a recipe out."""
+    from tnet.training.recipe import load_recipe
+    from tnet.training.smoke import smoke
+
+    result = smoke(load_recipe(recipe, overrides), progress=progress)
+    typer.echo(
+        f"{recipe} works: two steps on made pictures and a validation in {result.train_seconds:.0f} s; nothing is left"
+    )

@@ -11,21 +11,28 @@ from tnet.data.reading import LAZY_ABOVE_PX, ReadMode
 from tnet.errors import ConfigError
 from tnet.scenes.file import SceneOptions
 
+_LARGEST_CONTEXT = 100.0
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where images come from.
 
     Attributes:
-        kind: ``folder`` (root/train/class/picture), ``table`` (CSV or Parquet) or ``digits`` (made on the fly).
+        kind: ``folder`` (root/train/class/picture), ``table`` (CSV or Parquet), ``digits`` (made on the fly), or a
+            published data set as it was handed out: ``imagenet``, ``fmow``, ``cub`` (CUB-200-2011) or ``nabirds``.
         root: folder of the images; relative to where the command runs.
-        train: sub-folder, or table, of training images, in ``root``.
-        val: sub-folder, or table, of validation images, in ``root``; ``null`` sets ``val_fraction`` of the training
-            images aside.
+        train: sub-folder, or table, of training images, in ``root``; of a published data set the split.
+        val: sub-folder, or table, of validation images, in ``root``; of a published data set the split (``cub`` and
+            ``nabirds`` have ``test``); ``null`` sets ``val_fraction`` of the training images aside.
         val_fraction: used if ``val`` is ``null``.
         path_column: of a table.
         label_column: of a table.
         label_separator: between several labels of a picture in a table, which makes the task multi-label.
+        boxes: what annotated boxes of a published data set are for: ``none``; ``cover``, random crops respect them; or
+            ``crop``, each box is a picture of its own.
+        box_context: how much wider and higher than its box such a picture is, as a share of the box's sides; ``null``
+            for the rule that the fMoW baseline published, by which small boxes get more.
         max_side_px: shrink larger pictures on reading; ``null`` keeps them. They are decoded for that.
         read: ``memory`` decodes each picture as a whole; ``lazy`` reads only what is looked at, of files of any size
             and every kind; ``auto`` reads lazily what has more than ``lazy_above_px`` pixels, slides and OME-Zarr.
@@ -41,7 +48,7 @@ class DataConfig:
         digits: the made task.
     """
 
-    kind: Literal["folder", "table", "digits"] = "folder"
+    kind: Literal["folder", "table", "digits", "imagenet", "fmow", "cub", "nabirds"] = "folder"
     root: str = "data"
     train: str = "train"
     val: str | None = "val"
@@ -49,6 +56,8 @@ class DataConfig:
     path_column: str = "path"
     label_column: str = "label"
     label_separator: str | None = None
+    boxes: Literal["none", "cover", "crop"] = "none"
+    box_context: float | None = None
     max_side_px: int | None = None
     read: ReadMode = "auto"
     lazy_above_px: int = LAZY_ABOVE_PX
@@ -68,6 +77,13 @@ class DataConfig:
                 )
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but the made digits are not in files; set it to auto")
+        if self.boxes != "none" and self.kind in ("folder", "table", "digits"):
+            raise ConfigError(f"data.boxes is {self.boxes}, but images of kind {self.kind} have none; set it to none")
+        if self.box_context is not None and not (self.boxes == "crop" and 0 <= self.box_context <= _LARGEST_CONTEXT):
+            raise ConfigError(
+                f"data.box_context is {self.box_context} where data.boxes is {self.boxes}; give 0 to "
+                f"{_LARGEST_CONTEXT:g} where boxes are cropped to, else null"
+            )
         for name in ("lazy_above_px", "overview_px"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; give 0 or more")

@@ -10,10 +10,12 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages, open_split_folders
+from tnet.data.known import KNOWN, open_known
 from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
@@ -103,7 +105,9 @@ def _overview_px(base_px: int, augment: AugmentConfig) -> int:
 def _open_pictures(
     config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Pictures of folders or tables."""
+    """Pictures of folders, tables or published data sets."""
+    if config.kind in KNOWN:
+        return _open_known(config, planes, augment, seed)
     if config.kind == "folder":
         return open_split_folders(
             config.root, config.train, config.val, val_fraction=config.val_fraction, channels=planes,
@@ -122,6 +126,29 @@ def _open_pictures(
     if config.val is None:
         return train.split_off(config.val_fraction)
     return train, table(config.val, train.classes, None)
+
+
+def _open_known(
+    config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
+) -> tuple[AnnotatedImages, AnnotatedImages]:
+    """Pictures of a published data set; those set aside are before boxes are cut from them."""
+
+    def split(name: str, changes: Augment | None) -> AnnotatedImages:
+        return open_known(
+            config.kind, config.root, name, channels=planes, max_side_px=config.max_side_px, augment=changes, seed=seed
+        )
+
+    train = split(config.train, augment)
+    if config.val is None:
+        # AnnotatedImages.subset keeps the boxes.
+        train, val = cast("tuple[AnnotatedImages, AnnotatedImages]", train.split_off(config.val_fraction))
+    else:
+        val = split(config.val, None)
+    if config.boxes == "crop":
+        return train.cropped_to_boxes(config.box_context), val.cropped_to_boxes(config.box_context)
+    if config.boxes == "cover":
+        train.cover_boxes()
+    return train, val
 
 
 def check_sizes(data: LabelledData, base_px: int) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from tnet.errors import ConfigError
 
 _NAME = re.compile(r"reference_(\d{1,5})")
-_LARGEST_PX = 16_384
+LARGEST_PX = 16_384
+"""Largest side that a picture is resized to, pixels."""
 
 
 class ReferenceEval:
@@ -31,8 +32,8 @@ class ReferenceEval:
         Raises:
             ConfigError: a size below 1 or above 16,384.
         """
-        if not 1 <= size_px <= _LARGEST_PX:
-            raise ConfigError(f"preprocess size {size_px} is out of range; give 1 to {_LARGEST_PX} pixels")
+        if not 1 <= size_px <= LARGEST_PX:
+            raise ConfigError(f"preprocess size {size_px} is out of range; give 1 to {LARGEST_PX} pixels")
         self.size_px = size_px
 
     def exact(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels size size"]:

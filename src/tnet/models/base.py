@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tnet.backbones import PopulationNorms
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions
+from tnet.models.hub import HubModel
 from tnet.scenes import LazyBatch, Resize, Scene, SceneBatch, TensorScene
 from tnet.traversal import Policy
 
@@ -245,7 +246,7 @@ def mean_entropy(probs: Sequence[Float[Tensor, "_ _"]]) -> Float[Tensor, ""] | N
     return torch.stack(entropy).mean().detach() if entropy else None
 
 
-class Model(nn.Module):
+class Model(nn.Module, HubModel):
     """A network that looks at images through scenes and classifies them.
 
     ``forward(images, looks=None, policy=None)`` takes :data:`Images`, a number of looks, or one a level, and how

@@ -5,7 +5,7 @@ picture as it is stored, so that close looks and coarse ones show the same chang
 costs without the change.
 
 Order of a change: crop, turned by the angle about the crop's centre; horizontal flip; vertical flip; quarter turns;
-colours.
+colours; and, of a picture in memory only, what :mod:`tnet.scenes.pixels` does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from tnet.errors import ConfigError, GeometryError
 from tnet.scenes.base import BoxL0, Resize, Scene, check_look
 from tnet.scenes.memory import level_in_memory
+from tnet.scenes.pixels import PixelChange, change_pixels
 from tnet.scenes.resample import resample
 
 Colour = Literal["brightness", "contrast", "saturation", "hue"]
@@ -46,6 +47,7 @@ class ImageChange:
         angle_deg: turn the picture counterclockwise by this below the crop, about the crop's centre. The crop keeps its
             size; what it then shows beyond the picture's edges is the pixel at the edge.
         colours: changes of colours, in order.
+        pixels: what comes after all that and needs all pixels in memory; no scene can be changed so.
     """
 
     crop_yxyx: BoxL0 | None = None
@@ -54,6 +56,7 @@ class ImageChange:
     quarter_turns: int = 0
     angle_deg: float = 0.0
     colours: tuple[tuple[Colour, float], ...] = ()
+    pixels: PixelChange | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.quarter_turns <= 3:
@@ -80,6 +83,8 @@ class ImageChange:
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width of what becomes of a picture of this size."""
+        if self.pixels is not None and self.pixels.size_px is not None:
+            return self.pixels.size_px, self.pixels.size_px
         y0, x0, y1, x1 = self.crop_of(size_hw)
         return (x1 - x0, y1 - y0) if self.quarter_turns % 2 else (y1 - y0, x1 - x0)
 
@@ -100,8 +105,11 @@ def change_image(
         image = _sampled(image.float(), *positions).round().to(torch.uint8)
     else:
         image = image[..., y0:y1, x0:x1]
+    image = adjust_colours(_mirrored(image, change), change.colours)
+    if change.pixels is not None:
+        image = change_pixels(image, change.pixels)
     # A view would send the whole picture between processes.
-    return adjust_colours(_mirrored(image, change), change.colours).contiguous()
+    return image.contiguous()
 
 
 def adjust_colours(
@@ -171,9 +179,17 @@ class TransformedScene:
     Args:
         scene: the source.
         change: made to it.
+
+    Raises:
+        ConfigError: a change that needs all pixels in memory.
     """
 
     def __init__(self, scene: Scene, change: ImageChange) -> None:
+        if change.pixels is not None:
+            raise ConfigError(
+                f"{scene.name} is read lazily, but the augmentation (resize_px, colour_cases, rotation_fill black, "
+                "translation or rand_augment) needs all pixels in memory; turn that off, or set data.read to memory"
+            )
         self.scene = scene
         self.change = change
         self.name = scene.name

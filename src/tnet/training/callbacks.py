@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from tnet.models.io import default_card, save_model
 from tnet.training.module import TNetModule
@@ -131,3 +133,38 @@ class KeepBestModel(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.best = float(state_dict["best"])
+
+
+class AverageWeights(WeightAveraging):
+    """Keeps an exponential moving average of weights and buffers, which takes their place in validation.
+
+    The average is in the module from the start of validation to its very end, and so before batch norm is measured
+    anew and until the best model is kept: in the list of callbacks it must come before ``RecalibrateNorms`` and after
+    ``KeepBestModel``. Checkpoints hold both.
+
+    Args:
+        decay: what each step keeps of the average; less in the first ones, ``(1 + n) / (10 + n)`` after ``n``, or the
+            random weights of the start would stay in it for long.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            kept = min(decay, (1 + int(count)) / (10 + int(count)))
+            # Counts and the like are not averaged.
+            return torch.lerp(current, averaged, kept) if averaged.is_floating_point() else current
+
+        super().__init__(avg_fn=average)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average in."""
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It is in already."""
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It stays until the best model is kept."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the weights that are trained back."""
+        super().on_validation_epoch_end(trainer, pl_module)

@@ -14,8 +14,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 
 from tnet.data.sample import Batch
-from tnet.errors import TrainingError
+from tnet.errors import ConfigError, TrainingError
 from tnet.geometry import total_looks
+from tnet.losses import Loss
 from tnet.models.base import Model, ModelOutput
 from tnet.models.kinds import build_model
 from tnet.objectives import Objective
@@ -24,6 +25,8 @@ from tnet.training.recipe import OptimConfig, Recipe, build_objective
 
 # Steps of neighbouring seeds do not share random numbers.
 _SEED_STRIDE = 1_000_000_007
+
+_REWARDS = ("reward", "reward_per_feature")
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
@@ -115,8 +118,7 @@ class TNetModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step's loss."""
-        output: ModelOutput = self.model(batch.images, **self.objective.forward_options)
-        loss = self.objective(output, batch.targets, self.model)
+        output, loss = self._mixed_step(batch) if self.recipe.train.mixup_alpha else self._plain_step(batch)
         if not torch.isfinite(loss.total):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
             raise TrainingError(
@@ -136,6 +138,29 @@ class TNetModule(pl.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size)
         self.log("loss", loss.total.detach(), prog_bar=True, logger=False, batch_size=size)
         return loss.total
+
+    def _plain_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
+        output: ModelOutput = self.model(batch.images, **self.objective.forward_options)
+        return output, self.objective(output, batch.targets, self.model)
+
+    def _mixed_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
+        """Each picture mixed with the one before it; the loss is linear in the target, and so is mixed likewise."""
+        if not isinstance(batch.images, Tensor):
+            raise ConfigError(
+                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but pictures of different sizes, or read "
+                "lazily, cannot be mixed; set data.augment.resize_px, or mixup_alpha to 0"
+            )
+        alpha = torch.tensor(float(self.recipe.train.mixup_alpha))
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        # Levels stay 8-bit: the model takes floating point for pixels that are normalised already.
+        mixed = torch.lerp(batch.images.roll(1, 0).float(), batch.images.float(), share).round().to(torch.uint8)
+        output: ModelOutput = self.model(mixed, **self.objective.forward_options)
+        own, other = (
+            self.objective(output, target, self.model) for target in (batch.targets, batch.targets.roll(1, 0))
+        )
+        terms = {name: torch.lerp(other.terms[name], term, share) for name, term in own.terms.items()}
+        rewards = (torch.lerp(getattr(other, name), getattr(own, name), share) for name in _REWARDS)
+        return output, Loss.of(terms, *rewards)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Accuracy at 0 looks and at the recipe's looks, for each policy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -26,6 +27,7 @@ from tnet.models.saccader import SaccaderObjective, SaccaderObjectiveConfig
 from tnet.objectives import Objective, ObjectiveConfig
 
 _MAX_RECIPE_BYTES = 2**20
+_MAX_BASES = 8
 
 EvalPolicy = Literal["topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
 """Policies that validation can measure, if the model knows them."""
@@ -96,6 +98,14 @@ class TrainConfig:
         overlays: validation images for which the regions are drawn at the end.
         start_from: folder of a run or saved model whose weights to start from, where names and shapes are the same;
             what is not there starts at random. So a stage goes on from the one before. ``null`` for none.
+        ema_decay: keep an exponential moving average of all weights and running statistics, of which each step keeps
+            this share (0.999, say; less in the first steps: ``(1 + n) / (10 + n)`` after ``n``). It is what is
+            validated, chosen as the best, and kept in ``model/``; training goes on from the weights themselves.
+            ``null`` for none.
+        mixup_alpha: mix each picture with another one of its batch, and their losses likewise, by a share drawn from
+            the Beta distribution with this parameter twice (0.2, say); 0 for none. Only for models that see the whole
+            picture and no more, on pictures of one size and one label: a region of a mixture has no single right
+            class, which REINFORCE rewards.
     """
 
     epochs: int = 20
@@ -110,8 +120,14 @@ class TrainConfig:
     recalibrate_batches: int = 0
     overlays: int = 4
     start_from: str | None = None
+    ema_decay: float | None = None
+    mixup_alpha: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"train.ema_decay is {self.ema_decay}; give a number between 0 and 1, or null for none")
+        if not 0 <= self.mixup_alpha < math.inf:
+            raise ConfigError(f"train.mixup_alpha is {self.mixup_alpha}; give a number, 0 (none) or more")
         for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; give at least 1")
@@ -173,6 +189,22 @@ class Recipe:
                 f"objective is a {type(self.objective).__name__} but a model of type {kind} is trained by a "
                 f"{_OBJECTIVES[kind][0].__name__}; give that"
             )
+        if self.train.mixup_alpha:
+            self._check_mixup()
+
+    def _check_mixup(self) -> None:
+        """Mixup is for classification of whole pictures by one label."""
+        if self.model.default_looks:
+            problem = (
+                "the model looks closer, and a region of a mixture has no single right class; set model.looks to []"
+            )
+        elif self.model.multilabel:
+            problem = "pictures have several labels; give them one each"
+        elif getattr(self.objective, "contrastive_weight", 0):
+            problem = "objective.contrastive_weight compares pictures by a single class; set it to 0"
+        else:
+            return
+        raise ConfigError(f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}, or mixup_alpha to 0")
 
 
 def build_objective(config: AnyObjectiveConfig) -> ModelObjective:
@@ -199,16 +231,43 @@ for _yaml_class in (_Loader, _Dumper):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
+    A recipe can go on from another one: ``base: other.yaml``, relative to its own folder. What it says itself is laid
+    over that, key by key at every depth; lists and single values are replaced.
+
     Args:
         path: a YAML file.
         overrides: ``key.in.recipe=value`` each, applied over the file; the value is read as YAML.
 
     Raises:
-        RecipeError: unreadable file, YAML that is not, an unknown key, or a wrong value; with file and key.
+        RecipeError: unreadable file, YAML that is not, an unknown key, or a wrong value; with file and key. Or a base
+            that is none, or goes round.
         ConfigError: a value that cannot be, or values that contradict each other.
     """
     path = Path(path)
-    return parse_recipe(read_text(path, "recipe"), overrides, str(path))
+    return _parse(apply_overrides(_read(path, ()), overrides), str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[Any, Any]:
+    """The keys and values of a recipe laid over those of its base; ``above`` are the recipes that go on from it."""
+    if len(above) > _MAX_BASES:
+        chain = " -> ".join(str(item) for item in (*above[:2], "..."))
+        raise RecipeError(f"{above[0]}: more than {_MAX_BASES} bases ({chain}); check whether a base leads back to it")
+    data = _mapping(read_text(path, "recipe"), str(path))
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str) or not base:
+        raise RecipeError(f"{path}: base is {base!r}; give the name of a recipe (YAML) beside this one")
+    return _laid_over(_read(path.parent / base, (*above, path)), data)
+
+
+def _laid_over(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested mappings as one; what is above counts."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 def read_text(path: Path, kind: str) -> str:
@@ -231,12 +290,17 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Read a recipe from YAML text; see :func:`load_recipe`."""
+    """Read a recipe from YAML text, which has no base; see :func:`load_recipe`."""
+    return _parse(apply_overrides(_mapping(text, source), overrides), source)
+
+
+def _mapping(text: str, source: str) -> dict[Any, Any]:
+    """The keys and values of YAML text."""
     data = read_yaml(text, source)
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
-    return _parse(apply_overrides(data, overrides), source)
+    return data
 
 
 def _parse(data: dict[Any, Any], source: str) -> Recipe:

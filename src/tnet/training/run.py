@@ -28,7 +28,7 @@ from tnet.files import make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
 from tnet.training.allocator import keep_freed_memory
-from tnet.training.callbacks import AtomicCheckpointIO, KeepBestModel, TimedProgressBar, TimeLimit
+from tnet.training.callbacks import AtomicCheckpointIO, AverageWeights, KeepBestModel, TimedProgressBar, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -62,7 +62,14 @@ class RunResult:
     not_started: tuple[str, ...] = ()
 
 
-def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> RunResult:
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    val_batches: int | None = None,
+) -> RunResult:
     """Train by a recipe.
 
     Args:
@@ -70,6 +77,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
         folder: the run directory; must be new or empty unless resuming.
         resume: go on from the last checkpoint in ``folder``, if there is one.
         progress: show a progress bar.
+        val_batches: validate on so many batches only, to try a recipe out; ``None`` for all.
 
     Raises:
         OutputError: the folder is in use or cannot be written.
@@ -93,7 +101,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
     make_folder(folder)
     save_recipe(recipe, folder / RECIPE_NAME)
-    trainer = _trainer(recipe, folder, module, progress)
+    trainer = _trainer(recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     start = time.monotonic()
@@ -139,7 +147,7 @@ def _without_length(recipe: Recipe) -> Recipe:
     return replace(recipe, train=train, title="")
 
 
-def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -> pl.Trainer:
+def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
     """The Lightning trainer of a run."""
     train = recipe.train
     callbacks: list[Callback] = [
@@ -150,8 +158,10 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
         ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
         KeepBestModel(folder / "model"),
     ]
+    if train.ema_decay is not None:
+        callbacks.append(AverageWeights(train.ema_decay))
     if train.recalibrate_batches:
-        callbacks.insert(0, RecalibrateNorms(train.recalibrate_batches))
+        callbacks.append(RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
         callbacks.append(TimeLimit(train.max_minutes))
     if progress:
@@ -173,6 +183,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool) -
             gradient_clip_val=recipe.optim.clip_norm,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
+            limit_val_batches=val_batches,
             log_every_n_steps=10**9,
             enable_progress_bar=progress,
             enable_model_summary=False,

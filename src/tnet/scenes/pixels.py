@@ -1,0 +1,203 @@
+"""Changes that need a picture's pixels in memory: to another size, in colours as published, turned and shifted.
+
+They come after those of :class:`tnet.scenes.transform.ImageChange`, in this order: resizing, colours, turn and shift,
+RandAugment. Levels are rounded once, before RandAugment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from tnet.errors import ConfigError
+
+ResizeMethod = Literal["bilinear", "nearest", "area", "bicubic", "mitchell", "gaussian", "lanczos3", "lanczos5"]
+"""TensorFlow's 8 methods, without antialiasing: but for ``area``, reducing reads no more pixels than enlarging."""
+
+RESIZE_METHODS: tuple[ResizeMethod, ...] = get_args(ResizeMethod)
+
+PixelColour = Literal["brightness", "contrast", "saturation", "hue"]
+"""What is changed about colours, as TensorFlow does it: ``brightness`` is added, ``contrast`` is multiplied about each
+channel's mean, ``saturation`` multiplies that of HSV, ``hue`` turns it by a part of the circle."""
+
+_RADIUS_PX = {"bilinear": 1.0, "bicubic": 2.0, "mitchell": 2.0, "gaussian": 1.5, "lanczos3": 3.0, "lanczos5": 5.0}
+
+
+class RandAugmentDraw(NamedTuple):
+    """One draw of RandAugment.
+
+    Attributes:
+        operations: one after another.
+        magnitude: 0 to 30.
+        seed: which operations, and in which direction.
+    """
+
+    operations: int
+    magnitude: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class PixelChange:
+    """One change of pixels in memory.
+
+    Attributes:
+        size_px: side of the square that the picture becomes, whatever its shape; ``None`` keeps its size.
+        method: of resizing.
+        colours: changes of colours, in order; cut off at black and white after the last (after a change of hue too).
+        angle_deg: turn counterclockwise about the middle; the size stays, and what comes in is black.
+        shift_yx: then move down and right, by a share of the sides; what comes in is black.
+        nearest: turn and shift take the nearest pixel; else they interpolate.
+        rand_augment: RandAugment's draw; ``None`` for none.
+    """
+
+    size_px: int | None = None
+    method: ResizeMethod = "bilinear"
+    colours: tuple[tuple[PixelColour, float], ...] = ()
+    angle_deg: float = 0.0
+    shift_yx: tuple[float, float] = (0.0, 0.0)
+    nearest: bool = False
+    rand_augment: RandAugmentDraw | None = None
+
+
+def change_pixels(
+    image: UInt8[Tensor, "channels height width"], change: PixelChange
+) -> UInt8[Tensor, "channels new_height new_width"]:
+    """Make a change.
+
+    Args:
+        image: levels 0 to 255; one or three channels where colours are changed or RandAugment is on. Not modified.
+        change: what to do.
+
+    Raises:
+        ConfigError: neither one channel nor three.
+    """
+    if (change.colours or change.rand_augment) and image.shape[0] not in (1, 3):
+        raise ConfigError(f"colours of an image of {image.shape[0]} channels cannot be changed; it needs 1 or 3")
+    pixels = image.float() / 255
+    if change.size_px is not None:
+        pixels = resize_by(pixels, (change.size_px, change.size_px), change.method)
+    pixels = _coloured(pixels, change.colours).clamp(0, 1)
+    if change.angle_deg or change.shift_yx != (0.0, 0.0):
+        pixels = _moved(pixels, change)
+    levels = (pixels * 255).round().to(torch.uint8)
+    return levels if change.rand_augment is None else _rand_augmented(levels, change.rand_augment)
+
+
+def resize_by(
+    pixels: Float[Tensor, "channels height width"], size_hw: tuple[int, int], method: ResizeMethod
+) -> Float[Tensor, "channels new_height new_width"]:
+    """Resize without antialiasing: the filter keeps the width that it has in an enlargement, whatever the reduction.
+
+    Pixel centres are at halves; taps outside the picture are left out and the others' weights scaled up. ``area``
+    averages what an output pixel covers. Filters with negative lobes can leave the range of the input.
+
+    Args:
+        pixels: of any range.
+        size_hw: of the result.
+        method: which filter.
+    """
+    for axis, size in ((1, size_hw[0]), (2, size_hw[1])):
+        index, weight = _taps(pixels.shape[axis], size, method)
+        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+        total = pixels.new_zeros([size if axis == dim else length for dim, length in enumerate(pixels.shape)])
+        for tap in range(index.shape[1]):  # one after another: all together would take that many times the memory
+            total += pixels.index_select(axis, index[:, tap]) * weight[:, tap].view(shape)
+        pixels = total
+    return pixels
+
+
+def _taps(
+    size: int, new_size: int, method: ResizeMethod
+) -> tuple[Int[Tensor, "{new_size} taps"], Float[Tensor, "{new_size} taps"]]:
+    """For each new pixel of an axis, which old ones it is made of, and their weights."""
+    scale = size / new_size
+    new = torch.arange(new_size, dtype=torch.float64)[:, None]
+    if method == "nearest":
+        return ((new + 0.5) * scale).floor().long().clamp(max=size - 1), torch.ones(new_size, 1)
+    if method == "area":
+        start, end = new * scale, (new + 1) * scale
+        index = start.floor().long() + torch.arange(math.ceil(scale) + 1)
+        weight = (torch.minimum(index + 1, end) - torch.maximum(index, start)).clamp(min=0)
+    else:
+        radius = _RADIUS_PX[method]
+        centre = (new + 0.5) * scale
+        index = (centre - radius - 0.5).ceil().long() + torch.arange(math.ceil(2 * radius) + 1)
+        weight = _filter((index + 0.5 - centre).abs(), method)
+    weight = torch.where((index >= 0) & (index < size), weight, 0)
+    return index.clamp(0, size - 1), (weight / weight.sum(dim=1, keepdim=True)).float()
+
+
+def _filter(distance: Tensor, method: ResizeMethod) -> Tensor:
+    """Weight of a pixel by its distance, in pixels."""
+    radius = _RADIUS_PX[method]
+    if method == "bilinear":
+        weight = 1 - distance
+    elif method == "gaussian":
+        weight = torch.exp(-0.5 * (distance * 3 / radius).square())
+    elif method in ("lanczos3", "lanczos5"):
+        weight = torch.sinc(distance) * torch.sinc(distance / radius)
+    else:  # the cubics of Mitchell and Netravali by B and C
+        b, c = (0.0, 0.5) if method == "bicubic" else (1 / 3, 1 / 3)
+        near = ((12 - 9 * b - 6 * c) * distance + (-18 + 12 * b + 6 * c)) * distance.square() + (6 - 2 * b)
+        far = (((-b - 6 * c) * distance + (6 * b + 30 * c)) * distance - (12 * b + 48 * c)) * distance + (
+            8 * b + 24 * c
+        )
+        weight = torch.where(distance < 1, near, far) / 6
+    return torch.where(distance < radius, weight, 0)
+
+
+def _coloured(pixels: Tensor, colours: tuple[tuple[PixelColour, float], ...]) -> Tensor:
+    """Change colours; the result can leave 0 to 1."""
+    from torchvision.transforms.v2 import functional
+
+    for name, amount in colours:
+        if name == "brightness":
+            pixels = pixels + amount
+        elif name == "contrast":
+            mean = pixels.mean(dim=(1, 2), keepdim=True)
+            pixels = mean + (pixels - mean) * amount
+        elif pixels.shape[0] == 1:
+            continue
+        elif name == "saturation":
+            # In HSV, saturation is the spread of the channels over the largest, and cannot be above 1.
+            largest, smallest = pixels.amax(0, keepdim=True), pixels.amin(0, keepdim=True)
+            spread = largest - smallest
+            limit = torch.where(spread > 0, largest.clamp(min=0) / spread.clamp(min=1e-12), 1.0)
+            pixels = largest - (largest - pixels) * limit.clamp(max=amount)
+        else:
+            pixels = functional.adjust_hue(pixels.clamp(0, 1), amount)
+    return pixels
+
+
+def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
+    """Turned, then shifted, with black around."""
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    height, width = pixels.shape[-2:]
+    down, right = change.shift_yx
+    moved: Tensor = functional.affine(
+        pixels,
+        angle=-change.angle_deg,  # torchvision turns clockwise
+        translate=[right * width, down * height],
+        scale=1.0,
+        shear=[0.0, 0.0],
+        interpolation=InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR,
+        fill=[0.0],
+    )
+    return moved
+
+
+def _rand_augmented(levels: Tensor, draw: RandAugmentDraw) -> Tensor:
+    """RandAugment by torchvision, which draws from PyTorch's own generator: from a copy that the seed decides."""
+    from torchvision.transforms.v2 import RandAugment
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw.seed)
+        changed: Tensor = RandAugment(draw.operations, draw.magnitude)(levels)
+    return changed

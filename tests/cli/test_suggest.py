@@ -1,0 +1,116 @@
+"""``tnet suggest``, and the commands of the guide to one's own images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from tnet.cli.main import app
+from tnet.training.recipe import load_recipe
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert "Traceback" not in result.output and not isinstance(result.exception, AssertionError)
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def photos(in_tmp_path: Path) -> Path:
+    """Two classes that their colour tells apart, 200 x 160 px."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for channel, name in enumerate(("red", "green")):
+            (in_tmp_path / "photos" / split / name).mkdir(parents=True)
+            for index in range(count):
+                levels = noise.integers(0, 100, (160, 200, 3), dtype=np.uint8)
+                levels[:, :, channel] += 100
+                Image.fromarray(levels).save(in_tmp_path / "photos" / split / name / f"{index}.png")
+    return Path("photos")
+
+
+def test_what_it_says(photos: Path) -> None:
+    code, output = run("suggest", photos, "--backbone", "test_resnet")
+    assert code == 0 and not Path("recipe.yaml").exists()
+    assert "photos: 12 training and 4 validation pictures, 2 classes" in " ".join(output.split())
+    for topic in ("backbone", "base", "levels", "grid", "looks", "rates", "reading", "batch", "epochs"):
+        assert re.search(rf"^{topic} ", output, re.MULTILINE), topic
+    assert "64 px" in output and "as proposed" in output and "warning: fewer than 20 training pictures" in output
+
+
+def test_the_recipe_trains_as_it_is(photos: Path) -> None:
+    """All but the weights, which are not fetched in tests, and the time."""
+    code, output = run("suggest", photos, "--backbone", "test_resnet", "--macs", "100M", "--out", "made.yaml")
+    assert code == 0 and "next: tnet train made.yaml --out runs/made" in output
+    recipe = load_recipe("made.yaml")
+    assert recipe.data.root == "photos" and recipe.model.backbone.pretrained  # type: ignore[attr-defined]
+    short = ["model.backbone.pretrained=false", "train.epochs=1", "train.images_per_epoch=4", "train.overlays=1"]
+    short += ["train.workers=0", "train.accelerator=cpu"]
+    code, output = run("train", "made.yaml", *short, "--out", "runs/made", "--no-progress")
+    assert code == 0, output
+    assert Path("runs/made/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist; name a folder"),
+        (["photos", "--macs", "much"], "'much' is not a number of multiply-adds"),
+        (["photos", "--macs", "1K"], "does not suffice for one look"),
+        (["photos", "--backbone", "no-such"], "neither bagnet77 nor a timm model"),
+        (["photos", "--out", "there.yaml"], r"there.yaml exists already; give another name"),
+        (["photos/train/red"], "holds pictures but no class folders"),
+    ],
+)
+def test_what_is_refused_is_one_sentence(photos: Path, arguments: list[str], message: str) -> None:
+    Path("there.yaml").write_text("mine")
+    code, output = run("suggest", *arguments)
+    assert code == 1 and re.search(message, output) and len(output.strip().splitlines()) == 1
+    assert Path("there.yaml").read_text() == "mine"
+
+
+# --- the guide
+
+
+@pytest.fixture
+def guide(repository: Path) -> str:
+    return (repository / "docs" / "own_images.md").read_text(encoding="utf-8")
+
+
+def test_the_guides_commands_exist(guide: str) -> None:
+    """Every verb, option and number of arguments, by parsing without running."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", guide, re.DOTALL))
+    inline = re.findall(r"`(tnet [a-z-]+ [^`]+)`", guide)
+    lines = [line for line in (*blocks.splitlines(), *inline) if line.startswith("tnet ")]
+    assert len(lines) > 12
+    group: Any = typer.main.get_command(app)
+    for line in lines:
+        verb, *arguments = shlex.split(line, comments=True)[1:]
+        assert verb in group.commands, line
+        group.commands[verb].make_context(verb, arguments)
+
+
+def test_the_guides_recipe_keys_exist(guide: str, photos: Path) -> None:
+    assert run("suggest", photos, "--backbone", "test_resnet", "--out", "made.yaml")[0] == 0
+    text = re.sub(r"`[^`]*model\.levels=1[^`]*`", "", guide)
+    settings = re.findall(
+        r"(?<![\w.])((?:model|objective|optim|data|train)\.[\w.]+=(?:\{.*?\}|\[.*?\]|[\w./-]+))", text
+    )
+    assert len(set(settings)) > 12
+    for setting in set(settings):
+        together = [setting]
+        if setting.startswith(("model.levels", "model.looks")):
+            together = ["model.levels=1", "model.looks=[]"] if "[]" in setting or "levels=1" in setting else [setting]
+        load_recipe("made.yaml", together)
+    for key in set(re.findall(r"`((?:model|objective|optim|data|train)\.(?!csv|safetensors)[\w.]+)`", guide)):
+        values: Any = load_recipe("made.yaml")
+        for name in key.split("."):
+            values = getattr(values, name)

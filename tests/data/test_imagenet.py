@@ -1,0 +1,285 @@
+"""ImageNet in its own layouts: classes, labels of validation pictures, boxes, and hostile annotations."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from tnet.data.annotated import AnnotatedImages
+from tnet.data.fakes import make_fake
+from tnet.data.imagenet import check_imagenet, open_imagenet, read_boxes_xml
+from tnet.data.matfile import read_synsets
+from tnet.errors import DataError
+
+WNIDS = ["n01440764", "n01441764", "n01442764"]
+LAYOUTS = ("flat", "folders", "kaggle")
+DEVKIT = "ILSVRC2012_devkit_t12/data"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for layout in LAYOUTS:
+        make_fake("imagenet", folder / layout, classes=3, images_per_class=4, side_px=48, validation=layout)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """The layout with a devkit."""
+    return Path(shutil.copytree(made / "flat", tmp_path / "imagenet"))
+
+
+def colour_in_box(data: AnnotatedImages, index: int) -> np.ndarray:
+    """Mean colour of the pattern, by which the class of a made picture is told."""
+    image = data[index].image.float()
+    y0, x0, y1, x1 = (0, 0, *image.shape[1:]) if data.crop else data.boxes[index][0].astype(int)
+    return image[:, y0:y1, x0:x1].mean((1, 2)).numpy()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(made: Path, layout: str) -> None:
+    train, val = (open_imagenet(made / layout, split) for split in ("train", "val"))
+    assert train.classes == val.classes == WNIDS
+    assert train.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and sorted(val.targets.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert all(
+        path.parent.name == WNIDS[label] for path, label in zip(train.paths, train.targets.tolist(), strict=True)
+    )
+    names = WNIDS if layout == "folders" else [f"made thing {index}, thing" for index in range(3)]
+    assert train.class_names == val.class_names == names
+    assert [len(boxes) for boxes in train.boxes] == [0, 1, 0, 1] * 3 and all(len(boxes) == 1 for boxes in val.boxes)
+    # That labels and boxes are right is seen in the pictures: one class, one colour.
+    colours = {}
+    for data in (train.cropped_to_boxes(0.0), val):
+        for index, label in enumerate(data.targets.tolist()):
+            colours.setdefault(label, []).append(colour_in_box(data, index))
+    means = {label: np.mean(of_class, axis=0) for label, of_class in colours.items()}
+    for label, of_class in colours.items():
+        for colour in of_class:
+            assert min(means, key=lambda other: np.abs(means[other] - colour).sum()) == label
+
+
+def test_a_part_of_imagenet(root: Path) -> None:
+    shutil.rmtree(root / "train" / WNIDS[1])
+    assert open_imagenet(root).classes == [WNIDS[0], WNIDS[2]]
+    val = open_imagenet(root, "val")
+    assert val.classes == [WNIDS[0], WNIDS[2]] and sorted(val.targets.tolist()) == [0, 0, 1, 1]
+    shutil.rmtree(root / "train")
+    assert open_imagenet(root, "val").classes == WNIDS, "of the devkit, where there are no training pictures"
+    with pytest.raises(DataError, match=r"no folder .*train of ImageNet's pictures"):
+        open_imagenet(root)
+
+
+def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
+    (root / "train" / WNIDS[0] / "notes.txt").touch()
+    (root / "train" / WNIDS[0] / "._n01440764_7.JPEG").touch()
+    (root / "train" / "other").mkdir()
+    (root / "val" / "thumbs.JPEG").touch()
+    assert len(open_imagenet(root)) == 12 and len(open_imagenet(root, "val")) == 6
+    assert open_imagenet(root).classes == WNIDS
+
+
+def test_validation_pictures_without_labels(root: Path) -> None:
+    truth = root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
+    lines = truth.read_text().splitlines()
+    truth.write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"does not say what .*ILSVRC2012_val_00000006\.JPEG shows"):
+        open_imagenet(root, "val")
+    truth.write_text("\n".join([*lines[:2], "4000", *lines[3:]]))
+    with pytest.raises(DataError, match=r"ground_truth\.txt has class 4000 in line 3, which .*meta\.mat lacks"):
+        open_imagenet(root, "val")
+    truth.write_text("1\nn01440764\n")
+    with pytest.raises(DataError, match=r"has 'n01440764' in line 2 where a whole number"):
+        open_imagenet(root, "val")
+    truth.unlink()
+    with pytest.raises(DataError, match=r"nothing says what they show; unpack the devkit"):
+        open_imagenet(root, "val")
+
+
+def test_kaggle_solution_that_is_damaged(made: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(made / "kaggle", tmp_path / "kaggle"))
+    with (root / "LOC_val_solution.csv").open("a") as stream:
+        stream.write("../../etc,n01440764 1 2 3 4\n")
+    with pytest.raises(
+        DataError, match=r"LOC_val_solution\.csv has '\.\./\.\./etc.* in line 8, which names no picture"
+    ):
+        open_imagenet(root, "val")
+
+
+@pytest.mark.parametrize("place", ["Annotations", "Annotation/train", "Annotations/CLS-LOC/train"])
+def test_where_boxes_may_lie(root: Path, place: str) -> None:
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    for wnid in WNIDS:
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / "Annotation" / wnid).rename(root / place / wnid)
+    if "Annotations" in place:
+        shutil.rmtree(root / "Annotation")
+    assert [len(boxes) for boxes in open_imagenet(root).boxes] == [0, 1, 0, 1] * 3
+    shutil.rmtree(root / place)
+    (root / place).mkdir()
+    with pytest.raises(DataError, match="12 pictures have no boxes that crops could cover; fetch the annotations"):
+        open_imagenet(root).cover_boxes()
+
+
+# --- boxes
+
+XML = "<annotation><size><width>{width}</width><height>{height}</height></size>{objects}</annotation>"
+OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+
+
+@pytest.fixture
+def annotation(tmp_path: Path) -> Path:
+    Image.new("RGB", (100, 50)).save(tmp_path / "n01440764_1.JPEG")
+    return tmp_path / "n01440764_1.xml"
+
+
+def boxes_of(annotation: Path, *objects: str, width: object = 100, height: object = 50) -> list[list[float]]:
+    annotation.write_text(XML.format(width=width, height=height, objects="".join(objects)))
+    return read_boxes_xml(annotation, annotation.with_suffix(".JPEG")).tolist()
+
+
+def test_boxes_are_scaled_to_the_picture(annotation: Path) -> None:
+    box = OBJECT.format("n01440764", 20, 10, 60, 30)
+    assert boxes_of(annotation, box) == [[10, 20, 30, 60]]
+    assert boxes_of(annotation, box, width=200, height=100) == [[5, 10, 15, 30]]
+    assert boxes_of(annotation, box, width=40) == [[10, 50, 30, 100]], "cut off at the edge"
+    assert boxes_of(annotation, OBJECT.format("n01440764", 60, 30, 20, 10)) == [[10, 20, 30, 60]], "ends exchanged"
+    assert boxes_of(annotation, box, width=0) == boxes_of(annotation) == []
+    assert read_boxes_xml(annotation.with_name("none.xml"), annotation.with_suffix(".JPEG")).shape == (0, 4)
+
+
+def test_objects_of_other_synsets_are_left_out(annotation: Path) -> None:
+    other, dog = OBJECT.format("n02092002", 1, 2, 3, 4), OBJECT.format("Scottish_deerhound", 5, 6, 7, 8)
+    assert boxes_of(annotation, other, dog) == [[6, 5, 8, 7]]
+
+
+@pytest.mark.parametrize("value", ["nan", "1e9", "", "--1", "99999999"])
+def test_numbers_that_are_none(annotation: Path, value: str) -> None:
+    with pytest.raises(DataError, match=r"n01440764_1\.xml cannot be read \(bndbox/xmin is '.*', no number\)"):
+        boxes_of(annotation, OBJECT.format("n01440764", value, 1, 2, 3))
+
+
+def test_hostile_annotations(annotation: Path) -> None:
+    picture = annotation.with_suffix(".JPEG")
+    bomb = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
+    for text in (bomb, f'<?xml version="1.0"?>\n{bomb}'):
+        annotation.write_text(text)
+        with pytest.raises(DataError, match="has a DOCTYPE, which is not read"):
+            read_boxes_xml(annotation, picture)
+    annotation.write_bytes(bomb.encode("utf-16"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_boxes_xml(annotation, picture)
+    annotation.write_text(" " * (2**20 + 1))
+    with pytest.raises(DataError, match="larger than 1,048,576 bytes"):
+        read_boxes_xml(annotation, picture)
+    for text in ("<annotation>", "", "<annotation>&c;</annotation>"):
+        annotation.write_text(text)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_boxes_xml(annotation, picture)
+
+
+# --- the devkit's list
+
+
+def test_synsets(root: Path) -> None:
+    synsets = read_synsets(root / DEVKIT / "meta.mat")
+    assert sorted(synsets) == [1, 2, 3] and sorted(wnid for wnid, _ in synsets.values()) == WNIDS
+    assert dict(synsets.values())[WNIDS[2]] == "made thing 2, thing"
+
+
+def compressed(body: bytes) -> bytes:
+    packed = zlib.compress(body, 9)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+def matrix(dims: tuple[int, int], *parts: bytes) -> bytes:
+    flags = struct.pack("<IIII", 6, 8, 1, 0)
+    content = flags + struct.pack("<IIII", 5, 8, *dims) + struct.pack("<HHI", 1, 0, 0) + b"".join(parts)
+    return struct.pack("<II", 14, len(content)) + content
+
+
+HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no MATLAB 5 file"),
+        (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "no MATLAB 5 file"),
+        (HEADER[:-2] + b"XX", "byte order"),
+        (HEADER, "synsets"),
+        (HEADER + compressed(bytes(2**24 + 9)), "unpacks to more"),
+        (HEADER + matrix((50_000, 50_000)), "more than 1,000,000 elements"),
+        (HEADER + matrix((1, 1), matrix((2**31, 2))), "more than 1,000,000 elements"),
+        (HEADER + compressed(matrix((1, 1), *[matrix((1000, 999))] * 2)), "more than 1,000,000 elements"),
+        (HEADER + matrix((1, 1), struct.pack("<II", 14, 1000)), "ends too early"),
+        (HEADER + b"\x0e", ""),
+    ],
+)
+def test_lists_that_would_take_too_much(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "meta.mat"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"meta\.mat is not the devkit's meta\.mat \(.*{reason}.*\); fetch it again"):
+        read_synsets(path)
+
+
+def test_arrays_in_arrays(tmp_path: Path) -> None:
+    nested = matrix((1, 1))
+    for _ in range(20):
+        nested = matrix((1, 1), nested)
+    (tmp_path / "meta.mat").write_bytes(HEADER + nested)
+    with pytest.raises(DataError, match="deeper than 8"):
+        read_synsets(tmp_path / "meta.mat")
+    savemat(tmp_path / "meta.mat", {"synsets": np.arange(3)})
+    with pytest.raises(DataError, match="is not the devkit's"):
+        read_synsets(tmp_path / "meta.mat")
+    with pytest.raises(DataError, match=r"none\.mat cannot be read"):
+        read_synsets(tmp_path / "none.mat")
+
+
+def test_damaged_lists_raise_nothing_else(root: Path) -> None:
+    path = root / DEVKIT / "meta.mat"
+    content, dice = path.read_bytes(), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(dice.randrange(1, 4)):
+            damaged[dice.randrange(120, len(damaged))] = dice.randrange(256)
+        path.write_bytes(bytes(damaged[: dice.choice([len(damaged), dice.randrange(len(damaged))])]))
+        with contextlib.suppress(DataError):
+            read_synsets(path)
+
+
+# --- checking
+
+
+def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnet.data.imagenet.OFFICIAL", {"train": 12, "val": 6})
+    monkeypatch.setattr("tnet.data.imagenet.CLASSES", 3)
+    assert check_imagenet(root).ok
+    (root / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()
+    open_imagenet(root).paths[0].write_bytes(b"")
+    findings = check_imagenet(root).findings
+    assert findings == (
+        "train: 1 pictures are missing or empty: 'train/n01440764/n01440764_17.JPEG'.",
+        "val: there are 5 pictures, but 6 were published.",
+        "val: 1 numbered pictures are missing or empty: 'ILSVRC2012_val_00000002.JPEG'.",
+    )
+    shutil.rmtree(root / "val")
+    assert any("no folder" in finding for finding in check_imagenet(root).findings)
+
+
+def test_counts_are_the_official_ones(made: Path) -> None:
+    findings = check_imagenet(made / "flat").findings
+    assert "train: there are 12 pictures, but 1,281,167 were published." in findings
+    assert "val: there are 6 pictures, but 50,000 were published." in findings
+    assert "train: there are 3 classes, but 1,000 were published." in findings
+    assert any("49,994 numbered pictures" in finding and "and 49989 more" in finding for finding in findings)

@@ -1,0 +1,100 @@
+"""The published data sets by name, and from a recipe's data section."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tnet.data.annotated import AnnotatedImages
+from tnet.data.augment import AugmentConfig
+from tnet.data.config import DataConfig
+from tnet.data.fakes import make_fake
+from tnet.data.known import KNOWN, known_dataset, open_known
+from tnet.data.loading import eval_loader, open_data, train_loader
+from tnet.errors import ConfigError, DataError
+
+PLACES = {"imagenet": "val", "fmow": "test", "cub": "test", "nabirds": "test"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for name in KNOWN:
+        make_fake(name, folder / name, classes=3, images_per_class=4, side_px=48)
+    return folder
+
+
+def config(made: Path, name: str, **changes: object) -> DataConfig:
+    return DataConfig(kind=name, root=str(made / name), val=PLACES[name], **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_from_a_recipe(made: Path, name: str) -> None:
+    augment = AugmentConfig(horizontal_flip=True, crop_area=(0.85, 1.0), crop_box_share=0.1)
+    train, val = open_data(config(made, name, augment=augment, boxes="cover", max_side_px=40), 3, seed=1)
+    assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages)
+    assert train.cover and not val.cover and val.augment is None and train.seed == 1
+    assert (len(train), len(val)) == (12, 6) and train.classes == val.classes
+    for loader in (train_loader(train, 4, 2, 0, 0, None), eval_loader(val, 4, 0)):
+        for batch in loader:
+            assert all(max(image.shape[1:]) <= 40 for image in batch.images)
+    grey, _ = open_data(config(made, name), 1, seed=0)
+    assert grey[0].image.shape[0] == 1 and not grey.cover
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_box_a_picture(made: Path, name: str) -> None:
+    train, val = open_data(config(made, name, boxes="crop", box_context=0.0), 3, seed=0)
+    assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages) and train.crop and val.crop
+    whole, _ = open_data(config(made, name), 3, seed=0)
+    assert len(train) == sum(len(boxes) for boxes in whole.boxes)
+    y0, x0, y1, x1 = train.boxes[0][0].astype(int)
+    picture = whole[whole.paths.index(train.paths[0])].image
+    assert (train[0].image == picture[:, y0:y1, x0:x1]).all()
+
+
+@pytest.mark.parametrize("boxes", ["none", "cover", "crop"])
+def test_validation_set_aside(made: Path, boxes: str) -> None:
+    aside = replace(config(made, "fmow", boxes=boxes), val=None, val_fraction=0.25)
+    train, val = open_data(aside, 3, seed=0)
+    assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages)
+    assert not set(train.paths) & set(val.paths), "both boxes of a picture are on one side"
+    assert len(set(train.paths)) == 9 and len(set(val.paths)) == 3
+    assert (train.cover, train.crop, val.crop) == (boxes == "cover", boxes == "crop", boxes == "crop")
+    assert train[0].target == 0 and val[0].image.shape[0] == 3
+
+
+def test_splits_by_name(made: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"cub has no split 'val'; name one of train, test in data\.train and data\.val"
+    ):
+        open_data(replace(config(made, "cub"), val="val"), 3, seed=0)
+    with pytest.raises(ConfigError, match="imagenet has no split '../train'"):
+        open_known("imagenet", made / "imagenet", "../train")
+    with pytest.raises(ConfigError, match="'mnist' is not known; name one of imagenet, fmow, cub, nabirds"):
+        known_dataset("mnist")
+    with pytest.raises(DataError, match=r"nowhere/cub does not exist; correct the path \(data\.root\)"):
+        open_data(config(made / "nowhere", "cub"), 3, seed=0)
+
+
+def test_what_cannot_be_asked_for() -> None:
+    for kind in ("folder", "table", "digits"):
+        with pytest.raises(ConfigError, match=rf"data\.boxes is cover, but images of kind {kind} have none"):
+            DataConfig(kind=kind, boxes="cover")  # type: ignore[arg-type]
+    for boxes, context in (("none", 0.5), ("cover", 0.5), ("crop", -0.1), ("crop", float("nan")), ("crop", 1e6)):
+        with pytest.raises(ConfigError, match=r"data\.box_context is .* where boxes are cropped to, else null"):
+            DataConfig(kind="fmow", boxes=boxes, box_context=context)  # type: ignore[arg-type]
+
+
+def test_names_are_those_of_recipes_and_of_the_command_line() -> None:
+    from tnet.cli.data import DatasetName
+
+    assert [name.value for name in DatasetName] == list(KNOWN) == [known.name for known in KNOWN.values()]
+    assert [(known.classes, sum(known.official.values())) for known in KNOWN.values()] == [
+        (1000, 1_331_167),
+        (62, 470_086),
+        (200, 11_788),
+        (555, 48_562),
+    ]

@@ -1,0 +1,89 @@
+"""NABirds in its own layout: classes are those nodes of the tree that have pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tnet.data.fakes import make_fake
+from tnet.data.nabirds import check_nabirds, open_nabirds, read_parents
+from tnet.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_fake("nabirds", tmp_path_factory.mktemp("made") / "nabirds", classes=5, images_per_class=2, side_px=48)
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tnet.data.nabirds.OFFICIAL", {"train": 10, "test": 5})
+    monkeypatch.setattr("tnet.data.nabirds.CLASSES", 5)
+    return Path(shutil.copytree(made, tmp_path / "nabirds"))
+
+
+def test_classes_are_nodes_with_pictures(root: Path) -> None:
+    train, test = open_nabirds(root), open_nabirds(root.parent, "test")
+    assert len(train) == 10 and len(test) == 5 and sorted(test.targets.tolist()) == [0, 1, 2, 3, 4]
+    assert train.classes == [f"Made bird {index} (Adult)" for index in range(5)] == test.classes
+    assert len((root / "classes.txt").read_text().splitlines()) == 8  # the root and two families besides
+    for path, target in zip(train.paths, train.targets.tolist(), strict=True):
+        assert path.parent.name == f"{3 + target:04}" and path.is_file()
+    assert test.boxes is not None and test.boxes[0].shape == (1, 4)
+    assert read_parents(root / "hierarchy.txt") == {1: 0, 2: 0, 3: 1, 4: 2, 5: 1, 6: 2, 7: 1}
+
+
+def test_both_splits_have_all_classes(root: Path) -> None:
+    path = root / "train_test_split.txt"
+    first = open_nabirds(root, "test").targets[0]
+    keys = [line.split()[0] for line in (root / "image_class_labels.txt").read_text().splitlines()
+            if line.endswith(f" {3 + int(first)}")]  # fmt: skip
+    lines = [f"{key} {0 if key in keys else split}" for key, split in map(str.split, path.read_text().splitlines())]
+    path.write_text("\n".join(lines))
+    assert int(first) not in open_nabirds(root).targets.tolist()
+    assert open_nabirds(root).classes == open_nabirds(root, "test").classes
+
+
+def test_names_that_come_twice(root: Path) -> None:
+    path = root / "classes.txt"
+    path.write_text(path.read_text().replace("Made bird 3 (Adult)", "Made bird 1 (Adult)"))
+    assert open_nabirds(root).classes[:4] == [
+        "Made bird 0 (Adult)",
+        "Made bird 1 (Adult) (4)",
+        "Made bird 2 (Adult)",
+        "Made bird 1 (Adult) (6)",
+    ]
+
+
+def test_check(root: Path) -> None:
+    assert check_nabirds(root).ok
+    with (root / "hierarchy.txt").open("a") as stream:
+        stream.write("0 7\n")  # a circle
+    findings = check_nabirds(root).findings
+    assert any("leads from class 3 to no root" in finding for finding in findings)
+    (root / "hierarchy.txt").write_text("3 99\n")
+    (root / "sizes.txt").write_text("")
+    findings = check_nabirds(root).findings
+    assert any("class 4 to no root" in finding for finding in findings)
+    assert any("sizes.txt lists 0 pictures, but images.txt 15." in finding for finding in findings)
+    (root / "hierarchy.txt").write_text("3 x\n")
+    assert all("hierarchy.txt has 'x' in line 1" in finding for finding in check_nabirds(root).findings)
+
+
+def test_damaged_lists_and_missing_pictures(root: Path) -> None:
+    open_nabirds(root).paths[0].unlink()
+    with pytest.raises(DataError, match=r"1 pictures \(of 10\) that are missing"):
+        open_nabirds(root)
+    text = (root / "images.txt").read_text()
+    (root / "images.txt").write_text(text.replace(" 0003/", " /0003/", 1))
+    with pytest.raises(DataError, match=r"names the path '/0003/"):
+        open_nabirds(root)
+
+
+def test_counts_are_the_official_ones(made: Path) -> None:
+    findings = check_nabirds(made).findings
+    assert "train: there are 10 pictures, but 23,929 were published." in findings
+    assert "test: there are 5 pictures, but 24,633 were published." in findings
+    assert "train: there are 5 classes, but 555 were published." in findings
