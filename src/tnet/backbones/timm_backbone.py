@@ -143,7 +143,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
         raise ConfigError(
             f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
-            "network once, set HF_HOME to a cache that has them, or set backbone.pretrained: false and backbone.weights to a file"
+            "network once, set HF_HOME to a cache that has them, or set backbone.pretrained: false and "
+            "backbone.weights to a file"
         ) from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))

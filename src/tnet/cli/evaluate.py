@@ -131,6 +131,8 @@ def _open_images(
     from dataclasses import replace
 
     from tnet.data.config import DataConfig
+    from tnet.data.known import KNOWN
+    from tnet.data.loading import open_data
 
     config = recipe.data if recipe else DataConfig()
     config = replace(
@@ -151,9 +153,8 @@ def _open_images(
         from tnet.data.digits import MegapixelDigits
 
         return MegapixelDigits(config.digits, split), f"made digits ({config.digits.task}), {split} images"
-    if split == "val":
-        from tnet.data.loading import open_data
-
+    if split == "val" or config.kind in KNOWN:
+        config = config if split == "val" else replace(config, val=split)
         root = Path(config.root)
         source = str(root / config.val) if config.val else f"{config.val_fraction:g} of {root / config.train}"
         return open_data(config, model.in_channels, recipe.seed)[1], source

@@ -75,7 +75,10 @@ def open_data(
     train, val = _open_pictures(config, planes, augment, seed)
     train.reading = val.reading = reading_of(config, channels, base_px=base_px)
     if config.preprocess is not None:
-        train.preprocess = val.preprocess = named_transform(config.preprocess)
+        val.preprocess = named_transform(config.preprocess)
+        if config.augment.resize_px is None:
+            train.preprocess = val.preprocess
+        # Otherwise crops are made of the picture as it is stored, and brought to their size by the augmentation.
     return train, val
 
 
@@ -170,6 +173,8 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
         height, width = data.reading.size_hw(path)
         if data.preprocess is not None:
             height = width = data.preprocess.size_px
+        elif data.augment is not None and data.augment.config.resize_px is not None:
+            height = width = data.augment.config.resize_px
         shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))
         if min(height, width) * shrink < base_px:
             raise ImageError(

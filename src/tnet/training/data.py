@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from tnet.data.folder import LabelledImages
 from tnet.data.loading import check_sizes, eval_loader, open_data, train_loader
 from tnet.training.recipe import Recipe
 
@@ -31,9 +30,6 @@ class TNetData(pl.LightningDataModule):
         if recipe.model.default_looks:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, recipe.model.look_px)
-        if recipe.data.augment.resize_px is not None and isinstance(self.train_data, LabelledImages):
-            # Crops are made of the picture as it is stored; the augmentation itself brings them to their size.
-            self.train_data.preprocess = None
 
     @property
     def classes(self) -> list[str]:
