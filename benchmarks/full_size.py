@@ -122,6 +122,12 @@ def _imagenet() -> Iterator[Row]:
     yield Row("dram.imagenet", 224, dram)
 
 
+def _digits() -> Iterator[Row]:
+    """Patch models on megapixel digits; published of IPS: its selection."""
+    yield Row("ips.digits", 1500, {100: Published(47.0)})
+    yield Row("attention_sampling.digits", 1500, {10: Published()})
+
+
 @dataclass(frozen=True)
 class _Kept:
     """What is kept of a row."""
@@ -184,7 +190,7 @@ def main() -> None:
     config = CostsConfig(batch_sizes=tuple(args.batch_sizes), repeats=args.repeats, memory_batch_size=1)
     here = {**machine(), "config": to_plain(config)}
     found = []
-    for row in [*_imagenet(), *_satellite(), *_birds()]:
+    for row in [*_imagenet(), *_satellite(), *_birds(), *_digits()]:
         if args.only and row.name not in args.only:
             continue
         path = make_folder(args.out) / f"{row.label.replace(' ', '_')}.json"
