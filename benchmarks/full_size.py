@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnet.allocator import keep_freed_memory
 from tnet.config import parse_dataclass, to_plain
 from tnet.evaluation.compare_measure import Cost, devices_here, machine, measure_costs
 from tnet.evaluation.compare_suite import LEARNED, CostsConfig
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     config = CostsConfig(batch_sizes=tuple(args.batch_sizes), repeats=args.repeats, memory_batch_size=1)
     here = {**machine(), "config": to_plain(config)}
     found = []
