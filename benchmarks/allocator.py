@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from tnet.allocator import keep_freed_memory
 from tnet.evaluation.report import markdown_table
 from tnet.models.io import build_model
-from tnet.training.allocator import keep_freed_memory
 from tnet.training.recipe import build_objective, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "baselines"

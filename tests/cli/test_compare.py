@@ -42,7 +42,8 @@ def test_a_suite_becomes_a_table_a_csv_and_pictures(suite: Path, in_tmp_path: Pa
     assert code == 0
     out = in_tmp_path / "runs" / "mine"
     assert sorted(path.name for path in out.iterdir()) == [
-        "accuracy_looks.png", "accuracy_macs.png", "accuracy_time.png", "cache", "comparison.csv", "comparison.md"
+        "accuracy_looks.png", "accuracy_macs.png", "accuracy_time.png", "cache", "comparison.csv", "comparison.md",
+        "training.png",
     ]  # fmt: skip
     page = (out / "comparison.md").read_text()
     table = [line for line in shown.splitlines() if line.startswith("| TNet")]

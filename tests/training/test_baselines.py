@@ -23,15 +23,17 @@ from tnet.training.module import TNetModule
 from tnet.training.recipe import Recipe, build_objective, load_recipe, parse_recipe, save_recipe, with_classes
 from tnet.training.run import train
 
-NAMES = [
-    "bagnet77_lowd_digits",
-    "saccader_1_digits",
-    "saccader_2_digits",
-    "saccader_3_digits",
-    "dram_digits",
-    "ips_digits",
-    "attention_sampling_digits",
+STEMS = [
+    "tnet",
+    "bagnet77_lowd",
+    "saccader_1",
+    "saccader_2",
+    "saccader_3",
+    "dram",
+    "ips",
+    "attention_sampling",
 ]
+NAMES = [f"{stem}_{task}" for stem in STEMS for task in ("digits", "imagenette")]
 # One of each kind of model, and the Saccader alone without looks.
 MODELS = ["bagnet77_lowd_digits", "saccader_3_digits", "dram_digits", "ips_digits", "attention_sampling_digits"]
 SHORT = [
@@ -42,6 +44,7 @@ SHORT = [
     "train.overlays=1",
     "train.accelerator=cpu",
     "train.start_from=null",
+    "data.digits.canvas_px=512",
     "data.digits.images_train=8",
     "data.digits.images_val=4",
     "data.digits.images_test=4",
@@ -57,10 +60,10 @@ def build(repository: Path, name: str) -> Model:
     return build_model(with_classes(recipe_of(repository, name), [str(i) for i in range(10)], False).model).eval()
 
 
-def test_there_is_a_recipe_for_every_kind_of_baseline(repository: Path) -> None:
+def test_there_is_a_recipe_for_every_kind_of_model_and_task(repository: Path) -> None:
     found = {path.stem for path in (repository / "recipes" / "baselines").glob("*.yaml")}
     assert found == set(NAMES)
-    assert {kind_of(recipe_of(repository, name).model) for name in NAMES} == set(KIND_NAMES) - {"tnet"}
+    assert {kind_of(recipe_of(repository, name).model) for name in NAMES} == set(KIND_NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +73,7 @@ def test_a_step_moves_what_the_stage_trains_and_nothing_else(repository: Path, n
     trained = {name for name, parameter in module.model.named_parameters() if parameter.requires_grad}
     assert trained == set(build_objective(recipe.objective).trained(module.model))
     before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
-    batch = torch.stack(pictures(*[(256, 256)] * 4))
+    batch = torch.stack(pictures(*[(512, 512)] * 4, channels=recipe.model.in_channels))
     module.train()
     loss = module.objective(
         module.model(batch, **module.objective.forward_options), torch.tensor([0, 1, 2, 3]), module.model
@@ -96,7 +99,7 @@ def test_a_run_leaves_a_model_that_answers_the_same_after_loading(repository: Pa
     assert type(again) is type(model) and again.config == result.recipe.model
     assert len(result.metrics) == 1 and any(key.startswith("val/accuracy") for key in result.metrics[0])
     assert len(list((tmp_path / "run" / "overlays").glob("*.png"))) == 1
-    images = torch.stack(pictures((256, 256), (256, 256)))
+    images = torch.stack(pictures((512, 512), (512, 512)))
     outputs = []
     for net in (model, again):
         torch.manual_seed(0)
@@ -124,7 +127,7 @@ def test_evaluation_measures_every_policy_and_is_repeatable(repository: Path, na
 @pytest.mark.parametrize("name", MODELS)
 def test_the_figure_and_the_record_show_where_it_looked(repository: Path, tmp_path: Path, name: str) -> None:
     model = build(repository, name)
-    images = pictures((256, 256), (300, 280))
+    images = pictures((512, 512), (600, 560))
     torch.manual_seed(0)
     output = model(images)
     looks = sum(model.config.default_looks)
@@ -146,7 +149,7 @@ def test_records_say_what_each_model_knows(repository: Path) -> None:
         torch.manual_seed(0)
         policy = model.config.eval_policy
         told[name] = prediction_of(
-            model(pictures((256, 256)), policy=policy), 0, model.config, "", located=model.is_located(policy)
+            model(pictures((512, 512)), policy=policy), 0, model.config, "", located=model.is_located(policy)
         ).regions[0]
     known = {
         name: (r.location_probability is not None, r.weight is not None, r.label is not None)

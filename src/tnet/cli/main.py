@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tnet.allocator import keep_freed_memory
 from tnet.cli import (
     compare,
     data,
@@ -137,6 +138,7 @@ def main() -> None:
             # A terminal without a sign for "×" must not end a run.
             stream.reconfigure(errors="replace")
     warnings.showwarning = _show_warning
+    keep_freed_memory()
     try:
         app()
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnet.errors import ConfigError, TnetError
+from tnet.evaluation.compare_curves import RunCurve, plot_training
 from tnet.evaluation.compare_measure import devices_here, machine
 from tnet.evaluation.compare_report import (
     Line,
@@ -80,12 +81,14 @@ def compare(
     folder = Path(folder)
     work = Work(suite, make_folder(folder) / "cache", device, progress, say)
     lines: list[Line] = []
+    curves: list[RunCurve] = []
     failures: dict[str, str] = {}
     missing: list[str] = []
     for row in suite.rows:
         chosen = not only or row.name in only
         try:
             lines += _row_lines(work, row, make=chosen, renew=force and chosen)
+            curves += work.curves(row)
         except NotKeptError:
             missing.append(row.name)
         except KeyboardInterrupt as interrupt:
@@ -96,7 +99,7 @@ def compare(
             say(f"{row.name} failed: {failures[row.name]}")
             if not isinstance(error, TnetError | MemoryError | OSError):
                 say(traceback.format_exc())
-    text, files = _write(suite, folder, lines, failures, missing)
+    text, files = _write(suite, folder, lines, curves, failures, missing)
     return Comparison(folder, lines, text, failures, missing, files)
 
 
@@ -119,7 +122,12 @@ def _sentence(error: Exception) -> str:
 
 
 def _write(
-    suite: Suite, folder: Path, lines: list[Line], failures: dict[str, str], missing: list[str]
+    suite: Suite,
+    folder: Path,
+    lines: list[Line],
+    curves: list[RunCurve],
+    failures: dict[str, str],
+    missing: list[str],
 ) -> tuple[str, list[Path]]:
     """Tables and pictures."""
     parts = []
@@ -139,6 +147,9 @@ def _write(
     if lines:
         write_comparison_csv(lines, folder / "comparison.csv")
         pictures = plot_comparison(lines, folder)
+        if curves:
+            pictures.append(folder / "training.png")
+            plot_training(curves, pictures[-1])
         files += [folder / "comparison.csv", *pictures]
     shown = "\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures)
     write_text(files[0], f"# {suite.title}\n\n{text}\n{shown}\n".rstrip() + "\n")

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tnet.evaluation.compare_curves import plain_log_scale
 from tnet.evaluation.compare_measure import Accuracy, Cost, MemoryUse, Setting, TimeUse
 from tnet.evaluation.compare_rows import Effort
 from tnet.evaluation.compare_suite import LEARNED
@@ -21,6 +22,7 @@ from tnet.evaluation.report import NO_POLICY, macs_unit, markdown_table, short_n
 from tnet.files import atomic_path, write_text
 
 _BOOTSTRAP_SEED = 0
+_MARKERS = {LEARNED: "o", NO_POLICY: "o", "random": "x", "centre": "^"}
 
 
 @dataclass(frozen=True)
@@ -354,7 +356,7 @@ def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
 
 def _plot(lines: Sequence[Line], label: str, x_of: Callable[[Line], float | None], path: Path) -> None:
     """One picture: a curve for each row and policy, the point without looks being of every curve of its row."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     axis = figure.subplots()
     names = list(dict.fromkeys(line.row for line in lines))
     for line_row, policy in dict.fromkeys((line.row, line.setting.policy) for line in lines):
@@ -372,14 +374,23 @@ def _plot(lines: Sequence[Line], label: str, x_of: Callable[[Line], float | None
         above = [100 * (found.high - found.mean) for _, found in points]
         control = policy not in (LEARNED, NO_POLICY)
         axis.errorbar(
-            [x for x, _ in points], mean, [np.maximum(below, 0), np.maximum(above, 0)], marker="o", capsize=2,
-            linestyle="--" if control else "-", alpha=0.6 if control else 1.0, color=f"C{names.index(line_row) % 10}",
-            label=f"{line_row}, {policy}" if control else line_row, elinewidth=0.8,
-        )  # fmt: skip
+            [x for x, _ in points],
+            mean,
+            [np.maximum(below, 0), np.maximum(above, 0)],
+            marker=_MARKERS.get(policy, "s"),
+            linestyle="--" if control else "-",
+            alpha=0.6 if control else 1.0,
+            color=f"C{names.index(line_row) % 10}",
+            label=f"{line_row}, {policy}" if control else line_row,
+            elinewidth=0.8,
+            capsize=2,
+        )
     if label.startswith("looks"):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:  # costs of systems differ by factors
+        plain_log_scale(axis)
     axis.set(xlabel=label, ylabel="top-1 accuracy (%)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -24,6 +24,7 @@ from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.loading import LabelledData, open_data
 from tnet.errors import ConfigError, DataError, TnetError
+from tnet.evaluation.compare_curves import RunCurve, run_curve
 from tnet.evaluation.compare_measure import Accuracy, Cost, devices_here, machine, measure_accuracy, measure_costs
 from tnet.evaluation.compare_suite import RowConfig, Suite
 from tnet.files import make_folder, write_text
@@ -252,6 +253,19 @@ class Work:
             return load_model(entry.model)
         assert row.registered is not None
         return create_model(row.registered).eval()
+
+    def curves(self, row: RowConfig) -> list[RunCurve]:
+        """How the runs of a row went; empty for a row without a recipe."""
+        if row.recipe is None:
+            return []
+        return [
+            run_curve(
+                row.name,
+                read_metrics(entry.folder / "run" / "logs" / "csv"),
+                self.recipe(row, entry.seed).train.batch_size,
+            )
+            for entry in self.entries(row, make=False)
+        ]
 
     def data(self, row: RowConfig, seed: int) -> tuple[DataConfig, LabelledData] | None:
         """The images to evaluate a row on; ``None`` for a registered model, which knows nothing.

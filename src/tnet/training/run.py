@@ -23,11 +23,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from tnet.allocator import keep_freed_memory
 from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
-from tnet.training.allocator import keep_freed_memory
 from tnet.training.callbacks import AtomicCheckpointIO, AverageWeights, KeepBestModel, TimedProgressBar, TimeLimit
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData

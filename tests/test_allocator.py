@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from tnet.training.allocator import keep_freed_memory
+from tnet.allocator import keep_freed_memory
 
 RESIDENT = """
 import sys
-from tnet.training.allocator import keep_freed_memory
+from tnet.allocator import keep_freed_memory
 
 def resident_mib():
     with open("/proc/self/statm") as file:

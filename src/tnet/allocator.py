@@ -1,4 +1,4 @@
-"""How the C library hands out memory while training on the CPU."""
+"""How the C library hands out memory while a network runs on the CPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Have freed memory kept for the next step instead of being returned to the system.
 
-    Each step of training asks for the same large blocks as the one before. glibc takes every one from the system and
-    gives it back, and the system clears it page by page: half of the time of a step with large feature maps
-    (``benchmarks/allocator.py``). It holds for the rest of the process, whose peak memory rises by up to a half of what
-    the activations take.
+    Each step, and each layer, asks for the same large blocks as the one before. glibc takes every one from the system
+    and gives it back, and the system clears it page by page: up to two thirds of the time where feature maps are large
+    (``benchmarks/allocator.py``). The command line and :func:`tnet.training.run.train` (on the CPU) ask for this; call
+    it once, before anything else, in a program of your own. It holds for the rest of the process, whose peak memory
+    rises by about a fifth where activations take most of it.
 
     Returns:
         Whether anything was changed: only where the C library is glibc.
