@@ -14,6 +14,7 @@ from tnet.backbones import BackboneConfig
 from tnet.cli.main import app
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
+from tnet.data.fakes import make_fake
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.io import save_model
@@ -178,6 +179,19 @@ def test_a_recipes_table_has_its_test_table_beside_it(tmp_path: Path) -> None:
         code, output = evaluate(run, "--split", split, "--looks", "0")
         assert code == 0
         assert f": {images} images, 2 classes" in output
+
+
+def test_splits_of_a_published_data_set(tmp_path: Path) -> None:
+    config = replace(CONFIG, num_classes=2, class_names=("001.Made_bird_1", "002.Made_bird_2"))
+    root = make_fake("cub", tmp_path / "cub", classes=2, images_per_class=3, side_px=48)
+    run = a_run(tmp_path / "run", config, DataConfig(kind="cub", root=str(root), val=None))
+    for split, line in (("val", f"0.2 of {root / 'train'}: 2 images"), ("test", f"{root / 'test'}: 2 images")):
+        code, output = evaluate(run, "--split", split, "--looks", "0")
+        assert code == 0 and f"{line}, 2 classes" in output
+    root = make_fake("imagenet", tmp_path / "imagenet", classes=2, side_px=48)
+    run = a_run(tmp_path / "other", config, DataConfig(kind="imagenet", root=str(root)))
+    code, output = evaluate(run, "--split", "test")
+    assert code == 1 and "error: The data set imagenet has no split 'test'; name one of train, val" in output
 
 
 def test_more_looks_than_cells(run: Path) -> None:

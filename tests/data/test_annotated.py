@@ -97,6 +97,23 @@ def test_boxes_are_scaled_with_the_picture(tmp_path: Path) -> None:
     assert noting.told == [((30, 50), [[5, 10, 15, 30]]), ((120, 120), [[20, 24, 60, 72]])]
 
 
+def test_the_shorter_side_is_shrunk(tmp_path: Path) -> None:
+    noting = Noting()
+    data = pictures(tmp_path, [[BOX]], augment=noting)
+    data.max_short_side_px = 30
+    data.cover_boxes()
+    assert data[0].image.shape == (3, 30, 50)
+    assert noting.told == [((30, 50), [[5, 10, 15, 30]])]
+    part = data.subset([0], augment=None)
+    for longer, shape in ((40, (3, 24, 40)), (60, (3, 30, 50)), (None, (3, 30, 50))):
+        part.max_side_px = longer  # the tighter of both
+        assert part[0].image.shape == shape
+    crops = data.cropped_to_boxes(0.0)  # 20 x 40
+    assert crops[0].image.shape == (3, 20, 40)
+    crops.max_short_side_px = 7
+    assert crops[0].image.shape == (3, 7, 14)
+
+
 def test_crops_cover_boxes(tmp_path: Path) -> None:
     config = AugmentConfig(crop_area=(0.2, 0.3), crop_box_share=0.2)
     data = pictures(tmp_path, [[(0.0, 0.0, 10.0, 10.0)]], augment=Augment(config))
@@ -140,6 +157,20 @@ def test_crops_are_shrunk_prepared_and_augmented(tmp_path: Path) -> None:
     crops.preprocess = ReferenceEval(12)
     assert crops[0].image.shape == (3, 12, 12)
     assert noting.told == [((10, 20), None)] * 2 + [((12, 12), None)]
+
+
+def test_boxes_are_looked_for_in_some_pictures(tmp_path: Path) -> None:
+    read: list[Path] = []
+
+    def note(path: Path, picture: Path) -> np.ndarray:
+        read.append(path)
+        return np.zeros((0, 4))
+
+    paths = [tmp_path / f"{index}.png" for index in range(399)]
+    data = AnnotatedImages(paths, torch.zeros(399, dtype=torch.int64), ["a"], boxes=BoxFiles(paths, beside, note))
+    with pytest.raises(DataError, match="399 pictures have no boxes"):
+        data.cover_boxes()
+    assert len(read) == len(set(read)) == 200
 
 
 def test_nothing_to_crop_or_cover(tmp_path: Path) -> None:

@@ -83,6 +83,15 @@ def test_lists_that_are_missing(root: Path, name: str) -> None:
     assert len(findings) == 2 and all(name in finding for finding in findings)
 
 
+def test_a_split_without_pictures(root: Path) -> None:
+    path = root / "train_test_split.txt"
+    path.write_text("".join(f"{line.split()[0]} 1\n" for line in path.read_text().splitlines()))
+    assert len(open_cub(root)) == 18
+    with pytest.raises(DataError, match=r"train_test_split\.txt has no picture of the test split; fetch it again"):
+        open_cub(root, "test")
+    assert any(finding.startswith("test: ") and "no picture" in finding for finding in check_cub(root).findings)
+
+
 def test_missing_pictures(root: Path) -> None:
     for path in open_cub(root).paths[:5]:
         path.unlink()

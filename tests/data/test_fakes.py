@@ -11,6 +11,7 @@ import torch
 
 from tnet.data.fakes import make_fake
 from tnet.data.known import KNOWN, open_known
+from tnet.data.nabirds import check_nabirds
 from tnet.errors import ConfigError, OutputError
 
 NAMES = ("imagenet", "fmow", "cub", "nabirds")
@@ -65,6 +66,10 @@ def test_all_classes_of_a_data_set(tmp_path: Path) -> None:
     data = open_known("nabirds", tmp_path / "nabirds", "train")
     assert len(data.classes) == len(data) == 555
     assert len((tmp_path / "nabirds" / "classes.txt").read_text().splitlines()) == 1011
+    assert check_nabirds(tmp_path / "nabirds").findings == (
+        "train: there are 555 pictures, but 23,929 were published.",
+        "test: there are 555 pictures, but 24,633 were published.",
+    )
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def test_a_part_of_imagenet(root: Path) -> None:
         open_imagenet(root)
 
 
+def test_names_in_other_letters(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (root / "val").iterdir():
+        path.rename(path.with_name(path.name.lower().replace("jpeg", "jpg")))
+    assert sorted(open_imagenet(root, "val").targets.tolist()) == [0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr("tnet.data.imagenet.OFFICIAL", {"train": 12, "val": 6})
+    assert not any("numbered" in finding for finding in check_imagenet(root).findings)
+
+
 def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
     (root / "train" / WNIDS[0] / "notes.txt").touch()
     (root / "train" / WNIDS[0] / "._n01440764_7.JPEG").touch()
@@ -201,10 +209,18 @@ def compressed(body: bytes) -> bytes:
     return struct.pack("<II", 15, len(packed)) + packed
 
 
-def matrix(dims: tuple[int, int], *parts: bytes) -> bytes:
-    flags = struct.pack("<IIII", 6, 8, 1, 0)
+def matrix(dims: tuple[int, int], *parts: bytes, kind: int = 1, says_bytes: int | None = None) -> bytes:
+    """An array of cells, or of another kind, that may lie about its length."""
+    flags = struct.pack("<IIII", 6, 8, kind, 0)
     content = flags + struct.pack("<IIII", 5, 8, *dims) + struct.pack("<HHI", 1, 0, 0) + b"".join(parts)
-    return struct.pack("<II", 14, len(content)) + content
+    return struct.pack("<II", 14, len(content) if says_bytes is None else says_bytes) + content
+
+
+def field_names(count: int) -> bytes:
+    """Of a structure, 8 bytes each."""
+    return (
+        struct.pack("<HHI", 5, 4, 8) + struct.pack("<II", 1, 8 * count) + b"".join(b"f%07d" % n for n in range(count))
+    )
 
 
 HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
@@ -220,7 +236,22 @@ HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
         (HEADER + compressed(bytes(2**24 + 9)), "unpacks to more"),
         (HEADER + matrix((50_000, 50_000)), "more than 1,000,000 elements"),
         (HEADER + matrix((1, 1), matrix((2**31, 2))), "more than 1,000,000 elements"),
-        (HEADER + compressed(matrix((1, 1), *[matrix((1000, 999))] * 2)), "more than 1,000,000 elements"),
+        (
+            HEADER + compressed(matrix((2, 1), *[matrix((1000, 999), bytes(8), kind=4)] * 2)),
+            "more than 1,000,000 elements",
+        ),
+        (HEADER + matrix((10_000, 1), field_names(1000), kind=2), "more than 1,000,000 elements"),
+        # What SciPy would read as an array of 10^9 letters, behind arrays that end before it.
+        (
+            HEADER + matrix((1, 1), matrix((1, 10**9), kind=4, says_bytes=16)),
+            "array of 1 parts where there should be 4",
+        ),
+        (HEADER + matrix((1, 1), matrix((1, 1), says_bytes=40), matrix((1, 10**9), kind=4)), "array of 3 parts"),
+        (HEADER + matrix((1, 1), field_names(1), kind=2), "array of 5 parts where there should be 6"),
+        (HEADER + matrix((1, 1), compressed(bytes(8))), "compressed on its own"),
+        (HEADER + matrix((1, 1), kind=3), "neither text, numbers, cells"),
+        (HEADER + matrix((1, 1), kind=6 + 0x800), "neither text, numbers, cells"),
+        (HEADER + struct.pack("<IIHHI", 14, 8, 6, 8, 1), "short element of more than four bytes"),
         (HEADER + matrix((1, 1), struct.pack("<II", 14, 1000)), "ends too early"),
         (HEADER + b"\x0e", ""),
     ],
@@ -273,6 +304,9 @@ def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "val: there are 5 pictures, but 6 were published.",
         "val: 1 numbered pictures are missing or empty: 'ILSVRC2012_val_00000002.JPEG'.",
     )
+    shutil.rmtree(root / "train" / WNIDS[0])
+    numbered = [finding for finding in check_imagenet(root).findings if "numbered" in finding]
+    assert len(numbered) == 1 and "1 numbered pictures" in numbered[0], "pictures of other classes are not missing"
     shutil.rmtree(root / "val")
     assert any("no folder" in finding for finding in check_imagenet(root).findings)
 

@@ -12,7 +12,7 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.fakes import make_fake
 from tnet.data.known import KNOWN, known_dataset, open_known
-from tnet.data.loading import eval_loader, open_data, train_loader
+from tnet.data.loading import eval_loader, open_data, open_split, train_loader
 from tnet.errors import ConfigError, DataError
 
 PLACES = {"imagenet": "val", "fmow": "test", "cub": "test", "nabirds": "test"}
@@ -71,12 +71,30 @@ def test_splits_by_name(made: Path) -> None:
         ConfigError, match=r"cub has no split 'val'; name one of train, test in data\.train and data\.val"
     ):
         open_data(replace(config(made, "cub"), val="val"), 3, seed=0)
+    for name, known in KNOWN.items():
+        for split in {"val", "test", "Train", ""} - set(known.official):
+            with pytest.raises(ConfigError, match=rf"{name} has no split '{split}'; name one of train, "):
+                known.open(made / name, split)
     with pytest.raises(ConfigError, match="imagenet has no split '../train'"):
         open_known("imagenet", made / "imagenet", "../train")
     with pytest.raises(ConfigError, match="'mnist' is not known; name one of imagenet, fmow, cub, nabirds"):
         known_dataset("mnist")
     with pytest.raises(DataError, match=r"nowhere/cub does not exist; correct the path \(data\.root\)"):
         open_data(config(made / "nowhere", "cub"), 3, seed=0)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_images_to_test_on(made: Path, name: str) -> None:
+    data = replace(config(made, name), val="val" if name == "fmow" else PLACES[name])
+    if name == "imagenet":
+        with pytest.raises(ConfigError, match="imagenet has no split 'test'; name one of train, val"):
+            open_split(data, 3, 0, "test")
+    else:
+        test = open_split(data, 3, 0, "test")
+        assert isinstance(test, AnnotatedImages)
+        assert test.paths == open_known(name, made / name, "test").paths != open_known(name, made / name, "train").paths
+    val = open_split(data, 3, 0, "val")
+    assert isinstance(val, AnnotatedImages) and val.paths == open_known(name, made / name, data.val or "").paths
 
 
 def test_what_cannot_be_asked_for() -> None:

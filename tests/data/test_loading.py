@@ -15,7 +15,16 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages
-from tnet.data.loading import EpochSampler, LabelledData, check_sizes, eval_loader, open_data, train_loader
+from tnet.data.loading import (
+    EpochSampler,
+    LabelledData,
+    check_sizes,
+    eval_loader,
+    name_of_test_images,
+    open_data,
+    open_split,
+    train_loader,
+)
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, DataError, ImageError
 
@@ -177,7 +186,61 @@ def test_tables(tmp_path: Path) -> None:
         open_data(replace(config, train="none.csv"), 1, seed=0)
 
 
+def test_images_to_test_on_lie_beside_those_to_train_on(tmp_path: Path) -> None:
+    config = put_pictures(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    (tmp_path / "test" / "b" / "0.png").unlink()
+    test = open_split(config, 3, 0, "test")
+    assert isinstance(test, LabelledImages) and len(test) == 5 and test.augment is None
+    assert {path.parent.parent for path in test.paths} == {tmp_path / "test"}
+    with pytest.raises(DataError, match="There is no folder of validation pictures .*val "):
+        open_split(config, 3, 0, "val")
+    for name, rows in (("list.csv", ["train/a/0.png,x", "train/b/0.png,y"]), ("test.csv", ["test/b/1.png,y"])):
+        (tmp_path / name).write_text("\n".join(["path,label", *rows]))
+    table = DataConfig(kind="table", root=str(tmp_path), train="list.csv", val=None, val_fraction=0.5)
+    assert name_of_test_images(table) == "test.csv"
+    test = open_split(table, 3, 0, "test")
+    assert len(test) == 1 and test[0].target == 1, "with the classes of the training images"
+
+
+def test_made_images_to_test_on() -> None:
+    config = replace(DIGITS, digits=replace(DIGITS.digits, images_test=4))
+    assert len(open_split(config, 1, 0, "val")) == 5 and len(open_split(config, 1, 0, "test")) == 4
+    for split in ("val", "test"):
+        with pytest.raises(ConfigError, match=r"model\.in_channels is 3; set it to 1"):
+            open_split(config, 3, 0, split)  # type: ignore[arg-type]
+
+
 # --- sizes
+
+
+def test_the_shorter_side_may_be_shrunk_to(tmp_path: Path) -> None:
+    config = replace(put_pictures(tmp_path), max_short_side_px=18, augment=AugmentConfig())  # 40 x 36
+    for aside in (config, replace(config, val=None)):
+        for images in open_data(aside, 3, seed=0):
+            assert isinstance(images, LabelledImages) and images.reading.mode == "memory"
+            assert all(sample.image.shape == (3, 18, 20) for sample in images)
+            assert images.subset([0], augment=None)[0].image.shape == (3, 18, 20)
+            check_sizes(images, 18)
+            with pytest.raises(ImageError, match=r"before shrinking, .* 19 px; .*raise .*data\.max_short_side_px"):
+                check_sizes(images, 19)
+    whole, _ = open_data(replace(config, max_short_side_px=36), 3, seed=0)
+    assert whole[0].image.shape == (3, 36, 40)
+    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 0; give at least 1 pixel, or null"):
+        replace(config, max_short_side_px=0)
+    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 18, but pictures that are read lazily"):
+        replace(config, read="lazy")
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
+def test_the_shorter_side_is_what_was_asked_for(height: int, width: int, short_px: int) -> None:
+    data = LabelledImages([], torch.zeros(0, dtype=torch.int64), [])
+    data.max_short_side_px = short_px
+    longer = data.longer_side_px((height, width))
+    if min(height, width) <= short_px:
+        assert longer is None
+    else:
+        assert longer is not None and round(min(height, width) * longer / max(height, width)) == short_px
 
 
 def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_a_turn_is_counterclockwise_and_black_beyond_the_edge() -> None:
     assert not torch.equal(smooth, corner)
 
 
+def test_a_shift_comes_before_a_turn_and_what_it_moves_out_is_lost() -> None:
+    image = pictures((8, 8), channels=3)[0] | 1
+    found = change_pixels(image, PixelChange(angle_deg=90, shift_yx=(0.25, 0.0), nearest=True))
+    shifted = change_pixels(image, PixelChange(shift_yx=(0.25, 0.0), nearest=True))
+    assert torch.equal(found, torch.rot90(shifted, 1, dims=(1, 2)))
+    # Turned first, the black would be above.
+    assert not found[:, :, :2].any() and found[:, :, 2:].all()
+
+
 def test_rand_augment_is_its_seed_s_and_leaves_the_generator_alone() -> None:
     image = pictures((24, 30), channels=3)[0]
     torch.manual_seed(3)

@@ -133,10 +133,11 @@ def set_reading(images: LabelledData, reading: Reading) -> None:
     """
     from tnet.data.folder import LabelledImages
 
-    if not isinstance(images, LabelledImages) or images.preprocess is not None or images.max_side_px is not None:
+    changes = ("preprocess", "max_side_px", "max_short_side_px")
+    if not isinstance(images, LabelledImages) or any(getattr(images, name) is not None for name in changes):
         raise ConfigError(
             "--read, --bands and --value-range are for pictures in files that are neither prepared nor shrunk; leave "
-            "them out, or --preprocess and the recipe's data.max_side_px"
+            "them out, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
         )
     images.reading = reading
 

@@ -131,8 +131,7 @@ def _open_images(
     from dataclasses import replace
 
     from tnet.data.config import DataConfig
-    from tnet.data.known import KNOWN
-    from tnet.data.loading import open_data
+    from tnet.data.loading import name_of_test_images, open_split
 
     config = recipe.data if recipe else DataConfig()
     config = replace(
@@ -143,27 +142,20 @@ def _open_images(
         preprocess=settings["preprocess"] or config.preprocess,
     )
     if data is not None:
-        return _open_path(model, config, data, data.parent), str(data)
+        return _open_path(model, config, data), str(data)
     if recipe is None:
         raise DataError(
             f"{run} has no recipe.yaml that says which images to evaluate on; name a folder of class folders or a "
             f"table after it: tnet evaluate {run} IMAGES"
         )
+    images = open_split(config, model.in_channels, recipe.seed, split)
     if config.kind == "digits":
-        from tnet.data.digits import MegapixelDigits
-
-        return MegapixelDigits(config.digits, split), f"made digits ({config.digits.task}), {split} images"
-    if split == "val" or config.kind in KNOWN:
-        config = config if split == "val" else replace(config, val=split)
-        root = Path(config.root)
-        source = str(root / config.val) if config.val else f"{config.val_fraction:g} of {root / config.train}"
-        return open_data(config, model.in_channels, recipe.seed)[1], source
-    # As the training images lie in root/train or root/train.csv, so these in root/test or root/test.csv.
-    path = Path(config.root) / Path(config.train).with_name("test").with_suffix(Path(config.train).suffix)
-    return _open_path(model, config, path, Path(config.root)), str(path)
+        return images, f"made digits ({config.digits.task}), {split} images"
+    root, name = Path(config.root), config.val if split == "val" else name_of_test_images(config)
+    return images, str(root / name) if name else f"{config.val_fraction:g} of {root / config.train}"
 
 
-def _open_path(model: ModelConfig, config: DataConfig, path: Path, image_root: Path) -> LabelledData:
+def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
     from tnet.data.folder import ImageFolder, LabelledImages
     from tnet.data.loading import reading_of
@@ -183,11 +175,12 @@ def _open_path(model: ModelConfig, config: DataConfig, path: Path, image_root: P
             path_column=config.path_column,
             label_column=config.label_column,
             label_separator=(config.label_separator or "|") if model.multilabel else None,
-            image_root=image_root,
+            image_root=path.parent,
             classes=classes,
             channels=channels,
             max_side_px=config.max_side_px,
         )
     images.reading = reading_of(config, channels)
+    images.max_short_side_px = config.max_short_side_px
     images.preprocess = named_transform(config.preprocess) if config.preprocess is not None else None
     return images

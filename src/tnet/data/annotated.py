@@ -138,13 +138,13 @@ class AnnotatedImages(LabelledImages):
         path, boxes = self.paths[index], self.boxes[index]
         if self.reading.is_lazy(path):
             return Sample(self._scene_of(path, boxes, index), self.targets[index], str(path))
-        whole_px = None if self.crop else self.max_side_px
-        image = load_image(path, channels=self.channels, max_side_px=whole_px, max_pixels=self.max_pixels)
-        size_hw = (int(image.shape[1]), int(image.shape[2]))
         if self.crop:
+            image = load_image(path, channels=self.channels, max_pixels=self.max_pixels)
+            size_hw = (int(image.shape[1]), int(image.shape[2]))
             y0, x0, y1, x1 = self._crop_of(path, boxes, size_hw)
-            image = _shrunk(image[:, y0:y1, x0:x1], self.max_side_px)
-        elif self.max_side_px is not None:
+            image = _shrunk(image[:, y0:y1, x0:x1], self.longer_side_px((y1 - y0, x1 - x0)))
+        else:
+            image = self._load(path)
             size_hw = image_size_hw(path, max_pixels=self.max_pixels)
         if self.preprocess is not None:
             image = self.preprocess(image)
@@ -171,7 +171,7 @@ class AnnotatedImages(LabelledImages):
         Raises:
             DataError: there are none, by up to 200 pictures; or a file of boxes cannot be read.
         """
-        step = max(1, len(self) // _LOOKED_FOR)
+        step = max(1, math.ceil(len(self) / _LOOKED_FOR))
         if self.boxes is None or not any(len(self.boxes[index]) for index in range(0, len(self), step)):
             raise DataError(
                 f"The {len(self)} pictures have no boxes that crops could cover; fetch the annotations, or set "
@@ -272,7 +272,7 @@ def _shrunk(
     image: UInt8[Tensor, "channels height width"], max_side_px: int | None
 ) -> UInt8[Tensor, "channels new_height new_width"]:
     """Antialiased, so that the longer side has at most so many pixels."""
-    height, width = image.shape[1:]
+    height, width = (int(side) for side in image.shape[1:])
     if max_side_px is None or max(height, width) <= max_side_px:
         return image
     scale = max_side_px / max(height, width)

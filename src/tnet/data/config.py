@@ -33,7 +33,9 @@ class DataConfig:
             ``crop``, each box is a picture of its own.
         box_context: how much wider and higher than its box such a picture is, as a share of the box's sides; ``null``
             for the rule that the fMoW baseline published, by which small boxes get more.
-        max_side_px: shrink larger pictures on reading; ``null`` keeps them. They are decoded for that.
+        max_side_px: shrink pictures, antialiased, so that the longer side has at most this many pixels; ``null`` keeps
+            them. They are decoded for that. Where boxes are cropped to, it is the crops that are shrunk.
+        max_short_side_px: the same of the shorter side, as the publication stored fMoW; both may be given.
         read: ``memory`` decodes each picture as a whole; ``lazy`` reads only what is looked at, of files of any size
             and every kind; ``auto`` reads lazily what has more than ``lazy_above_px`` pixels, slides and OME-Zarr.
         lazy_above_px: width x height above which ``auto`` reads lazily.
@@ -59,6 +61,7 @@ class DataConfig:
     boxes: Literal["none", "cover", "crop"] = "none"
     box_context: float | None = None
     max_side_px: int | None = None
+    max_short_side_px: int | None = None
     read: ReadMode = "auto"
     lazy_above_px: int = LAZY_ABOVE_PX
     overview_px: int | None = None
@@ -69,12 +72,16 @@ class DataConfig:
     digits: DigitsConfig = field(default_factory=DigitsConfig)
 
     def __post_init__(self) -> None:
-        for name in ("max_side_px", "preprocess"):
+        for name in ("max_side_px", "max_short_side_px", "preprocess"):
             if self.read == "lazy" and getattr(self, name) is not None:
                 raise ConfigError(
                     f"data.{name} is {getattr(self, name)}, but pictures that are read lazily are not changed; set it "
                     "to null, or data.read to memory"
                 )
+        if self.max_short_side_px is not None and self.max_short_side_px < 1:
+            raise ConfigError(
+                f"data.max_short_side_px is {self.max_short_side_px}; give at least 1 pixel, or null to keep the size"
+            )
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but the made digits are not in files; set it to auto")
         if self.boxes != "none" and self.kind in ("folder", "table", "digits"):

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from tnet.data.annotated import AnnotatedImages, ImageOptions
 from tnet.data.checking import DatasetSummary, check_splits
-from tnet.data.listing import data_root, read_listed, refuse_missing
+from tnet.data.listing import check_split, data_root, read_listed, refuse_missing
 
 OFFICIAL = {"train": 5_994, "test": 5_794}
 """Pictures of each split, as published."""
@@ -37,7 +37,9 @@ def open_cub(root: str | os.PathLike[str], split: str = "train", **options: Unpa
 
     Raises:
         DataError: a list is missing or damaged, or pictures are missing.
+        ConfigError: there is no such split.
     """
+    check_split("cub", split, OFFICIAL)
     place = _place(root)
     images = _list(place, split, options)
     refuse_missing(images.paths, place)

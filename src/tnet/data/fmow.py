@@ -29,7 +29,7 @@ from typing_extensions import Unpack
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
 from tnet.data.checking import DatasetSummary, check_splits, missing_sentence
 from tnet.data.folder import shorten
-from tnet.data.listing import box_of, data_root, read_json, within
+from tnet.data.listing import box_of, check_split, data_root, read_json, within
 from tnet.errors import DataError
 
 OFFICIAL = {"train": 363_572, "val": 53_041, "test": 53_473}
@@ -82,7 +82,9 @@ def open_fmow(
     Raises:
         DataError: a folder is missing or holds no pictures, a category is not known, or the mapping of test pictures is
             missing or damaged.
+        ConfigError: there is no such split.
     """
+    check_split("fmow", split, OFFICIAL)
     place = _place(root)
     folder = place / split
     if not folder.is_dir():

@@ -27,7 +27,7 @@ from typing_extensions import Unpack
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
 from tnet.data.checking import DatasetSummary, check_splits, missing_sentence
 from tnet.data.images import image_size_hw, is_image_path
-from tnet.data.listing import data_root, read_rows, read_text, whole_number
+from tnet.data.listing import check_split, data_root, read_rows, read_text, whole_number
 from tnet.data.matfile import read_synsets
 from tnet.errors import DataError
 
@@ -60,7 +60,9 @@ def open_imagenet(
 
     Raises:
         DataError: a folder is missing or empty, or it cannot be told what the validation pictures show.
+        ConfigError: there is no such split.
     """
+    check_split("imagenet", split, OFFICIAL)
     place = data_root(root, "train")
     classes = _classes(place)
     index_of = {wnid: index for index, wnid in enumerate(classes)}
@@ -91,7 +93,7 @@ def check_imagenet(root: str | os.PathLike[str]) -> DatasetSummary:
     place = data_root(root, "train")
     return check_splits(
         "imagenet", "ImageNet ILSVRC 2012", place, lambda split: open_imagenet(place, split), OFFICIAL, CLASSES,
-        lambda split, images: _numbers_missing(place, images) if split == "val" else (),
+        lambda split, images: _numbers_missing(place) if split == "val" else (),
     )  # fmt: skip
 
 
@@ -170,10 +172,10 @@ def _validation(place: Path) -> Iterator[tuple[Path, str]]:
     names = sorted(entry.name for entry in os.scandir(folder) if _VAL_NAME.fullmatch(entry.name))
     truth = _truth(place) if names else {}
     for name in names:
-        number = int(name[-13:-5] if name.lower().endswith(".jpeg") else name[-12:-4])
-        if number not in truth:
+        wnid = truth.get(int(name[len("ILSVRC2012_val_") :].partition(".")[0]))
+        if wnid is None:
             raise DataError(f"The ground truth in {place} does not say what {folder / name} shows; fetch it again.")
-        yield folder / name, truth[number]
+        yield folder / name, wnid
 
 
 def _devkit_file(place: Path, name: str) -> Path | None:
@@ -240,9 +242,9 @@ def _annotation_of(folder: Path, by_synset: bool, picture: Path) -> Path:
     return (folder / picture.parent.name if by_synset else folder) / f"{picture.stem}.xml"
 
 
-def _numbers_missing(place: Path, images: AnnotatedImages) -> list[str]:
+def _numbers_missing(place: Path) -> list[str]:
     """Validation pictures are numbered, so that it can be said which are missing."""
-    there = {path.stem for path in images.paths}
+    there = {path.stem.lower() for path, _ in _validation(place)}
     names = [f"ILSVRC2012_val_{number:08}" for number in range(1, OFFICIAL["val"] + 1)]
-    missing = [place / f"{name}.JPEG" for name in names if name not in there]
+    missing = [place / f"{name}.JPEG" for name in names if name.lower() not in there]
     return [missing_sentence("numbered pictures", missing, place)] if missing else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import numpy as np
 from tnet.data.annotated import AnnotatedImages, Boxes, ImageOptions, class_targets
 from tnet.data.folder import shorten
 from tnet.data.images import image_exists
-from tnet.errors import DataError
+from tnet.errors import ConfigError, DataError
 
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list that is read; the longest of those known has 4 MB."""
 
 _LARGEST_COORDINATE = 1e7
+_SPLITS = "train_test_split.txt"
 
 
 def read_text(path: Path, max_bytes: int = MAX_LIST_BYTES) -> str:
@@ -166,6 +167,19 @@ def data_root(root: str | os.PathLike[str], marker: str, *inside: str) -> Path:
     return next((place for place in (root, *(root / name for name in inside)) if (place / marker).exists()), root)
 
 
+def check_split(name: str, split: str, official: Mapping[str, int]) -> None:
+    """Refuse a split that a data set does not have.
+
+    Raises:
+        ConfigError: it names those there are.
+    """
+    if split not in official:
+        raise ConfigError(
+            f"The data set {name} has no split {split!r}; name one of {', '.join(official)} in data.train and data.val,"
+            " or set data.val to null to set training pictures aside."
+        )
+
+
 def refuse_missing(paths: Sequence[Path], root: Path) -> None:
     """Refuse a data set of which pictures are missing.
 
@@ -185,6 +199,7 @@ class ListedPictures:
     """What CUB-200-2011 and NABirds say about their pictures, in the order of ``images.txt``.
 
     Attributes:
+        root: the folder of the lists.
         paths: of the pictures.
         class_ids: one a picture, as in the files.
         in_training: whether a picture is for training, or for testing.
@@ -192,6 +207,7 @@ class ListedPictures:
         class_names: by id; also of classes without pictures.
     """
 
+    root: Path
     paths: list[Path]
     class_ids: list[int]
     in_training: list[bool]
@@ -208,8 +224,13 @@ class ListedPictures:
             class_ids: in the order of the class indices.
             names: of these classes.
             options: of the data set.
+
+        Raises:
+            DataError: the split has no picture.
         """
         rows = [row for row, training in enumerate(self.in_training) if training == (split == "train")]
+        if not rows:
+            raise DataError(f"The file {self.root / _SPLITS} has no picture of the {split} split; fetch it again.")
         index_of = {class_id: index for index, class_id in enumerate(class_ids)}
         boxes: list[Boxes] = [np.array([self.boxes_yxyx[row]], dtype=np.float64) for row in rows]
         return AnnotatedImages(
@@ -237,7 +258,7 @@ def read_listed(root: Path) -> ListedPictures:
     }
     paths = [within(root / "images", name, images_path, line) for line, (name,) in images.values()]
     labels_path, split_path, boxes_path = (
-        root / name for name in ("image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt")
+        root / name for name in ("image_class_labels.txt", _SPLITS, "bounding_boxes.txt")
     )
     class_ids = []
     for line, (value,) in _rows_of(images, labels_path, 2):
@@ -253,7 +274,7 @@ def read_listed(root: Path) -> ListedPictures:
         box_of(" ".join(values).split(), f"Line {line} of {boxes_path}")
         for line, values in _rows_of(images, boxes_path, 5)
     ]
-    return ListedPictures(paths, class_ids, in_training, boxes, class_names)
+    return ListedPictures(root, paths, class_ids, in_training, boxes, class_names)
 
 
 def _rows_of(images: dict[str, Any], path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -74,6 +75,7 @@ def open_data(
     augment = Augment(config.augment) if config.augment != AugmentConfig() else None
     train, val = _open_pictures(config, planes, augment, seed)
     train.reading = val.reading = reading_of(config, channels, base_px=base_px)
+    train.max_short_side_px = val.max_short_side_px = config.max_short_side_px
     if config.preprocess is not None:
         val.preprocess = named_transform(config.preprocess)
         if config.augment.resize_px is None:
@@ -82,13 +84,43 @@ def open_data(
     return train, val
 
 
+def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val", "test"]) -> LabelledData:
+    """Open the validation or the test images of a recipe.
+
+    Args:
+        config: of the recipe.
+        channels: as for :func:`open_data`.
+        seed: of the recipe.
+        split: which images; :func:`name_of_test_images` says where those to test on lie.
+
+    Raises:
+        DataError: missing, empty or inconsistent data.
+        ConfigError: channels that the data cannot have, or a published data set that has no such split.
+    """
+    if split == "test" and config.kind != "digits":
+        config = replace(config, val=name_of_test_images(config))
+    val = open_data(config, channels, seed)[1]
+    return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
+
+
+def name_of_test_images(config: DataConfig) -> str:
+    """What the test images of a recipe are called in its ``data.root``.
+
+    They lie beside the training images: ``test`` beside ``train``, ``test.csv`` beside ``train.csv``. Of a published
+    data set it is the name of a split.
+    """
+    train = Path(config.train)
+    return "test" if config.kind in KNOWN else str(train.with_name("test").with_suffix(train.suffix))
+
+
 def reading_of(config: DataConfig, channels: int, *, base_px: int | None = None) -> Reading:
     """How pictures are read by a recipe; arguments as for :func:`open_data`."""
+    changes = config.max_side_px, config.max_short_side_px, config.preprocess  # for which pictures are decoded
     overview_px = config.overview_px
     if overview_px is None:
         overview_px = _overview_px(base_px, config.augment) if base_px else 0
     return Reading(
-        mode="memory" if config.max_side_px is not None or config.preprocess is not None else config.read,
+        mode="memory" if any(change is not None for change in changes) else config.read,
         lazy_above_px=config.lazy_above_px,
         overview_px=overview_px,
         overview_folder=Path(config.overview_folder) if config.overview_folder else None,
@@ -175,12 +207,13 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
             height = width = data.preprocess.size_px
         elif data.augment is not None and data.augment.config.resize_px is not None:
             height = width = data.augment.config.resize_px
-        shrink = 1.0 if not data.max_side_px else min(1.0, data.max_side_px / max(height, width))
+        longer_px = data.longer_side_px((height, width))
+        shrink = 1.0 if not longer_px else min(1.0, longer_px / max(height, width))
         if min(height, width) * shrink < base_px:
             raise ImageError(
                 f"picture {path} has {width} x {height} px{' before shrinking' if shrink < 1 else ''}, which leaves "
                 f"less than the base resolution of {base_px} px; lower "
-                "model.base_px, raise data.max_side_px, or remove it"
+                "model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
             )
 
 

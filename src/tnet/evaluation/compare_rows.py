@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
-from tnet.data.digits import MegapixelDigits
-from tnet.data.loading import LabelledData, open_data
+from tnet.data.loading import LabelledData, open_data, open_split
 from tnet.errors import ConfigError, DataError, TnetError
 from tnet.evaluation.compare_curves import RunCurve, run_curve
 from tnet.evaluation.compare_measure import Accuracy, Cost, devices_here, machine, measure_accuracy, measure_costs
@@ -347,23 +346,6 @@ class Work:
         image = images[1][0].image
         height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
         return int(height), int(width)
-
-
-def open_split(config: DataConfig, channels: int, seed: int, split: str) -> LabelledData:
-    """The validation or test images of a data section.
-
-    Test images lie beside the training images: root/test beside root/train, root/test.csv beside root/train.csv.
-
-    Raises:
-        DataError: missing or empty.
-        ConfigError: channels that the data cannot have.
-    """
-    if split == "test" and config.kind == "digits":
-        return MegapixelDigits(config.digits, "test")
-    if split == "test":
-        train_name = Path(config.train)
-        config = replace(config, val=str(train_name.with_name("test").with_suffix(train_name.suffix)))
-    return open_data(config, channels, seed)[1]
 
 
 def _recipe_beside(folder: Path) -> Recipe | None:

@@ -1,6 +1,6 @@
-"""Changes that need a picture's pixels in memory: to another size, in colours as published, turned and shifted.
+"""Changes that need a picture's pixels in memory: to another size, in colours as published, shifted and turned.
 
-They come after those of :class:`tnet.scenes.transform.ImageChange`, in this order: resizing, colours, turn and shift,
+They come after those of :class:`tnet.scenes.transform.ImageChange`, in this order: resizing, colours, shift, turn,
 RandAugment. Levels are rounded once, before RandAugment.
 """
 
@@ -50,9 +50,9 @@ class PixelChange:
         size_px: side of the square that the picture becomes, whatever its shape; ``None`` keeps its size.
         method: of resizing.
         colours: changes of colours, in order; cut off at black and white after the last (after a change of hue too).
-        angle_deg: turn counterclockwise about the middle; the size stays, and what comes in is black.
-        shift_yx: then move down and right, by a share of the sides; what comes in is black.
-        nearest: turn and shift take the nearest pixel; else they interpolate.
+        angle_deg: turn counterclockwise about the middle, after the shift; the size stays, and what comes in is black.
+        shift_yx: move down and right, by a share of the sides; what comes in is black, and what leaves is lost.
+        nearest: shift and turn take the nearest pixel; else they interpolate.
         rand_augment: RandAugment's draw; ``None`` for none.
     """
 
@@ -176,21 +176,24 @@ def _coloured(pixels: Tensor, colours: tuple[tuple[PixelColour, float], ...]) ->
 
 
 def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
-    """Turned, then shifted, with black around."""
+    """Shifted, then turned (as published), with black around."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     height, width = pixels.shape[-2:]
     down, right = change.shift_yx
-    moved: Tensor = functional.affine(
-        pixels,
-        angle=-change.angle_deg,  # torchvision turns clockwise
-        translate=[right * width, down * height],
-        scale=1.0,
-        shear=[0.0, 0.0],
-        interpolation=InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR,
-        fill=[0.0],
-    )
-    return moved
+    # Two passes: what a shift moves out of the picture must not come back with a turn.
+    for angle_deg, shift_xy in ((0.0, (right * width, down * height)), (change.angle_deg, (0.0, 0.0))):
+        if angle_deg or shift_xy != (0.0, 0.0):
+            pixels = functional.affine(
+                pixels,
+                angle=-angle_deg,  # torchvision turns clockwise
+                translate=list(shift_xy),
+                scale=1.0,
+                shear=[0.0, 0.0],
+                interpolation=InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR,
+                fill=[0.0],
+            )
+    return pixels
 
 
 def _rand_augmented(levels: Tensor, draw: RandAugmentDraw) -> Tensor:
