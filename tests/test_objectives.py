@@ -57,6 +57,12 @@ def output_of(
         weights=torch.full((batch, n), 1 / n, dtype=logits.dtype),
         regions=tuple(levels),
         location_logits=location_logits,
+        cells=tuple(
+            torch.stack(
+                [torch.randperm(item.shape[1])[: counts[level + 1] // counts[level]].sort().values for _ in item]
+            )
+            for level, item in enumerate(location_logits)
+        ),
         log_prob=log_prob,
         joint_log_prob=joint_log_prob,
     )
@@ -261,6 +267,72 @@ def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> Non
     assert len(entropies) == BATCH * (1 + 2)
     loss = loss_of(output, entropy_weight=0.2)
     assert float(loss.terms["entropy"]) == pytest.approx(-0.2 * sum(entropies) / len(entropies), rel=1e-6)
+
+
+# --- ranking
+
+
+def a_traversal(config: TNetConfig) -> tuple[TNet, TNetOutput]:
+    torch.manual_seed(3)
+    model = TNet(replace(config, dropout=0.5)).double()
+    images = torch.randn(BATCH, 1, 96, 96, dtype=torch.float64)
+    return model, model(images, policy="sample")
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "weighted"])
+def test_a_look_is_worth_what_it_says_of_the_label_together_with_the_whole(aggregation: Any) -> None:
+    model, output = a_traversal(three_levels(aggregation=aggregation))
+    worth = Objective.worth(output, TARGET, model)
+    assert worth.shape == (BATCH, 2 + 4) and not worth.requires_grad
+    for image in range(BATCH):
+        for look in range(6):
+            pair = output.features[image, [0, look + 1]][None]
+            weights = model.aggregation(pair)[0]
+            logits = model.classifier(weights[0] * pair[0, 0] + weights[1] * pair[0, 1])
+            expected = -cross_entropy(logits.detach().numpy(), int(TARGET[image]))
+            assert float(worth[image, look]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_siblings_are_ranked_by_what_they_are_worth() -> None:
+    model, output = a_traversal(three_levels())
+    loss = Objective(ObjectiveConfig(rank_weight=0.7, rank_temperature=0.5))(output, TARGET, model)
+    worth = Objective.worth(output, TARGET, model).numpy()
+    groups = [worth[:, :2].reshape(-1, 2), worth[:, 2:].reshape(-1, 2)]  # by parent
+    means = []
+    for level, group in enumerate(groups):
+        costs = []
+        for row, (values_of, cells) in enumerate(zip(group, output.cells[level].tolist(), strict=True)):
+            said = output.location_logits[level][row].detach().numpy()[cells]
+            wanted = np.exp(values_of / 0.5) / np.exp(values_of / 0.5).sum()
+            costs.append(-(wanted * (said - np.log(np.exp(said).sum()))).sum())
+        means.append(sum(costs) / len(costs))
+    assert float(loss.terms["rank"].detach()) == pytest.approx(0.7 * sum(means) / 2, rel=1e-9)
+    loss.terms["rank"].backward()
+    parts = {name.split(".")[0] for name, item in model.named_parameters() if item.grad is not None}
+    assert parts == {"locator"}
+
+
+def test_ranking_teaches_the_locator_where_to_look() -> None:
+    """Whatever the cells say, the one whose region is worth more than its siblings is asked for."""
+    model, output = a_traversal(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", logits="l2_scaled")))
+    best = Objective.worth(output, TARGET, model).argmax(dim=1)
+    wanted = output.cells[0].gather(1, best[:, None])
+    logits = torch.zeros(BATCH, 9, dtype=torch.float64, requires_grad=True)
+    loss = Objective(ObjectiveConfig(rank_weight=1.0, reinforce_weight=0.0))(
+        replace(output, location_logits=(logits,)), TARGET, model
+    )
+    (gradient,) = torch.autograd.grad(loss.total, logits)
+    assert torch.equal(gradient.argmin(dim=1, keepdim=True), wanted)
+
+
+def test_one_look_has_no_sibling_and_the_model_must_be_given() -> None:
+    model, output = a_traversal(tiny_config(looks=(1,)))
+    assert float(Objective(ObjectiveConfig(rank_weight=1.0))(output, TARGET, model).terms["rank"]) == 0
+    with pytest.raises(ConfigError, match="rank_weight needs the TNet"):
+        Objective(ObjectiveConfig(rank_weight=1.0))(output, TARGET)
+    for wrong in (0.0, math.nan, -1.0):
+        with pytest.raises(ConfigError, match="rank_temperature"):
+            ObjectiveConfig(rank_temperature=wrong)
 
 
 # --- several labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from tnet.losses import (
     penalised_parameters,
     reward,
 )
-from tnet.models.tnet import TNetOutput
+from tnet.models.tnet import TNet, TNetOutput
 
 __all__ = [
     "Loss",
@@ -46,6 +47,10 @@ class ObjectiveConfig:
             0.05 fMoW); the rest goes to the cross entropy of single features.
         joint_weight_reinforce: the same for the two REINFORCE terms.
         reinforce_weight: of both REINFORCE terms (paper: 0.1).
+        rank_weight: of the ranking of sibling regions by what they are worth (:meth:`Objective.worth`), by which the
+            locator learns from every look, not only from whether the answer was right (not in the paper). Needs 2 or
+            more looks at some level.
+        rank_temperature: nats of worth that make a region ``e`` times as wanted as its sibling.
         entropy_weight: of an entropy bonus on the location probabilities (0 in the paper).
         per_feature_levels: use single features of this many levels only, 0 for all (paper: 2 in fMoW stage 2).
         contrastive_weight: of the contrastive term (paper: 100 CUB, 50 NABirds).
@@ -58,6 +63,8 @@ class ObjectiveConfig:
     joint_weight_ce: float = 0.3
     joint_weight_reinforce: float = 0.3
     reinforce_weight: float = 0.1
+    rank_weight: float = 0.0
+    rank_temperature: float = 0.25
     entropy_weight: float = 0.0
     per_feature_levels: int = 0
     contrastive_weight: float = 0.0
@@ -72,8 +79,12 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
         check_smoothing(self.label_smoothing)
         check_weights(
-            self, "reinforce_weight", "entropy_weight", "contrastive_weight", "l2_weight", "per_feature_levels"
+            self,
+            *("reinforce_weight", "rank_weight", "entropy_weight", "contrastive_weight", "l2_weight"),
+            "per_feature_levels",
         )
+        if not 0 < self.rank_temperature < math.inf:
+            raise ConfigError(f"objective.rank_temperature is {self.rank_temperature}; give a number above 0")
 
 
 class Objective(ModelObjective):
@@ -104,7 +115,8 @@ class Objective(ModelObjective):
         Args:
             output: of the model in training mode.
             target: class indices, or 0/1 values for several labels.
-            model: whose parameters the L2 term penalises; needed only if that term has a weight.
+            model: whose parameters the L2 term penalises, and whose parts tell what a look is worth; needed only if
+                one of these terms has a weight.
         """
         config = self.config
         looks = output.log_prob.shape[1]
@@ -129,6 +141,8 @@ class Objective(ModelObjective):
             terms["reinforce"] = ((joint_reward - self.baseline) * -output.joint_log_prob).mean() * share
             if config.entropy_weight:
                 terms["entropy"] = -config.entropy_weight * self._entropy(output)
+        if config.rank_weight and looks:
+            terms["rank"] = config.rank_weight * self._rank(output, target, model)
         if config.contrastive_weight:
             same = (target[:, None] == target[None, :]) if target.ndim == 1 else (target @ target.T) > 0
             contrastive = contrastive_loss(output.aggregate, same, config.contrastive_margin)
@@ -139,6 +153,48 @@ class Objective(ModelObjective):
             # A cap of one level leaves no chosen feature: the baseline then follows the joint reward alone.
             self._update_baseline(joint_reward.mean(), feature_reward if kept > 1 else joint_reward.mean())
         return Loss.of(terms, joint_reward.mean(), feature_reward)
+
+    @staticmethod
+    @torch.no_grad()
+    def worth(
+        output: TNetOutput, target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], model: TNet
+    ) -> Float[Tensor, "batch looks"]:
+        """What each look is worth: log-likelihood of the label from the whole image and this region, in nats.
+
+        Regions of all levels are paired with the whole image, so that what one of them is worth does not depend on
+        which others happened to be looked at. Dropout is left out.
+        """
+        features = output.features.detach()
+        pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
+        batch, looks = pairs.shape[:2]
+        pairs = pairs.flatten(0, 1)
+        logits = model.classifier(torch.einsum("bn,bnd->bd", model.aggregation(pairs), pairs))
+        repeated = target[:, None].expand(-1, looks, *target.shape[1:]).flatten(0, 1)
+        return -classification_loss(logits, repeated).unflatten(0, (batch, looks))
+
+    def _rank(
+        self,
+        output: TNetOutput,
+        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+        model: nn.Module | None,
+    ) -> Float[Tensor, ""]:
+        """Cross entropy between what siblings are worth and what the locator said of them (ListNet, Cao et al. 2007).
+
+        Among the cells that were looked at, whatever the policy that chose them: no reward baseline is needed, nor the
+        probability of the choice.
+        """
+        if not isinstance(model, TNet):
+            raise ConfigError(
+                "objective.rank_weight needs the TNet that made the output; give it as the third argument"
+            )
+        worth, losses, start = self.worth(output, target, model), [], 0
+        for logits, cells in zip(output.location_logits, output.cells, strict=True):
+            stop = start + cells.numel() // len(worth)
+            wanted = (worth[:, start:stop].reshape(cells.shape) / self.config.rank_temperature).softmax(dim=1)
+            if cells.shape[1] > 1:
+                losses.append(-(wanted * logits.gather(1, cells).log_softmax(dim=1)).sum(dim=1).mean())
+            start = stop
+        return torch.stack(losses).mean() if losses else output.logits.new_zeros(())
 
     def _features_kept(self, output: TNetOutput) -> int:
         """Features that the per-feature terms use: those of the first levels, where a cap is set."""

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
+from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
 from tnet.training.module import TNetModule, accuracy_metric, parameter_groups, schedule_factor
 from tnet.training.recipe import OptimConfig
+
+TERMS = ("cross_entropy", "cross_entropy_per_feature", "reinforce", "reinforce_per_feature", "teacher")
 
 # --- the learning rate
 
@@ -266,3 +269,56 @@ def test_pictures_of_different_sizes_cannot_be_mixed() -> None:
     images = [torch.zeros(1, 96, 96, dtype=torch.uint8), torch.zeros(1, 96, 100, dtype=torch.uint8)]
     with pytest.raises(ConfigError, match=r"different sizes.*data\.augment\.resize_px"):
         Logged(**WHOLE).training_step(Batch(images, torch.tensor([0, 1]), ["a", "b"]), 0)
+
+
+# --- a teacher
+
+
+@pytest.fixture
+def teacher(tmp_path: Any) -> str:
+    torch.manual_seed(5)
+    save_model(TNet(tiny_config(levels=1, looks=(), dropout=0.5, base_px=64)), tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+def test_a_teacher_adds_the_divergence_from_its_answers(teacher: str) -> None:
+    module = Logged(train={"teacher": teacher, "teacher_weight": 0.3, "teacher_temperature": 2.0}).eval()
+    loss = module.training_step(batch(4), 0)
+    images = batch(4).images
+    p = load_model(teacher)(images).logits.detach().div(2).softmax(1).double()
+    q = module.model(images).logits.detach().div(2).softmax(1).double()
+    expected = 0.3 * 4 * float((p * (p / q).log()).sum(1).mean())
+    assert expected > 1e-3
+    assert float(module.found["train/teacher"]) == pytest.approx(expected, rel=1e-4)
+    terms = [value for name, value in module.found.items() if name.removeprefix("train/") in TERMS]
+    assert float(loss.detach()) == pytest.approx(float(sum(terms)), rel=1e-5)
+
+
+def test_a_teacher_of_several_labels_diverges_label_by_label(tmp_path: Any) -> None:
+    torch.manual_seed(5)
+    save_model(TNet(tiny_config(levels=1, looks=(), multilabel=True)), tmp_path / "teacher")
+    module = Logged(
+        model={"multilabel": True}, train={"teacher": str(tmp_path / "teacher"), "teacher_temperature": 1.0}
+    ).eval()
+    images, _, names = batch(4)
+    module.training_step(Batch(images, torch.eye(5)[:4], names), 0)
+    p = load_model(tmp_path / "teacher")(images).logits.detach().sigmoid().double()
+    q = module.model(images).logits.detach().sigmoid().double()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean()
+    assert float(module.found["train/teacher"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_teacher_is_neither_trained_nor_saved(teacher: str) -> None:
+    module = Logged(train={"teacher": teacher})
+    plain = Logged()
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    assert len(list(module.parameters())) == len(list(plain.parameters()))
+    module.train()
+    module.training_step(batch(4), 0).backward()
+    assert not module.teacher[0].training and all(item.grad is None for item in module.teacher[0].parameters())
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Any) -> None:
+    save_model(TNet(tiny_config(num_classes=7)), tmp_path / "teacher")
+    with pytest.raises(ConfigError, match=r"teacher .* tells 7 classes apart .* not the 5"):
+        Logged(train={"teacher": str(tmp_path / "teacher")})

@@ -181,7 +181,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     + [(TrainConfig, {name: value}) for name, value in [
         ("epochs", 0), ("batch_size", 0), ("devices", 0), ("workers", -1), ("overlays", -1), ("images_per_epoch", 0),
         ("max_minutes", 0.0), ("recalibrate_batches", -1), ("ema_decay", 0.0), ("ema_decay", 1.0),
-        ("mixup_alpha", -0.1), ("mixup_alpha", float("nan"))]],
+        ("mixup_alpha", -0.1), ("mixup_alpha", float("nan")),
+        ("teacher_weight", 0.0), ("teacher_temperature", float("nan"))]],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(cls: type, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
@@ -230,3 +231,10 @@ def test_every_recipe_in_the_repository_is_read_and_read_back(path: Path, tmp_pa
     assert recipe.title and "# Task:" in (REPOSITORY / path).read_text()
     save_recipe(recipe, tmp_path / path.name)
     assert load_recipe(tmp_path / path.name) == recipe
+
+
+def test_ranking_needs_two_looks_and_a_teacher_no_mixture() -> None:
+    with pytest.raises(ConfigError, match=r"rank_weight is set, but model.looks \[1\]"):
+        tiny_recipe(model={"looks": (1,)}, objective={"rank_weight": 1.0})
+    with pytest.raises(ConfigError, match=r"teacher and train.mixup_alpha"):
+        TrainConfig(teacher="runs/plain", mixup_alpha=0.2)

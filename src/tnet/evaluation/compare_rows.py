@@ -142,11 +142,14 @@ def model_digest(folder: Path) -> str:
 def recipe_key(recipe: Recipe) -> str:
     """Hash of all that the outcome of a run follows from, with the content of the weights that it starts from."""
     # What changes nothing in the outcome, or is a place whose content counts, is left out.
-    train_config = replace(recipe.train, workers=0, overlays=0, start_from=None)
+    train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
     return content_key(
         _FORMAT, _version(), kind_of(recipe.model), replace(recipe, title="", train=train_config),
-        model_digest(Path(recipe.train.start_from)) if recipe.train.start_from is not None else None,
+        *(
+            model_digest(Path(folder)) if folder is not None else None
+            for folder in (recipe.train.start_from, recipe.train.teacher)
+        ),
         _file_digest(Path(weights)) if weights and Path(weights).is_file() else None,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -40,6 +40,7 @@ class TNetOutput(ModelOutput):
         regions: one entry a level, level 0 first.
         location_logits: for each level but the last, what the locator said of each region's cells, after
             normalisation; empty for 0 looks.
+        cells: for each level but the last, which of each region's cells were chosen, in raster order.
         log_prob: log-probability of each chosen location.
         joint_log_prob: log-probability of all choices made in an image.
     """
@@ -53,6 +54,7 @@ class TNetOutput(ModelOutput):
     weights: Float[Tensor, "batch n"]
     regions: tuple[Regions, ...]
     location_logits: tuple[Float[Tensor, "_ cells"], ...]
+    cells: tuple[Int[Tensor, "_ k"], ...]
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
 
@@ -185,7 +187,7 @@ class TNet(Model):
             policy = self.policy(policy)
         regions = whole_images(scene.sizes_hw)
         batch = len(regions)
-        all_regions, features, location_logits = [regions], [], []
+        all_regions, features, location_logits, cells = [regions], [], [], []
         log_probs: list[Tensor] = []
         joint: list[Tensor] = []
         for level in range(len(chosen) + 1):
@@ -196,12 +198,13 @@ class TNet(Model):
             logits = self._locate(described.cell_map, described.pooled, regions, policy)
             choice = policy(logits, chosen[level])
             location_logits.append(logits)
+            cells.append(choice.cells)
             log_probs.append(choice.log_prob.reshape(batch, -1))
             joint.append(choice.joint_log_prob.reshape(batch, -1))
             regions = choose_cells(regions, config.grid, choice.cells)
             all_regions.append(regions)
             del described
-        return self._classify(features, all_regions, location_logits, log_probs, joint)
+        return self._classify(features, all_regions, location_logits, cells, log_probs, joint)
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
         """Look at regions and describe them."""
@@ -235,6 +238,7 @@ class TNet(Model):
         features: list[Tensor],
         regions: list[Regions],
         location_logits: list[Tensor],
+        cells: list[Tensor],
         log_probs: list[Tensor],
         joint: list[Tensor],
     ) -> TNetOutput:
@@ -252,6 +256,7 @@ class TNet(Model):
             weights=weights,
             regions=tuple(regions),
             location_logits=tuple(location_logits),
+            cells=tuple(cells),
             log_prob=torch.cat(log_probs, dim=1) if log_probs else stacked.new_zeros(batch, 0),
             joint_log_prob=torch.cat(joint, dim=1).sum(1) if joint else stacked.new_zeros(batch),
         )

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -18,6 +19,7 @@ from tnet.errors import ConfigError, TrainingError
 from tnet.geometry import total_looks
 from tnet.losses import Loss
 from tnet.models.base import Model, ModelOutput
+from tnet.models.io import load_model
 from tnet.models.kinds import build_model
 from tnet.objectives import Objective
 from tnet.training.optimizers import KerasAdam
@@ -88,12 +90,29 @@ class TNetModule(pl.LightningModule):
         trained = self.objective.trained(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
+        # In a list, so that it is neither saved nor trained with the model.
+        self.teacher = [self._teacher(recipe.train.teacher)] if recipe.train.teacher is not None else []
         self.elapsed_share = 0.0  # of the time limit; set by the time-limit callback
         config = recipe.model
         names = [*(["0"] if config.allows_no_looks else []), *self.eval_policies]
         for policy in self.eval_policies:
             self.model.policy(policy)  # one that is not known is said at once
         self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
+
+    def _teacher(self, folder: str) -> Model:
+        """The model to learn from, which does not learn itself."""
+        teacher = load_model(folder).eval().requires_grad_(False)
+        own = self.recipe.model
+        theirs, ours = (
+            (item.num_classes, item.class_names, item.multilabel, item.in_channels) for item in (teacher.config, own)
+        )
+        if theirs != ours:
+            raise ConfigError(
+                f"the teacher {folder} tells {teacher.config.num_classes} classes apart in images of "
+                f"{teacher.config.in_channels} channel(s), and they are not the {own.num_classes} in "
+                f"{own.in_channels} of this recipe; give a model trained on the same classes as train.teacher"
+            )
+        return teacher
 
     @property
     def eval_policies(self) -> tuple[str, ...]:
@@ -141,7 +160,22 @@ class TNetModule(pl.LightningModule):
 
     def _plain_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
         output: ModelOutput = self.model(batch.images, **self.objective.forward_options)
-        return output, self.objective(output, batch.targets, self.model)
+        loss = self.objective(output, batch.targets, self.model)
+        if self.teacher:
+            term = self.recipe.train.teacher_weight * self._divergence(output, batch)
+            loss = Loss.of({**loss.terms, "teacher": term}, loss.reward, loss.reward_per_feature)
+        return output, loss
+
+    def _divergence(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """How far the answers are from the teacher's, in nats; several labels are two classes each."""
+        temperature = self.recipe.train.teacher_temperature
+        with torch.no_grad():
+            taught = self.teacher[0].to(output.logits.device)(batch.images).logits.to(output.logits) / temperature
+        logits = output.logits / temperature
+        if self.recipe.model.multilabel:
+            taught, logits = (torch.stack([item, -item], dim=-1).flatten(0, 1) / 2 for item in (taught, logits))
+        divergence = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="none", log_target=True)
+        return divergence.sum(dim=-1).mean() * temperature**2
 
     def _mixed_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
         """Each picture mixed with the one before it; the loss is linear in the target, and so is mixed likewise."""

@@ -102,6 +102,11 @@ class TrainConfig:
             this share (0.999, say; less in the first steps: ``(1 + n) / (10 + n)`` after ``n``). It is what is
             validated, chosen as the best, and kept in ``model/``; training goes on from the weights themselves.
             ``null`` for none.
+        teacher: folder of a run or saved model of the same classes, of any kind, whose probabilities the model learns
+            beside the labels (distillation, Hinton et al. 2015): the plain network at full resolution, say. It sees
+            the same pictures with the same random changes. ``null`` for none.
+        teacher_weight: of the divergence from the teacher's probabilities, beside the objective.
+        teacher_temperature: both models' logits are divided by this; the term is multiplied by its square.
         mixup_alpha: mix each picture with another one of its batch, and their losses likewise, by a share drawn from
             the Beta distribution with this parameter twice (0.2, say); 0 for none. Only for models that see the whole
             picture and no more, on pictures of one size and one label: a region of a mixture has no single right
@@ -121,6 +126,9 @@ class TrainConfig:
     overlays: int = 4
     start_from: str | None = None
     ema_decay: float | None = None
+    teacher: str | None = None
+    teacher_weight: float = 1.0
+    teacher_temperature: float = 2.0
     mixup_alpha: float = 0.0
 
     def __post_init__(self) -> None:
@@ -128,6 +136,11 @@ class TrainConfig:
             raise ConfigError(f"train.ema_decay is {self.ema_decay}; give a number between 0 and 1, or null for none")
         if not 0 <= self.mixup_alpha < math.inf:
             raise ConfigError(f"train.mixup_alpha is {self.mixup_alpha}; give a number, 0 (none) or more")
+        for name in ("teacher_weight", "teacher_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; give a number above 0")
+        if self.teacher is not None and self.mixup_alpha:
+            raise ConfigError("train.teacher and train.mixup_alpha do not go together; set mixup_alpha to 0")
         for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; give at least 1")
@@ -191,6 +204,11 @@ class Recipe:
             )
         if self.train.mixup_alpha:
             self._check_mixup()
+        if getattr(self.objective, "rank_weight", 0) and max(self.model.default_looks, default=0) < 2:
+            raise ConfigError(
+                f"objective.rank_weight is set, but model.looks {list(self.model.default_looks)} never has two regions "
+                "to rank; look at 2 or more of a level, or set rank_weight to 0"
+            )
 
     def _check_mixup(self) -> None:
         """Mixup is for classification of whole pictures by one label."""

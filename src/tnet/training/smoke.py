@@ -64,6 +64,7 @@ def smoke_recipe(recipe: Recipe, root: Path) -> Recipe:
         recalibrate_batches=min(recipe.train.recalibrate_batches, 1),
         overlays=0,
         start_from=None,
+        teacher=None,
     )
     data = _made(replace(recipe.data, overview_folder=None), recipe.model, root)
     return replace(recipe, model=recipe.model.without_weights(), data=data, train=small)
