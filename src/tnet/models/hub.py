@@ -37,7 +37,7 @@ class HubModel(ModelHubMixin):
         """
         from tnet.models.io import save_model
 
-        folder = save_model(self, Path(save_directory))
+        folder = save_model(self, Path(save_directory))  # type: ignore[arg-type]
         unused = ("config", "model_card_kwargs")  # both follow from the model
         options = {name: value for name, value in options.items() if name not in unused}
         if not options.pop("push_to_hub", False):
@@ -45,7 +45,7 @@ class HubModel(ModelHubMixin):
         return self.push_to_hub(options.pop("repo_id", None) or folder.name, **options)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls: type[_Model],
         pretrained_model_name_or_path: str | Path,
         *,

@@ -54,7 +54,7 @@ class TNetOutput(ModelOutput):
     weights: Float[Tensor, "batch n"]
     regions: tuple[Regions, ...]
     location_logits: tuple[Float[Tensor, "_ cells"], ...]
-    cells: tuple[Int[Tensor, "_ k"], ...]
+    cells: tuple[Int[Tensor, "_ _"], ...]
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
 

@@ -167,7 +167,7 @@ class TNetModule(pl.LightningModule):
         return output, loss
 
     def _divergence(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """How far the answers are from the teacher's, in nats; several labels are two classes each."""
+        """How far the answers are from the teacher's, in nats, averaged over several labels."""
         temperature = self.recipe.train.teacher_temperature
         with torch.no_grad():
             taught = self.teacher[0].to(output.logits.device)(batch.images).logits.to(output.logits) / temperature
