@@ -1,19 +1,24 @@
 """Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
 
-For each seed the plain network is trained at TNet's base resolution and at full resolution, and then the TNet, from the
-second one's weights and with it as a teacher. All by recipes of ``recipes/finetune/``; the best epoch is chosen on
-validation pictures, and what is reported is measured on others. Resumable: what is finished is read back.
+For each seed the plain network is trained at TNet's base resolution and at full resolution, and then the TNet, where
+that is affordable from the second one's weights and with it as a teacher. All by recipes of ``recipes/finetune/``; the
+best epoch is chosen on validation pictures, and what is reported is measured on others. Resumable: what is finished is
+read back.
+
+Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
+others chooses the epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/finetune.py birds --root FOLDER --weights FILE.pth --out runs/finetune
     python benchmarks/finetune.py birds --root FOLDER --out runs/finetune --report
 
-Writes ``OUT/TASK/table.md``: accuracy (area under the ROC curve with two classes) as the mean over seeds with a 95 %
+Writes ``OUT/TASK.md``: accuracy (area under the ROC curve with two classes) as the mean over seeds with a 95 %
 interval (pictures resampled, the same for all that is compared), what each part of TNet adds, multiply-adds, and time.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,42 +49,91 @@ class Task:
         full_px: side at which the plain network sees all there is.
         looks: numbers of looks that are reported.
         held_to: the one that is held against the plain networks; fixed before anything was measured on test pictures.
-        overrides: of the plain network at full resolution: what its size makes necessary.
         size_hw: of a picture, pixels, for time.
+        recipe: of the TNet.
+        plain: recipe of the plain networks.
+        overrides: of the plain network at full resolution: what its size makes necessary.
+        taught: the TNet goes on from the plain network at full resolution, which is its teacher.
+        folds: seeds are folds of this many; 0 for a test set that is the same for all.
     """
 
     full_px: int
     looks: tuple[int | tuple[int, ...], ...]
     held_to: int | tuple[int, ...]
     size_hw: tuple[int, int]
+    recipe: str
+    plain: str
     overrides: tuple[str, ...] = ()
+    taught: bool = True
+    folds: int = 0
 
 
+# A third of the pixels, and what memory allows: 4 pictures a step, 6 epochs in the time that the TNets take for 15.
+FUNDUS_FULL = ("train.batch_size=4", "train.epochs=6")
+FUNDUS_HW = (1296, 1936)
 TASKS = {
-    "birds": Task(224, (1, 2, 3), 2, (227, 227)),
-    "photographs": Task(224, (1, 2, 3), 2, (224, 224)),
-}
+    "birds": Task(224, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
+    "photographs": Task(224, (1, 2, 3), 2, (224, 224), "photographs", "photographs_plain"),
+    "fundus": Task(896, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, taught=False, folds=5),
+    "fundus_3_levels": Task(
+        896, (1, (2, 2), (4, 2)), (4, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL,
+        taught=False, folds=5,
+    ),
+}  # fmt: skip
 
 
 def rows(task: str) -> dict[str, tuple[str, list[str]]]:
     """Recipe and overrides of each network, in the order of training."""
-    plain, full = f"{task}_plain.yaml", TASKS[task]
+    chosen = TASKS[task]
+    plain = f"{chosen.plain}.yaml"
     return {
-        "full": (plain, [f"model.base_px={full.full_px}", *full.overrides]),
+        "full": (plain, [f"model.base_px={chosen.full_px}", *chosen.overrides]),
         "base": (plain, []),
-        "tnet": (f"{task}.yaml", []),
+        "tnet": (f"{chosen.recipe}.yaml", []),
     }
+
+
+def place(task: str, row: str, seed: int, out: Path) -> Path:
+    """Folder of a run; tasks that differ in the TNet alone share the plain networks."""
+    chosen = TASKS[task]
+    return out / (chosen.recipe if row == "tnet" else chosen.plain) / f"{row}-{seed}"
+
+
+def write_folds(root: Path, folder: Path, fold: int, folds: int) -> None:
+    """Tables of the pictures to train on, to choose the epoch by, and to test on, split by patient."""
+    rows = []
+    for name in ("train.csv", "val.csv"):
+        with (root / name).open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    patients = np.random.default_rng(0).permutation(sorted({row["patient"] for row in rows}))
+    share = {patient: index % folds for index, patient in enumerate(patients)}
+    others = [patient for patient in patients if share[patient] != fold]
+    part = {patient: "val" if index % 6 == 0 else "train" for index, patient in enumerate(others)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["path", "label"])
+            table.writerows(
+                [str(root.resolve() / row["path"]), row["label"]]
+                for row in rows
+                if part.get(row["patient"], "test") == split
+            )
 
 
 def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train one network, or go on where it was stopped, and keep its answers for the test pictures."""
-    folder = arguments.out / task / f"{row}-{seed}"
+    folder = place(task, row, seed, arguments.out)
     name, overrides = rows(task)[row]
     overrides = [*overrides, f"data.root={arguments.root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if row == "tnet":
-        teacher = arguments.out / task / f"full-{seed}"
+    if TASKS[task].folds:
+        tables = arguments.out / TASKS[task].plain / f"fold-{seed}"
+        write_folds(arguments.root, tables, seed, TASKS[task].folds)
+        overrides += [f"data.root={tables}"]
+    if row == "tnet" and TASKS[task].taught:
+        teacher = place(task, "full", seed, arguments.out)
         overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
     recipe = load_recipe(RECIPES / name, overrides)
     done = folder / "answers.npz"
@@ -121,52 +175,65 @@ def score(logits: np.ndarray, targets: np.ndarray) -> float:
     return 100 * float((logits.argmax(1) == targets).mean())
 
 
-def interval(statistic: Callable[[np.ndarray], float], images: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of what is computed from some pictures."""
+def interval(statistic: Callable[[list[np.ndarray]], float], sizes: list[int], shared: bool) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of what is computed from some of each seed's pictures; the same if shared."""
     draw = np.random.default_rng(0)
-    values = [statistic(draw.integers(images, size=images)) for _ in range(RESAMPLES)]
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = [draw.integers(size, size=size) for size in sizes]
+        values.append(statistic([chosen[0]] * len(sizes) if shared else chosen))
     return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))
 
 
 def report(task: str, arguments: argparse.Namespace) -> str:
     """The tables of what is finished."""
-    folder, held = arguments.out / task, f"{label(TASKS[task].held_to)}, topk"
-    seeds = [
-        seed for seed in arguments.seeds if all((folder / f"{row}-{seed}/answers.npz").is_file() for row in rows(task))
-    ]
+    held = f"{label(TASKS[task].held_to)}, topk"
+
+    def answers(row: str, seed: int) -> Path:
+        return place(task, row, seed, arguments.out) / "answers.npz"
+
+    seeds = [seed for seed in arguments.seeds if all(answers(row, seed).is_file() for row in rows(task))]
+    if not seeds:
+        return f"No seed of {task} is finished.\n"
     found: dict[str, list[np.ndarray]] = {}
     for row in rows(task):
         for key, _, _ in measured(task, row):
             name = f"plain network, {row} resolution" if row != "tnet" else f"TNet, {key}"
-            found[name] = [np.load(folder / f"{row}-{seed}/answers.npz")[key] for seed in seeds]
-    targets = np.load(folder / f"base-{seeds[0]}/answers.npz")["targets"]
+            found[name] = [np.load(answers(row, seed))[key] for seed in seeds]
+    targets = [np.load(answers("base", seed))["targets"] for seed in seeds]
 
-    def mean(name: str, chosen: np.ndarray) -> float:
-        return float(np.mean([score(logits[chosen], targets[chosen]) for logits in found[name]]))
+    def mean(name: str, chosen: list[np.ndarray]) -> float:
+        triples = zip(found[name], targets, chosen, strict=True)
+        return float(np.mean([score(logits[one], true[one]) for logits, true, one in triples]))
 
-    everything = np.arange(len(targets))
-    unit = "AUC %" if len(np.unique(targets)) == 2 else "accuracy %"
+    def difference(first: str, second: str, chosen: list[np.ndarray]) -> float:
+        return mean(first, chosen) - mean(second, chosen)
+
+    everything = [np.arange(len(true)) for true in targets]
+    sizes = [len(true) for true in targets]
+    shared = not TASKS[task].folds
+    unit = "AUC %" if len(np.unique(targets[0])) == 2 else "accuracy %"
     lines = [
-        f"{len(targets)} test pictures, seeds {', '.join(map(str, seeds))}.",
+        f"{sizes[0] if shared else sum(sizes)} test pictures, {'seeds' if shared else 'folds'} "
+        f"{', '.join(map(str, seeds))}.",
         "",
         f"| network | {unit} (95 % interval) | by seed | multiply-adds (M) | ms, batch 16 |",
         "|---|---|---|---|---|",
     ]
     costs = {
-        name: cost for row in rows(task) for name, cost in costs_of(task, row, folder / f"{row}-{seeds[0]}").items()
+        name: cost for row in rows(task) for name, cost in costs_of(task, row, answers(row, seeds[0]).parent).items()
     }
     for name in found:
-        low, high = interval(lambda chosen, name=name: mean(name, chosen), len(targets))
-        by_seed = ", ".join(f"{score(logits, targets):.1f}" for logits in found[name])
+        low, high = interval(lambda chosen, name=name: mean(name, chosen), sizes, shared)
+        by_seed = ", ".join(f"{score(logits, true):.1f}" for logits, true in zip(found[name], targets, strict=True))
         lines.append(f"| {name} | {mean(name, everything):.1f} ({low:.1f} to {high:.1f}) | {by_seed} | {costs[name]} |")
     pairs = [(f"TNet, {held}", f"plain network, {row} resolution") for row in ("base", "full")]
     for looks in TASKS[task].looks:
         pairs += [(f"TNet, {label(looks)}, topk", f"TNet, {label(looks)}, {control}") for control in CONTROLS]
     lines += ["", "| difference, points | (95 % interval) |", "|---|---|"]
-    for first, second in pairs:
-        low, high = interval(lambda chosen, a=first, b=second: mean(a, chosen) - mean(b, chosen), len(targets))
-        difference = mean(first, everything) - mean(second, everything)
-        lines.append(f"| {first} - {second} | {difference:+.1f} ({low:+.1f} to {high:+.1f}) |")
+    for pair in pairs:
+        low, high = interval(lambda chosen, pair=pair: difference(*pair, chosen), sizes, shared)
+        lines.append(f"| {' - '.join(pair)} | {difference(*pair, everything):+.1f} ({low:+.1f} to {high:+.1f}) |")
     system = (
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}"
     )
@@ -201,7 +268,7 @@ def main() -> None:
         for row in arguments.only:
             run(arguments.task, row, seed, arguments)
     table = report(arguments.task, arguments)
-    (arguments.out / arguments.task / "table.md").write_text(table)
+    (arguments.out / f"{arguments.task}.md").write_text(table)
     print(table)
 
 
