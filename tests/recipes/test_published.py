@@ -181,6 +181,12 @@ def test_the_augmentation_is_the_published_one_at_the_size_that_is_evaluated(rec
         assert data.boxes == ("none" if birds else "crop" if name.endswith("crops") else "cover")
 
 
+def test_satellite_pictures_are_of_the_stored_size(recipes: dict[str, Recipe]) -> None:
+    found = {name: recipe.data.max_short_side_px for name, recipe in recipes.items()}
+    stored = {"fmow_b0_224": 275, "fmow_b0_224_crops": 224}
+    assert found == {name: stored.get(name, 1000) if name.startswith("fmow") else None for name in recipes}
+
+
 def test_objectives_are_the_published_ones(recipes: dict[str, Recipe]) -> None:
     def weights(name: str) -> tuple[float, ...]:
         objective: Any = recipes[name].objective
