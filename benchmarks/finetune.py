@@ -30,7 +30,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from tnet.data.loading import eval_loader, open_split
+from tnet.evaluation.compare_measure import machine
 from tnet.evaluation.cost import multiply_adds, time_per_image_ms
+from tnet.evaluation.report import looks_label
 from tnet.models.base import Model
 from tnet.models.io import load_model
 from tnet.training.recipe import load_recipe
@@ -124,21 +126,21 @@ def write_folds(root: Path, folder: Path, fold: int, folds: int) -> None:
 def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train one network, or go on where it was stopped, and keep its answers for the test pictures."""
     folder = place(task, row, seed, arguments.out)
+    done = folder / "answers.npz"
+    if done.is_file():
+        return
     name, overrides = rows(task)[row]
-    overrides = [*overrides, f"data.root={arguments.root}", f"seed={seed}"]
+    root = arguments.root
+    if TASKS[task].folds:
+        root = arguments.out / TASKS[task].plain / f"fold-{seed}"
+        write_folds(arguments.root, root, seed, TASKS[task].folds)
+    overrides = [*overrides, f"data.root={root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if TASKS[task].folds:
-        tables = arguments.out / TASKS[task].plain / f"fold-{seed}"
-        write_folds(arguments.root, tables, seed, TASKS[task].folds)
-        overrides += [f"data.root={tables}"]
     if row == "tnet" and TASKS[task].taught:
         teacher = place(task, "full", seed, arguments.out)
         overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
     recipe = load_recipe(RECIPES / name, overrides)
-    done = folder / "answers.npz"
-    if done.is_file():
-        return
     train(recipe, folder, resume=(folder / "recipe.yaml").is_file())
     model = load_model(folder)
     data = open_split(recipe.data, model.config.in_channels, recipe.seed, "test")
@@ -163,9 +165,14 @@ def measured(task: str, row: str) -> list[tuple[str, int | tuple[int, ...] | Non
     return found
 
 
+def name_of(row: str, key: str) -> str:
+    """What the tables call a network, and what was measured of it."""
+    return f"TNet, {key}" if row == "tnet" else f"plain network, {row} resolution"
+
+
 def label(looks: int | tuple[int, ...]) -> str:
     """As the tables write it."""
-    return f"{looks if isinstance(looks, int) else 'x'.join(map(str, looks))} looks"
+    return f"{looks_label((looks,) if isinstance(looks, int) else looks)} looks"
 
 
 def score(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -198,8 +205,7 @@ def report(task: str, arguments: argparse.Namespace) -> str:
     found: dict[str, list[np.ndarray]] = {}
     for row in rows(task):
         for key, _, _ in measured(task, row):
-            name = f"plain network, {row} resolution" if row != "tnet" else f"TNet, {key}"
-            found[name] = [np.load(answers(row, seed))[key] for seed in seeds]
+            found[name_of(row, key)] = [np.load(answers(row, seed))[key] for seed in seeds]
     targets = [np.load(answers("base", seed))["targets"] for seed in seeds]
 
     def mean(name: str, chosen: list[np.ndarray]) -> float:
@@ -234,9 +240,7 @@ def report(task: str, arguments: argparse.Namespace) -> str:
     for pair in pairs:
         low, high = interval(lambda chosen, pair=pair: difference(*pair, chosen), sizes, shared)
         lines.append(f"| {' - '.join(pair)} | {difference(*pair, everything):+.1f} ({low:+.1f} to {high:+.1f}) |")
-    system = (
-        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}"
-    )
+    system = ", ".join(f"{key} {value}" for key, value in machine().items())
     return "\n".join([*lines, "", f"{system}, Python {platform.python_version()}, {date.today()}."]) + "\n"
 
 
@@ -246,10 +250,9 @@ def costs_of(task: str, row: str, folder: Path) -> dict[str, str]:
     images = torch.randint(256, (16, 3, *TASKS[task].size_hw), dtype=torch.uint8)
     found = {}
     for key, looks, policy in measured(task, row):
-        name = f"plain network, {row} resolution" if row != "tnet" else f"TNet, {key}"
         macs = multiply_adds(model, looks, TASKS[task].size_hw, policy) / 1e6
         timing = time_per_image_ms(model, images, looks, policy=policy)
-        found[name] = f"{macs:.0f} | {timing.median_ms:.1f} ({timing.min_ms:.1f} to {timing.max_ms:.1f})"
+        found[name_of(row, key)] = f"{macs:.0f} | {timing.median_ms:.1f} ({timing.min_ms:.1f} to {timing.max_ms:.1f})"
     return found
 
 

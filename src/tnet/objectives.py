@@ -167,8 +167,7 @@ class Objective(ModelObjective):
         features = output.features.detach()
         pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
         batch, looks = pairs.shape[:2]
-        pairs = pairs.flatten(0, 1)
-        logits = model.classifier(torch.einsum("bn,bnd->bd", model.aggregation(pairs), pairs))
+        logits = model.classify(pairs.flatten(0, 1))
         repeated = target[:, None].expand(-1, looks, *target.shape[1:]).flatten(0, 1)
         return -classification_loss(logits, repeated).unflatten(0, (batch, looks))
 

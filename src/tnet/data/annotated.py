@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from tnet.data.augment import Augment, sample_generator
 from tnet.data.folder import LabelledImages
-from tnet.data.images import image_size_hw, load_image
+from tnet.data.images import image_size_hw, load_image, shrunk_size
 from tnet.data.sample import Sample
 from tnet.errors import DataError, ImageError
 from tnet.scenes.base import BoxL0, Scene
@@ -272,10 +272,9 @@ def _shrunk(
     image: UInt8[Tensor, "channels height width"], max_side_px: int | None
 ) -> UInt8[Tensor, "channels new_height new_width"]:
     """Antialiased, so that the longer side has at most so many pixels."""
-    height, width = (int(side) for side in image.shape[1:])
-    if max_side_px is None or max(height, width) <= max_side_px:
+    stored_hw = (int(image.shape[1]), int(image.shape[2]))
+    size_hw = shrunk_size(stored_hw, max_side_px)
+    if size_hw == stored_hw:
         return image
-    scale = max_side_px / max(height, width)
-    size_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
     pixels = F.interpolate(image[None].float(), size_hw, mode="bilinear", antialias=True, align_corners=False)
     return pixels[0].round().clamp(0, 255).byte()

@@ -313,7 +313,7 @@ def pillow_limit(pixels: int) -> Iterator[None]:
 
 def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], max_side_px: int | None) -> Image.Image:
     """Decode, convert to grey or RGB, shrink and turn upright."""
-    width, height = _shrunk_size(image.size, max_side_px)
+    width, height = shrunk_size(image.size, max_side_px)
     box_px = None
     if (width, height) != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
         drafted = image.draft(None, (math.ceil(_REDUCING_GAP * width), math.ceil(_REDUCING_GAP * height)))
@@ -330,13 +330,13 @@ def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], max
     return picture
 
 
-def _shrunk_size(size_px: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
-    width, height = size_px
-    longer = max(width, height)
+def shrunk_size(size: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
+    """Both sides of a picture, in the order given, shrunk so that the longer one has at most so many pixels."""
+    longer = max(size)
     if max_side_px is None or longer <= max_side_px:
-        return width, height
+        return size
     scale = max_side_px / longer
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) -> Image.Image:

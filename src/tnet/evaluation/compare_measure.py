@@ -188,8 +188,7 @@ def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch c
     """
     if not (isinstance(model, TNet) and isinstance(output, TNetOutput)) or output.features.shape[1] < 2:
         return None
-    attended = output.features[:, 1:]
-    return model.classifier(torch.einsum("bn,bnd->bd", model.aggregation(attended), attended))
+    return model.classify(output.features[:, 1:])
 
 
 def is_right(

@@ -206,6 +206,14 @@ class TNet(Model):
             del described
         return self._classify(features, all_regions, location_logits, cells, log_probs, joint)
 
+    def classify(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch classes"]:
+        """Class logits from some of the features of each image together, without dropout.
+
+        Args:
+            features: as :attr:`TNetOutput.features` has them, any number of them in any order.
+        """
+        return self.classifier(torch.einsum("bn,bnd->bd", self.aggregation(features), features))
+
     def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
         """Look at regions and describe them."""
         pixels = self.pixels(scene, regions, self.config.base_px)

@@ -101,7 +101,7 @@ class TNetModule(pl.LightningModule):
 
     def _teacher(self, folder: str) -> Model:
         """The model to learn from, which does not learn itself."""
-        teacher = load_model(folder).eval().requires_grad_(False)
+        teacher = load_model(folder).requires_grad_(False)
         own = self.recipe.model
         theirs, ours = (
             (item.num_classes, item.class_names, item.multilabel, item.in_channels) for item in (teacher.config, own)

@@ -12,6 +12,7 @@ from tnet.backbones import BackboneConfig
 from tnet.data.survey import Survey
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
+from tnet.evaluation.report import macs_unit
 from tnet.geometry import Suggestion, suggest, total_looks
 from tnet.models.config import LocatorConfig, PolicyConfig, TNetConfig
 from tnet.models.tnet import TNet
@@ -25,9 +26,9 @@ _LEAST_EXTENT = 0.3
 _LOOKS = 3  # with one level of regions; with more, 2, and one inside each
 
 
-def amount(macs: float) -> str:
+def amount(macs: int) -> str:
     """A number of multiply-adds, short: ``1.20 G``, ``55.4 M``."""
-    unit, letter = (1e9, "G") if macs >= 1e9 else (1e6, "M")
+    unit, letter = macs_unit(macs)
     number = macs / unit
     return f"{number:,.0f} {letter}" if number >= 99.95 else f"{number:#.3g} {letter}"
 
