@@ -269,7 +269,7 @@ def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> Non
     assert float(loss.terms["entropy"]) == pytest.approx(-0.2 * sum(entropies) / len(entropies), rel=1e-6)
 
 
-# --- ranking
+# --- what looks are worth
 
 
 def a_traversal(config: TNetConfig) -> tuple[TNet, TNetOutput]:
@@ -293,32 +293,31 @@ def test_a_look_is_worth_what_it_says_of_the_label_together_with_the_whole(aggre
             assert float(worth[image, look]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_siblings_are_ranked_by_what_they_are_worth() -> None:
+def test_the_locator_is_paid_what_its_choice_is_worth_beyond_the_siblings() -> None:
     model, output = a_traversal(three_levels())
-    loss = Objective(ObjectiveConfig(rank_weight=0.7, rank_temperature=0.5))(output, TARGET, model)
+    loss = Objective(ObjectiveConfig(worth_weight=0.7))(output, TARGET, model)
     worth = Objective.worth(output, TARGET, model).numpy()
     groups = [worth[:, :2].reshape(-1, 2), worth[:, 2:].reshape(-1, 2)]  # by parent
     means = []
     for level, group in enumerate(groups):
-        costs = []
+        gains = []
         for row, (values_of, cells) in enumerate(zip(group, output.cells[level].tolist(), strict=True)):
-            said = output.location_logits[level][row].detach().numpy()[cells]
-            wanted = np.exp(values_of / 0.5) / np.exp(values_of / 0.5).sum()
-            costs.append(-(wanted * (said - np.log(np.exp(said).sum()))).sum())
-        means.append(sum(costs) / len(costs))
-    assert float(loss.terms["rank"].detach()) == pytest.approx(0.7 * sum(means) / 2, rel=1e-9)
-    loss.terms["rank"].backward()
+            said = np.exp(output.location_logits[level][row].detach().numpy()[cells])
+            gains.append((said / said.sum() * values_of).sum() - values_of.mean())
+        means.append(sum(gains) / len(gains))
+    assert float(loss.terms["worth"].detach()) == pytest.approx(-0.7 * sum(means) / 2, rel=1e-9)
+    loss.terms["worth"].backward()
     parts = {name.split(".")[0] for name, item in model.named_parameters() if item.grad is not None}
     assert parts == {"locator"}
 
 
-def test_ranking_teaches_the_locator_where_to_look() -> None:
+def test_worth_teaches_the_locator_where_to_look() -> None:
     """Whatever the cells say, the one whose region is worth more than its siblings is asked for."""
     model, output = a_traversal(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", logits="l2_scaled")))
     best = Objective.worth(output, TARGET, model).argmax(dim=1)
     wanted = output.cells[0].gather(1, best[:, None])
     logits = torch.zeros(BATCH, 9, dtype=torch.float64, requires_grad=True)
-    loss = Objective(ObjectiveConfig(rank_weight=1.0, reinforce_weight=0.0))(
+    loss = Objective(ObjectiveConfig(worth_weight=1.0, reinforce_weight=0.0))(
         replace(output, location_logits=(logits,)), TARGET, model
     )
     (gradient,) = torch.autograd.grad(loss.total, logits)
@@ -327,12 +326,9 @@ def test_ranking_teaches_the_locator_where_to_look() -> None:
 
 def test_one_look_has_no_sibling_and_the_model_must_be_given() -> None:
     model, output = a_traversal(tiny_config(looks=(1,)))
-    assert float(Objective(ObjectiveConfig(rank_weight=1.0))(output, TARGET, model).terms["rank"]) == 0
-    with pytest.raises(ConfigError, match="rank_weight needs the TNet"):
-        Objective(ObjectiveConfig(rank_weight=1.0))(output, TARGET)
-    for wrong in (0.0, math.nan, -1.0):
-        with pytest.raises(ConfigError, match="rank_temperature"):
-            ObjectiveConfig(rank_temperature=wrong)
+    assert float(Objective(ObjectiveConfig(worth_weight=1.0))(output, TARGET, model).terms["worth"]) == 0
+    with pytest.raises(ConfigError, match="worth_weight needs the TNet"):
+        Objective(ObjectiveConfig(worth_weight=1.0))(output, TARGET)
 
 
 # --- several labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +46,9 @@ class ObjectiveConfig:
             0.05 fMoW); the rest goes to the cross entropy of single features.
         joint_weight_reinforce: the same for the two REINFORCE terms.
         reinforce_weight: of both REINFORCE terms (paper: 0.1).
-        rank_weight: of the ranking of sibling regions by what they are worth (:meth:`Objective.worth`), by which the
-            locator learns from every look, not only from whether the answer was right (not in the paper). Needs 2 or
-            more looks at some level.
-        rank_temperature: nats of worth that make a region ``e`` times as wanted as its sibling.
+        worth_weight: of what the locator's choice among sibling regions is worth (:meth:`Objective.worth`), by which it
+            learns from every look, not only from whether the answer was right (not in the paper). Needs 2 or more
+            looks at some level.
         entropy_weight: of an entropy bonus on the location probabilities (0 in the paper).
         per_feature_levels: use single features of this many levels only, 0 for all (paper: 2 in fMoW stage 2).
         contrastive_weight: of the contrastive term (paper: 100 CUB, 50 NABirds).
@@ -63,8 +61,7 @@ class ObjectiveConfig:
     joint_weight_ce: float = 0.3
     joint_weight_reinforce: float = 0.3
     reinforce_weight: float = 0.1
-    rank_weight: float = 0.0
-    rank_temperature: float = 0.25
+    worth_weight: float = 0.0
     entropy_weight: float = 0.0
     per_feature_levels: int = 0
     contrastive_weight: float = 0.0
@@ -80,11 +77,9 @@ class ObjectiveConfig:
         check_smoothing(self.label_smoothing)
         check_weights(
             self,
-            *("reinforce_weight", "rank_weight", "entropy_weight", "contrastive_weight", "l2_weight"),
+            *("reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"),
             "per_feature_levels",
         )
-        if not 0 < self.rank_temperature < math.inf:
-            raise ConfigError(f"objective.rank_temperature is {self.rank_temperature}; give a number above 0")
 
 
 class Objective(ModelObjective):
@@ -141,8 +136,8 @@ class Objective(ModelObjective):
             terms["reinforce"] = ((joint_reward - self.baseline) * -output.joint_log_prob).mean() * share
             if config.entropy_weight:
                 terms["entropy"] = -config.entropy_weight * self._entropy(output)
-        if config.rank_weight and looks:
-            terms["rank"] = config.rank_weight * self._rank(output, target, model)
+        if config.worth_weight and looks:
+            terms["worth"] = -config.worth_weight * self._expected_worth(output, target, model)
         if config.contrastive_weight:
             same = (target[:, None] == target[None, :]) if target.ndim == 1 else (target @ target.T) > 0
             contrastive = contrastive_loss(output.aggregate, same, config.contrastive_margin)
@@ -171,29 +166,31 @@ class Objective(ModelObjective):
         repeated = target[:, None].expand(-1, looks, *target.shape[1:]).flatten(0, 1)
         return -classification_loss(logits, repeated).unflatten(0, (batch, looks))
 
-    def _rank(
+    def _expected_worth(
         self,
         output: TNetOutput,
         target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
         model: nn.Module | None,
     ) -> Float[Tensor, ""]:
-        """Cross entropy between what siblings are worth and what the locator said of them (ListNet, Cao et al. 2007).
+        """What a region drawn from those looked at, as the locator would draw, is worth more than any of its siblings.
 
-        Among the cells that were looked at, whatever the policy that chose them: no reward baseline is needed, nor the
-        probability of the choice.
+        An expectation, not an estimate of one: no reward baseline is needed, nor the probability of the choice, and any
+        policy can have chosen. Where all siblings are worth the same, as in pictures that are known by heart, there is
+        nothing to learn. (Cross entropy with what they are worth as a distribution makes the locator undecided there.)
         """
         if not isinstance(model, TNet):
             raise ConfigError(
-                "objective.rank_weight needs the TNet that made the output; give it as the third argument"
+                "objective.worth_weight needs the TNet that made the output; give it as the third argument"
             )
-        worth, losses, start = self.worth(output, target, model), [], 0
+        worth, gains, start = self.worth(output, target, model), [], 0
         for logits, cells in zip(output.location_logits, output.cells, strict=True):
             stop = start + cells.numel() // len(worth)
-            wanted = (worth[:, start:stop].reshape(cells.shape) / self.config.rank_temperature).softmax(dim=1)
+            siblings = worth[:, start:stop].reshape(cells.shape)
+            gained = siblings - siblings.mean(dim=1, keepdim=True)
             if cells.shape[1] > 1:
-                losses.append(-(wanted * logits.gather(1, cells).log_softmax(dim=1)).sum(dim=1).mean())
+                gains.append((logits.gather(1, cells).softmax(dim=1) * gained).sum(dim=1).mean())
             start = stop
-        return torch.stack(losses).mean() if losses else output.logits.new_zeros(())
+        return torch.stack(gains).mean() if gains else output.logits.new_zeros(())
 
     def _features_kept(self, output: TNetOutput) -> int:
         """Features that the per-feature terms use: those of the first levels, where a cap is set."""

@@ -204,10 +204,10 @@ class Recipe:
             )
         if self.train.mixup_alpha:
             self._check_mixup()
-        if getattr(self.objective, "rank_weight", 0) and max(self.model.default_looks, default=0) < 2:
+        if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=0) < 2:
             raise ConfigError(
-                f"objective.rank_weight is set, but model.looks {list(self.model.default_looks)} never has two regions "
-                "to rank; look at 2 or more of a level, or set rank_weight to 0"
+                f"objective.worth_weight is set, but model.looks {list(self.model.default_looks)} never has two "
+                "regions to compare; look at 2 or more of a level, or set worth_weight to 0"
             )
 
     def _check_mixup(self) -> None:
