@@ -171,7 +171,7 @@ def measured(task: str, row: str) -> list[tuple[str, int | tuple[int, ...] | Non
 
 def name_of(row: str, key: str) -> str:
     """What the tables call a network, and what was measured of it."""
-    return f"TNet, {key}" if row == "tnet" else f"plain network, {row} resolution"
+    return f"TNet, {key}".replace(" 1 looks", " 1 look") if row == "tnet" else f"plain network, {row} resolution"
 
 
 def label(looks: int | tuple[int, ...]) -> str:
@@ -203,7 +203,9 @@ def interval(statistic: Callable[[list[np.ndarray]], float], sizes: list[int], s
 
 def report(task: str, arguments: argparse.Namespace) -> str:
     """The tables of what is finished."""
-    held = f"{label(TASKS[task].held_to)}, topk"
+
+    def at(looks: int | tuple[int, ...], policy: str = "topk") -> str:
+        return name_of("tnet", f"{label(looks)}, {policy}")
 
     def answers(row: str, seed: int) -> Path:
         return place(task, row, seed, arguments.out) / "answers.npz"
@@ -248,9 +250,9 @@ def report(task: str, arguments: argparse.Namespace) -> str:
         by_seed = ", ".join(f"{score(logits, true):.1f}" for logits, true in zip(found[name], targets, strict=True))
         average, nats = (mean(name, everything, measure) for measure in (score, surprise))
         lines.append(f"| {name} | {average:.1f} ({low:.1f} to {high:.1f}) | {by_seed} | {nats:.3f} | {costs[name]} |")
-    pairs = [(f"TNet, {held}", f"plain network, {row} resolution") for row in ("base", "full")]
+    pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in ("base", "full")]
     for looks in TASKS[task].looks:
-        pairs += [(f"TNet, {label(looks)}, topk", f"TNet, {label(looks)}, {control}") for control in CONTROLS]
+        pairs += [(at(looks), at(looks, control)) for control in CONTROLS]
     lines += ["", "| difference (95 % interval) | points | cross entropy, nats |", "|---|---|---|"]
     for pair in pairs:
         lines.append(f"| {' - '.join(pair)} | {difference(pair, score, 1)} | {difference(pair, surprise, 3)} |")

@@ -101,8 +101,10 @@ class TimmBackbone(Backbone):
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Describe glimpses of the size the model was built for (any size for convolutional models)."""
-        # Channels last in memory, which convolutions hand on: their results are the same, sooner (docs/results.md).
-        glimpses = glimpses.contiguous(memory_format=torch.channels_last)
+        if glimpses.device.type == "cpu":
+            # Channels last in memory, which convolutions hand on: the same results sooner (docs/results.md; not measured
+            # on other devices).
+            glimpses = glimpses.contiguous(memory_format=torch.channels_last)
         if self._index is None:
             final = self.model.forward_features(glimpses)
             cell_map, self._tapped = self._tapped, None
