@@ -102,8 +102,8 @@ class TimmBackbone(Backbone):
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Describe glimpses of the size the model was built for (any size for convolutional models)."""
         if glimpses.device.type == "cpu":
-            # Channels last in memory, which convolutions hand on: the same results sooner (docs/results.md; not measured
-            # on other devices).
+            # Channels last in memory, which convolutions hand on: the same results sooner (docs/results.md). Other
+            # devices were not measured.
             glimpses = glimpses.contiguous(memory_format=torch.channels_last)
         if self._index is None:
             final = self.model.forward_features(glimpses)
