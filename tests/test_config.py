@@ -196,6 +196,7 @@ def test_a_model_that_contradicts_itself_is_refused(values: dict[str, Any], mess
         (LocatorConfig, {"position_start": -1}, "model.locator.position_start is -1"),
         (LocatorConfig, {"position_step": 0}, "model.locator.position_step is 0"),
         (PolicyConfig, {"temperature": 0.0}, "model.policy.temperature is 0.0"),
+        (PolicyConfig, {"max_overlap": 1.5}, "model.policy.max_overlap is 1.5"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(cls: type, values: dict[str, Any], message: str) -> None:

@@ -19,6 +19,7 @@ from tnet.geometry import (
     cell_spans,
     choose_cells,
     chosen_patches,
+    covered_shares,
     patch_boxes,
     position_boxes,
     resolve_looks,
@@ -206,6 +207,14 @@ def test_positions_of_a_level_number_its_overall_grid() -> None:
     level_2 = choose_cells(level_1, grid, everything.expand(6, 6))
     assert sorted(map(tuple, level_1.position_yx.tolist())) == [(y, x) for y in range(2) for x in range(3)]
     assert sorted(map(tuple, level_2.position_yx.tolist())) == [(y, x) for y in range(4) for x in range(9)]
+
+
+@given(grids)
+def test_the_share_that_cells_cover_of_each_other_is_that_of_their_boxes(grid: Grid) -> None:
+    boxes = cell_boxes(whole_images([(4000, 6000)]), grid)[0].double()
+    low, high = torch.maximum(boxes[:, None, :2], boxes[:, :2]), torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2) / (boxes[0, 2:] - boxes[0, :2]).prod()
+    torch.testing.assert_close(covered_shares(grid).double(), shared, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("cells", [[[9]], [[-1]], [[0, 12]]])

@@ -25,6 +25,9 @@ from torch import Tensor
 
 from tnet.errors import GeometryError
 
+# So long an axis that rounding to its pixels does not matter.
+_FINE_PX = 10**6
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -96,6 +99,18 @@ def axis_cells(size_px: int, count: int, cell_extent: float) -> AxisCells:
     before = math.ceil(total_pad / 2)
     starts = tuple(i * stride_px - before for i in range(count))
     return AxisCells(starts, cell_px, stride_px, before, total_pad - before)
+
+
+@lru_cache(maxsize=64)
+def covered_shares(grid: Grid) -> Float[Tensor, "cells cells"]:
+    """How much of each cell every other cell of the same region covers, as a share of its area, pixels left aside."""
+
+    def along(count: int) -> Tensor:
+        axis = axis_cells(_FINE_PX, count, grid.cell_extent)
+        starts = torch.tensor(axis.starts_px, dtype=torch.float64)
+        return (1 - (starts[:, None] - starts).abs() / axis.cell_px).clamp(min=0)
+
+    return torch.kron(along(grid.rows), along(grid.cols)).float()
 
 
 @dataclass(frozen=True)

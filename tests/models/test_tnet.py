@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tnet.backbones import BackboneConfig
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Grid, Regions, choose_cells, whole_images
+from tnet.geometry import Grid, Regions, choose_cells, covered_shares, whole_images
 from tnet.models.config import LocatorConfig, PolicyConfig, PolicyKind, PositionConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Objective, ObjectiveConfig
@@ -308,6 +309,23 @@ def test_a_policy_can_be_given_with_the_call() -> None:
     output = model(torch.rand(1, 1, 96, 96), looks=3, policy=FixedCells([8, 0, 4]))
     assert output.regions[1].cell.tolist() == [0, 4, 8] and not output.log_prob.any()
     assert model(torch.rand(1, 1, 96, 96), looks=1, policy="centre").regions[1].cell.tolist() == [4]
+
+
+@pytest.mark.parametrize("kind", ["topk", "centre"])
+def test_looks_at_one_place_are_kept_apart(kind: PolicyKind) -> None:
+    """At most half of a cell is covered by another that is looked at, where all of them may be by default."""
+    grid = Grid(5, 5, 0.4)
+    shares = covered_shares(grid)
+
+    def most_covered(policy: PolicyConfig) -> float:
+        looked = build(tiny_config(grid=grid, policy=policy))(torch.rand(6, 1, 96, 96), looks=4, policy=kind)
+        return max(
+            float(shares[first, second])
+            for row in looked.regions[1].cell.reshape(6, 4).tolist()
+            for first, second in combinations(row, 2)
+        )
+
+    assert most_covered(PolicyConfig(max_overlap=0.5)) < 0.5 < most_covered(PolicyConfig())
 
 
 # --- what learns from what

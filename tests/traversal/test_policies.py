@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tnet.errors import GeometryError
 from tnet.traversal import FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
-from tnet.traversal.policies import MAX_SET_SIZE, Choice, raster_order, sequence_log_prob, set_log_prob
+from tnet.traversal.policies import MAX_SET_SIZE, Choice, most_wanted, raster_order, sequence_log_prob, set_log_prob
 
 LOGITS = [0.3, -1.2, 2.0, 0.3, -0.4]
 
@@ -222,6 +222,25 @@ def test_topk_keeps_the_log_of_nothing_finite() -> None:
     assert choice.log_prob[0, 1].item() == pytest.approx(math.log(1e-10), rel=1e-5)
 
 
+@given(data=st.data(), cells=st.integers(2, 9))
+def test_cells_apart_are_passed_over_while_others_are_left(data: st.DataObject, cells: int) -> None:
+    k = data.draw(st.integers(1, cells))
+    logits = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=cells, max_size=cells))
+    near = data.draw(st.sets(st.tuples(st.integers(0, cells - 1), st.integers(0, cells - 1)), max_size=12))
+    apart = torch.zeros(cells, cells, dtype=torch.bool)
+    for first, second in near:
+        apart[first, second] = True
+    expected: list[int] = []
+    for _ in range(k):
+        left = [i for i in range(cells) if i not in expected]
+        free = [i for i in left if not any((other, i) in near for other in expected)]
+        expected.append(max(free or left, key=lambda i: (logits[i], -i)))
+    rows = torch.tensor([logits, logits[::-1]])
+    assert most_wanted(rows, k, apart)[0].tolist() == expected
+    assert TopK(apart)(rows, k).cells[0].tolist() == sorted(expected)
+    assert most_wanted(rows, k, torch.zeros_like(apart)).equal(most_wanted(rows, k))
+
+
 # --- controls
 
 
@@ -250,6 +269,13 @@ def test_the_centre_comes_first(rows: int, cols: int, first: set[int]) -> None:
     assert policy(torch.zeros(1, rows * cols), rows * cols).cells.tolist() == [list(range(rows * cols))]
     away = [abs(i // cols - (rows - 1) / 2) ** 2 + abs(i % cols - (cols - 1) / 2) ** 2 for i in policy.order]
     assert away == sorted(away)
+
+
+def test_the_centre_too_keeps_cells_apart() -> None:
+    near = (torch.arange(25) % 5)[:, None] == (torch.arange(25) % 5)  # a column each
+    assert FixedCells.centre_out(5, 5).order[:3] == (12, 7, 11)
+    assert FixedCells.centre_out(5, 5, near).order[:5] == (12, 11, 13, 10, 14)
+    assert sorted(FixedCells.centre_out(5, 5, near).order) == list(range(25))
 
 
 @pytest.mark.parametrize(

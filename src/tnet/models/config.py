@@ -85,14 +85,20 @@ class PolicyConfig:
         eval: in evaluation.
         joint: log-probability of a sampled choice: of the ``sequence`` drawn or of the ``set``.
         temperature: of sampling in training.
+        max_overlap: share of a cell that another one chosen in the same region may cover, by ``topk`` and ``centre``,
+            as long as any other cell is left; 1 as published. Two looks at nearly the same place say little more
+            than one.
     """
 
     train: PolicyKind = "topk"
     eval: PolicyKind = "topk"
     joint: Literal["sequence", "set"] = "sequence"
     temperature: float = 1.0
+    max_overlap: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_overlap <= 1:
+            raise ConfigError(f"model.policy.max_overlap is {self.max_overlap}; give a share between 0 and 1")
         if not self.temperature > 0:
             raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import Described, PopulationNorms, create_backbone
-from tnet.geometry import Regions, choose_cells, whole_images
+from tnet.geometry import Regions, choose_cells, covered_shares, whole_images
 from tnet.models.base import Images, Model, ModelOutput, mean_entropy
 from tnet.models.config import TNetConfig
 from tnet.models.parts import FeatureWeighting, Locator, MeanAggregation, PositionModule, pool_cells, sample_cells
@@ -142,13 +142,15 @@ class TNet(Model):
         config = self.config.policy
         kind = kind or (config.train if self.training else config.eval)
         super().policy(kind)
+        grid = self.config.grid
+        apart = covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
         if kind == "topk":
-            return TopK()
+            return TopK(apart)
         if kind == "sample":
             return SampleWithoutReplacement(config.joint, config.temperature)
         if kind == "random":
             return RandomCells()
-        return FixedCells.centre_out(self.config.grid.rows, self.config.grid.cols)
+        return FixedCells.centre_out(grid.rows, grid.cols, apart)
 
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:

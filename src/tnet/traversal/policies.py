@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnet.errors import GeometryError
@@ -59,19 +59,52 @@ def raster_order(
     return cells, log_prob.gather(1, order)
 
 
+def most_wanted(
+    logits: Float[Tensor, "regions cells"], k: int, apart: Bool[Tensor, "cells cells"] | None = None
+) -> Int[Tensor, "regions k"]:
+    """The ``k`` cells with the largest logits, best first; ties go to the lower index.
+
+    Args:
+        logits: of each cell.
+        k: how many.
+        apart: pairs of cells of which the second is passed over once the first is taken, as long as any other is left.
+    """
+    # A stable descending sort settles ties; topk leaves them open.
+    order = logits.detach().sort(dim=1, descending=True, stable=True).indices
+    if apart is None:
+        return order[:, :k]
+    cells = order.shape[1]
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(cells, device=order.device).expand_as(order))
+    apart = apart.to(order.device)
+    passed = torch.zeros_like(order, dtype=torch.bool)
+    chosen = []
+    for _ in range(k):
+        cell = (place + cells * passed).argmin(dim=1, keepdim=True)
+        chosen.append(cell)
+        passed |= apart[cell.squeeze(1)]
+        place = place.scatter(1, cell, 2 * cells)
+    return torch.cat(chosen, dim=1)
+
+
 class TopK:
     """The ``k`` most probable cells, in training too (the published form).
 
     Ties go to the lower index. The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their
     sum, as in the paper's objective, although a deterministic choice has no distribution.
+
+    Args:
+        apart: pairs of cells that are not looked at together, as long as any other is left (:func:`most_wanted`);
+            ``None`` as published.
     """
 
     needs_logits = True
 
+    def __init__(self, apart: Bool[Tensor, "cells cells"] | None = None) -> None:
+        self.apart = apart
+
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose the ``k`` most probable cells."""
-        # A stable descending sort settles ties; topk leaves them open.
-        cells = logits.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
+        cells = most_wanted(logits, k, self.apart)
         log_prob = torch.log(logits.softmax(dim=1) + 1e-10).gather(1, cells)
         cells, log_prob = raster_order(cells, log_prob)
         return Choice(cells, log_prob, log_prob.sum(dim=1))
@@ -192,10 +225,16 @@ class FixedCells:
         self.order = tuple(order)
 
     @classmethod
-    def centre_out(cls, rows: int, cols: int) -> FixedCells:
-        """Cells by their distance from the middle; with ``k`` of all cells this is the whole grid."""
-        middle_y, middle_x = (rows - 1) / 2, (cols - 1) / 2
-        return cls(sorted(range(rows * cols), key=lambda i: (i // cols - middle_y) ** 2 + (i % cols - middle_x) ** 2))
+    def centre_out(cls, rows: int, cols: int, apart: Bool[Tensor, "cells cells"] | None = None) -> FixedCells:
+        """Cells by their distance from the middle; with ``k`` of all cells this is the whole grid.
+
+        Args:
+            rows: of the grid.
+            cols: of the grid.
+            apart: pairs of cells that are not looked at together, as long as any other is left.
+        """
+        away = [(i // cols - (rows - 1) / 2) ** 2 + (i % cols - (cols - 1) / 2) ** 2 for i in range(rows * cols)]
+        return cls(most_wanted(-torch.tensor([away]), rows * cols, apart)[0].tolist())
 
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose the first ``k`` cells of the order."""
