@@ -14,6 +14,7 @@ from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
+from tnet.objectives import ObjectiveConfig
 from tnet.training.recipe import parse_recipe
 from tnet.training.suggest import Proposal, explain, parse_macs, propose, recipe_text
 
@@ -164,6 +165,25 @@ def test_training_follows_the_number_of_pictures() -> None:
     assert many.recipe.train.batch_size == 32 and many.recipe.train.epochs == 5
     assert few.recipe.data.augment.brightness and not many.recipe.data.augment.brightness
     assert many.recipe.optim.backbone_lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "looks", "expected"),
+    [
+        ((227, 227), (3,), ObjectiveConfig(worth_weight=1.0, reinforce_weight=0.0)),
+        ((480, 640), (2, 1), ObjectiveConfig(worth_weight=1.0)),  # the second is alone in its region
+        ((100, 100), (1,), ObjectiveConfig()),
+        ((28, 28), (), ObjectiveConfig()),
+    ],
+)
+def test_the_locator_learns_from_worth_where_looks_can_be_compared(
+    size_hw: tuple[int, int], looks: tuple[int, ...], expected: ObjectiveConfig
+) -> None:
+    proposal = ask(size_hw)
+    assert (model_of(proposal).looks, proposal.recipe.objective) == (looks, expected)
+    text = recipe_text(proposal)
+    assert ("\nobjective:\n" in text) is (expected != ObjectiveConfig())
+    assert parse_recipe(text) == proposal.recipe
 
 
 def test_slides_are_read_lazily_and_turned() -> None:

@@ -23,6 +23,7 @@ BASES_PX = tuple(range(224, 63, -16))
 GAIN, LEAST_GAIN = 2.0, 1.5
 # Cells smaller than this share of their region are too faint in it to be chosen well.
 _LEAST_EXTENT = 0.3
+_MAX_OVERLAP = 0.5  # of looks in the same region
 _LOOKS = 3  # with one level of regions; with more, 2, and one inside each
 
 
@@ -224,7 +225,7 @@ def _plan(
         levels=1 + len(looks),
         looks=looks,
         locator=LocatorConfig(logits="l2_scaled"),
-        policy=PolicyConfig(train="sample"),
+        policy=PolicyConfig(train="sample", max_overlap=_MAX_OVERLAP),
         dropout=0.2,
         mean=weights.mean,
         std=weights.std,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tnet.data.survey import Survey
 from tnet.geometry import total_looks
+from tnet.objectives import ObjectiveConfig
 from tnet.training.plan import BASES_PX, GAIN, LEAST_GAIN, LookPlan, Weights, amount
 from tnet.training.recipe import Recipe
 
@@ -94,6 +95,13 @@ def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) 
     train, optim = recipe.train, recipe.optim
     new = f"{optim.lr:g} for the new layers, {optim.backbone_lr or optim.lr:g} for the pretrained backbone"
     rates = new if weights.hub_id else f"{optim.lr:g} for all layers, none of which is pretrained"
+    if isinstance(recipe.objective, ObjectiveConfig) and recipe.objective.worth_weight:
+        yield Reason(
+            "locator",
+            "objective",
+            "learns from what each region looked at is worth beside its siblings, so that every look teaches"
+            + (", and from rewards where it has none" if recipe.objective.reinforce_weight else ""),
+        )
     yield Reason("rates", "optim", f"{rates}; falling to 0 along a cosine")
     yield from _data_reasons(survey, recipe)
     glimpses = 1 + total_looks(recipe.model.default_looks)

@@ -22,6 +22,7 @@ from tnet.data.survey import Survey
 from tnet.errors import ConfigError
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
+from tnet.objectives import ObjectiveConfig
 from tnet.training.plan import Weights, amount, choose_plan
 from tnet.training.reasons import Reason, data_warnings, model_reasons, model_warnings, other_reasons, times
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, parse_recipe
@@ -38,6 +39,7 @@ _FEW_TO_TRAIN = 1000  # training pictures below which they are changed more
 # What a recipe says even where it is the default.
 _ALWAYS = {
     "model": ("base_px", "levels", "grid", "looks"),
+    "objective": (),
     "optim": ("lr", "schedule"),
     "data": ("kind", "root", "train", "val"),
     "train": ("epochs", "batch_size"),
@@ -104,10 +106,19 @@ def propose(survey: Survey, *, budget_macs: int | None = None, backbone: str = D
     # The data sets the classes when training starts.
     model = replace(plan.config, num_classes=TNetConfig.num_classes, multilabel=False)
     title = f"{_printable(survey.place)}, {len(survey.classes)} classes"
-    recipe = Recipe(title=title, model=model, optim=optim, data=_data(survey), train=train)
+    data, objective = _data(survey), _objective(model)
+    recipe = Recipe(title=title, model=model, objective=objective, optim=optim, data=data, train=train)
     reasons = (*model_reasons(survey, plan, weights, budget_macs), *other_reasons(survey, recipe, weights, _STEPS))
     warnings = (*data_warnings(survey), *model_warnings(survey, plan, weights, budget_macs))
     return Proposal(survey, recipe, reasons, warnings, plan.macs, plan.macs_whole, plan.macs_full)
+
+
+def _objective(model: TNetConfig) -> ObjectiveConfig:
+    """The locator learns from what looks are worth; from rewards where a look has no other to be compared with."""
+    if max(model.looks, default=0) < 2:
+        return ObjectiveConfig()
+    rewarded = ObjectiveConfig.reinforce_weight if min(model.looks) < 2 else 0.0
+    return ObjectiveConfig(worth_weight=1.0, reinforce_weight=rewarded)
 
 
 def _training(survey: Survey, model: TNetConfig, weights: Weights) -> tuple[TrainConfig, OptimConfig]:
@@ -173,6 +184,8 @@ def recipe_text(proposal: Proposal, run: str = "runs/mine") -> str:
     lines.append(f"title: {_flow(recipe.title)}")
     plain, default = to_plain(recipe), to_plain(Recipe())
     for section, always in _ALWAYS.items():
+        if not always and plain[section] == default[section]:
+            continue
         lines.append(f"{section}:")
         for reason in proposal.reasons:
             if reason.section == section:
