@@ -2,7 +2,7 @@
 
     python benchmarks/memory_format.py [--rounds 5]
 
-Backbones of timm get their glimpses so (``tnet.backbones.timm_backbone``); the project's own is measured beside them.
+Backbones of timm get their glimpses so in evaluation and in ``tnet train``; the project's own is measured beside them.
 """
 
 from __future__ import annotations

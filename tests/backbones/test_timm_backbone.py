@@ -55,6 +55,21 @@ def test_a_family_describes_glimpses(name: str, side: int, kwargs: dict[str, Any
     torch.testing.assert_close(both.cell_map[1:], alone.cell_map, rtol=1e-4, atol=1e-4)
 
 
+def test_channels_come_last_in_memory_where_rounding_does_not_matter() -> None:
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
+    formats: list[bool] = []
+    backbone.model.conv1.register_forward_pre_hook(
+        lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    glimpses = torch.randn(2, 3, 64, 64)
+    described = []
+    for training, asked in ((True, False), (True, True), (False, False)):
+        backbone.train(training).train_channels_last = asked
+        described.append(backbone(glimpses).pooled)
+    assert formats == [False, True, True]
+    torch.testing.assert_close(described[0], described[1], rtol=1e-4, atol=1e-4)
+
+
 @families
 def test_the_pooled_feature_is_what_the_models_own_classifier_sees(
     name: str, side: int, kwargs: dict[str, Any]

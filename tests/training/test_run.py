@@ -20,8 +20,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from tests.helpers import tiny_recipe
+from tests.helpers import TINY_RESNET, tiny_recipe
+from torch import Tensor
 
+from tnet.backbones import TimmBackbone
+from tnet.backbones.base import Described
 from tnet.data.config import DataConfig
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, OutputError, TrainingError
 from tnet.models.io import load_model
@@ -194,6 +197,20 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     load_model(tmp_path)  # what there is by then can be used
     assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_training_on_the_cpu_keeps_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[bool] = set()
+    describe = TimmBackbone.forward
+
+    def forward(backbone: TimmBackbone, glimpses: Tensor) -> Described:
+        if backbone.training:
+            seen.add(backbone.train_channels_last)
+        return describe(backbone, glimpses)
+
+    monkeypatch.setattr(TimmBackbone, "forward", forward)
+    train(tiny_recipe(model={"backbone": TINY_RESNET}, train={"epochs": 1}), tmp_path / "run", progress=False)
+    assert seen == {True}
 
 
 def test_batch_norm_measured_anew_is_resumed_too(tmp_path: Path) -> None:

@@ -46,11 +46,16 @@ class TimmBackbone(Backbone):
         base_px: side of a glimpse; models with a fixed input size are built for it.
         grid_side: the larger of the grid's rows and columns, for ``tap: auto``.
 
+    Attributes:
+        train_channels_last: keep pixels channels last in memory on the CPU in training too, as in evaluation. Faster,
+            but batch norm then adds up in single precision: gradients are rounded 2 to 8 times as coarsely.
+
     Raises:
         ConfigError: unknown model, arguments it does not take, or a tap that it does not have.
     """
 
     min_px = 8
+    train_channels_last = False
 
     def __init__(self, config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> None:
         super().__init__()
@@ -101,9 +106,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Describe glimpses of the size the model was built for (any size for convolutional models)."""
-        if glimpses.device.type == "cpu":
-            # Channels last in memory, which convolutions hand on: the same results sooner (docs/results.md). Other
-            # devices were not measured.
+        if glimpses.device.type == "cpu" and (self.train_channels_last or not self.training):
+            # Which convolutions hand on: results sooner (docs/results.md). Other devices were not measured.
             glimpses = glimpses.contiguous(memory_format=torch.channels_last)
         if self._index is None:
             final = self.model.forward_features(glimpses)

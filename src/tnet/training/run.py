@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tnet.allocator import keep_freed_memory
+from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
 from tnet.models.base import Model
@@ -104,6 +105,9 @@ def train(
     trainer = _trainer(recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
+        for part in module.modules():
+            if isinstance(part, TimmBackbone):
+                part.train_channels_last = True
     start = time.monotonic()
     try:
         _fit(trainer, module, data, checkpoint)
