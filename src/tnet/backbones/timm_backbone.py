@@ -48,7 +48,7 @@ class TimmBackbone(Backbone):
 
     Attributes:
         train_channels_last: keep pixels channels last in memory on the CPU in training too, as in evaluation. Faster,
-            but batch norm then adds up in single precision: gradients are rounded 2 to 8 times as coarsely.
+            but batch norm then adds up in single precision, and gradients are rounded more coarsely.
 
     Raises:
         ConfigError: unknown model, arguments it does not take, or a tap that it does not have.
