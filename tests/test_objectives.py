@@ -549,6 +549,8 @@ def test_the_reference_implementations_loss(name: str) -> None:
         ({"reinforce_weight": math.nan}, r"objective\.reinforce_weight is nan; give"),
         ({"entropy_weight": -1.0}, r"objective\.entropy_weight is -1.0; give"),
         ({"contrastive_weight": -1.0}, r"objective\.contrastive_weight is -1.0; give"),
+        ({"contrastive_margin": 1.5}, r"objective\.contrastive_margin is 1.5; give a cosine, from -1 to 1"),
+        ({"contrastive_margin": math.nan}, r"objective\.contrastive_margin is nan; give"),
         ({"l2_weight": math.inf}, r"objective\.l2_weight is inf; give"),
         ({"per_feature_levels": -1}, r"objective\.per_feature_levels is -1; give"),
     ],

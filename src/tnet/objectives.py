@@ -74,6 +74,8 @@ class ObjectiveConfig:
         for name in ("joint_weight_ce", "joint_weight_reinforce"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
+        if not -1 <= self.contrastive_margin <= 1:
+            raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
         check_smoothing(self.label_smoothing)
         check_weights(
             self,

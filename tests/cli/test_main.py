@@ -145,6 +145,13 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
     assert CliRunner().invoke(fails_with(error), ["verb"]).exception is error
 
 
+def test_python_m_tnet_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tnet", "info", "nowhere.tif"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere.tif" in done.stderr
+
+
 def test_the_reader_may_go_away() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.argv[0] = 'tnet'; from tnet.cli.main import main; main()", "--help"],

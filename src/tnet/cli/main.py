@@ -152,7 +152,3 @@ def _flush() -> None:
     except BrokenPipeError:
         # Python flushes once more on its way out, and must find a place to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    main()

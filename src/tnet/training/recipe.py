@@ -14,7 +14,7 @@ import yaml
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
-from tnet.errors import ConfigError, RecipeError
+from tnet.errors import ConfigError, DataError, RecipeError
 from tnet.files import write_text
 from tnet.losses import ModelObjective
 from tnet.models.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
@@ -231,8 +231,22 @@ def build_objective(config: AnyObjectiveConfig) -> ModelObjective:
     return objective
 
 
+class _RepeatedKeyError(yaml.MarkedYAMLError):
+    """A key that a mapping has twice, which YAML forbids and PyYAML lets pass."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, as everybody but YAML 1.1 expects."""
+    """YAML that reads 1e-4 as a number, as everybody but YAML 1.1 expects, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _RepeatedKeyError(problem=key.value, problem_mark=key.start_mark)
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class _Dumper(yaml.SafeDumper):
@@ -365,7 +379,7 @@ def read_yaml(text: str, source: str) -> Any:
     """YAML as recipes are written: ``1e-4`` is a number.
 
     Raises:
-        RecipeError: it is not YAML; with the line.
+        RecipeError: it is not YAML, or has a key twice; with the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -373,6 +387,8 @@ def read_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if isinstance(error, _RepeatedKeyError):
+            raise RecipeError(f"{source}{where}: {problem} is given twice; keep one of them") from None
         raise RecipeError(f"{source}{where}: not YAML ({problem}); check colons and indentation") from None
     except ValueError as error:  # a date or number that only looks like one, such as 2024-13-45
         raise RecipeError(f"{source}: not YAML ({error}); put quotes around text") from None
@@ -403,7 +419,16 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
-    """The recipe with the data's classes in its model."""
+    """The recipe with the data's classes in its model.
+
+    Raises:
+        DataError: there is a single class, and each picture has one.
+    """
+    if len(classes) < 2 and not multilabel:
+        raise DataError(
+            f"all training pictures are of one class ({', '.join(classes) or 'none'}), which leaves nothing to tell "
+            "apart; give a folder, or a label, to each of at least 2 classes"
+        )
     known: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
     model = replace(recipe.model, **known)
     return replace(recipe, model=model)
