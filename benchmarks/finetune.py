@@ -1,9 +1,10 @@
 """Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
 
-For each seed the plain network is trained at TNet's base resolution and at full resolution, and then the TNet, where
-that is affordable from the second one's weights and with it as a teacher. All by recipes of ``recipes/finetune/``; the
-best epoch is chosen on validation pictures, and what is reported is measured on others. Resumable: what is finished is
-read back.
+For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
+costs much more than a TNet, at the one at which it costs as much. Then the TNet: where that is affordable from the
+weights of the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then
+has too. All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported
+is measured on others. Resumable: what is finished is read back.
 
 Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
 others chooses the epoch.
@@ -52,17 +53,21 @@ class Task:
 
     Attributes:
         full_px: side at which the plain network sees all there is.
+        same_px: side at which the plain network costs what the TNet does with the looks that it is held to; ``None``
+            where ``full_px`` is near it.
         looks: numbers of looks that are reported.
         held_to: the one that is held against the plain networks.
         size_hw: of a picture, pixels, for time.
         recipe: of the TNet.
         plain: recipe of the plain networks.
         overrides: of the plain network at full resolution: what its size makes necessary.
-        taught: the TNet goes on from the plain network at full resolution, which is its teacher.
+        taught: the TNet, and the plain network at its cost, go on from the plain network at full resolution, which is
+            their teacher.
         folds: seeds are folds of this many; 0 for a test set that is the same for all.
     """
 
     full_px: int
+    same_px: int | None
     looks: tuple[int | tuple[int, ...], ...]
     held_to: int | tuple[int, ...]
     size_hw: tuple[int, int]
@@ -78,11 +83,11 @@ class Task:
 FUNDUS_FULL = ("train.batch_size=4", "train.epochs=8")
 FUNDUS_HW = (1296, 1936)
 TASKS = {
-    "birds": Task(224, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
-    "photographs": Task(224, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, taught=False, folds=5),
+    "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
+    "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
+    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, taught=False, folds=5),
     "fundus_3_levels": Task(
-        672, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL,
+        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL,
         taught=False, folds=5,
     ),
 }  # fmt: skip
@@ -92,9 +97,11 @@ def rows(task: str) -> dict[str, tuple[str, list[str]]]:
     """Recipe and overrides of each network, in the order of training."""
     chosen = TASKS[task]
     plain = f"{chosen.plain}.yaml"
+    same = {} if chosen.same_px is None else {"same": (plain, [f"model.base_px={chosen.same_px}"])}
     return {
         "full": (plain, [f"model.base_px={chosen.full_px}", *chosen.overrides]),
         "base": (plain, []),
+        **same,
         "tnet": (f"{chosen.recipe}.yaml", []),
     }
 
@@ -141,7 +148,7 @@ def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     overrides = [*overrides, f"data.root={root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if row == "tnet" and TASKS[task].taught:
+    if row in ("tnet", "same") and TASKS[task].taught:
         teacher = place(task, "full", seed, arguments.out)
         overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
     recipe = load_recipe(RECIPES / name, overrides)
@@ -171,7 +178,9 @@ def measured(task: str, row: str) -> list[tuple[str, int | tuple[int, ...] | Non
 
 def name_of(row: str, key: str) -> str:
     """What the tables call a network, and what was measured of it."""
-    return f"TNet, {key}".replace(" 1 looks", " 1 look") if row == "tnet" else f"plain network, {row} resolution"
+    if row == "tnet":
+        return f"TNet, {key}".replace(" 1 looks", " 1 look")
+    return "plain network, " + ("TNet's cost" if row == "same" else f"{row} resolution")
 
 
 def label(looks: int | tuple[int, ...]) -> str:
@@ -250,7 +259,7 @@ def report(task: str, arguments: argparse.Namespace) -> str:
         by_seed = ", ".join(f"{score(logits, true):.1f}" for logits, true in zip(found[name], targets, strict=True))
         average, nats = (mean(name, everything, measure) for measure in (score, surprise))
         lines.append(f"| {name} | {average:.1f} ({low:.1f} to {high:.1f}) | {by_seed} | {nats:.3f} | {costs[name]} |")
-    pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in ("base", "full")]
+    pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in rows(task) if row != "tnet"]
     for looks in TASKS[task].looks:
         pairs += [(at(looks), at(looks, control)) for control in CONTROLS]
     lines += ["", "| difference (95 % interval) | points | cross entropy, nats |", "|---|---|---|"]
@@ -280,12 +289,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of the backbone; the network's own are fetched if left out")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=["full", "base", "tnet"], nargs="+", default=["full", "base", "tnet"])
+    every = ["full", "base", "same", "tnet"]
+    parser.add_argument("--only", choices=every, nargs="+", default=every, help="rows to train")
     parser.add_argument("--report", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the command line does; times depend on it
     for seed in () if arguments.report else arguments.seeds:
-        for row in arguments.only:
+        for row in (row for row in rows(arguments.task) if row in arguments.only):
             run(arguments.task, row, seed, arguments)
     table = report(arguments.task, arguments)
     (arguments.out / f"{arguments.task}.md").write_text(table)
