@@ -21,6 +21,7 @@ from tnet.models.parts import (
     Coordinates,
     FeatureWeighting,
     Locator,
+    MaxAggregation,
     MeanAggregation,
     PositionModule,
     activation,
@@ -252,18 +253,33 @@ def test_the_locator_gives_no_gradient_to_what_it_rates(kind: str) -> None:
 
 
 def test_the_mean_weighs_all_alike() -> None:
-    assert MeanAggregation()(torch.rand(2, 4, 3)).tolist() == [[0.25] * 4] * 2
+    features = torch.rand(2, 4, 3)
+    found = MeanAggregation()(features)
+    assert found.weights.tolist() == [[0.25] * 4] * 2
+    torch.testing.assert_close(found.feature, features.mean(dim=1))
+
+
+def test_the_maximum_keeps_what_one_feature_has_and_says_whose_it_is() -> None:
+    features = torch.tensor([[[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, -1.0], [0.5, 1.0, -3.0, -2.0]]], requires_grad=True)
+    found = MaxAggregation()(features)
+    assert found.feature.tolist() == [[1.0, 2.0, 0.0, 0.0]]
+    assert found.weights.tolist() == [[0.75, 0.25, 0.0]]
+    found.feature.sum().backward()
+    assert features.grad is not None and features.grad.sum(dim=(0, 2)).tolist() == [3.0, 1.0, 0.0]
 
 
 def test_feature_weighting_by_its_formula() -> None:
     module = FeatureWeighting(8)
     assert module.squeeze.out_features == 2
     features = torch.randn(2, 5, 8)
-    found = module(features)
+    feature, found = module(features)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
     for image in range(2):
         mean = features[image].mean(dim=0)
         gate = torch.sigmoid(module.excite(F.silu(module.squeeze(mean))))
         rated = torch.stack([module.rate(feature * gate)[0] for feature in features[image]])
         torch.testing.assert_close(found[image], rated.exp() / rated.exp().sum())
-    assert FeatureWeighting(2)(torch.rand(1, 3, 2)).shape == (1, 3)  # a quarter of 2 is still 1
+        torch.testing.assert_close(
+            feature[image], sum(w * one for w, one in zip(found[image], features[image], strict=True))
+        )
+    assert FeatureWeighting(2)(torch.rand(1, 3, 2)).weights.shape == (1, 3)  # a quarter of 2 is still 1

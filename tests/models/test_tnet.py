@@ -56,6 +56,7 @@ VARIANTS = {
     "weighted": tiny_config(aggregation="weighted", batch_norm="per_level"),
     "bagnet": tiny_config(backbone=TINY_BAGNET, locator=LocatorConfig(logits="none"), position=PositionConfig("none")),
     "levels": three_levels(aggregation="weighted"),
+    "max": three_levels(aggregation="max"),
 }
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 
@@ -131,7 +132,8 @@ def test_one_model_answers_for_any_number_of_looks(config: TNetConfig) -> None:
         assert output.features.shape[:2] == output.weights.shape == output.feature_logits.shape[:2] == (2, 1 + looks)
         assert output.log_prob.shape == (2, looks)
         torch.testing.assert_close(output.weights.sum(dim=1), torch.ones(2))
-        close(output.aggregate, (output.weights[:, :, None] * output.features).sum(dim=1))
+        weighted = (output.weights[:, :, None] * output.features).sum(dim=1)
+        close(output.aggregate, output.features.amax(dim=1) if config.aggregation == "max" else weighted)
         close(output.logits, model.classifier(output.aggregate))
         close(output.feature_logits, model.classifier(output.features))
         assert torch.isfinite(output.logits).all()

@@ -16,7 +16,7 @@ from tnet.models.base import ModelConfig
 PositionKind = Literal["concat", "add", "none"]
 LocatorKind = Literal["context", "squeeze"]
 LogitNorm = Literal["l2", "l2_scaled", "none"]
-AggregationKind = Literal["mean", "weighted"]
+AggregationKind = Literal["mean", "max", "weighted"]
 PolicyKind = Literal["topk", "sample", "random", "centre"]
 Activation = Literal["relu", "silu", "leaky_relu", "gelu"]
 CellPooling = Literal["area", "positions"]
@@ -116,7 +116,8 @@ class TNetConfig(ModelConfig):
         position: how a feature learns where it was seen.
         locator: what rates cells.
         policy: how locations are chosen.
-        aggregation: ``mean`` of the features, or ``weighted`` (the paper's feature weighting).
+        aggregation: ``mean`` of the features; their ``max``, value by value, where what one region shows decides (a
+            lesion, a defect); or ``weighted`` (the paper's feature weighting).
         dropout: probability, before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or kept apart for the two, ``per_level``.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tnet.errors import ConfigError
 from tnet.geometry import Grid, Regions, cell_spans
-from tnet.models.config import Activation, LocatorConfig, LogitNorm, PositionConfig
+from tnet.models.config import Activation, AggregationKind, LocatorConfig, LogitNorm, PositionConfig
 
 _MAX_INVERSE_FREQUENCY = 100.0
 
@@ -188,12 +189,37 @@ class Locator(nn.Module):
         return normalize_logits(self.output(x).flatten(1), self.logits, self.log_scale)
 
 
+class Aggregated(NamedTuple):
+    """What the features of an image are made into.
+
+    Attributes:
+        feature: the one feature that is classified.
+        weights: each feature's share in it, adding up to 1.
+    """
+
+    feature: Float[Tensor, "batch dim"]
+    weights: Float[Tensor, "batch n"]
+
+
 class MeanAggregation(nn.Module):
     """All features count the same."""
 
-    def forward(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch n"]:
-        """Weights of the features, adding up to 1."""
-        return features.new_full(features.shape[:2], 1 / features.shape[1])
+    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
+        """Their mean."""
+        return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
+
+
+class MaxAggregation(nn.Module):
+    """Each value is that of the feature that has most of it, so that what is found once is not averaged away.
+
+    The usual pooling of multiple-instance learning, where one region can decide (not in the paper).
+    """
+
+    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
+        """Their maximum, value by value; a feature's weight is the share of the values that are its own."""
+        feature, winner = features.max(dim=1)
+        shares = F.one_hot(winner, features.shape[1]).to(features.dtype).mean(dim=1)
+        return Aggregated(feature, shares)
 
 
 class FeatureWeighting(nn.Module):
@@ -213,7 +239,18 @@ class FeatureWeighting(nn.Module):
         self.excite = nn.Linear(squeezed, dim)
         self.rate = nn.Linear(dim, 1)
 
-    def forward(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch n"]:
-        """Weights of the features, adding up to 1."""
+    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
+        """Their sum by these weights."""
         gate = self.excite(F.silu(self.squeeze(features.mean(dim=1)))).sigmoid()
-        return self.rate(features * gate[:, None, :]).squeeze(2).softmax(dim=1)
+        return _weighted_sum(features, self.rate(features * gate[:, None, :]).squeeze(2).softmax(dim=1))
+
+
+def _weighted_sum(features: Float[Tensor, "batch n dim"], weights: Float[Tensor, "batch n"]) -> Aggregated:
+    return Aggregated(torch.einsum("bn,bnd->bd", weights, features), weights)
+
+
+def create_aggregation(kind: AggregationKind, dim: int) -> nn.Module:
+    """The module that makes one feature of several of size ``dim``; it returns :class:`Aggregated`."""
+    if kind == "weighted":
+        return FeatureWeighting(dim)
+    return MaxAggregation() if kind == "max" else MeanAggregation()

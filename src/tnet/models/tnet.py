@@ -16,7 +16,7 @@ from tnet.backbones import Described, PopulationNorms, create_backbone
 from tnet.geometry import Regions, choose_cells, covered_shares, whole_images
 from tnet.models.base import Images, Model, ModelOutput, mean_entropy
 from tnet.models.config import TNetConfig
-from tnet.models.parts import FeatureWeighting, Locator, MeanAggregation, PositionModule, pool_cells, sample_cells
+from tnet.models.parts import Locator, PositionModule, create_aggregation, pool_cells, sample_cells
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
 
@@ -126,7 +126,7 @@ class TNet(Model):
         dim = self.backbone.feature_dim
         self.position = PositionModule(config.position, dim)
         self.locator = Locator(config.locator, self.backbone.cell_dim, dim) if config.levels > 1 else None
-        self.aggregation = FeatureWeighting(dim) if config.aggregation == "weighted" else MeanAggregation()
+        self.aggregation = create_aggregation(config.aggregation, dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
         per_level = config.batch_norm == "per_level" and config.levels > 1
@@ -214,7 +214,7 @@ class TNet(Model):
         Args:
             features: as :attr:`TNetOutput.features` has them, any number of them in any order.
         """
-        return self.classifier(torch.einsum("bn,bnd->bd", self.aggregation(features), features))
+        return self.classifier(self.aggregation(features).feature)
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
         """Look at regions and describe them."""
@@ -254,8 +254,7 @@ class TNet(Model):
     ) -> TNetOutput:
         """Put what was found together."""
         stacked = torch.cat(features, dim=1)
-        weights = self.aggregation(stacked)
-        aggregate = torch.einsum("bn,bnd->bd", weights, stacked)
+        aggregate, weights = self.aggregation(stacked)
         batch = stacked.shape[0]
         return TNetOutput(
             logits=self.classifier(self.dropout(aggregate)),
