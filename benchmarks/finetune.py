@@ -1,8 +1,8 @@
 """Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
 
 For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
-costs much more than a TNet, at the one at which it costs as much. Then the TNet: where that is affordable from the
-weights of the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then
+costs much more than a TNet, at the one at which it costs as much. Then the TNet, from the weights of the plain network
+at full resolution and, where the pictures are small, with it as a teacher, which the plain network at TNet's cost then
 has too. All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported
 is measured on others. Resumable: what is finished is read back.
 
@@ -61,8 +61,8 @@ class Task:
         recipe: of the TNet.
         plain: recipe of the plain networks.
         overrides: of the plain network at full resolution: what its size makes necessary.
-        taught: the TNet, and the plain network at its cost, go on from the plain network at full resolution, which is
-            their teacher.
+        from_full: keys of the recipe, of the TNet and of the plain network at its cost, that name the plain network at
+            full resolution.
         folds: seeds are folds of this many; 0 for a test set that is the same for all.
     """
 
@@ -74,7 +74,7 @@ class Task:
     recipe: str
     plain: str
     overrides: tuple[str, ...] = ()
-    taught: bool = True
+    from_full: tuple[str, ...] = ("train.start_from", "train.teacher")
     folds: int = 0
 
 
@@ -82,13 +82,13 @@ class Task:
 # step, so that 8 epochs are as many steps as the others' 15.
 FUNDUS_FULL = ("train.batch_size=4", "train.epochs=8")
 FUNDUS_HW = (1296, 1936)
+START = ("train.start_from",)  # a teacher that sees 672 px at every step would cost as much as the TNet
 TASKS = {
     "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
     "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, taught=False, folds=5),
+    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, START, 5),
     "fundus_3_levels": Task(
-        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL,
-        taught=False, folds=5,
+        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, START, 5,
     ),
 }  # fmt: skip
 
@@ -148,9 +148,8 @@ def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     overrides = [*overrides, f"data.root={root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if row in ("tnet", "same") and TASKS[task].taught:
-        teacher = place(task, "full", seed, arguments.out)
-        overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
+    if row in ("tnet", "same"):
+        overrides += [f"{key}={place(task, 'full', seed, arguments.out)}" for key in TASKS[task].from_full]
     recipe = load_recipe(RECIPES / name, overrides)
     train(recipe, folder, resume=(folder / "recipe.yaml").is_file())
     model = load_model(folder)
