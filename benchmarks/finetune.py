@@ -12,8 +12,8 @@ others chooses the epoch.
     OMP_NUM_THREADS=1 python benchmarks/finetune.py birds --root FOLDER --weights FILE.pth --out runs/finetune
     python benchmarks/finetune.py birds --root FOLDER --out runs/finetune --report
 
-Writes ``OUT/TASK.md``: accuracy (area under the ROC curve with two classes) as the mean over seeds with a 95 %
-interval (pictures resampled, the same for all that is compared), cross entropy, multiply-adds, time, and differences.
+Writes ``OUT/TASK.md``: accuracy (with two classes also the area under the ROC curve) as the mean over seeds with a
+95 % interval (pictures resampled, the same for all that is compared), cross entropy, multiply-adds, time, differences.
 """
 
 from __future__ import annotations
@@ -187,11 +187,14 @@ def label(looks: int | tuple[int, ...]) -> str:
     return f"{looks_label((looks,) if isinstance(looks, int) else looks)} looks"
 
 
-def score(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Accuracy, or the area under the ROC curve of two classes, in %."""
-    if logits.shape[1] == 2:
-        return 100 * float(roc_auc_score(targets, logits[:, 1] - logits[:, 0]))
+def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """In %."""
     return 100 * float((logits.argmax(1) == targets).mean())
+
+
+def auc(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Area under the ROC curve of two classes, in %."""
+    return 100 * float(roc_auc_score(targets, logits[:, 1] - logits[:, 0]))
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -218,14 +221,15 @@ def report(task: str, arguments: argparse.Namespace) -> str:
     def answers(row: str, seed: int) -> Path:
         return place(task, row, seed, arguments.out) / "answers.npz"
 
-    seeds = [seed for seed in arguments.seeds if all(answers(row, seed).is_file() for row in rows(task))]
+    networks = [row for row in rows(task) if row in arguments.only]
+    seeds = [seed for seed in arguments.seeds if all(answers(row, seed).is_file() for row in networks)]
     if not seeds:
-        return f"No seed of {task} is finished.\n"
+        return f"No seed of {task} is finished with {', '.join(networks)}.\n"
     found: dict[str, list[np.ndarray]] = {}
-    for row in rows(task):
+    for row in networks:
         for key, _, _ in measured(task, row):
             found[name_of(row, key)] = [np.load(answers(row, seed))[key] for seed in seeds]
-    targets = [np.load(answers("base", seed))["targets"] for seed in seeds]
+    targets = [np.load(answers(networks[0], seed))["targets"] for seed in seeds]
 
     def mean(name: str, chosen: list[np.ndarray], measure: Measure) -> float:
         triples = zip(found[name], targets, chosen, strict=True)
@@ -242,28 +246,38 @@ def report(task: str, arguments: argparse.Namespace) -> str:
     everything = [np.arange(len(true)) for true in targets]
     sizes = [len(true) for true in targets]
     shared = not TASKS[task].folds
-    unit = "AUC %" if len(np.unique(targets[0])) == 2 else "accuracy %"
+    scores: dict[str, Measure] = {"accuracy": accuracy}
+    if len(np.unique(targets[0])) == 2:
+        scores = {"AUC": auc, **scores}
+    first = next(iter(scores))
     lines = [
         f"{sizes[0] if shared else sum(sizes)} test pictures, {'seeds' if shared else 'folds'} "
         f"{', '.join(map(str, seeds))}.",
         "",
-        f"| network | {unit} (95 % interval) | by seed | cross entropy | multiply-adds (M) | ms, batch 16 |",
-        "|---|---|---|---|---|---|",
+        f"| network | {' | '.join(f'{name} % (95 % interval)' for name in scores)} | {first} by "
+        f"{'seed' if shared else 'fold'} | cross entropy | multiply-adds (M) | ms, batch 16 |",
+        "|---|" + "---|" * (4 + len(scores)),
     ]
     costs = {
-        name: cost for row in rows(task) for name, cost in costs_of(task, row, answers(row, seeds[0]).parent).items()
+        name: cost for row in networks for name, cost in costs_of(task, row, answers(row, seeds[0]).parent).items()
     }
     for name in found:
-        low, high = interval(lambda chosen, name=name: mean(name, chosen, score), sizes, shared)
-        by_seed = ", ".join(f"{score(logits, true):.1f}" for logits, true in zip(found[name], targets, strict=True))
-        average, nats = (mean(name, everything, measure) for measure in (score, surprise))
-        lines.append(f"| {name} | {average:.1f} ({low:.1f} to {high:.1f}) | {by_seed} | {nats:.3f} | {costs[name]} |")
-    pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in rows(task) if row != "tnet"]
+        cells = []
+        for measure in scores.values():
+            low, high = interval(lambda chosen, of=(name, measure): mean(of[0], chosen, of[1]), sizes, shared)
+            cells.append(f"{mean(name, everything, measure):.1f} ({low:.1f} to {high:.1f})")
+        pairs_of = zip(found[name], targets, strict=True)
+        cells.append(", ".join(f"{scores[first](logits, true):.1f}" for logits, true in pairs_of))
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean(name, everything, surprise):.3f} | {costs[name]} |")
+    pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in networks if row != "tnet"]
     for looks in TASKS[task].looks:
         pairs += [(at(looks), at(looks, control)) for control in CONTROLS]
-    lines += ["", "| difference (95 % interval) | points | cross entropy, nats |", "|---|---|---|"]
+    pairs = [pair for pair in pairs if set(pair) <= set(found)]
+    heads = [*(f"{name}, points" for name in scores), "cross entropy, nats"]
+    lines += ["", f"| difference (95 % interval) | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for pair in pairs:
-        lines.append(f"| {' - '.join(pair)} | {difference(pair, score, 1)} | {difference(pair, surprise, 3)} |")
+        cells = [difference(pair, measure, 1) for measure in scores.values()]
+        lines.append(f"| {' - '.join(pair)} | {' | '.join([*cells, difference(pair, surprise, 3)])} |")
     system = ", ".join(f"{key} {value}" for key, value in machine().items())
     return "\n".join([*lines, "", f"{system}, Python {platform.python_version()}, {date.today()}."]) + "\n"
 
@@ -289,7 +303,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     every = ["full", "base", "same", "tnet"]
-    parser.add_argument("--only", choices=every, nargs="+", default=every, help="rows to train")
+    parser.add_argument("--only", choices=every, nargs="+", default=every, help="networks to train and report")
     parser.add_argument("--report", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the command line does; times depend on it
