@@ -1,10 +1,10 @@
 """Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
 
 For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
-costs much more than a TNet, at the one at which it costs as much. Then the TNet, from the weights of the plain network
-at full resolution and, where the pictures are small, with it as a teacher, which the plain network at TNet's cost then
-has too. All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported
-is measured on others. Resumable: what is finished is read back.
+costs much more than a TNet, at the one at which it costs as much. Then the TNet: of small pictures from the weights of
+the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then has too. All
+by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported is measured
+on others. Resumable: what is finished is read back.
 
 Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
 others chooses the epoch.
@@ -82,13 +82,12 @@ class Task:
 # step, so that 8 epochs are as many steps as the others' 15.
 FUNDUS_FULL = ("train.batch_size=4", "train.epochs=8")
 FUNDUS_HW = (1296, 1936)
-START = ("train.start_from",)  # a teacher that sees 672 px at every step would cost as much as the TNet
 TASKS = {
     "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
     "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, START, 5),
+    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, (), 5),
     "fundus_3_levels": Task(
-        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, START, 5,
+        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, (), 5,
     ),
 }  # fmt: skip
 
