@@ -287,7 +287,7 @@ def test_a_look_is_worth_what_it_says_of_the_label_together_with_the_whole(aggre
     for image in range(BATCH):
         for look in range(6):
             pair = output.features[image, [0, look + 1]][None]
-            weights = model.aggregation(pair)[0]
+            weights = model.aggregation(pair).weights[0]
             logits = model.classifier(weights[0] * pair[0, 0] + weights[1] * pair[0, 1])
             expected = -cross_entropy(logits.detach().numpy(), int(TARGET[image]))
             assert float(worth[image, look]) == pytest.approx(expected, rel=1e-9)

@@ -48,7 +48,7 @@ def test_every_image_is_right_or_wrong_as_worked_out_by_hand(aggregation: str) -
             if aggregation == "mean":
                 mean = (attended[0] + attended[1]) / 2
             else:
-                weights = model.aggregation(attended[None])[0]
+                weights = model.aggregation(attended[None]).weights[0]
                 assert weights.sum() == pytest.approx(1, abs=1e-6) and abs(weights[0] - 0.5) > 1e-4
                 mean = weights[0] * attended[0] + weights[1] * attended[1]
             alone.append((model.classifier.weight @ mean + model.classifier.bias).argmax() == target)
