@@ -24,6 +24,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ class Task:
         recipe: of the TNet.
         plain: recipe of the plain networks.
         overrides: of the plain network at full resolution: what its size makes necessary.
-        from_full: keys of the recipe, of the TNet and of the plain network at its cost, that name the plain network at
-            full resolution.
+        taught: the TNet, and the plain network at its cost, go on from the plain network at full resolution, which is
+            their teacher.
         folds: seeds are folds of this many; 0 for a test set that is the same for all.
     """
 
@@ -74,7 +75,7 @@ class Task:
     recipe: str
     plain: str
     overrides: tuple[str, ...] = ()
-    from_full: tuple[str, ...] = ("train.start_from", "train.teacher")
+    taught: bool = True
     folds: int = 0
 
 
@@ -85,9 +86,9 @@ FUNDUS_HW = (1296, 1936)
 TASKS = {
     "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
     "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, (), 5),
+    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, False, 5),
     "fundus_3_levels": Task(
-        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, (), 5,
+        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, False, 5,
     ),
 }  # fmt: skip
 
@@ -147,8 +148,9 @@ def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     overrides = [*overrides, f"data.root={root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if row in ("tnet", "same"):
-        overrides += [f"{key}={place(task, 'full', seed, arguments.out)}" for key in TASKS[task].from_full]
+    if row in ("tnet", "same") and TASKS[task].taught:
+        teacher = place(task, "full", seed, arguments.out)
+        overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
     recipe = load_recipe(RECIPES / name, overrides)
     train(recipe, folder, resume=(folder / "recipe.yaml").is_file())
     model = load_model(folder)
@@ -230,13 +232,13 @@ def report(task: str, arguments: argparse.Namespace) -> str:
             found[name_of(row, key)] = [np.load(answers(row, seed))[key] for seed in seeds]
     targets = [np.load(answers(networks[0], seed))["targets"] for seed in seeds]
 
-    def mean(name: str, chosen: list[np.ndarray], measure: Measure) -> float:
+    def mean(name: str, measure: Measure, chosen: list[np.ndarray]) -> float:
         triples = zip(found[name], targets, chosen, strict=True)
         return float(np.mean([measure(logits[one], true[one]) for logits, true, one in triples]))
 
     def difference(pair: tuple[str, str], measure: Measure, digits: int) -> str:
         def statistic(chosen: list[np.ndarray]) -> float:
-            first, second = (mean(name, chosen, measure) for name in pair)
+            first, second = (mean(name, measure, chosen) for name in pair)
             return first - second
 
         low, high = interval(statistic, sizes, shared)
@@ -263,11 +265,11 @@ def report(task: str, arguments: argparse.Namespace) -> str:
     for name in found:
         cells = []
         for measure in scores.values():
-            low, high = interval(lambda chosen, of=(name, measure): mean(of[0], chosen, of[1]), sizes, shared)
-            cells.append(f"{mean(name, everything, measure):.1f} ({low:.1f} to {high:.1f})")
+            low, high = interval(partial(mean, name, measure), sizes, shared)
+            cells.append(f"{mean(name, measure, everything):.1f} ({low:.1f} to {high:.1f})")
         pairs_of = zip(found[name], targets, strict=True)
         cells.append(", ".join(f"{scores[first](logits, true):.1f}" for logits, true in pairs_of))
-        lines.append(f"| {name} | {' | '.join(cells)} | {mean(name, everything, surprise):.3f} | {costs[name]} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean(name, surprise, everything):.3f} | {costs[name]} |")
     pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in networks if row != "tnet"]
     for looks in TASKS[task].looks:
         pairs += [(at(looks), at(looks, control)) for control in CONTROLS]

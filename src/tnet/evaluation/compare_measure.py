@@ -177,7 +177,7 @@ def settings(model: Model, looks: Sequence[Looks], policies: Sequence[str]) -> d
 def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch classes"] | None:
     """Class logits from the attended regions alone, the feature of the whole image left out.
 
-    The model's own aggregation (their mean, or their weighting) and classifier are applied to what remains.
+    The model's own aggregation and classifier are applied to what remains.
 
     Args:
         model: in evaluation mode.

@@ -31,7 +31,7 @@ from tnet.models.tnet import PARTS, TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy
 
-_OWN = "aggregation"  # what TNet itself computes (cell pooling, the weighted sum) is counted here
+_OWN = "aggregation"  # what TNet itself computes (cell pooling) is counted here
 MODULES = PARTS
 """The parts of a TNet, in the order in which they run."""
 
@@ -59,7 +59,7 @@ class ModuleCost:
         name: of the part: one of :data:`MODULES`.
         parameters: what it consists of.
         macs: multiply-adds over all glimpses of the image. Those of a TNet's ``aggregation``, or else of the last part,
-            include what no part owns, such as the pooling of cell features and the weighted sum.
+            include what no part owns, such as the pooling of cell features.
     """
 
     name: str
@@ -204,7 +204,7 @@ def cost_by_module(
             model(scene, looks=chosen, policy=kind if isinstance(kind, str) else _FirstCells(kind.needs_logits))
     finally:
         model.train(training)
-    # What no part owns: a TNet's pooling of cells and its weighted sum are counted with its aggregation.
+    # What no part owns: a TNet's pooling of cells is counted with its aggregation.
     own = _OWN if _OWN in model.parts else model.parts[-1]
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     parts = {name: _flops_of(flops, f"{type(model).__name__}.{name}") for name in model.parts}
