@@ -186,6 +186,16 @@ def test_tables(tmp_path: Path) -> None:
         open_data(replace(config, train="none.csv"), 1, seed=0)
 
 
+def test_one_class_is_nothing_to_tell_apart_but_one_label_may_be_there_or_not(tmp_path: Path) -> None:
+    config = replace(put_pictures(tmp_path), kind="table", train="all.csv", val=None, val_fraction=0.5)
+    paths = sorted(path.relative_to(tmp_path) for path in (tmp_path / "train").rglob("*.png"))
+    (tmp_path / "all.csv").write_text("path,label\n" + "".join(f"{path},cat\n" for path in paths))
+    with pytest.raises(DataError, match=r"a single class, 'cat', in .*all\.csv; there must be two or more"):
+        open_data(config, 1, seed=0)
+    train, _ = open_data(replace(config, label_separator=";"), 1, seed=0)
+    assert train.multilabel and train.classes == ["cat"]
+
+
 def test_images_to_test_on_lie_beside_those_to_train_on(tmp_path: Path) -> None:
     config = put_pictures(tmp_path)
     (tmp_path / "val").rename(tmp_path / "test")

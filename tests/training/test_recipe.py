@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.helpers import tiny_recipe
 
-from tnet.errors import ConfigError, DataError, GeometryError, RecipeError
+from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, load_recipe, parse_recipe, save_recipe, with_classes
 
 
@@ -205,12 +205,6 @@ def test_mixing_pictures_is_refused_where_it_has_no_meaning(changes: dict[str, A
 
 
 # --- the resolved recipe
-
-
-def test_one_class_is_nothing_to_tell_apart_but_one_label_may_be_there_or_not() -> None:
-    with pytest.raises(DataError, match=r"all training pictures are of one class \(cat\).* at least 2 classes"):
-        with_classes(tiny_recipe(), ["cat"], False)
-    assert with_classes(tiny_recipe(), ["cat"], True).model.num_classes == 1
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:

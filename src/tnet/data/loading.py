@@ -21,7 +21,7 @@ from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import named_transform
-from tnet.errors import ConfigError, ImageError
+from tnet.errors import ConfigError, DataError, ImageError
 
 _SIZES_CHECKED = 500
 
@@ -51,7 +51,7 @@ def open_data(
             be. None are kept if it is ``None``, unless the configuration asks for them.
 
     Raises:
-        DataError: missing, empty or inconsistent data.
+        DataError: missing, empty or inconsistent data; or a single class, which each picture has.
         ConfigError: channels that the data cannot have.
     """
     if config.kind == "digits":
@@ -74,6 +74,11 @@ def open_data(
         )
     augment = Augment(config.augment) if config.augment != AugmentConfig() else None
     train, val = _open_pictures(config, planes, augment, seed)
+    if len(train.classes) < 2 and not train.multilabel:
+        raise DataError(
+            f"There is a single class, '{train.classes[0]}', in {Path(config.root) / config.train}; there must be two "
+            "or more to tell apart, each with its own folder or label."
+        )
     train.reading = val.reading = reading_of(config, channels, base_px=base_px)
     train.max_short_side_px = val.max_short_side_px = config.max_short_side_px
     if config.preprocess is not None:

@@ -154,15 +154,10 @@ def survey(data: DataConfig) -> Survey:
         data: folders or tables of pictures.
 
     Raises:
-        DataError: missing, empty or inconsistent data; fewer than two classes; or pictures that cannot be read.
+        DataError: missing, empty or inconsistent data; a single class; or pictures that cannot be read.
     """
     train, val = _open(data)
     classes, multilabel = train.classes, train.multilabel
-    if len(classes) < 2:
-        raise DataError(
-            f"There is a single class, '{classes[0]}', in {Path(data.root) / data.train}; there must be two or more to "
-            "tell apart, each with its own folder or label."
-        )
     targets = train.targets.long()
     counts = targets.sum(dim=0) if multilabel else torch.bincount(targets, minlength=len(classes))
     reading = train.reading

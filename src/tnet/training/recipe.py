@@ -14,7 +14,7 @@ import yaml
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
-from tnet.errors import ConfigError, DataError, RecipeError
+from tnet.errors import ConfigError, RecipeError
 from tnet.files import write_text
 from tnet.losses import ModelObjective
 from tnet.models.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
@@ -419,16 +419,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
-    """The recipe with the data's classes in its model.
-
-    Raises:
-        DataError: there is a single class, and each picture has one.
-    """
-    if len(classes) < 2 and not multilabel:
-        raise DataError(
-            f"all training pictures are of one class ({', '.join(classes) or 'none'}), which leaves nothing to tell "
-            "apart; give a folder, or a label, to each of at least 2 classes"
-        )
+    """The recipe with the data's classes in its model."""
     known: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
     model = replace(recipe.model, **known)
     return replace(recipe, model=model)
