@@ -24,7 +24,7 @@ GAIN, LEAST_GAIN = 2.0, 1.5
 # Cells smaller than this share of their region are too faint in it to be chosen well.
 _LEAST_EXTENT = 0.3
 _MAX_OVERLAP = 0.5  # of looks in the same region
-_LOOKS = 3  # with one level of regions; with more, 2, and one inside each
+_LOOKS = 3  # with one level of regions; with two, 2 and 2 inside each, with more 2 and one inside each
 
 
 def amount(macs: int) -> str:
@@ -206,7 +206,9 @@ def _plans(survey: Survey, weights: Weights) -> Iterator[LookPlan]:
 
 def _looks(steps: int) -> list[tuple[int, ...]]:
     """Numbers of looks that are worth having, most first; deep trees grow at the top only."""
-    return [(first, *(1,) * (steps - 1)) for first in range(_LOOKS if steps == 1 else 2, 0, -1)]
+    # Two in the same region can be compared, which is what the locator learns from; more levels would cost too much.
+    compared = [(2, 2)] if steps == 2 else []
+    return compared + [(first, *(1,) * (steps - 1)) for first in range(_LOOKS if steps == 1 else 2, 0, -1)]
 
 
 def _plan(
