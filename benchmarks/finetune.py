@@ -271,6 +271,7 @@ def report(task: str, arguments: argparse.Namespace) -> str:
         cells.append(", ".join(f"{scores[first](logits, true):.1f}" for logits, true in pairs_of))
         lines.append(f"| {name} | {' | '.join(cells)} | {mean(name, surprise, everything):.3f} | {costs[name]} |")
     pairs = [(at(TASKS[task].held_to), name_of(row, "")) for row in networks if row != "tnet"]
+    pairs.append((name_of("full", ""), name_of("base", "")))
     for looks in TASKS[task].looks:
         pairs += [(at(looks), at(looks, control)) for control in CONTROLS]
     pairs = [pair for pair in pairs if set(pair) <= set(found)]
