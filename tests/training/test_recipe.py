@@ -235,7 +235,8 @@ def test_every_recipe_in_the_repository_is_read_and_read_back(path: Path, tmp_pa
     assert load_recipe(tmp_path / path.name) == recipe
 
 
-def test_worth_needs_two_looks_and_a_teacher_no_mixture() -> None:
+def test_worth_needs_two_looks_or_none_and_a_teacher_no_mixture() -> None:
+    tiny_recipe(model={"levels": 1, "looks": ()}, objective={"worth_weight": 1.0})
     with pytest.raises(ConfigError, match=r"worth_weight is set, but model.looks \[1\]"):
         tiny_recipe(model={"looks": (1,)}, objective={"worth_weight": 1.0})
     with pytest.raises(ConfigError, match=r"teacher and train.mixup_alpha"):

@@ -15,7 +15,7 @@ from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.objectives import ObjectiveConfig
-from tnet.training.recipe import parse_recipe
+from tnet.training.recipe import load_recipe, parse_recipe
 from tnet.training.suggest import Proposal, explain, parse_macs, propose, recipe_text
 
 BACKBONE = "test_resnet"  # weights made at 160 px
@@ -108,6 +108,18 @@ def test_without_a_budget_it_is_half_of_full_resolution() -> None:
     near = ask((100, 100))
     assert near.macs_full is not None and near.macs_full / 2 < near.macs < near.macs_full
     assert model_of(near).looks == (1,) and "less than twice" in warned(near)
+
+
+def test_the_plain_network_of_the_same_cost_is_named_and_its_recipe_is_this_one(tmp_path: Path) -> None:
+    proposal = ask((1296, 1936))
+    side = re.search(r"costs as much with levels: 1, looks: \[\], base_px: (\d+)", " ".join(explain(proposal).split()))
+    assert side is not None
+    (tmp_path / "recipe.yaml").write_text(recipe_text(proposal))
+    changes = ["model.levels=1", "model.looks=[]", f"model.base_px={side[1]}", "model.num_classes=2"]
+    plain = load_recipe(tmp_path / "recipe.yaml", changes).model
+    assert isinstance(plain, TNetConfig)
+    assert multiply_adds(build_outline(plain)) == pytest.approx(proposal.macs, rel=0.1)
+    assert "costs as much" not in explain(ask((28, 28)))
 
 
 def test_costs_are_those_of_the_recipe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,6 +81,13 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
         "model",
         f"{total_looks(config.looks)}{inside}, {1 + total_looks(config.looks)} glimpses with the whole{limit}; the "
         "number can be changed at inference",
+    )
+    same_px = 16 * round(base_px * math.sqrt(1 + total_looks(config.looks)) / 16)  # as many pixels as in all glimpses
+    yield Reason(
+        "compare",
+        "model",
+        f"the plain backbone costs as much with levels: 1, looks: [], base_px: {same_px}; where the subject fills the "
+        "picture it can be better, so train it too",
     )
 
 

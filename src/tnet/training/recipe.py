@@ -204,7 +204,8 @@ class Recipe:
             )
         if self.train.mixup_alpha:
             self._check_mixup()
-        if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=0) < 2:
+        # A plain network, made of a TNet's recipe by looks of [], has no locator: its terms are left out as others are.
+        if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             raise ConfigError(
                 f"objective.worth_weight is set, but model.looks {list(self.model.default_looks)} never has two "
                 "regions to compare; look at 2 or more of a level, or set worth_weight to 0"
