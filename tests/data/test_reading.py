@@ -228,7 +228,7 @@ def test_every_way_to_start_a_worker(root: Path, store: OverviewStore, method: s
 
 
 def test_an_unreadable_file_is_named(root: Path, tmp_path: Path) -> None:
-    for name in ("train/a/0.tif", "val/a/1.tif"):
+    for name in ("train/a/0.tif", "train/b/0.tif", "val/a/1.tif", "val/b/1.tif"):
         put_tiled(tmp_path / name, 0)
     (tmp_path / "train/a/1.tif").write_bytes(b"nothing of the kind")
     train, _ = opened(lazily(tmp_path))
