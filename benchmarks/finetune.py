@@ -2,9 +2,10 @@
 
 For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
 costs much more than a TNet, at the one at which it costs as much. Then the TNet: of small pictures from the weights of
-the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then has too. All
-by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported is measured
-on others. Resumable: what is finished is read back.
+the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then has too; of
+fundus photographs from ImageNet weights, or (``fundus_from_full``) from those of the plain network at full resolution.
+All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported is
+measured on others. Resumable: what is finished is read back.
 
 Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
 others chooses the epoch.
@@ -62,8 +63,8 @@ class Task:
         recipe: of the TNet.
         plain: recipe of the plain networks.
         overrides: of the plain network at full resolution: what its size makes necessary.
-        taught: the TNet, and the plain network at its cost, go on from the plain network at full resolution, which is
-            their teacher.
+        from_full: keys of the recipe, of the TNet and of the plain network at its cost, that name the plain network at
+            full resolution.
         folds: seeds are folds of this many; 0 for a test set that is the same for all.
     """
 
@@ -75,7 +76,7 @@ class Task:
     recipe: str
     plain: str
     overrides: tuple[str, ...] = ()
-    taught: bool = True
+    from_full: tuple[str, ...] = ("train.start_from", "train.teacher")
     folds: int = 0
 
 
@@ -86,9 +87,13 @@ FUNDUS_HW = (1296, 1936)
 TASKS = {
     "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
     "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, False, 5),
+    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, (), 5),
+    # A teacher that sees 672 px at every step would cost as much as the TNet.
+    "fundus_from_full": Task(
+        672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, ("train.start_from",), 5,
+    ),
     "fundus_3_levels": Task(
-        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, False, 5,
+        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, (), 5,
     ),
 }  # fmt: skip
 
@@ -108,8 +113,7 @@ def rows(task: str) -> dict[str, tuple[str, list[str]]]:
 
 def place(task: str, row: str, seed: int, out: Path) -> Path:
     """Folder of a run; tasks that differ in the TNet alone share the plain networks."""
-    chosen = TASKS[task]
-    return out / (chosen.recipe if row == "tnet" else chosen.plain) / f"{row}-{seed}"
+    return out / (task if row == "tnet" else TASKS[task].plain) / f"{row}-{seed}"
 
 
 def write_folds(root: Path, folder: Path, fold: int, folds: int) -> None:
@@ -148,9 +152,8 @@ def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     overrides = [*overrides, f"data.root={root}", f"seed={seed}"]
     if arguments.weights:
         overrides += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
-    if row in ("tnet", "same") and TASKS[task].taught:
-        teacher = place(task, "full", seed, arguments.out)
-        overrides += [f"train.teacher={teacher}", f"train.start_from={teacher}"]
+    if row in ("tnet", "same"):
+        overrides += [f"{key}={place(task, 'full', seed, arguments.out)}" for key in TASKS[task].from_full]
     recipe = load_recipe(RECIPES / name, overrides)
     train(recipe, folder, resume=(folder / "recipe.yaml").is_file())
     model = load_model(folder)
