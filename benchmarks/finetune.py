@@ -23,7 +23,7 @@ import argparse
 import csv
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -80,22 +80,20 @@ class Task:
     folds: int = 0
 
 
-# The resolution of the second level (a third of each side at 224 px), and what memory and time allow: 4 pictures a
-# step, so that 8 epochs are as many steps as the others' 15.
-FUNDUS_FULL = ("train.batch_size=4", "train.epochs=8")
-FUNDUS_HW = (1296, 1936)
+FUNDUS = Task(
+    # The resolution of the second level (a third of each side at 224 px), and what memory and time allow: 4 pictures a
+    # step, so that 8 epochs are as many steps as the others' 15.
+    full_px=672, same_px=None, looks=(1, 3, 6), held_to=6, size_hw=(1296, 1936), recipe="fundus", plain="fundus_plain",
+    overrides=("train.batch_size=4", "train.epochs=8"), from_full=(), folds=5,
+)  # fmt: skip
 TASKS = {
     "birds": Task(224, 144, (1, 2, 3), 2, (227, 227), "birds", "birds_plain"),
     "photographs": Task(224, 144, (1, 2, 4), 4, (224, 224), "photographs", "photographs_plain"),
-    "fundus": Task(672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, (), 5),
+    "fundus": FUNDUS,
     # A teacher that sees 672 px at every step would cost as much as the TNet.
-    "fundus_from_full": Task(
-        672, None, (1, 3, 6), 6, FUNDUS_HW, "fundus", "fundus_plain", FUNDUS_FULL, ("train.start_from",), 5,
-    ),
-    "fundus_3_levels": Task(
-        672, None, (1, (2, 2), (4, 2)), (2, 2), FUNDUS_HW, "fundus_3_levels", "fundus_plain", FUNDUS_FULL, (), 5,
-    ),
-}  # fmt: skip
+    "fundus_from_full": replace(FUNDUS, from_full=("train.start_from",)),
+    "fundus_3_levels": replace(FUNDUS, looks=(1, (2, 2), (4, 2)), held_to=(2, 2), recipe="fundus_3_levels"),
+}
 
 
 def rows(task: str) -> dict[str, tuple[str, list[str]]]:
