@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +17,14 @@ from torch import Tensor
 from tnet.data.sample import Batch
 from tnet.errors import OutputError
 from tnet.models.io import load_model
-from tnet.training.callbacks import AtomicCheckpointIO, AverageWeights, KeepBestModel, TimeLimit
+from tnet.training.callbacks import (
+    AtomicCheckpointIO,
+    AtomicCSVLogger,
+    AverageWeights,
+    KeepBestModel,
+    TimeLimit,
+)
+from tnet.training.curves import Row, read_metrics
 from tnet.training.module import TNetModule
 from tnet.training.run import train
 
@@ -44,6 +53,36 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
         AtomicCheckpointIO().save_checkpoint({"value": 2}, path)
     assert torch.load(path, weights_only=True) == {"value": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# --- the log
+
+
+def test_a_log_has_all_its_rows_whenever_a_run_is_killed(tmp_path: Path) -> None:
+    logger = AtomicCSVLogger(tmp_path, name="csv", flush_logs_every_n_steps=10**9)
+    seen: list[list[Row]] = []
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        """Where the run could be killed: after every line of what is called."""
+        rows = read_metrics(tmp_path / "csv")
+        if not seen or rows != seen[-1]:
+            seen.append(rows)
+        return look
+
+    values: list[Row] = [{"val/accuracy": 0.5}, {"train/loss": 2.5, "val/accuracy_0_looks": 0.25}, {"train/loss": 1.25}]
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        for step, row in enumerate(values):
+            logger.log_metrics({"epoch": step, **row}, step)
+            logger.save()
+            logger.save()
+        logger.finalize("success")
+    finally:
+        sys.settrace(before)
+    rows = [{"epoch": float(step), "step": float(step), **row} for step, row in enumerate(values)]
+    assert seen == [rows[:count] for count in range(4)]
+    assert [path.name for path in (tmp_path / "csv" / "version_0").iterdir()] == ["metrics.csv"]
 
 
 # --- the best model

@@ -9,12 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from tnet.models.io import default_card, save_model
+from tnet.training.curves import write_metrics
 from tnet.training.module import TNetModule
 
 
@@ -30,6 +33,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class AtomicCSVLogger(CSVLogger):
+    """Writes the whole log at every save beside its name first, so that a killed run leaves all its epochs.
+
+    Lightning's own empties the file and writes it again when there is a new column, as there is after every start of a
+    run: the metrics of training come after those of validation. Killed just then, the run lost its epochs.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What gathers the rows and writes them."""
+        if not isinstance(self._experiment, _AtomicWriter):
+            self._experiment = _AtomicWriter(self.log_dir)
+        return self._experiment
+
+
+class _AtomicWriter(ExperimentWriter):
+    """Keeps the rows that it has written."""
+
+    def save(self) -> None:
+        """Write all rows so far."""
+        if self.metrics:
+            write_metrics(self.metrics, Path(self.metrics_file_path))
 
 
 class TimeLimit(Callback):

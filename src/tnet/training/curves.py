@@ -38,10 +38,8 @@ def write_metrics(rows: list[Row], path: Path) -> None:
     """Write the rows as one CSV file."""
     names = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
     lines = [",".join(names)]
-    lines += [
-        ",".join(f"{row[name]:.{10 if name == 'step' else 6}g}" if name in row else "" for name in names)
-        for row in rows
-    ]
+    # Ten digits: every float32, and every step, as it is.
+    lines += [",".join(f"{row[name]:.10g}" if name in row else "" for name in names) for row in rows]
     write_text(path, "\n".join(lines) + "\n")
 
 

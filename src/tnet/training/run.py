@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
@@ -29,7 +29,14 @@ from tnet.errors import CheckpointError, OutputError, TrainingError
 from tnet.files import make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
-from tnet.training.callbacks import AtomicCheckpointIO, AverageWeights, KeepBestModel, TimedProgressBar, TimeLimit
+from tnet.training.callbacks import (
+    AtomicCheckpointIO,
+    AtomicCSVLogger,
+    AverageWeights,
+    KeepBestModel,
+    TimedProgressBar,
+    TimeLimit,
+)
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -180,7 +187,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             max_epochs=train.epochs,
             callbacks=callbacks,
             logger=[
-                CSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
+                AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
                 TensorBoardLogger(folder / "logs", name="tensorboard"),
             ],
             plugins=[AtomicCheckpointIO()],
