@@ -3,17 +3,21 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import tiny_config
+from tests.helpers import tiny_config, tiny_recipe
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.models.io import save_model
+from tnet.data.folder import LabelledImages
+from tnet.data.transforms import named_transform
+from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
+from tnet.training.recipe import save_recipe
 
 
 @pytest.fixture
@@ -73,6 +77,41 @@ def test_a_manifest(model: Path, pictures: Path) -> None:
     code, out, _ = predict(model, pictures / "list.csv", "--policy", "centre")
     assert code == 0
     assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == ["c.png", "a.png"]
+
+
+CHANGES: list[dict[str, Any]] = [{"max_side_px": 50}, {"max_short_side_px": 35}, {"preprocess": "reference_448"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_pictures_are_prepared_as_they_were_in_training(
+    model: Path, pictures: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    save_recipe(tiny_recipe(data=changes), tmp_path / "recipe.yaml")  # of the run whose model/ this is
+    images = LabelledImages([pictures / "a.png"], torch.zeros(1, dtype=torch.long), ["a"], channels=1)
+    for name, value in changes.items():
+        setattr(images, name, named_transform(value) if name == "preprocess" else value)
+    with torch.inference_mode():
+        expected = load_model(model)(images[0].image[None]).logits[0].softmax(0).sort(descending=True)
+    answers = []
+    for run in (model, tmp_path):
+        code, _, _ = predict(run, pictures / "a.png", "--out", tmp_path / "p.jsonl")
+        assert code == 0
+        answers.append(json.loads((tmp_path / "p.jsonl").read_text(encoding="utf-8")))
+    assert answers[0] == answers[1]
+    found = [probability for _, probability in answers[0]["top5"]]
+    torch.testing.assert_close(torch.tensor(found), expected.values, atol=1e-5, rtol=0)
+    # In the picture's own pixels, 64 x 48, which the prepared ones were not.
+    assert all(y1 <= 64 + 4 and x1 <= 48 + 4 for _, _, y1, x1 in (r["box_l0_yxyx"] for r in answers[0]["regions"]))
+
+
+def test_what_is_given_comes_before_the_recipe(model: Path, pictures: Path, tmp_path: Path) -> None:
+    save_recipe(tiny_recipe(data={"max_side_px": 50}), tmp_path / "recipe.yaml")
+    own, given = (predict(model, pictures / "a.png", *more)[1] for more in ([], ["--max-side-px", 64]))
+    (tmp_path / "recipe.yaml").unlink()
+    assert given == predict(model, pictures / "a.png")[1] and own != given
+    save_recipe(tiny_recipe(data={"max_short_side_px": 40}), tmp_path / "recipe.yaml")
+    code, _, err = predict(model, pictures / "a.png", "--read", "lazy")
+    assert code == 1 and "neither shrunk nor prepared" in err and "data.max_short_side_px" in err
 
 
 def test_unreadable_pictures_stop_it_or_are_skipped(model: Path, pictures: Path, tmp_path: Path) -> None:

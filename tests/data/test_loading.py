@@ -15,6 +15,7 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages
+from tnet.data.images import shrunk_size
 from tnet.data.loading import (
     EpochSampler,
     LabelledData,
@@ -244,13 +245,16 @@ def test_the_shorter_side_may_be_shrunk_to(tmp_path: Path) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
 def test_the_shorter_side_is_what_was_asked_for(height: int, width: int, short_px: int) -> None:
-    data = LabelledImages([], torch.zeros(0, dtype=torch.int64), [])
-    data.max_short_side_px = short_px
-    longer = data.longer_side_px((height, width))
-    if min(height, width) <= short_px:
-        assert longer is None
-    else:
-        assert longer is not None and round(min(height, width) * longer / max(height, width)) == short_px
+    shown = shrunk_size((height, width), None, short_px)
+    scale = min(1, short_px / min(height, width))
+    assert min(shown) == min(short_px, height, width) and abs(max(shown) - max(height, width) * scale) <= 0.5
+    assert shrunk_size((width, height), None, short_px) == shown[::-1]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
+def test_of_two_limits_the_one_that_shrinks_more_counts(height: int, width: int, side_px: int, short_px: int) -> None:
+    one = shrunk_size((height, width), side_px), shrunk_size((height, width), None, short_px)
+    assert shrunk_size((height, width), side_px, short_px) == min(one)
 
 
 def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
     from tnet.data.reading import Reading
     from tnet.training.recipe import Recipe
@@ -23,7 +24,7 @@ Looks = int | tuple[int, ...]
 LOOKS_HELP = "Number of looks; for several levels one number each, such as 2x1 (2 looks, and 1 inside each)."
 PREPROCESS_HELP = (
     "Prepare every picture by a named method: reference_448 makes a square of 448 pixels of it, as the paper's "
-    "reference implementation does for evaluation."
+    "reference implementation does for evaluation. [default: the recipe's]"
 )
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another device that PyTorch names, such as cuda:1."
 
@@ -100,8 +101,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse_reading(run: Path, read: ReadName | None, bands: str | None, value_range: str | None) -> Reading:
-    """How pictures are read: as the run's recipe says, but for what is given.
+def parse_reading(data: DataConfig, read: ReadName | None, bands: str | None, value_range: str | None) -> Reading:
+    """How pictures are read: as a run's recipe says of its data, but for what is given.
 
     Raises:
         typer.BadParameter: bands or a range that are not numbers.
@@ -109,11 +110,8 @@ def parse_reading(run: Path, read: ReadName | None, bands: str | None, value_ran
     """
     from dataclasses import replace
 
-    from tnet.data.config import DataConfig
     from tnet.data.reading import Reading
 
-    recipe = recipe_of(run)
-    data = recipe.data if recipe else DataConfig()
     scene = data.scene
     if bands is not None:
         scene = replace(scene, bands=tuple(int(n) for n in _numbers(bands, r"\d{1,4}", "bands such as 3,2,1")))
@@ -123,6 +121,38 @@ def parse_reading(run: Path, read: ReadName | None, bands: str | None, value_ran
             raise typer.BadParameter(f"{value_range!r} is not a range; write two numbers such as 0,10000")
         scene = replace(scene, value_range=(low_high[0], low_high[1]))
     return Reading(read.value if read else data.read, data.lazy_above_px, scene=scene)
+
+
+class Pictures(TypedDict):
+    """How the pictures that a command is given are read and prepared."""
+
+    max_side_px: int | None
+    max_short_side_px: int | None
+    preprocess: str | None
+    reading: Reading
+
+
+def parse_pictures(
+    run: Path,
+    max_side_px: int | None,
+    preprocess: str | None,
+    read: ReadName | None,
+    bands: str | None,
+    value_range: str | None,
+) -> Pictures:
+    """How pictures are read and prepared: as the run's recipe says, but for what is given.
+
+    Raises:
+        typer.BadParameter: bands or a range that are not numbers.
+        ConfigError: bands or a range that cannot be.
+    """
+    data = data_of(run)
+    return {
+        "max_side_px": data.max_side_px if max_side_px is None else max_side_px,
+        "max_short_side_px": data.max_short_side_px,
+        "preprocess": data.preprocess if preprocess is None else preprocess,
+        "reading": parse_reading(data, read, bands, value_range),
+    }
 
 
 def set_reading(images: LabelledData, reading: Reading) -> None:
@@ -169,6 +199,18 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from None
     return name
+
+
+def data_of(run: Path) -> DataConfig:
+    """What the recipe of a model says of its pictures; as if there were nothing to say, without one.
+
+    Raises:
+        RecipeError: there is a recipe that cannot be read.
+    """
+    from tnet.data.config import DataConfig
+
+    recipe = recipe_of(run)
+    return recipe.data if recipe else DataConfig()
 
 
 def recipe_of(run: Path) -> Recipe | None:

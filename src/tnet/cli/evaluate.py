@@ -14,6 +14,7 @@ from tnet.cli.common import (
     PolicyName,
     RangeOption,
     ReadOption,
+    data_of,
     parse_looks_list,
     parse_reading,
     pick_device,
@@ -64,9 +65,7 @@ def evaluate(
     label_separator: Annotated[
         str | None, typer.Option(help="Between several labels of an image in a table. [default: the recipe's, or |]")
     ] = None,
-    preprocess: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"{PREPROCESS_HELP} [default: the recipe's]")
-    ] = None,
+    preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
     read: ReadOption = None,
     bands: BandsOption = None,
     value_range: RangeOption = None,
@@ -95,7 +94,7 @@ def evaluate(
     }
     images, source = _open_images(model.config, recipe, run, data, split, settings)
     if read is not None or bands is not None or value_range is not None:
-        set_reading(images, parse_reading(run, read, bands, value_range))
+        set_reading(images, parse_reading(data_of(run), read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)

@@ -16,7 +16,7 @@ from tnet.cli.common import (
     RangeOption,
     ReadOption,
     parse_looks,
-    parse_reading,
+    parse_pictures,
     pick_device,
     recipe_of,
 )
@@ -89,12 +89,10 @@ def explain(
             device=pick_device(device),
             progress=progress,
             skip_unreadable=skip_unreadable,
-            max_side_px=max_side_px,
-            preprocess=preprocess,
-            reading=parse_reading(model, read, bands, value_range),
             geojson=geojson,
             coordinates=crs,
             allow_small=allow_small,
+            **parse_pictures(model, max_side_px, preprocess, read, bands, value_range),
         )
     else:
         from tnet.data.loading import open_data

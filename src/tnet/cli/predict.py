@@ -18,7 +18,7 @@ from tnet.cli.common import (
     RangeOption,
     ReadOption,
     parse_looks,
-    parse_reading,
+    parse_pictures,
     pick_device,
 )
 
@@ -35,7 +35,7 @@ _OUT_HELP = (
 )
 MAX_SIDE_HELP = (
     "Shrink larger pictures on reading to this many pixels on the longer side. Boxes are still those of the picture as "
-    "it is stored."
+    "it is stored. [default: as the run's recipe shrinks them]"
 )
 SMALL_HELP = "Take pictures below the model's base resolution too; they are enlarged."
 
@@ -90,10 +90,8 @@ def predict(
         # Lines that appear on a terminal are progress enough.
         progress=progress and (out is not None or not sys.stdout.isatty()),
         skip_unreadable=skip_unreadable,
-        max_side_px=max_side_px,
-        preprocess=preprocess,
-        reading=parse_reading(model, read, bands, value_range),
         allow_small=allow_small,
+        **parse_pictures(model, max_side_px, preprocess, read, bands, value_range),
     )
     skipped = 0
 

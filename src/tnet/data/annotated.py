@@ -142,7 +142,8 @@ class AnnotatedImages(LabelledImages):
             image = load_image(path, channels=self.channels, max_pixels=self.max_pixels)
             size_hw = (int(image.shape[1]), int(image.shape[2]))
             y0, x0, y1, x1 = self._crop_of(path, boxes, size_hw)
-            image = _shrunk(image[:, y0:y1, x0:x1], self.longer_side_px((y1 - y0, x1 - x0)))
+            crop_hw = shrunk_size((y1 - y0, x1 - x0), self.max_side_px, self.max_short_side_px)
+            image = _resized(image[:, y0:y1, x0:x1], crop_hw)
         else:
             image = self._load(path)
             size_hw = image_size_hw(path, max_pixels=self.max_pixels)
@@ -268,13 +269,11 @@ def class_targets(indices: Sequence[int]) -> Int[Tensor, " samples"]:
     return torch.tensor(indices, dtype=torch.int64)
 
 
-def _shrunk(
-    image: UInt8[Tensor, "channels height width"], max_side_px: int | None
+def _resized(
+    image: UInt8[Tensor, "channels height width"], size_hw: tuple[int, int]
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Antialiased, so that the longer side has at most so many pixels."""
-    stored_hw = (int(image.shape[1]), int(image.shape[2]))
-    size_hw = shrunk_size(stored_hw, max_side_px)
-    if size_hw == stored_hw:
+    """Antialiased, to another height and width."""
+    if size_hw == tuple(image.shape[1:]):
         return image
     pixels = F.interpolate(image[None].float(), size_hw, mode="bilinear", antialias=True, align_corners=False)
     return pixels[0].round().clamp(0, 255).byte()

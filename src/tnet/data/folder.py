@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnet.data.augment import Augment, sample_generator
-from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, image_size_hw, is_image_folder, is_image_path, load_image
+from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_folder, is_image_path, load_image
 from tnet.data.reading import Reading
 from tnet.data.sample import Sample
 from tnet.data.transforms import ReferenceEval
@@ -108,19 +108,15 @@ class LabelledImages(Dataset[Sample]):
             image = self.augment(image, sample_generator(self.seed, self.epoch, index))
         return Sample(image, self.targets[index], str(path))
 
-    def longer_side_px(self, size_hw: tuple[int, int]) -> int | None:
-        """The longer side that a picture of this height and width (pixels) is shrunk to at most; None for any."""
-        if self.max_short_side_px is None or min(size_hw) <= self.max_short_side_px:
-            return self.max_side_px
-        longer = round(self.max_short_side_px * max(size_hw) / min(size_hw))
-        return longer if self.max_side_px is None else min(longer, self.max_side_px)
-
     def _load(self, path: Path) -> UInt8[Tensor, "channels height width"]:
         """Decode a picture, shrunk as far as it must be."""
-        max_side_px = self.max_side_px
-        if self.max_short_side_px is not None:
-            max_side_px = self.longer_side_px(image_size_hw(path, max_pixels=self.max_pixels))
-        return load_image(path, channels=self.channels, max_side_px=max_side_px, max_pixels=self.max_pixels)
+        return load_image(
+            path,
+            channels=self.channels,
+            max_side_px=self.max_side_px,
+            max_short_side_px=self.max_short_side_px,
+            max_pixels=self.max_pixels,
+        )
 
     def _scene(self, path: Path, index: int) -> Scene:
         scene = self.reading.open_scene(path, self.channels)

@@ -70,6 +70,7 @@ def load_image(
     *,
     channels: Literal[1, 3] = 3,
     max_side_px: int | None = None,
+    max_short_side_px: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> UInt8[Tensor, "channels height width"]:
     """Decode one picture into memory.
@@ -84,6 +85,7 @@ def load_image(
             pixels; never enlarges. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still leaves
             1.5 times the pixels asked for, which saves time and memory; so do averages of 2x2, 3x3, ... pixels
             in other formats. Levels then differ from a plain antialiased resize by less than 1 on average.
+        max_short_side_px: the same of the shorter side; with both, whichever shrinks more.
         max_pixels: largest width x height, before shrinking, that is decoded.
 
     Returns:
@@ -92,10 +94,11 @@ def load_image(
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, larger than ``max_pixels``, not a picture of a
             known kind, or may not be read; the message names the path, the reason and what to do.
-        ConfigError: ``max_side_px`` or ``max_pixels`` is below 1.
+        ConfigError: ``max_side_px``, ``max_short_side_px`` or ``max_pixels`` is below 1.
     """
-    if max_side_px is not None and max_side_px < 1:
-        raise ConfigError(f"max_side_px is {max_side_px}, but must be at least 1 pixel, or None to keep the size.")
+    for name, side_px in (("max_side_px", max_side_px), ("max_short_side_px", max_short_side_px)):
+        if side_px is not None and side_px < 1:
+            raise ConfigError(f"{name} is {side_px}, but must be at least 1 pixel, or None to keep the size.")
     if max_pixels < 1:
         raise ConfigError(f"max_pixels is {max_pixels}, but must be at least 1.")
     path = Path(path)
@@ -103,7 +106,7 @@ def load_image(
         with open_picture(path) as stream:
             image = read_header(stream, path, max_pixels)
             with pillow_limit(image.width * image.height):
-                picture = _decode(image, path, channels, max_side_px)
+                picture = _decode(image, path, channels, shrunk_size(image.size, max_side_px, max_short_side_px))
             return _to_tensor(picture)
     except ImageError:
         raise
@@ -311,9 +314,9 @@ def pillow_limit(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], max_side_px: int | None) -> Image.Image:
-    """Decode, convert to grey or RGB, shrink and turn upright."""
-    width, height = shrunk_size(image.size, max_side_px)
+def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], size: tuple[int, int]) -> Image.Image:
+    """Decode, convert to grey or RGB, shrink to a width and height, and turn upright."""
+    width, height = size
     box_px = None
     if (width, height) != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
         drafted = image.draft(None, (math.ceil(_REDUCING_GAP * width), math.ceil(_REDUCING_GAP * height)))
@@ -330,13 +333,13 @@ def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], max
     return picture
 
 
-def shrunk_size(size: tuple[int, int], max_side_px: int | None) -> tuple[int, int]:
-    """Both sides of a picture, in the order given, shrunk so that the longer one has at most so many pixels."""
-    longer = max(size)
-    if max_side_px is None or longer <= max_side_px:
-        return size
-    scale = max_side_px / longer
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def shrunk_size(
+    size: tuple[int, int], max_side_px: int | None, max_short_side_px: int | None = None
+) -> tuple[int, int]:
+    """Both sides of a picture, in the order given, shrunk to at most so many pixels of the longer and the shorter."""
+    limits = ((max_side_px, max(size)), (max_short_side_px, min(size)))
+    scale = min((limit / side for limit, side in limits if limit is not None), default=1.0)
+    return size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
 def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) -> Image.Image:

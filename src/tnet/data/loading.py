@@ -16,6 +16,7 @@ from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages, open_split_folders
+from tnet.data.images import shrunk_size
 from tnet.data.known import KNOWN, open_known
 from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
@@ -212,11 +213,11 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
             height = width = data.preprocess.size_px
         elif data.augment is not None and data.augment.config.resize_px is not None:
             height = width = data.augment.config.resize_px
-        longer_px = data.longer_side_px((height, width))
-        shrink = 1.0 if not longer_px else min(1.0, longer_px / max(height, width))
-        if min(height, width) * shrink < base_px:
+        shown_hw = shrunk_size((height, width), data.max_side_px, data.max_short_side_px)
+        if min(shown_hw) < base_px:
             raise ImageError(
-                f"picture {path} has {width} x {height} px{' before shrinking' if shrink < 1 else ''}, which leaves "
+                f"picture {path} has {width} x {height} px"
+                f"{' before shrinking' if shown_hw != (height, width) else ''}, which leaves "
                 f"less than the base resolution of {base_px} px; lower "
                 "model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
             )

@@ -63,6 +63,7 @@ def explain_paths(
     progress: bool = True,
     skip_unreadable: bool = False,
     max_side_px: int | None = None,
+    max_short_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
     reading: Reading = DEFAULT_READING,
@@ -83,6 +84,7 @@ def explain_paths(
         progress: show a bar on standard error.
         skip_unreadable: leave out a picture that cannot be read or is too small, and go on.
         max_side_px: as for :func:`tnet.inference.predict_paths`.
+        max_short_side_px: as for :func:`tnet.inference.predict_paths`.
         preprocess: as for :func:`tnet.inference.predict_paths`.
         allow_small: as for :func:`tnet.inference.predict_paths`.
         reading: as for :func:`tnet.inference.predict_paths`.
@@ -109,6 +111,7 @@ def explain_paths(
                     config,
                     looks=chosen,
                     max_side_px=max_side_px,
+                    max_short_side_px=max_short_side_px,
                     preprocess=preprocess,
                     allow_small=allow_small,
                     reading=reading,
@@ -121,7 +124,7 @@ def explain_paths(
                 place = getattr(picture.image, "georeference", None)
                 yield _Item(picture.image, picture.path, picture.own_size_hw, None, place)
 
-    check_reading(reading, max_side_px, preprocess)
+    check_reading(reading, max_side_px, max_short_side_px, preprocess)
     if geojson is not None:
         check_geojson_output(geojson, len(paths))
     placed: list[tuple[Prediction, GeoReference | None]] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -92,6 +93,7 @@ def read_picture(
     *,
     looks: Sequence[int] | None = None,
     max_side_px: int | None = None,
+    max_short_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
     reading: Reading = DEFAULT_READING,
@@ -103,6 +105,7 @@ def read_picture(
         config: of the model: channels, base resolution and grid.
         looks: as for :func:`check_image_size`.
         max_side_px: shrink a larger picture so that its longer side has this many pixels.
+        max_short_side_px: the same of its shorter side; both may be given.
         preprocess: name of a preparation, such as ``reference_448``; see :func:`tnet.data.transforms.named_transform`.
         allow_small: as for :func:`check_image_size`.
         reading: which pictures are read only where they are looked at; all are decoded that are to be shrunk or
@@ -112,33 +115,35 @@ def read_picture(
         ImageError: it cannot be read, or is too small.
         ConfigError: the model takes pictures of neither 1 nor 3 channels, and this one is decoded.
     """
-    if max_side_px is None and preprocess is None and reading.is_lazy(path):
+    changed = any(change is not None for change in (max_side_px, max_short_side_px, preprocess))
+    if not changed and reading.is_lazy(path):
         scene = reading.open_scene(path, config.in_channels)
         check_image_size(scene.size_hw, config, str(path), looks=looks, allow_small=allow_small)
         return Picture(str(path), scene, scene.size_hw)
     channels = cast(Literal[1, 3], check_channels(config))
     transform = named_transform(preprocess) if preprocess is not None else None
-    image = load_image(path, channels=channels, max_side_px=max_side_px)
+    image = load_image(path, channels=channels, max_side_px=max_side_px, max_short_side_px=max_short_side_px)
     image = image if transform is None else transform(image)
     size_hw = (int(image.shape[1]), int(image.shape[2]))
     check_image_size(size_hw, config, str(path), looks=looks, allow_small=allow_small)
-    unchanged = transform is None and (max_side_px is None or max(size_hw) < max_side_px)
-    own = size_hw if unchanged else image_size_hw(Path(path))
-    return Picture(str(path), image, own)
+    return Picture(str(path), image, image_size_hw(Path(path)) if changed else size_hw)
 
 
-def check_reading(reading: Reading, max_side_px: int | None, preprocess: str | None) -> None:
+def check_reading(
+    reading: Reading, max_side_px: int | None, max_short_side_px: int | None, preprocess: str | None
+) -> None:
     """Refuse to change pictures that are to be read lazily.
 
     Raises:
         ConfigError: both are asked for.
     """
-    if (max_side_px is not None or preprocess is not None) and (
+    if any(change is not None for change in (max_side_px, max_short_side_px, preprocess)) and (
         reading.mode == "lazy" or reading.scene != SceneOptions()
     ):
         raise ConfigError(
             "pictures that are read lazily (--read lazy, --bands, --value-range) are neither shrunk nor prepared; "
-            "leave that out, or --max-side-px and --preprocess"
+            "leave that out, or --max-side-px and --preprocess, and from the run's recipe data.max_side_px, "
+            "data.max_short_side_px and data.preprocess"
         )
 
 
@@ -159,19 +164,8 @@ def check_channels(config: ModelConfig) -> int:
 class _Pictures(Dataset[Picture | Unreadable]):
     """Decodes in the loader's workers; errors come back as data, since a worker's exception loses its sentence."""
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        config: ModelConfig,
-        looks: Sequence[int],
-        max_side_px: int | None,
-        preprocess: str | None,
-        allow_small: bool,
-        reading: Reading,
-    ) -> None:
-        self.paths, self.config, self.looks = paths, config, looks
-        self.max_side_px, self.preprocess, self.allow_small = max_side_px, preprocess, allow_small
-        self.reading = reading
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Picture]) -> None:
+        self.paths, self.read = paths, read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -179,15 +173,7 @@ class _Pictures(Dataset[Picture | Unreadable]):
     def __getitem__(self, index: int) -> Picture | Unreadable:
         path = self.paths[index]
         try:
-            return read_picture(
-                path,
-                self.config,
-                looks=self.looks,
-                max_side_px=self.max_side_px,
-                preprocess=self.preprocess,
-                allow_small=self.allow_small,
-                reading=self.reading,
-            )
+            return self.read(path)
         except ImageError as error:
             return Unreadable(str(path), str(error))
 
@@ -204,6 +190,7 @@ def predict_paths(
     progress: bool = True,
     skip_unreadable: bool = False,
     max_side_px: int | None = None,
+    max_short_side_px: int | None = None,
     preprocess: str | None = None,
     allow_small: bool = False,
     reading: Reading = DEFAULT_READING,
@@ -226,6 +213,7 @@ def predict_paths(
         skip_unreadable: hand out an :class:`Unreadable` for a picture that cannot be read or is too small, and go on.
         max_side_px: shrink larger pictures on reading. Boxes are scaled back: they are always in the pixels of the
             picture as it is stored, upright (EXIF orientation applied).
+        max_short_side_px: the same of the shorter side; both may be given.
         preprocess: name of a preparation of every picture, such as ``reference_448``.
         allow_small: take pictures below the base resolution too; they are enlarged.
         reading: which pictures are read only where they are looked at, and how (:class:`tnet.data.reading.Reading`).
@@ -242,7 +230,7 @@ def predict_paths(
     config = model.config
     if not paths:
         raise DataError("There are no pictures to predict; give at least one path.")
-    check_reading(reading, max_side_px, preprocess)
+    check_reading(reading, max_side_px, max_short_side_px, preprocess)
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
     if preprocess is not None:
@@ -250,9 +238,18 @@ def predict_paths(
     chosen = config.resolve_looks(looks)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
-    pictures = _Pictures([Path(path) for path in paths], config, chosen, max_side_px, preprocess, allow_small, reading)
+    read = partial(
+        read_picture,
+        config=config,
+        looks=chosen,
+        max_side_px=max_side_px,
+        max_short_side_px=max_short_side_px,
+        preprocess=preprocess,
+        allow_small=allow_small,
+        reading=reading,
+    )
     # Pictures come one by one, so that a batch can be closed by its size in memory.
-    loader = DataLoader(pictures, batch_size=None, num_workers=workers)
+    loader = DataLoader(_Pictures([Path(path) for path in paths], read), batch_size=None, num_workers=workers)
     return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)
 
 
