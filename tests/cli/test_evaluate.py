@@ -15,6 +15,7 @@ from tnet.cli.main import app
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
 from tnet.data.fakes import make_fake
+from tnet.data.known import open_known
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.io import save_model
@@ -192,6 +193,32 @@ def test_splits_of_a_published_data_set(tmp_path: Path) -> None:
     run = a_run(tmp_path / "other", config, DataConfig(kind="imagenet", root=str(root)))
     code, output = evaluate(run, "--split", "test")
     assert code == 1 and "error: The data set imagenet has no split 'test'; name one of train, val" in output
+
+
+def test_a_model_from_elsewhere_by_the_recipe_of_a_data_set(tmp_path: Path) -> None:
+    root = make_fake("nabirds", tmp_path / "birds", classes=3, images_per_class=3, side_px=48)
+    names = tuple(reversed(open_known("nabirds", root, "train").classes))  # as a checkpoint may number them
+    torch.manual_seed(0)
+    model = TNet(replace(CONFIG, num_classes=3, class_names=()))
+    images = open_known("nabirds", root, "test", channels=1)
+    with torch.inference_mode():
+        right = [
+            names[int(model.eval()(sample.image[None], looks=0).logits.argmax())] == images.classes[sample.target]
+            for sample in images
+        ]
+    recipe = tmp_path / "birds.yaml"
+    recipe.write_text("data: {kind: nabirds, root: elsewhere, val: test}\n")
+    named = TNet(replace(CONFIG, num_classes=3, class_names=names))
+    named.load_state_dict(model.state_dict())
+    folder = save_model(named, tmp_path / "named")
+    code, output = evaluate(folder, root, "--recipe", recipe, "--looks", "0")
+    assert code == 0 and f"{root / 'test'}: {len(images)} images, 3 classes" in output and "does not know" not in output
+    assert float(rows_of(folder / "evaluation")[0]["accuracy"]) == pytest.approx(sum(right) / len(right), abs=1e-4)
+    folder = save_model(model, tmp_path / "nameless")
+    code, output = evaluate(folder, root, "--recipe", recipe, "--looks", "0")
+    assert code == 0 and "the model does not know what its classes are called" in output
+    code, output = evaluate(folder, "--recipe", recipe)
+    assert code == 1 and "elsewhere does not exist" in output
 
 
 def test_more_looks_than_cells(run: Path) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.folder import ImageFolder, LabelledImages, check_classes, open_split_folders, shorten
+from tnet.data.loading import number_classes_as
 from tnet.data.sample import collate
 from tnet.errors import ConfigError, DataError, ImageError
 
@@ -93,6 +94,20 @@ def test_pictures_are_read_as_asked(tmp_path: Path) -> None:
 def test_given_classes_decide_the_order(tmp_path: Path) -> None:
     data = ImageFolder(make_folder(tmp_path, a=1, b=2), classes=["b", "a"])
     assert data.classes == ["b", "a"] and data.targets.tolist() == [0, 0, 1]
+
+
+def test_classes_can_be_numbered_anew(tmp_path: Path) -> None:
+    data = ImageFolder(make_folder(tmp_path, a=1, b=2, c=3))
+    number_classes_as([], data)
+    number_classes_as(["a", "b"], data)
+    assert data.classes == ["a", "b", "c"]
+    number_classes_as(["c", "a", "b"], data)
+    assert data.classes == ["c", "a", "b"] and data.targets.tolist() == [1, 2, 2, 0, 0, 0]
+    several = LabelledImages(data.paths[:2], torch.tensor([[1.0, 0, 0], [0, 1, 1]]), ["a", "b", "c"])
+    several.order_classes(["c", "a", "b"])
+    assert several.targets.tolist() == [[0, 1, 0], [1, 0, 1]]
+    with pytest.raises(DataError, match="are not those of the data"):
+        several.order_classes(["c", "a", "d"])
 
 
 def test_class_folders_that_are_not_those_given(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def config(made: Path, name: str, **changes: object) -> DataConfig:
 
 
 @pytest.mark.parametrize("name", KNOWN)
+def test_classes_as_checkpoints_number_them(made: Path, name: str) -> None:
+    numbered, ours = KNOWN[name].numbered(made / name), open_known(name, made / name, "train").classes
+    assert sorted(numbered) == sorted(ours) and (list(numbered) == ours or name == "nabirds")
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_from_a_recipe(made: Path, name: str) -> None:
     augment = AugmentConfig(horizontal_flip=True, crop_area=(0.85, 1.0), crop_box_share=0.1)
     train, val = open_data(config(made, name, augment=augment, boxes="cover", max_side_px=40), 3, seed=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tnet.data.fakes import make_fake
-from tnet.data.nabirds import check_nabirds, open_nabirds, read_parents
+from tnet.data.nabirds import check_nabirds, numbered_by_the_reference, open_nabirds, read_parents
 from tnet.errors import DataError
 
 
@@ -33,6 +33,20 @@ def test_classes_are_nodes_with_pictures(root: Path) -> None:
         assert path.parent.name == f"{3 + target:04}" and path.is_file()
     assert test.boxes is not None and test.boxes[0].shape == (1, 4)
     assert read_parents(root / "hierarchy.txt") == {1: 0, 2: 0, 3: 1, 4: 2, 5: 1, 6: 2, 7: 1}
+
+
+def test_the_reference_numbers_classes_as_they_first_come(root: Path) -> None:
+    path = root / "images.txt"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    labels = dict(line.split() for line in (root / "image_class_labels.txt").read_text().splitlines())
+    in_turn = [labels[line.split()[0]] for line in path.read_text().splitlines()]
+    names = dict(line.split(maxsplit=1) for line in (root / "classes.txt").read_text().splitlines())
+    expected = [names[label] for label in dict.fromkeys(in_turn)]
+    train = open_nabirds(root)
+    assert numbered_by_the_reference(root) == expected != train.classes and sorted(expected) == sorted(train.classes)
+    before = [train.class_names[target] for target in train.targets]
+    train.order_classes(expected)
+    assert [train.class_names[target] for target in train.targets] == before
 
 
 def test_both_splits_have_all_classes(root: Path) -> None:

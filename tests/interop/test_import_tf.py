@@ -19,7 +19,11 @@ from tests.interop.tf_writer import write_checkpoint
 from typer.testing import CliRunner
 
 from tnet.backbones.base import BackboneConfig
+from tnet.cli.import_tf import with_class_names
 from tnet.cli.main import app
+from tnet.data.fakes import make_fake
+from tnet.data.fmow import CATEGORIES
+from tnet.data.nabirds import numbered_by_the_reference
 from tnet.errors import CheckpointError, ConfigError
 from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported
 from tnet.interop.tf_names import tensorflow_shape, tensors_of, variable_names
@@ -258,12 +262,33 @@ def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["import-tf", str(checkpoint), str(out), "backbone.kwargs.width=0.25"]
     code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
     assert code == 0 and "327 variables used" in text and (out / "model.safetensors").is_file()
+    assert load_model(out).config.class_names == CATEGORIES and "numbers for names" not in text
     code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
     assert code == 1 and "exists; name another folder, or replace it with --overwrite" in text
     code, text = run_cli(*arguments, "num_classes=9", "--overwrite", "--model", "tnet_efficientnet_b0.fmow_448")
     assert code == 1 and "add num_classes=62" in text and (out / "model.safetensors").is_file()
     code, text = run_cli("import-tf", str(checkpoint), str(tmp_path / "other"))
     assert code == 1 and "give --model" in text and not (tmp_path / "other").exists()
+
+
+def test_names_of_classes_from_the_data_set(checkpoint: Path, tmp_path: Path) -> None:
+    root = make_fake("nabirds", tmp_path / "birds", classes=3, images_per_class=2, side_px=32)
+    (root / "images.txt").write_text("\n".join(reversed((root / "images.txt").read_text().splitlines())))
+    config = replace(model_config("efficientnet_b0.nabirds"), num_classes=3)
+    names = with_class_names(config, "nabirds", root).class_names
+    assert list(names) == numbered_by_the_reference(root) and with_class_names(config, "nabirds", None) == config
+    arguments = ["import-tf", str(checkpoint), str(tmp_path / "model"), "--model", "efficientnet_b0.nabirds"]
+    code, text = run_cli(*arguments, "--data", str(root))
+    assert code == 1 and f"{root} has 3 classes but the model 555" in text and not (tmp_path / "model").exists()
+    code, text = run_cli("import-tf", str(checkpoint), str(tmp_path), "--model", "ips.digits", "--data", str(root))
+    assert code == 1
+
+
+def test_nameless_classes_are_told(tmp_path: Path) -> None:
+    google_checkpoint(tmp_path / "model.ckpt", narrow("efficientnet_b0.imagenet"), True)
+    code, text = run_cli("import-tf", str(tmp_path / "model.ckpt"), str(tmp_path / "out"), "backbone.kwargs.width=0.25",
+                         "--model", "efficientnet_b0.imagenet")  # fmt: skip
+    assert code == 0 and "its classes have numbers for names (ImageNet's 1,000 classes" in " ".join(text.split())
 
 
 def test_a_narrow_backbone_has_no_pretrained_weights() -> None:

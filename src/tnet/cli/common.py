@@ -146,7 +146,10 @@ def parse_pictures(
         typer.BadParameter: bands or a range that are not numbers.
         ConfigError: bands or a range that cannot be.
     """
-    data = data_of(run)
+    from tnet.data.config import DataConfig
+
+    recipe = recipe_of(run)
+    data = recipe.data if recipe else DataConfig()
     return {
         "max_side_px": data.max_side_px if max_side_px is None else max_side_px,
         "max_short_side_px": data.max_short_side_px,
@@ -199,18 +202,6 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from None
     return name
-
-
-def data_of(run: Path) -> DataConfig:
-    """What the recipe of a model says of its pictures; as if there were nothing to say, without one.
-
-    Raises:
-        RecipeError: there is a recipe that cannot be read.
-    """
-    from tnet.data.config import DataConfig
-
-    recipe = recipe_of(run)
-    return recipe.data if recipe else DataConfig()
 
 
 def recipe_of(run: Path) -> Recipe | None:

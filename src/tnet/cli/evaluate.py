@@ -14,7 +14,6 @@ from tnet.cli.common import (
     PolicyName,
     RangeOption,
     ReadOption,
-    data_of,
     parse_looks_list,
     parse_reading,
     pick_device,
@@ -35,8 +34,12 @@ _LOOKS_HELP = (
     "[default: 0 up to the model's own]"
 )
 _DATA_HELP = (
-    "Labelled images: a folder with one folder a class, or a table (CSV, Parquet) of paths and labels. "
-    "[default: those of the run's recipe]"
+    "Labelled images: a folder with one folder a class, or a table (CSV, Parquet) of paths and labels; with --recipe "
+    "its data.root. [default: those of the run's recipe]"
+)
+_RECIPE_HELP = (
+    "Recipe that says which images, and how they are read and prepared: that of a data set (recipes/published), for a "
+    "model from elsewhere. [default: the run's]"
 )
 
 
@@ -52,6 +55,7 @@ def evaluate(
             "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]",
         ),
     ] = None,
+    recipe: Annotated[Path | None, typer.Option(help=_RECIPE_HELP)] = None,
     split: Annotated[
         Literal["val", "test"], typer.Option(help="Which of the recipe's images, where no others are given.")
     ] = "val",
@@ -78,23 +82,42 @@ def evaluate(
     """
     chosen = parse_looks_list(looks or [])
 
+    from dataclasses import replace
+
+    from tnet.data.config import DataConfig
+    from tnet.data.folder import shorten
+    from tnet.data.loading import number_classes_as
     from tnet.evaluation.looks import default_looks, evaluate_looks
     from tnet.evaluation.report import looks_notes, looks_table, plot_looks, write_rows_csv
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
+    from tnet.training.recipe import load_recipe
 
     place = pick_device(device)
     model = load_model(run)
-    recipe = recipe_of(run)
+    if recipe is None:
+        described = recipe_of(run)
+    else:
+        described = load_recipe(recipe)
+        if data is not None:
+            described, data = replace(described, data=replace(described.data, root=str(data))), None
     settings = {
         "preprocess": preprocess,
         "path_column": path_column,
         "label_column": label_column,
         "label_separator": label_separator,
     }
-    images, source = _open_images(model.config, recipe, run, data, split, settings)
+    images, source = _open_images(model.config, described, run, data, split, settings)
+    number_classes_as(model.config.class_names, images)
+    if not model.config.class_names:
+        typer.echo(
+            "the model does not know what its classes are called; they are taken to be numbered as those of the data: "
+            f"{shorten(images.classes)}",
+            err=True,
+        )
     if read is not None or bands is not None or value_range is not None:
-        set_reading(images, parse_reading(data_of(run), read, bands, value_range))
+        reads = described.data if described else DataConfig()
+        set_reading(images, parse_reading(reads, read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)

@@ -23,6 +23,12 @@ def import_tf(
     model: Annotated[
         str, typer.Option(help="Registered model that the checkpoint belongs to (`tnet models` lists them).")
     ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set that the model is of, for the names of its classes (fMoW needs none)."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Turn a TensorFlow checkpoint of the paper's models, or of Google's EfficientNet, into a model.
@@ -31,19 +37,47 @@ def import_tf(
     safetensors, config.json and a model card, read back, and must answer the same.
     """
     from tnet.errors import ConfigError, OutputError
-    from tnet.interop.import_tf import read_tf_checkpoint, save_imported
+    from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported, tag_of
 
     if not model:
         raise ConfigError("which model the checkpoint belongs to was not said; give --model, see `tnet models`")
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists; name another folder, or replace it with --overwrite")
-    imported = read_tf_checkpoint(checkpoint, _config(model, overrides or []))
+    config = with_class_names(_config(model, overrides or []), tag_of(model), data)
+    imported = read_tf_checkpoint(checkpoint, config)
     folder = save_imported(imported, out, model)
     step = "" if imported.step is None else f", saved at step {imported.step:,}"
     typer.echo(
         f"{imported.checkpoint}{step}: {imported.variables} variables used, {imported.left_out} of training state not"
         f"\nwritten and verified by a forward pass: {folder}\nnext: tnet info {folder}   tnet predict {folder} IMAGES"
     )
+    if not config.class_names:
+        meaning = CLASS_INDICES.get(tag_of(model), "not known")
+        typer.echo(f"its classes have numbers for names ({meaning}); --data ROOT names them", err=True)
+
+
+def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetConfig:
+    """The configuration with the names of the classes, in the order of the checkpoint's numbers.
+
+    Raises:
+        ConfigError: the data set has another number of classes, or is not known.
+    """
+    from dataclasses import replace
+
+    from tnet.data.fmow import CATEGORIES
+    from tnet.data.known import known_dataset
+    from tnet.errors import ConfigError
+
+    if data is None:
+        known = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)
+        return replace(config, class_names=CATEGORIES) if known else config
+    names = tuple(known_dataset(tag).numbered(data))
+    if len(names) != config.num_classes:
+        raise ConfigError(
+            f"{data} has {len(names)} classes but the model {config.num_classes}; name the whole data set with --data, "
+            "or leave that out"
+        )
+    return replace(config, class_names=names)
 
 
 def _config(name: str, overrides: list[str]) -> TNetConfig:

@@ -124,6 +124,12 @@ class AnnotatedImages(LabelledImages):
         self.box_context: float | None = None
         self.class_names = list(classes if class_names is None else class_names)
 
+    def order_classes(self, names: Sequence[str]) -> None:
+        """As for other pictures; what people call the classes changes its order with them."""
+        called = dict(zip(self.classes, self.class_names, strict=True))
+        super().order_classes(names)
+        self.class_names = [called[name] for name in self.classes]
+
     def __getitem__(self, index: int) -> Sample:
         """One picture, or one box of one, augmented; or a scene of it.
 

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from tnet.data.annotated import AnnotatedImages, ImageOptions
 from tnet.data.checking import DatasetSummary, check_splits
-from tnet.data.listing import check_split, data_root, read_listed, refuse_missing
+from tnet.data.listing import ListedPictures, check_split, data_root, read_listed, refuse_missing
 
 OFFICIAL = {"train": 5_994, "test": 5_794}
 """Pictures of each split, as published."""
@@ -56,11 +56,23 @@ def check_cub(root: str | os.PathLike[str]) -> DatasetSummary:
     return check_splits("cub", "CUB-200-2011", place, lambda split: _list(place, split, {}), OFFICIAL, CLASSES)
 
 
+def classes_of_cub(root: str | os.PathLike[str]) -> list[str]:
+    """The classes in the order of their numbers.
+
+    Raises:
+        DataError: a list is missing or damaged.
+    """
+    return _classes(read_listed(_place(root)))
+
+
 def _place(root: str | os.PathLike[str]) -> Path:
     return data_root(root, "images.txt", "CUB_200_2011")
 
 
 def _list(place: Path, split: str, options: ImageOptions) -> AnnotatedImages:
     listed = read_listed(place)
-    class_ids = sorted(listed.class_names)
-    return listed.images(split, class_ids, [listed.class_names[class_id] for class_id in class_ids], options)
+    return listed.images(split, sorted(listed.class_names), _classes(listed), options)
+
+
+def _classes(listed: ListedPictures) -> list[str]:
+    return [listed.class_names[class_id] for class_id in sorted(listed.class_names)]

@@ -84,6 +84,21 @@ class LabelledImages(Dataset[Sample]):
         """Say which epoch comes next, counted from 0: it decides, with the seed, how pictures are augmented."""
         self.epoch = epoch
 
+    def order_classes(self, names: Sequence[str]) -> None:
+        """Number the classes in another order, such as a model's.
+
+        Args:
+            names: the same classes.
+
+        Raises:
+            DataError: other classes.
+        """
+        if sorted(names) != sorted(self.classes):
+            raise DataError(f"The classes {shorten(names)} are not those of the data, {shorten(self.classes)}.")
+        old = [self.classes.index(name) for name in names]
+        self.targets = self.targets[:, old] if self.multilabel else torch.tensor(old).argsort()[self.targets]
+        self.classes = list(names)
+
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.paths)

@@ -84,6 +84,15 @@ def open_imagenet(
     )
 
 
+def classes_of_imagenet(root: str | os.PathLike[str]) -> list[str]:
+    """The synsets, sorted.
+
+    Raises:
+        DataError: none was found.
+    """
+    return _classes(data_root(root, "train"))
+
+
 def check_imagenet(root: str | os.PathLike[str]) -> DatasetSummary:
     """Hold what is on disk against what was published.
 

@@ -10,16 +10,16 @@ index; and either needs a conversion step, with a second copy of the data, and a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tnet.data import cub, fmow, imagenet, nabirds
 from tnet.data.annotated import AnnotatedImages
 from tnet.data.checking import DatasetSummary
-from tnet.data.cub import check_cub, open_cub
+from tnet.data.cub import check_cub, classes_of_cub, open_cub
 from tnet.data.fmow import check_fmow, open_fmow
-from tnet.data.imagenet import check_imagenet, open_imagenet
-from tnet.data.nabirds import check_nabirds, open_nabirds
+from tnet.data.imagenet import check_imagenet, classes_of_imagenet, open_imagenet
+from tnet.data.nabirds import check_nabirds, numbered_by_the_reference, open_nabirds
 from tnet.errors import ConfigError
 
 
@@ -33,6 +33,8 @@ class KnownDataset:
         classes: number of classes.
         open: opens a split of the data set in a folder.
         check: holds the data set in a folder against what was published.
+        numbered: the classes of the data set in a folder, in the order in which the checkpoints of the paper's authors
+            number them.
     """
 
     name: str
@@ -40,15 +42,20 @@ class KnownDataset:
     classes: int
     open: Callable[..., AnnotatedImages]
     check: Callable[[str | os.PathLike[str]], DatasetSummary]
+    numbered: Callable[[str | os.PathLike[str]], Sequence[str]]
 
 
 KNOWN = {
     known.name: known
     for known in (
-        KnownDataset("imagenet", imagenet.OFFICIAL, imagenet.CLASSES, open_imagenet, check_imagenet),
-        KnownDataset("fmow", fmow.OFFICIAL, len(fmow.CATEGORIES), open_fmow, check_fmow),
-        KnownDataset("cub", cub.OFFICIAL, cub.CLASSES, open_cub, check_cub),
-        KnownDataset("nabirds", nabirds.OFFICIAL, nabirds.CLASSES, open_nabirds, check_nabirds),
+        KnownDataset(
+            "imagenet", imagenet.OFFICIAL, imagenet.CLASSES, open_imagenet, check_imagenet, classes_of_imagenet
+        ),
+        KnownDataset("fmow", fmow.OFFICIAL, len(fmow.CATEGORIES), open_fmow, check_fmow, lambda root: fmow.CATEGORIES),
+        KnownDataset("cub", cub.OFFICIAL, cub.CLASSES, open_cub, check_cub, classes_of_cub),
+        KnownDataset(
+            "nabirds", nabirds.OFFICIAL, nabirds.CLASSES, open_nabirds, check_nabirds, numbered_by_the_reference
+        ),
     )
 }
 """By name."""

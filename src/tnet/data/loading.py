@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -107,6 +107,17 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
         config = replace(config, val=name_of_test_images(config))
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
+
+
+def number_classes_as(names: Sequence[str], data: LabelledData) -> None:
+    """Number the classes of pictures as a model does, where it has the same ones in another order.
+
+    Args:
+        names: the model's classes; empty if it does not know their names.
+        data: left alone if it has other classes.
+    """
+    if isinstance(data, LabelledImages) and list(names) != data.classes and set(names) == set(data.classes):
+        data.order_classes(names)
 
 
 def name_of_test_images(config: DataConfig) -> str:

@@ -4,8 +4,9 @@
     images.txt  image_class_labels.txt  train_test_split.txt  bounding_boxes.txt  classes.txt  hierarchy.txt  sizes.txt
 
 ``classes.txt`` names the 1011 nodes of a tree, ``hierarchy.txt`` has each node's parent; pictures belong to 555 of
-them, which are the classes, in the order of their numbers. (The paper's reference implementation numbers them as they
-first come in ``images.txt``.) There is no official validation split: what is published is measured on ``test``.
+them, which are the classes, in the order of their numbers. The paper's reference implementation numbers them as they
+first come in ``images.txt`` (:func:`numbered_by_the_reference`). There is no official validation split: what is
+published is measured on ``test``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ def check_nabirds(root: str | os.PathLike[str]) -> DatasetSummary:
         "nabirds", "NABirds", place, lambda split: _list(place, split, {}), OFFICIAL, CLASSES,
         lambda split, images: _tree_findings(place) if split == "train" else (),  # once
     )  # fmt: skip
+
+
+def numbered_by_the_reference(root: str | os.PathLike[str]) -> list[str]:
+    """The classes as the paper's reference implementation numbers them: as they first come in ``images.txt``.
+
+    Raises:
+        DataError: a list is missing or damaged.
+    """
+    listed = read_listed(_place(root))
+    return _distinct(list(dict.fromkeys(listed.class_ids)), listed.class_names)
 
 
 def read_parents(path: Path) -> dict[int, int]:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
-from tnet.data.loading import LabelledData, open_data, open_split
+from tnet.data.loading import LabelledData, number_classes_as, open_data, open_split
 from tnet.errors import ConfigError, DataError, TnetError
 from tnet.evaluation.compare_curves import RunCurve, run_curve
 from tnet.evaluation.compare_measure import Accuracy, Cost, devices_here, machine, measure_accuracy, measure_costs
@@ -308,9 +308,11 @@ class Work:
         def measure() -> _Accuracies:
             images = self.data(row, entry.seed)
             assert images is not None
+            model = self.model(row, entry)
+            number_classes_as(model.config.class_names, images[1])
             self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images[1])} images")
             return _Accuracies(tuple(measure_accuracy(
-                self.model(row, entry), images[1], looks=row.looks, policies=policies, batch_size=suite.batch_size,
+                model, images[1], looks=row.looks, policies=policies, batch_size=suite.batch_size,
                 workers=suite.workers, device=self.device, seed=entry.seed, progress=self.progress,
             )))  # fmt: skip
 

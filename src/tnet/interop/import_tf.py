@@ -35,7 +35,7 @@ CLASS_INDICES = {
     "background class",
     "fmow": "the 62 categories of Functional Map of the World, from 0",
     "cub": "the 200 species of CUB-200-2011 in the order of its classes.txt, whose numbers start at 1, less 1",
-    "nabirds": "the 555 classes of NABirds that have images, from 0",
+    "nabirds": "the 555 classes of NABirds that have images, as they first come in its images.txt, from 0",
 }
 """What class indices mean, by the tag of a registered model."""
 
@@ -190,9 +190,14 @@ def save_imported(imported: Imported, folder: str | Path, name: str) -> Path:
     return folder
 
 
+def tag_of(name: str) -> str:
+    """The data set that a registered model is of: ``fmow`` of ``tnet_efficientnet_b0.fmow_448``."""
+    return name.partition(".")[2].partition("_")[0]
+
+
 def _card(imported: Imported, name: str) -> str:
     """The model card: where the weights are from, what classes mean, how images were prepared."""
-    model, tag = imported.model, name.partition(".")[2].partition("_")[0]
+    model, tag = imported.model, tag_of(name)
     at_step = "" if imported.step is None else f" at step {imported.step:,}"
     author = "Google's EfficientNet" if imported.family == "google" else "the reference implementation's"
     classes = CLASS_INDICES.get(tag, "not known")
@@ -203,7 +208,7 @@ def _card(imported: Imported, name: str) -> str:
     if imported.family == "reference":
         text += (
             "\nThe reference implementation evaluates on whole images resized to one square (bilinear, without "
-            "antialiasing): `tnet evaluate MODEL IMAGES --preprocess reference_448`, with the side of its training "
-            "images in place of 448.\n"
+            "antialiasing), as recipes of its data set say: `tnet evaluate MODEL ROOT --recipe RECIPE`; of other "
+            "pictures `--preprocess reference_448`, with the side of its training images in place of 448.\n"
         )
     return default_card(model.config) + text
