@@ -220,6 +220,12 @@ def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "train: 1 files of metadata are missing or empty: 'train/airport/airport_1/airport_1_0_rgb.json'." in findings
     )
     assert len(findings) == 5
+    open_fmow(root, "val").paths[0].with_suffix(".json").write_text("")
+    gone = open_fmow(root, "test").paths[0].parent
+    shutil.rmtree(gone)
+    findings = check_fmow(root).findings
+    assert any(finding.startswith("val: 1 files of metadata are missing or empty") for finding in findings)
+    assert f"test: 1 folders of test pictures are missing or empty: 'test/{gone.name}'." in findings
 
 
 def test_counts_are_the_official_ones(made: Path) -> None:

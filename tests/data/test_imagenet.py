@@ -68,6 +68,17 @@ def test_layouts(made: Path, layout: str) -> None:
             assert min(means, key=lambda other: np.abs(means[other] - colour).sum()) == label
 
 
+@pytest.mark.parametrize("inside", ["ILSVRC", "ILSVRC/Data/CLS-LOC"])
+def test_kaggles_folder_may_be_named_at_every_level(made: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        whole, found = (open_imagenet(root, split) for root in (made / "kaggle", made / "kaggle" / inside))
+        assert found.paths == whole.paths and found.targets.tolist() == whole.targets.tolist()
+        assert found.class_names == whole.class_names
+        assert [boxes.tolist() for boxes in found.boxes] == [boxes.tolist() for boxes in whole.boxes]
+    monkeypatch.chdir(made / "kaggle" / inside)
+    assert len(open_imagenet(".", "val")) == 6
+
+
 def test_a_part_of_imagenet(root: Path) -> None:
     shutil.rmtree(root / "train" / WNIDS[1])
     assert open_imagenet(root).classes == [WNIDS[0], WNIDS[2]]
@@ -123,13 +134,13 @@ def test_kaggle_solution_that_is_damaged(made: Path, tmp_path: Path) -> None:
         open_imagenet(root, "val")
 
 
-@pytest.mark.parametrize("place", ["Annotations", "Annotation/train", "Annotations/CLS-LOC/train"])
+@pytest.mark.parametrize("place", ["bounding_boxes", "Annotations", "Annotation/train", "Annotations/CLS-LOC/train"])
 def test_where_boxes_may_lie(root: Path, place: str) -> None:
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     for wnid in WNIDS:
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / "Annotation" / wnid).rename(root / place / wnid)
-    if "Annotations" in place:
+    if not place.startswith("Annotation/"):
         shutil.rmtree(root / "Annotation")
     assert [len(boxes) for boxes in open_imagenet(root).boxes] == [0, 1, 0, 1] * 3
     shutil.rmtree(root / place)
@@ -307,8 +318,16 @@ def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(root / "train" / WNIDS[0])
     numbered = [finding for finding in check_imagenet(root).findings if "numbered" in finding]
     assert len(numbered) == 1 and "1 numbered pictures" in numbered[0], "pictures of other classes are not missing"
+    (root / "Annotation").rename(root / "elsewhere")
+    assert any(
+        finding.startswith("train: there are no boxes")
+        and f"bbox_train_v2.tar.gz into {root / 'Annotation'}" in finding
+        for finding in check_imagenet(root).findings
+    )
     shutil.rmtree(root / "val")
-    assert any("no folder" in finding for finding in check_imagenet(root).findings)
+    assert any(finding.startswith("val: There is no folder") for finding in check_imagenet(root).findings)
+    shutil.rmtree(root / "train")
+    assert f"train: There is no folder {root / 'train'}" in check_imagenet(root).findings[0]
 
 
 def test_counts_are_the_official_ones(made: Path) -> None:

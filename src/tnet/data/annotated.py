@@ -181,7 +181,8 @@ class AnnotatedImages(LabelledImages):
         step = max(1, math.ceil(len(self) / _LOOKED_FOR))
         if self.boxes is None or not any(len(self.boxes[index]) for index in range(0, len(self), step)):
             raise DataError(
-                f"The {len(self)} pictures have no boxes that crops could cover; fetch the annotations, or set "
+                f"The {len(self)} pictures have no boxes that crops could cover; fetch the annotations (tnet data "
+                "check says what is missing), or set "
                 "data.boxes to none."
             )
         self.cover = True

@@ -107,7 +107,7 @@ def check_splits(
             findings.append(f"{split}: there are {len(images):,} pictures, but {expected:,} were published.")
         if classes != official_classes:
             findings.append(f"{split}: there are {classes:,} classes, but {official_classes:,} were published.")
-        missing = [path for path in images.paths if _is_empty(path)]
+        missing = [path for path in images.paths if is_empty(path)]
         if missing:
             findings.append(f"{split}: {missing_sentence('pictures', missing, root)}")
         findings += [f"{split}: {sentence}" for sentence in also]
@@ -121,7 +121,8 @@ def missing_sentence(what: str, paths: Sequence[Path], root: Path) -> str:
     return f"{len(paths):,} {what} are missing or empty: {shown}."
 
 
-def _is_empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
+    """Whether a file is empty, or not there."""
     try:
         return path.stat().st_size == 0
     except OSError:

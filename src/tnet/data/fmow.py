@@ -27,7 +27,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
-from tnet.data.checking import DatasetSummary, check_splits, missing_sentence
+from tnet.data.checking import DatasetSummary, check_splits, is_empty, missing_sentence
 from tnet.data.folder import shorten
 from tnet.data.listing import box_of, check_split, data_root, read_json, within
 from tnet.errors import DataError
@@ -113,7 +113,7 @@ def check_fmow(root: str | os.PathLike[str]) -> DatasetSummary:
     place = _place(root)
     return check_splits(
         "fmow", "fMoW-rgb", place, lambda split: open_fmow(place, split), OFFICIAL, len(CATEGORIES),
-        lambda split, images: _metadata_missing(place, images),
+        lambda split, images: [*_metadata_missing(place, images), *_folders_missing(place, images)],
     )  # fmt: skip
 
 
@@ -179,6 +179,18 @@ def _check_categories(names: Sequence[str], source: Path) -> None:
 
 def _test_pictures(place: Path, suffix: str) -> tuple[list[tuple[Path, str]], Callable[[Path], Path]]:
     """Pictures and their categories, and where the true metadata of each is, by the mapping of folders."""
+    source, true_folder = _mapping(place)
+    there = [pictures for pictures in true_folder if pictures.is_dir()]
+    if not there:
+        raise DataError(
+            f"None of the {len(true_folder)} folders that the mapping {source} names is there; fetch the split."
+        )
+    found = [(path, true_folder[pictures].parent.name) for pictures in there for path in _files(pictures, suffix)]
+    return found, partial(_truth_of, true_folder)
+
+
+def _mapping(place: Path) -> tuple[Path, dict[Path, Path]]:
+    """The file, and the folder of true metadata of each folder of test pictures that is of a class."""
     base = next((place / name for name in _TRUTH if (place / name / _MAPPING).is_file()), place)
     source = base / _MAPPING
     mapping = read_json(source, _MAX_MAPPING_BYTES)
@@ -187,13 +199,7 @@ def _test_pictures(place: Path, suffix: str) -> tuple[list[tuple[Path, str]], Ca
     pairs = [_pair(entry, place, base, source) for entry in mapping]
     true_folder = {pictures: truth for truth, pictures in pairs if truth.parent.name != NO_CLASS}
     _check_categories([truth.parent.name for truth in true_folder.values()], source)
-    there = [pictures for pictures in true_folder if pictures.is_dir()]
-    if not there:
-        raise DataError(
-            f"None of the {len(true_folder)} folders that the mapping {source} names is there; fetch the split."
-        )
-    found = [(path, true_folder[pictures].parent.name) for pictures in there for path in _files(pictures, suffix)]
-    return found, partial(_truth_of, true_folder)
+    return source, true_folder
 
 
 def _truth_of(true_folder: dict[Path, Path], picture: Path) -> Path:
@@ -214,5 +220,14 @@ def _pair(entry: Any, place: Path, base: Path, source: Path) -> tuple[Path, Path
 
 def _metadata_missing(place: Path, images: AnnotatedImages) -> list[str]:
     locate = images.boxes.locate if isinstance(images.boxes, BoxFiles) else _beside
-    missing = [path for path in map(locate, images.paths) if not path.is_file()]
+    missing = [path for path in map(locate, images.paths) if is_empty(path)]
     return [missing_sentence("files of metadata", missing, place)] if missing else []
+
+
+def _folders_missing(place: Path, images: AnnotatedImages) -> list[str]:
+    """Folders of test pictures that the mapping names."""
+    if not isinstance(images.boxes, BoxFiles) or images.boxes.locate is _beside:
+        return []  # sorted into categories, without a mapping
+    _, true_folder = _mapping(place)
+    missing = [pictures for pictures in true_folder if not pictures.is_dir()]
+    return [missing_sentence("folders of test pictures", missing, place)] if missing else []

@@ -6,10 +6,13 @@
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
     Annotation/n01440764/n01440764_10040.xml ...       boxes of less than half of train; those of val in val/
 
-Kaggle's has them in ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` instead of
-the devkit. The classes are the synsets (``n01440764``), sorted: that is the order of all published models of 1000
-classes. They are the folders in ``train`` if there is one, so that a part of ImageNet is a data set too; validation
-pictures of other synsets are then left out.
+Kaggle's has them in ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
+``ILSVRC`` instead of the devkit. The archive of training boxes (``ILSVRC2012_bbox_train_v2.tar.gz``) unpacks to folders
+of synsets, and belongs in ``Annotation`` or ``bounding_boxes``.
+
+The classes are the synsets (``n01440764``), sorted: that is the order of all published models of 1000 classes. They are
+the folders in ``train`` if there is one, so that a part of ImageNet is a data set too; validation pictures of other
+synsets are then left out.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 _IMAGES = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-_ANNOTATIONS = ("ILSVRC/Annotations/CLS-LOC", "Annotations/CLS-LOC", "Annotation", "Annotations")
+_ANNOTATIONS = ("ILSVRC/Annotations/CLS-LOC", "Annotations/CLS-LOC", "Annotation", "Annotations", "bounding_boxes")
+_KAGGLE = "Data/CLS-LOC"
 _DEVKIT = ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", "")
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _MAX_XML_BYTES = 2**20
@@ -51,7 +55,8 @@ def open_imagenet(
     """Open a split.
 
     Args:
-        root: the folder that holds ``train`` and ``val``, or Kaggle's ``ILSVRC``.
+        root: the folder that holds ``train`` and ``val``; or that holds Kaggle's ``ILSVRC``, or this, or its
+            ``Data/CLS-LOC``.
         split: ``train`` or ``val``.
         options: as for :class:`AnnotatedImages`.
 
@@ -63,10 +68,10 @@ def open_imagenet(
         ConfigError: there is no such split.
     """
     check_split("imagenet", split, OFFICIAL)
-    place = data_root(root, "train")
+    place = _place(root)
+    found = _by_synset(_folder(place, "train")) if split == "train" else _validation(place)
     classes = _classes(place)
     index_of = {wnid: index for index, wnid in enumerate(classes)}
-    found = _by_synset(_folder(place, "train")) if split == "train" else _validation(place)
     pictures = [(path, wnid) for path, wnid in found if wnid in index_of]
     if not pictures:
         raise DataError(
@@ -90,7 +95,7 @@ def classes_of_imagenet(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         DataError: none was found.
     """
-    return _classes(data_root(root, "train"))
+    return _classes(_place(root))
 
 
 def check_imagenet(root: str | os.PathLike[str]) -> DatasetSummary:
@@ -99,10 +104,10 @@ def check_imagenet(root: str | os.PathLike[str]) -> DatasetSummary:
     Raises:
         DataError: there is no such folder.
     """
-    place = data_root(root, "train")
+    place = _place(root)
     return check_splits(
         "imagenet", "ImageNet ILSVRC 2012", place, lambda split: open_imagenet(place, split), OFFICIAL, CLASSES,
-        lambda split, images: _numbers_missing(place) if split == "val" else (),
+        lambda split, images: _numbers_missing(place) if split == "val" else _boxes_missing(place, images),
     )  # fmt: skip
 
 
@@ -153,6 +158,18 @@ def _of_another(name: str, own: str) -> bool:
     return bool(_WNID.fullmatch(name)) and bool(_WNID.fullmatch(own)) and name != own
 
 
+def _place(root: str | os.PathLike[str]) -> Path:
+    """The folder in which all else is looked for."""
+    place = data_root(root, "train")
+    return place.absolute().parents[1] if place.absolute().match(f"*/{_KAGGLE}") else place
+
+
+def _list_of_kaggle(place: Path, name: str) -> Path | None:
+    """A list that Kaggle puts beside ``ILSVRC``, which may be the place."""
+    places = [place, place.absolute().parent] if (place / _KAGGLE).is_dir() else [place]
+    return next((folder / name for folder in places if (folder / name).is_file()), None)
+
+
 def _folder(place: Path, split: str) -> Path:
     for base in _IMAGES:
         if (place / base / split).is_dir():
@@ -193,7 +210,8 @@ def _devkit_file(place: Path, name: str) -> Path | None:
 
 def _truth(place: Path) -> dict[int, str]:
     """The synset of each validation picture by its number, from 1."""
-    truth, meta, solution = _devkit_file(place, _TRUTH), _devkit_file(place, "meta.mat"), place / "LOC_val_solution.csv"
+    truth, meta = _devkit_file(place, _TRUTH), _devkit_file(place, "meta.mat")
+    solution = _list_of_kaggle(place, "LOC_val_solution.csv")
     if truth is not None and meta is not None:
         wnids = {number: wnid for number, (wnid, _) in read_synsets(meta).items()}
         found = {}
@@ -203,7 +221,7 @@ def _truth(place: Path) -> dict[int, str]:
                 raise DataError(f"The file {truth} has class {number} in line {line}, which {meta} lacks.")
             found[picture] = wnids[number]
         return found
-    if solution.is_file():
+    if solution is not None:
         found = {}
         for line, (text,) in read_rows(solution, 1):
             match = re.match(r"ILSVRC2012_val_(\d{8}),(n\d{8}) ", text)
@@ -216,7 +234,8 @@ def _truth(place: Path) -> dict[int, str]:
         return found
     raise DataError(
         f"The validation pictures in {place} are in one folder, and nothing says what they show; unpack the devkit "
-        f"(meta.mat and {_TRUTH}) into {place / _DEVKIT[0]}, or sort them into folders by synset."
+        f"(meta.mat and {_TRUTH}) into {place / _DEVKIT[0]}, put Kaggle's LOC_val_solution.csv into {place}, or sort "
+        "them into folders by synset."
     )
 
 
@@ -233,8 +252,8 @@ def _classes(place: Path) -> list[str]:
 
 def _class_names(place: Path) -> dict[str, str]:
     """What the synsets are called, by synset; empty where nothing says it."""
-    mapping, meta = place / "LOC_synset_mapping.txt", _devkit_file(place, "meta.mat")
-    if mapping.is_file():
+    mapping, meta = _list_of_kaggle(place, "LOC_synset_mapping.txt"), _devkit_file(place, "meta.mat")
+    if mapping is not None:
         return {wnid: words for _, (wnid, words) in read_rows(mapping, 2)}
     return dict(read_synsets(meta).values()) if meta is not None else {}
 
@@ -249,6 +268,15 @@ def _boxes(place: Path, split: str, paths: list[Path]) -> BoxFiles | None:
 
 def _annotation_of(folder: Path, by_synset: bool, picture: Path) -> Path:
     return (folder / picture.parent.name if by_synset else folder) / f"{picture.stem}.xml"
+
+
+def _boxes_missing(place: Path, images: AnnotatedImages) -> list[str]:
+    if images.boxes is not None:
+        return []
+    return [
+        "there are no boxes, which crops are to respect by the recipes of recipes/published (data.boxes: cover); "
+        f"unpack ILSVRC2012_bbox_train_v2.tar.gz into {place / 'Annotation'}."
+    ]
 
 
 def _numbers_missing(place: Path) -> list[str]:
