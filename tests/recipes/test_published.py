@@ -181,6 +181,11 @@ def test_the_augmentation_is_the_published_one_at_the_size_that_is_evaluated(rec
         assert data.boxes == ("none" if birds else "crop" if name.endswith("crops") else "cover")
 
 
+def test_the_last_epoch_is_kept(recipes: dict[str, Recipe]) -> None:
+    """They are validated on what is reported, of which the best of 200 epochs would be a choice."""
+    assert {recipe.train.keep for recipe in recipes.values()} == {"last"}
+
+
 def test_satellite_pictures_are_of_the_stored_size(recipes: dict[str, Recipe]) -> None:
     found = {name: recipe.data.max_short_side_px for name, recipe in recipes.items()}
     stored = {"fmow_b0_224": 275, "fmow_b0_224_crops": 224}

@@ -21,7 +21,7 @@ from tnet.training.callbacks import (
     AtomicCheckpointIO,
     AtomicCSVLogger,
     AverageWeights,
-    KeepBestModel,
+    KeepModel,
     TimeLimit,
 )
 from tnet.training.curves import Row, read_metrics
@@ -85,7 +85,7 @@ def test_a_log_has_all_its_rows_whenever_a_run_is_killed(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "csv" / "version_0").iterdir()] == ["metrics.csv"]
 
 
-# --- the best model
+# --- the model that is kept
 
 
 class _Trainer(pl.Trainer):
@@ -101,7 +101,7 @@ class _Trainer(pl.Trainer):
         self.callback_metrics = {name: torch.tensor(v) for name, v in values.items() if v is not None}
 
 
-def validate(callback: KeepBestModel, module: TNetModule, accuracy: float | None, **changes: Any) -> None:
+def validate(callback: KeepModel, module: TNetModule, accuracy: float | None, **changes: Any) -> None:
     trainer = _Trainer(accuracy)
     for name, value in changes.items():
         setattr(trainer, name, value)
@@ -118,12 +118,12 @@ def marked(folder: Path) -> float:
 
 
 def test_the_best_model_is_kept_and_not_the_last(tmp_path: Path) -> None:
-    module, keep = TNetModule(tiny_recipe()), KeepBestModel(tmp_path / "model")
+    module, keep = TNetModule(tiny_recipe()), KeepModel(tmp_path / "model")
     for value, accuracy in ((1.0, 0.5), (2.0, 0.75), (3.0, 0.75), (4.0, 0.25)):
         mark(module, value)
         validate(keep, module, accuracy)
     assert marked(tmp_path / "model") == 2
-    again = KeepBestModel(tmp_path / "model")
+    again = KeepModel(tmp_path / "model")
     again.load_state_dict(keep.state_dict())
     mark(module, 5.0)
     validate(again, module, 0.7)
@@ -132,8 +132,23 @@ def test_the_best_model_is_kept_and_not_the_last(tmp_path: Path) -> None:
     assert marked(tmp_path / "model") == 5
 
 
+def test_the_last_model_may_be_kept(tmp_path: Path) -> None:
+    module, keep = TNetModule(tiny_recipe()), KeepModel(tmp_path / "model", "last")
+    for value, accuracy in ((1, 0.5), (2, 0.25), (3, None)):
+        mark(module, value)
+        validate(keep, module, accuracy)
+        assert marked(tmp_path / "model") == value
+    validate(keep, module, 0.5, is_global_zero=False)
+    recipe = tiny_recipe(train={"epochs": 3, "keep": "last"})
+    result = train(recipe, tmp_path / "run", progress=False)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert result.recipe.train.keep == "last"
+    assert all(torch.equal(last[f"model.{name}"], value) for name, value in result.model.state_dict().items())
+    assert "kept after epoch 3" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
 def test_nothing_is_kept_before_it_was_measured_nor_by_another_process(tmp_path: Path) -> None:
-    module, keep = TNetModule(tiny_recipe()), KeepBestModel(tmp_path / "model")
+    module, keep = TNetModule(tiny_recipe()), KeepModel(tmp_path / "model")
     validate(keep, module, None)
     validate(keep, module, 0.5, sanity_checking=True)
     validate(keep, module, 0.5, is_global_zero=False)
@@ -142,19 +157,19 @@ def test_nothing_is_kept_before_it_was_measured_nor_by_another_process(tmp_path:
 
 def test_the_card_says_what_was_trained_and_how_well_it_did(tmp_path: Path) -> None:
     recipe = replace(tiny_recipe(seed=41), title="Digits at dawn")
-    validate(KeepBestModel(tmp_path / "model"), TNetModule(recipe), 0.625, current_epoch=6)
+    validate(KeepModel(tmp_path / "model"), TNetModule(recipe), 0.625, current_epoch=6)
     card = (tmp_path / "model" / "README.md").read_text()
     for words in ('"Digits at dawn"', "seed 41", "epoch 7", "| accuracy | 62.5 % |", "| accuracy_0_looks | 25.0 % |"):
         assert words in card
     assert "loss" not in card
-    validate(KeepBestModel(tmp_path / "other"), TNetModule(tiny_recipe()), 0.5)
+    validate(KeepModel(tmp_path / "other"), TNetModule(tiny_recipe()), 0.5)
     assert "resnet10t at 32 px" in (tmp_path / "other" / "README.md").read_text(), "without a title, what it is"
 
 
 def test_a_model_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        validate(KeepBestModel(tmp_path / "file" / "model"), TNetModule(tiny_recipe()), 0.5)
+        validate(KeepModel(tmp_path / "file" / "model"), TNetModule(tiny_recipe()), 0.5)
 
 
 # --- time

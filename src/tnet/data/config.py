@@ -35,7 +35,7 @@ class DataConfig:
             for the rule that the fMoW baseline published, by which small boxes get more.
         max_side_px: shrink pictures, antialiased, so that the longer side has at most this many pixels; ``null`` keeps
             them. They are decoded for that. Where boxes are cropped to, it is the crops that are shrunk.
-        max_short_side_px: the same of the shorter side, as the publication stored fMoW; both may be given.
+        max_short_side_px: the same of the shorter side, to which the publication shrank fMoW; both may be given.
         read: ``memory`` decodes each picture as a whole; ``lazy`` reads only what is looked at, of files of any size
             and every kind; ``auto`` reads lazily what has more than ``lazy_above_px`` pixels, slides and OME-Zarr.
         lazy_above_px: width x height above which ``auto`` reads lazily.

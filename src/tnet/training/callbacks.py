@@ -19,6 +19,7 @@ from torch import Tensor
 from tnet.models.io import default_card, save_model
 from tnet.training.curves import write_metrics
 from tnet.training.module import TNetModule
+from tnet.training.recipe import Keep
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -119,24 +120,28 @@ class TimedProgressBar(TQDMProgressBar):
         return bar
 
 
-class KeepBestModel(Callback):
-    """Writes ``model/`` whenever validation is better than before, so that a stopped run can be used.
+class KeepModel(Callback):
+    """Writes ``model/`` after a validation, so that a stopped run can be used.
 
     Args:
         folder: of the model.
+        which: ``best`` writes it whenever validation is better than before, ``last`` every time.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, which: Keep = "best") -> None:
+        self.folder, self.which = folder, which
         self.best = float("-inf")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the model if it is the best so far."""
+        """Save the model if it is to be kept."""
         assert isinstance(pl_module, TNetModule)
-        value = trainer.callback_metrics.get(pl_module.monitor)
-        if trainer.sanity_checking or value is None or float(value) <= self.best or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        self.best = float(value)
+        if self.which == "best":
+            value = trainer.callback_metrics.get(pl_module.monitor)
+            if value is None or float(value) <= self.best:
+                return
+            self.best = float(value)
         save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module))
 
     @staticmethod
@@ -168,7 +173,7 @@ class AverageWeights(WeightAveraging):
 
     The average is in the module from the start of validation to its very end, and so before batch norm is measured
     anew and until the best model is kept: in the list of callbacks it must come before ``RecalibrateNorms`` and after
-    ``KeepBestModel``. Checkpoints hold both.
+    ``KeepModel``. Checkpoints hold both.
 
     Args:
         decay: what each step keeps of the average; less in the first ones, ``(1 + n) / (10 + n)`` after ``n``, or the

@@ -32,6 +32,9 @@ _MAX_BASES = 8
 EvalPolicy = Literal["topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
 """Policies that validation can measure, if the model knows them."""
 
+Keep = Literal["best", "last"]
+"""Which epoch's model a run keeps."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -95,6 +98,8 @@ class TrainConfig:
             that of 0 looks.
         recalibrate_batches: before each validation, measure the statistics of batch norm anew over this many training
             batches; 0 keeps the running averages (published). Running averages lag behind weights that change fast.
+        keep: which epoch's model is kept in ``model/``: the ``best`` in validation, or the ``last`` (published). Where
+            results are reported on the pictures that are validated on, the best of many epochs would flatter them.
         overlays: validation images for which the regions are drawn at the end.
         start_from: folder of a run or saved model whose weights to start from, where names and shapes are the same;
             what is not there starts at random. So a stage goes on from the one before. ``null`` for none.
@@ -123,6 +128,7 @@ class TrainConfig:
     devices: int = 1
     eval_policies: tuple[EvalPolicy, ...] = ("topk", "random")
     recalibrate_batches: int = 0
+    keep: Keep = "best"
     overlays: int = 4
     start_from: str | None = None
     ema_decay: float | None = None

@@ -1,8 +1,8 @@
 """A training run from a recipe to a run directory.
 
-A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far: safetensors,
-config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard), ``metrics.csv``,
-``curves.png`` and ``overlays/``.
+A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far, or the last one:
+safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard),
+``metrics.csv``, ``curves.png`` and ``overlays/``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tnet.training.callbacks import (
     AtomicCheckpointIO,
     AtomicCSVLogger,
     AverageWeights,
-    KeepBestModel,
+    KeepModel,
     TimedProgressBar,
     TimeLimit,
 )
@@ -55,7 +55,7 @@ class RunResult:
     Attributes:
         folder: the run directory.
         recipe: as run, with the data's classes.
-        model: the best model, in evaluation mode.
+        model: the best model, or the last one (``train.keep``), in evaluation mode.
         metrics: one row an epoch.
         train_seconds: wall time of the fit, validation included; of this process only, after a resume.
         not_started: names of the model's tensors that ``train.start_from`` did not hold and that started at random;
@@ -167,7 +167,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         ),
         # Not save_last=True of the one above: that writes last.ckpt only in epochs that are the best so far.
         ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
-        KeepBestModel(folder / "model"),
+        KeepModel(folder / "model", train.keep),
     ]
     if train.ema_decay is not None:
         callbacks.append(AverageWeights(train.ema_decay))
