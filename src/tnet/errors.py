@@ -7,9 +7,19 @@ it. The command line prints that sentence, without a traceback, and exits with s
 
 from __future__ import annotations
 
+import re
+
+# A worker of PyTorch's loaders hands an error on as one of its kind whose message is the worker's whole traceback.
+_WORKERS_TRACEBACK = re.compile(r"\ACaught (\w+) in .*\nOriginal Traceback .*\n(?:[\w.]+\.)?\1: ", re.DOTALL)
+
 
 class TnetError(Exception):
     """Base of every error that tnet raises on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        if args and isinstance(args[0], str) and _WORKERS_TRACEBACK.match(args[0]):
+            args = (_WORKERS_TRACEBACK.sub("", args[0]).strip(), *args[1:])
+        super().__init__(*args)
 
 
 class GeometryError(TnetError, ValueError):

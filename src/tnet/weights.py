@@ -50,8 +50,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+def check_state(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    source: str,
+    remedy: str = "use the config.json that was saved with them",
+) -> None:
     """Say which tensor does not fit before loading.
+
+    Args:
+        expected: the model's own.
+        found: in the file.
+        source: the file.
+        remedy: what to do about weights of another model.
 
     Raises:
         CheckpointError: a missing, superfluous or differently shaped tensor.
@@ -62,11 +73,11 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
         name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
         raise CheckpointError(
             f"{source} {what} tensor {name!r} ({len(missing)} missing, {len(extra)} unknown in all): these are weights "
-            "of another model; use the config.json that was saved with them"
+            f"of another model; {remedy}"
         )
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{source}: tensor {name!r} has shape {list(found[name].shape)} but the model needs "
-                f"{list(tensor.shape)}: these are weights of another model; use the config.json saved with them"
+                f"{list(tensor.shape)}: these are weights of another model; {remedy}"
             )

@@ -221,6 +221,27 @@ def test_a_model_from_elsewhere_by_the_recipe_of_a_data_set(tmp_path: Path) -> N
     assert code == 1 and "elsewhere does not exist" in output
 
 
+def test_a_row_is_called_what_is_typed_for_it(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", replace(CONFIG, levels=3, looks=(2, 1)))
+    assert evaluate(run)[0] == 0
+    rows = {row["looks"]: row for row in rows_of(run / "evaluation")}
+    assert set(rows) == {"0", "2x0", "1x1", "2x1"}
+    for looks, row in rows.items():
+        assert evaluate(run, "--looks", looks)[0] == 0
+        (again,) = rows_of(run / "evaluation")
+        assert (again["looks"], again["macs"], again["accuracy"]) == (looks, row["macs"], row["accuracy"])
+
+
+def test_what_is_named_instead_of_its_parts(cats_and_dogs: Path, tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pets", [f"{part}/{kind}/0.png" for part in ("train", "val") for kind in ("cat", "dog")])
+    code, output = evaluate(cats_and_dogs, root)
+    assert code == 1 and f"name the folder of a part of them, {root / 'train'}" in " ".join(output.split())
+    recipe = tmp_path / "pets.yaml"
+    recipe.write_text(f"data: {{kind: folder, root: {root}}}\n")
+    code, output = evaluate(cats_and_dogs, "--recipe", recipe, "--split", "test")
+    assert code == 1 and f"There is no folder of test pictures {root / 'test'}; make one" in " ".join(output.split())
+
+
 def test_more_looks_than_cells(run: Path) -> None:
     code, output = evaluate(run, "--looks", "0,10")
     assert code == 1

@@ -105,7 +105,7 @@ def test_a_registered_model_by_name() -> None:
     code, output = run("tnet_efficientnet_b0.fmow_896", "--image-size", "896")
     assert code == 0
     rows = table(output)
-    assert rows["part"] == ["parameters", "0 looks", "2 looks", "1x1 looks", "2x1 looks"]
+    assert rows["part"] == ["parameters", "0 looks", "2x0 looks", "1x1 looks", "2x1 looks"]
     assert rows["total"] == ["4,517,575", "0.3851", "1.155", "1.155", "1.926"]
     assert rows["0"] == ["1", "896 x 896", "4.00"]
     assert rows["1"] == ["2", "448 x 448", "2.00"]

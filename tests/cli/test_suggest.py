@@ -59,6 +59,19 @@ def test_the_recipe_trains_as_it_is(photos: Path) -> None:
     assert Path("runs/made/model/model.safetensors").is_file()
 
 
+def test_what_is_new_in_a_model_that_starts_from_the_plain_one(photos: Path) -> None:
+    assert run("suggest", photos, "--backbone", "test_resnet", "--macs", "100M", "--out", "my made.yaml")[0] == 0
+    short = ["model.backbone.pretrained=false", "train.epochs=1", "train.images_per_epoch=4", "train.overlays=0",
+             "train.workers=0", "train.accelerator=cpu", "model.aggregation=mean", "--no-progress"]  # fmt: skip
+    code, output = run("train", "my made.yaml", *short, "model.levels=1", "model.looks=[]", "--out", "runs/my plain")
+    assert code == 0 and "next: tnet evaluate 'runs/my plain'" in output, output
+    code, output = run("train", "my made.yaml", *short, "train.start_from=runs/my plain", "--out", "runs/made")
+    assert code == 0, output
+    (told,) = [line for line in output.splitlines() if line.startswith("not in runs/my plain, as new: ")]
+    # The weights of the backbone are there; the statistics of its batch norm over regions are what is new.
+    assert re.search(r"\d+ of \d+ tensors of backbone \(first \S*region_", told) and told.endswith(", locator"), told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -233,7 +233,9 @@ def test_split_folders_share_the_training_classes_and_only_training_is_augmented
 def test_missing_split_folder_lists_those_there_are(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=2)
     make_folder(tmp_path / "val_imagenet_val", a=1)
-    with pytest.raises(DataError, match=r"val \(folders in .*: train, val_imagenet_val\); name one .*or val=None"):
+    with pytest.raises(
+        DataError, match=r"val \(folders in .*: train, val_imagenet_val\); name one .*or set val to null"
+    ):
         open_split_folders(tmp_path)
     with pytest.raises(DataError, match=r"no folder of training pictures .*nope \(folders in .*; name one of those\."):
         open_split_folders(tmp_path, "nope", "val_imagenet_val")

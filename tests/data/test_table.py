@@ -169,7 +169,6 @@ def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     ("name", "content"),
     [
         ("quoted.csv", b'path,label\na.png,"x\n'),
-        ("latin1.csv", "path,label\na.png,\xe9t\xe9\n".encode("latin1")),
         ("cut.parquet", b"PAR1 and then nothing of use PAR1"),
         ("text.parquet", b"path,label\na.png,x\n"),
     ],
@@ -205,6 +204,20 @@ def test_columns_that_are_not_there(folder: Path, kind: str) -> None:
         ImageTable(table, label_column="class")
     with pytest.raises(DataError, match="has no column 'fold'"):
         ImageTable(table, split="train", split_column="fold")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"path;label\na.png;cat\n", r"has no column 'path' .*; save it with commas between the values, not ';'"),
+        ("path,label\na.png,cat\n".encode("utf-16"), r"is not UTF-8 text; save it as CSV in UTF-8"),
+        ("path,label\na.png,\xe9t\xe9\n".encode("latin1"), r"is not UTF-8 text; save it as CSV in UTF-8"),
+    ],
+)
+def test_tables_as_other_programs_save_them(folder: Path, text: bytes, message: str) -> None:
+    (folder / "other.csv").write_bytes(text)
+    with pytest.raises(DataError, match=message):
+        ImageTable(folder / "other.csv")
 
 
 def test_column_that_is_there_twice(folder: Path) -> None:
@@ -251,7 +264,7 @@ def test_missing_pictures_are_named_and_counted(folder: Path, kind: str) -> None
     paths = ["a.png", "g1.png", "g2.png", "g3.png", "g4.png", "g5.png", "sub"]
     table = write(folder, kind, {"path": paths, "label": ["x"] * 7})
     with pytest.raises(
-        DataError, match=r"6 pictures \(of 7\) .*g1\.png', .*g2\.png', .*g3\.png' and 3 more; .*image_root"
+        DataError, match=r"6 pictures \(of 7\) .*g1\.png', .*g2\.png', .*g3\.png' and 3 more; .*data\.root"
     ):
         ImageTable(table)
     with pytest.raises(DataError, match=r"image_root=.*nowhere does not exist"):

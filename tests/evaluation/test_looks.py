@@ -133,7 +133,7 @@ def test_each_policy_is_measured_and_zero_looks_once() -> None:
 def test_levels_are_told_apart() -> None:
     model = a_model(levels=3, looks=(2, 1))
     rows = measure(model, Images(4), looks=[2, (2,), (1, 3)])
-    assert [(row.looks, row.total_looks) for row in rows] == [((2, 1), 4), ((2,), 2), ((1, 3), 4)]
+    assert [(row.looks, row.total_looks) for row in rows] == [((2, 1), 4), ((2, 0), 2), ((1, 3), 4)]
 
 
 def cells_chosen(model: TNet, **options: object) -> list[list[set[int]]]:

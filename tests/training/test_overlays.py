@@ -23,22 +23,18 @@ def trained() -> tuple[TNet, LabelledData]:
     return TNet(with_classes(recipe, data.classes, data.multilabel).model).eval(), data
 
 
-def test_the_first_validation_samples_are_drawn_with_their_labels(
-    trained: tuple[TNet, LabelledData], tmp_path: Path
-) -> None:
+def test_validation_samples_are_drawn_with_their_labels(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:
     model, data = trained
     figures = draw_overlays(model, data, tmp_path / "overlays", 2)
-    assert figures == [tmp_path / "overlays" / f"{index:06d}.png" for index in range(2)]
-    assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == [
-        "000000.png",
-        "000001.png",
-        "regions.json",
-    ]
+    half = len(data) // 2
+    names = ["000000.png", f"{half:06d}.png"]
+    assert figures == [tmp_path / "overlays" / name for name in names]
+    assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == [*names, "regions.json"]
     for figure in figures:
         with Image.open(figure) as picture:
             picture.verify()
     found = json.loads((tmp_path / "overlays" / "regions.json").read_text())
-    assert [record["true_label"] for record in found] == [data.classes[int(data[i].target)] for i in range(2)]
+    assert [record["true_label"] for record in found] == [data.classes[int(data[i].target)] for i in (0, half)]
 
 
 def test_figures_of_before_are_replaced_as_a_whole(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:

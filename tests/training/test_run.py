@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import signal
@@ -489,12 +490,45 @@ def test_a_run_over_pictures_of_different_sizes(tmp_path: Path) -> None:
     assert result.recipe.model.class_names == ("down", "up") and 0 <= result.metrics[0]["val/accuracy"] <= 1
 
 
-def test_pictures_that_are_too_small_are_refused_before_training(tmp_path: Path) -> None:
+def small_pictures(folder: Path) -> DataConfig:
+    """Two classes, of two pictures of 40 x 30 px in each part."""
     for part in ("train", "val"):
         for name in ("up", "down"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
-            Image.linear_gradient("L").resize((40, 30)).save(tmp_path / "data" / part / name / "0.png")
-    recipe = replace(tiny_recipe(), data=DataConfig(kind="folder", root=str(tmp_path / "data")))
+            (folder / part / name).mkdir(parents=True)
+            for index in range(2):
+                Image.linear_gradient("L").resize((40, 30)).save(folder / part / name / f"{index}.png")
+    return DataConfig(kind="folder", root=str(folder))
+
+
+def test_small_pictures_are_enlarged_for_a_model_that_does_not_look_closer(tmp_path: Path) -> None:
+    whole = {"levels": 1, "looks": ()}
+    recipe = tiny_recipe(model=whole, train={"epochs": 1, "images_per_epoch": None, "overlays": 2})
+    result = train(replace(recipe, data=small_pictures(tmp_path / "data")), tmp_path / "run", progress=False)
+    regions = json.loads((result.folder / "overlays" / "regions.json").read_text())
+    assert [record["true_label"] for record in regions] == ["down", "up"], "not the first ones, which are of one class"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_one_sentence_and_leaves_no_folder(tmp_path: Path, workers: int) -> None:
+    recipe = tiny_recipe(model={"base_px": 24}, train={"images_per_epoch": None, "workers": workers})
+    recipe = replace(recipe, data=small_pictures(tmp_path / "data"))
+    damaged = tmp_path / "data" / "train" / "up" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(ImageError) as caught:
+        train(recipe, tmp_path / "run", progress=False)
+    assert str(damaged) in str(caught.value) and "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["start_from", "teacher"])
+def test_models_to_learn_from_that_are_not_there(key: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"train\.{key} is nowhere, which does not exist"):
+        train(tiny_recipe(train={key: "nowhere"}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_are_too_small_are_refused_before_training(tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(), data=small_pictures(tmp_path / "data"))
     with pytest.raises(ImageError, match=r"train/down/0\.png has 40 x 30 px.* of 32 px; lower model\.base_px"):
         train(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

@@ -151,8 +151,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
         raise ConfigError(
             f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
-            "network once, set HF_HOME to a cache that has them, or set backbone.pretrained: false and "
-            "backbone.weights to a file"
+            "network once, set HF_HOME to a cache that has them, or set model.backbone.pretrained: "
+            "false and model.backbone.weights to a file"
         ) from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))
@@ -162,7 +162,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             kept = {n.removeprefix(_SAVED_BY_TNET): t for n, t in tensors.items() if n.startswith(_SAVED_BY_TNET)}
         else:
             kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
-        check_state(model.state_dict(), kept, config.weights)
+        remedy = f"set model.backbone.name to theirs, or give a file of {config.name}"
+        check_state(model.state_dict(), kept, config.weights, remedy)
         model.load_state_dict(kept)
     if stochastic_depth:
         set_stochastic_depth(model, stochastic_depth)

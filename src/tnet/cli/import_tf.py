@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,9 +48,10 @@ def import_tf(
     imported = read_tf_checkpoint(checkpoint, config)
     folder = save_imported(imported, out, model)
     step = "" if imported.step is None else f", saved at step {imported.step:,}"
+    quoted = shlex.quote(str(folder))
     typer.echo(
         f"{imported.checkpoint}{step}: {imported.variables} variables used, {imported.left_out} of training state not"
-        f"\nwritten and verified by a forward pass: {folder}\nnext: tnet info {folder}   tnet predict {folder} IMAGES"
+        f"\nwritten and verified by a forward pass: {folder}\nnext: tnet info {quoted}   tnet predict {quoted} IMAGES"
     )
     if not config.class_names:
         meaning = CLASS_INDICES.get(tag_of(model), "not known")

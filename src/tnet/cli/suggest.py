@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -62,4 +63,4 @@ def suggest(
         return
     run = f"runs/{out.stem}"
     write_text(out, recipe_text(proposal, run))
-    typer.echo(f"written: {out}   next: tnet train {out} --out {run}")
+    typer.echo(f"written: {out}   next: tnet train {shlex.quote(str(out))} --out {shlex.quote(run)}")

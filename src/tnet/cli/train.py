@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tnet.training.run import RunResult
 
 
 def train(
@@ -41,12 +46,24 @@ def train(
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
     if result.not_started:
-        heads = sorted({name.split(".")[0] for name in result.not_started})
-        typer.echo(f"\nnot in {result.recipe.train.start_from}, started at random: {', '.join(heads)}")
+        typer.echo(f"\nnot in {result.recipe.train.start_from}, as new: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
-    typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {folder}")
+    quoted = shlex.quote(str(folder))
+    typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")
+
+
+def _parts(result: RunResult) -> list[str]:
+    """The parts of the model that are new; of parts that are only partly so how many tensors, and the first."""
+    tensors = Counter(name.split(".")[0] for name in result.model.state_dict())
+    new: dict[str, list[str]] = {}
+    for name in result.not_started:
+        new.setdefault(name.split(".")[0], []).append(name)
+    return [
+        part if len(names) == tensors[part] else f"{len(names)} of {tensors[part]} tensors of {part} (first {names[0]})"
+        for part, names in sorted(new.items())
+    ]
 
 
 def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:

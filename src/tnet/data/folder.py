@@ -306,7 +306,7 @@ def open_split_folders(
     for role, name in (("training", train), ("validation", val)):
         if name is not None and not (root / name).is_dir():
             there = ", ".join(folders) or "none"
-            hint = ", or val=None to split them off the training pictures" if role == "validation" else ""
+            hint = ", or set val to null to set training pictures aside for it" if role == "validation" else ""
             raise DataError(
                 f"There is no folder of {role} pictures {root / name} (folders in {root}: {there}); name one of "
                 f"those{hint}."
@@ -389,7 +389,11 @@ def _match_classes(root: Path, found: Sequence[str], names: Sequence[str]) -> No
         parts = [
             f"{what} {shorten(which, 10)}" for what, which in (("lacks", missing), ("has besides", extra)) if which
         ]
+        part = next((name for name in extra if name.lower() in ("val", "validation", "test", "train")), None)
+        remedy = (
+            "add, remove or rename folders" if part is None else f"name the folder of a part of them, {root / part}"
+        )
         raise DataError(
-            f"The class folders in {root} are not the {len(names)} classes expected: it {' and '.join(parts)}; add, "
-            "remove or rename folders, or give the list of classes that goes with them."
+            f"The class folders in {root} are not the {len(names)} classes expected: it {' and '.join(parts)}; "
+            f"{remedy}."
         )

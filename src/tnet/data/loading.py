@@ -105,6 +105,11 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
     """
     if split == "test" and config.kind != "digits":
         config = replace(config, val=name_of_test_images(config))
+        if config.kind == "folder" and not (Path(config.root) / str(config.val)).is_dir():
+            raise DataError(
+                f"There is no folder of test pictures {Path(config.root) / str(config.val)}; make one, with the class "
+                "folders of the training pictures, or ask for the validation pictures"
+            )
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
 

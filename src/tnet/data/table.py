@@ -125,7 +125,9 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         raise DataError(f"The table {path} is a folder; name a file.") from error
     except PermissionError as error:
         raise DataError(f"The table {path} may not be read; make it readable for this user.") from error
-    except (csv.Error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"The table {path} is not UTF-8 text; save it as CSV in UTF-8.") from error
+    except (csv.Error, pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"The table {path} cannot be read ({reason}); correct it, or save it again.") from error
     if not values[columns[0]]:
@@ -164,10 +166,10 @@ def _check_columns(path: Path, there: Sequence[str], columns: Sequence[str]) -> 
     for name in columns:
         if there.count(name) != 1:
             state = "has no column" if name not in there else "has more than one column"
-            raise DataError(
-                f"The table {path} {state} '{name}' (columns: {shorten(there, 20)}); rename one, or say which column "
-                "to take (path_column, label_column, split_column)."
-            )
+            remedy = "rename one, or say which to take (--path-column, --label-column; data.path_column in a recipe)"
+            if len(there) == 1 and (other := re.search("[;\t|]", there[0])):
+                remedy = f"save it with commas between the values, not {other[0]!r}"
+            raise DataError(f"The table {path} {state} '{name}' (columns: {shorten(there, 20)}); {remedy}.")
 
 
 def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
@@ -253,6 +255,6 @@ def _picture_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[
     if missing:
         raise DataError(
             f"The table {path} lists {len(missing)} pictures (of {len(paths)}) that are missing: {shorten(missing)}; "
-            f"restore them, or say which folder the paths start from (image_root, now {root})."
+            f"restore them, or correct the paths, which start from {root} (in a recipe data.root)."
         )
     return paths

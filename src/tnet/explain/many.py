@@ -172,9 +172,11 @@ def explain_samples(
 
     def items() -> Iterator[_Item | Unreadable]:
         for index in range(count):
-            image, target, name = data[index]
+            # Data come class by class: over all of them, or all that is shown would be of one class.
+            image, target, name = data[index * len(data) // count]
             size_hw = size_of(image)
-            check_image_size(size_hw, config, name, looks=chosen)
+            # A model that does not look closer may have been trained on small pictures, enlarged.
+            check_image_size(size_hw, config, name, looks=chosen, allow_small=not chosen)
             yield _Item(image, name, size_hw, _true_label(target, data.classes))
 
     return _explain(model, items(), count, Path(out), chosen, policy, device, progress, [], False)

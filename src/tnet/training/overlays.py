@@ -12,13 +12,13 @@ from tnet.models.base import Model
 
 
 def draw_overlays(model: Model, data: LabelledData, folder: str | Path, count: int) -> list[Path]:
-    """Explain the first validation samples, with their true labels.
+    """Explain some validation samples, with their true labels.
 
     Args:
         model: trained; comes back on its device and in its mode.
         data: validation samples.
         folder: of the figures, replaced if it exists; the whole set or nothing is written.
-        count: samples; nothing is drawn for 0, and a folder of before is removed.
+        count: samples, evenly over all of them; nothing is drawn for 0, and a folder of before is removed.
 
     Returns:
         The figures, in the order of the samples; ``regions.json`` is beside them.

@@ -115,7 +115,11 @@ def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) 
     glimpses = 1 + total_looks(recipe.model.default_looks)
     yield Reason("batch", "train", f"{train.batch_size} pictures of {glimpses} glimpses; halve it if memory runs out")
     each = max(1, survey.train_images // train.batch_size)
-    yield Reason("epochs", "train", f"{train.epochs} of {each} steps each, aiming at {steps} steps")
+    aim = f"aiming at {steps} steps"
+    if train.epochs * each < steps:
+        done = train.epochs * each
+        aim = f"{done} of the {steps} steps that are aimed at: more passes over few pictures learn them by heart"
+    yield Reason("epochs", "train", f"{train.epochs} of {each} steps each, {aim}")
 
 
 def _data_reasons(survey: Survey, recipe: Recipe) -> Iterator[Reason]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import signal
 import time
 import warnings
@@ -25,7 +26,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
-from tnet.errors import CheckpointError, OutputError, TrainingError
+from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
 from tnet.files import make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
@@ -58,8 +59,8 @@ class RunResult:
         model: the best model, or the last one (``train.keep``), in evaluation mode.
         metrics: one row an epoch.
         train_seconds: wall time of the fit, validation included; of this process only, after a resume.
-        not_started: names of the model's tensors that ``train.start_from`` did not hold and that started at random;
-            empty without it, and after a resume.
+        not_started: names of the model's tensors that ``train.start_from`` did not hold and that started anew; empty
+            without it, and after a resume.
     """
 
     folder: Path
@@ -98,6 +99,11 @@ def train(
     """
     folder = Path(folder)
     checkpoint = _checkpoint_to_resume(folder, resume)
+    is_new = not folder.exists() or not any(folder.iterdir())
+    for key in ("start_from", "teacher"):  # said before pretrained weights are fetched
+        named = getattr(recipe.train, key)
+        if named is not None and not Path(named).exists():
+            raise CheckpointError(f"train.{key} is {named}, which does not exist; name a run or a saved model's folder")
     data = TNetData(recipe)
     recipe = with_classes(recipe, data.classes, data.multilabel)
     data.recipe = recipe
@@ -118,6 +124,10 @@ def train(
     start = time.monotonic()
     try:
         _fit(trainer, module, data, checkpoint)
+    except TnetError:
+        if is_new and not (folder / LAST_CHECKPOINT).exists():  # nothing that could be used or gone on with
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; go on with --resume")
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ def recipe_text(proposal: Proposal, run: str = "runs/mine") -> str:
     recipe, survey = proposal.recipe, proposal.survey
     name = recipe.model.network
     head = [f"Proposed by `tnet suggest`. {_found(survey)}"]
-    head.append(f"Command: tnet train THIS_FILE --out {run}")
+    head.append(f"Command: tnet train THIS_FILE --out {shlex.quote(run)}")
     if recipe.model.backbone.pretrained:  # type: ignore[attr-defined]
         head.append(
             "Offline: add model.backbone.pretrained=false model.backbone.weights=FILE to the command, with a "
