@@ -15,7 +15,7 @@ from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, RecipeError
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
-from tnet.training.recipe import Recipe
+from tnet.training.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,23 @@ def test_a_wrong_type_is_refused_with_key_and_value_on_one_line(data: dict[str, 
         parse_dataclass(Outer, data, "x.yaml")
     message = str(caught.value)
     assert message.startswith(f"x.yaml: {key}") and value in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.looks=2", "model.looks is 2; give a list, such as [1] or [a, b]"),
+        ("train.epochs=three", "train.epochs is three; give a whole number"),
+        ("train.max_minutes=soon", "train.max_minutes is soon; give a number or null"),
+        ("data.augment.horizontal_flip=maybe", "data.augment.horizontal_flip is maybe; give true or false"),
+        ("train.precision=16", "train.precision is 16; give one of '32-true', 'bf16-mixed', '16-mixed'"),
+    ],
+)
+def test_types_are_told_in_words(override: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("title: x\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", [override])
+    assert str(caught.value).endswith(message)
 
 
 def test_a_value_that_the_dataclass_refuses_keeps_its_error_and_names_the_file() -> None:

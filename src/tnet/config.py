@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
@@ -60,7 +61,27 @@ def _one_sentence(message: str) -> str:
     text = " ".join(message.split()).removeprefix("Parser key ")
     key, _, rest = text.partition(": ")
     rest = rest.replace("typing.", "").replace("<class ", "").replace(">", "")
-    return f"{key.strip(chr(34))}: {rest[:300]}" if rest else key
+    rest, key = _in_words(rest)[:300], key.strip('"')
+    return f"{key}{' ' if rest.startswith('is ') else ': '}{rest}" if rest else key
+
+
+def _in_words(message: str) -> str:
+    """What a value must be, without the names of Python's types; a message of another form as it is."""
+    if match := re.fullmatch(r"Expected a Literal\[(.*)\]\. Got value: (.*)", message):
+        return f"is {match[2]}; give one of {match[1]}"
+    if match := re.fullmatch(r"Expected a '(\w+)'\. Got value: (.*)", message):
+        names, value = [match[1]], match[2]
+    elif match := re.match(r"Does not validate .* Subtypes: \[([^\]]*)\] Errors: .* Given value: (.*)", message):
+        names, value = re.findall(r"\w+", match[1]), match[2]
+    else:
+        return message
+    return f"is {value}; give {' or '.join(_TYPES.get(name, name) for name in names)}"
+
+
+_TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
+    "tuple": "a list, such as [1] or [a, b]", "dict": "keys and values",
+}  # fmt: skip
 
 
 def to_plain(value: Any) -> Any:

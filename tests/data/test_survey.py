@@ -159,6 +159,14 @@ def test_values_without_black_and_white(tmp_path: Path) -> None:
         look(tmp_path)
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    put_split(tmp_path)
+    assert look(tmp_path).left_out == ()
+    for name in ("train/a/a.HEIC", "val/b/b.heic", "train/b/c.cr2", "train/a/notes.txt", "train/a/._d.heic"):
+        (tmp_path / name).touch()
+    assert look(tmp_path).left_out == ((".cr2", 1), (".heic", 2))
+
+
 def test_made_images_are_not_looked_at() -> None:
     with pytest.raises(ConfigError, match=r"data\.kind is digits"):
         survey(DataConfig(kind="digits"))

@@ -177,6 +177,9 @@ def test_training_follows_the_number_of_pictures() -> None:
     assert many.recipe.train.batch_size == 32 and many.recipe.train.epochs == 5
     assert few.recipe.data.augment.brightness and not many.recipe.data.augment.brightness
     assert many.recipe.optim.backbone_lr == 1e-4
+    (short,), (enough,) = ([r.text for r in proposal.reasons if r.topic == "epochs"] for proposal in (few, many))
+    assert short.startswith("50 of 4 steps each, 200 of the ") and "by heart" in short
+    assert "aiming at" in enough
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,8 @@ def test_warnings() -> None:
     assert "up to 8 bands" in warned(ask((600, 600), bands=8, is_lazy=True))
     assert "convert them once with tnet pyramid" in warned(ask((6000, 6000), is_lazy=True, is_flat=True))
     assert not ask((600, 600), (640, 640), counts=(300, 150)).warnings
+    from_a_phone = replace(pictures((600, 600)), left_out=((".cr2", 1), (".heic", 30)))
+    assert "not read were left out: 1 .cr2, 30 .heic; convert" in warned(propose(from_a_phone, backbone=BACKBONE))
 
 
 def test_weights_in_the_cache_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

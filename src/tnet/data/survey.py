@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ _SIZES_READ = 500
 _VAL_NAMES = ("val", "valid", "validation")
 _TABLES = (".csv", ".parquet", ".pq")
 _KNOWN_RANGE = ("uint8", "uint16", "bool")
+# Of phones and cameras: left out of folders without a word, since most files of other kinds are no pictures.
+_NOT_READ = {".heic", ".heif", ".hif", ".jxl", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".psd"}
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 
@@ -67,6 +71,8 @@ class Survey:
         train_images: training pictures.
         val_images: validation pictures.
         pictures: those whose headers were read, training pictures first; at least one.
+        left_out: how many files there are beside the pictures of class folders that are pictures of kinds that are not
+            read, by ending.
     """
 
     data: DataConfig
@@ -76,6 +82,7 @@ class Survey:
     train_images: int
     val_images: int
     pictures: tuple[PictureFacts, ...]
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def place(self) -> str:
@@ -171,7 +178,16 @@ def survey(data: DataConfig) -> Survey:
         train_images=len(train),
         val_images=len(val),
         pictures=tuple(pictures),
+        left_out=_left_out(data),
     )
+
+
+def _left_out(data: DataConfig) -> tuple[tuple[str, int], ...]:
+    """Pictures of kinds that are not read, in folders; what a table lists is all meant to be read."""
+    parts = [part for part in (data.train, data.val) if part is not None and data.kind == "folder"]
+    files = (name for part in parts for _, _, names in os.walk(Path(data.root) / part) for name in names)
+    endings = Counter(Path(name).suffix.lower() for name in files if not name.startswith("."))
+    return tuple(sorted((ending, count) for ending, count in endings.items() if ending in _NOT_READ))
 
 
 def _open(data: DataConfig) -> tuple[LabelledImages, LabelledImages]:

@@ -163,6 +163,9 @@ def data_warnings(survey: Survey) -> Iterator[str]:
             f"{common} has {most} training pictures, {rare} only {least}: accuracy then says little of the rare ones; "
             "even them out, or compare predictions (tnet predict) class by class"
         )
+    if survey.left_out:
+        shown = ", ".join(f"{count} {ending}" for ending, count in survey.left_out)
+        yield f"files of kinds that are not read were left out: {shown}; convert them, to JPEG or TIFF, say"
     low, high = survey.longer_side_px(0.05), survey.longer_side_px(0.95)
     if high > _SIZES_VARY * low:
         yield (
