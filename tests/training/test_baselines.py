@@ -192,7 +192,7 @@ def test_starting_from_another_model_is_refused(tmp_path: Path) -> None:
     [
         ("model: {type: vgg}", RecipeError, "a.yaml: model.type is 'vgg'; give one of tnet, saccader, dram"),
         ("model: {type: dram, base_px: 3}", RecipeError, "a.yaml: unknown key 'model.base_px'"),
-        ("model: {type: dram, looks: many}", RecipeError, "a.yaml: model.looks: "),
+        ("model: {type: dram, looks: many}", RecipeError, "a.yaml: model.looks is "),
         ("model: {type: dram, looks: 0}", ConfigError, "a.yaml: model.looks is 0"),
         ("model: {type: saccader}\nobjective: {stage: third}", RecipeError, "a.yaml: objective.stage"),
         ("model: {type: ips}\nobjective: {joint_weight_ce: 1}", RecipeError, "unknown key 'objective.joint_weight_ce'"),
