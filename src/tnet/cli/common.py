@@ -146,10 +146,7 @@ def parse_pictures(
         typer.BadParameter: bands or a range that are not numbers.
         ConfigError: bands or a range that cannot be.
     """
-    from tnet.data.config import DataConfig
-
-    recipe = recipe_of(run)
-    data = recipe.data if recipe else DataConfig()
+    data = data_of(recipe_of(run))
     return {
         "max_side_px": data.max_side_px if max_side_px is None else max_side_px,
         "max_short_side_px": data.max_short_side_px,
@@ -202,6 +199,13 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from None
     return name
+
+
+def data_of(recipe: Recipe | None) -> DataConfig:
+    """What a recipe says of its pictures; without one that there is nothing to say."""
+    from tnet.data.config import DataConfig
+
+    return recipe.data if recipe else DataConfig()
 
 
 def recipe_of(run: Path) -> Recipe | None:

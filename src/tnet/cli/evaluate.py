@@ -14,6 +14,7 @@ from tnet.cli.common import (
     PolicyName,
     RangeOption,
     ReadOption,
+    data_of,
     parse_looks_list,
     parse_reading,
     pick_device,
@@ -84,7 +85,6 @@ def evaluate(
 
     from dataclasses import replace
 
-    from tnet.data.config import DataConfig
     from tnet.data.folder import shorten
     from tnet.data.loading import number_classes_as
     from tnet.evaluation.looks import default_looks, evaluate_looks
@@ -116,8 +116,7 @@ def evaluate(
             err=True,
         )
     if read is not None or bands is not None or value_range is not None:
-        reads = described.data if described else DataConfig()
-        set_reading(images, parse_reading(reads, read, bands, value_range))
+        set_reading(images, parse_reading(data_of(described), read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
@@ -152,10 +151,9 @@ def _open_images(
     """The images to evaluate on, and what to call them."""
     from dataclasses import replace
 
-    from tnet.data.config import DataConfig
     from tnet.data.loading import name_of_test_images, open_split
 
-    config = recipe.data if recipe else DataConfig()
+    config = data_of(recipe)
     config = replace(
         config,
         path_column=settings["path_column"] or config.path_column,

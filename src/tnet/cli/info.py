@@ -151,10 +151,8 @@ def _costs(model: Model, settings: list[tuple[int, ...]], size_hw: tuple[int, in
     size = f" of {height} x {width} px (--image-size counts for another size)" if sized else ""
     count = count_parameters(model)
     lines.append(["total", f"{count.trainable:,}", *(short_number(macs / unit) for macs in totals)])
-    levels = len(model.config.default_looks)
-    table = markdown_table(
-        ["part", "parameters", *(f"{looks_label(looks, levels)} looks" for looks in settings)], lines
-    )
+    names = [f"{looks_label(model.config.looks_at_each_level(looks))} looks" for looks in settings]
+    table = markdown_table(["part", "parameters", *names], lines)
     return (
         f"{table}\nLooks: multiply-adds ({letter}) of one image{size}; 1 multiply-add is 2 FLOPs.\n"
         f"Parameters: trainable ones; {count.total:,} with frozen ones and the running statistics of batch norm.\n"

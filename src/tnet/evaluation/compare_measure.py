@@ -167,11 +167,8 @@ def settings(model: Model, looks: Sequence[Looks], policies: Sequence[str]) -> d
     for item in looks or (None,):
         resolved = model.config.resolve_looks(item)
         for policy in policies if resolved else policies[:1]:
-            setting = Setting(
-                looks_label(resolved, len(model.config.default_looks)),
-                total_looks(resolved),
-                policy if resolved else NO_POLICY,
-            )
+            name = looks_label(model.config.looks_at_each_level(resolved))
+            setting = Setting(name, total_looks(resolved), policy if resolved else NO_POLICY)
             kind = policy if resolved and policy != LEARNED else model.config.eval_policy
             model.policy(kind)
             found.setdefault(setting, {"looks": resolved, "policy": kind})

@@ -231,14 +231,13 @@ def _row(
     values = {name: float(value) for name, value in setting.metrics.compute().items()}
     low, high = wilson_interval(round(values["accuracy"] * images), images)
     times = setting.times_ms
-    levels = len(model.config.default_looks)
     size_hw = model.scene(first).sizes_hw[0] if model.config.cost_depends_on_size else None
     if not times:
         timing = time_per_image_ms(model, first, setting.looks, policy=setting.policy, repeats=3, warmup=0)
         times = [timing.median_ms, timing.min_ms, timing.max_ms]
     auc = float(setting.auroc.compute()) if setting.auroc is not None and len(setting.classes_seen) == 2 else None
     return LooksRow(
-        looks=(*setting.looks, *[0] * (levels - len(setting.looks))) if setting.looks else (),
+        looks=model.config.looks_at_each_level(setting.looks),
         total_looks=total_looks(setting.looks),
         policy=setting.kind if setting.looks else NO_POLICY,
         images=images,

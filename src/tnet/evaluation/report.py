@@ -86,9 +86,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
-def looks_label(looks: Sequence[int], levels: int = 1) -> str:
-    """Looks as the command line writes and reads them: ``0``, ``3``, ``2x1``; with 2 levels of looks ``2x0``."""
-    return "x".join(map(str, [*looks, *[0] * (levels - len(looks))])) if looks else "0"
+def looks_label(looks: Sequence[int]) -> str:
+    """Looks as the command line writes them: ``0``, ``3``, ``2x1``."""
+    return "x".join(map(str, looks)) or "0"
 
 
 def looks_table(rows: Sequence[LooksRow]) -> str:

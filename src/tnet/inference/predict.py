@@ -115,7 +115,7 @@ def read_picture(
         ImageError: it cannot be read, or is too small.
         ConfigError: the model takes pictures of neither 1 nor 3 channels, and this one is decoded.
     """
-    changed = any(change is not None for change in (max_side_px, max_short_side_px, preprocess))
+    changed = _are_changed(max_side_px, max_short_side_px, preprocess)
     if not changed and reading.is_lazy(path):
         scene = reading.open_scene(path, config.in_channels)
         check_image_size(scene.size_hw, config, str(path), looks=looks, allow_small=allow_small)
@@ -129,6 +129,11 @@ def read_picture(
     return Picture(str(path), image, image_size_hw(Path(path)) if changed else size_hw)
 
 
+def _are_changed(max_side_px: int | None, max_short_side_px: int | None, preprocess: str | None) -> bool:
+    """Whether pictures are shrunk or prepared, for which they are decoded."""
+    return not (max_side_px is None and max_short_side_px is None and preprocess is None)
+
+
 def check_reading(
     reading: Reading, max_side_px: int | None, max_short_side_px: int | None, preprocess: str | None
 ) -> None:
@@ -137,7 +142,7 @@ def check_reading(
     Raises:
         ConfigError: both are asked for.
     """
-    if any(change is not None for change in (max_side_px, max_short_side_px, preprocess)) and (
+    if _are_changed(max_side_px, max_short_side_px, preprocess) and (
         reading.mode == "lazy" or reading.scene != SceneOptions()
     ):
         raise ConfigError(

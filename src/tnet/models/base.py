@@ -126,6 +126,10 @@ class ModelConfig:
         """The number of looks at a single level; see :meth:`resolve_looks`."""
         return sum(self.resolve_looks(looks))
 
+    def looks_at_each_level(self, looks: tuple[int, ...]) -> tuple[int, ...]:
+        """Resolved looks with a 0 for each deeper level that they leave out, as they are typed; empty for 0."""
+        return looks + (0,) * (len(self.default_looks) - len(looks)) if looks else ()
+
     def _check_looks(self, looks: int) -> None:
         """Refuse a number of looks that cannot be, with a GeometryError."""
         raise NotImplementedError
