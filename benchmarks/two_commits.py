@@ -1,8 +1,8 @@
 """Speed of the published forms at two commits, measured in turn in one run.
 
-Each commit runs in a process of its own that holds one model; both answer the same batch in turn (A B B A ...), so that a
-machine whose speed drifts slows both alike. Printed per form and batch size: median milliseconds per image of both, and the
-median and range of the ratio pair by pair.
+Each commit runs in a process of its own that holds one model; both answer the same batch in turn (A B B A ...), so that
+a machine whose speed drifts slows both alike. Printed per form and batch size: median milliseconds per image of both,
+and the median and middle half of the ratio pair by pair.
 
     python benchmarks/two_commits.py OLD NEW [--pairs 20] [--threads 2]
 
