@@ -31,10 +31,11 @@ def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
         output = golden.model().to(dtype)(golden.images("eval").to(dtype), golden.looks)
     expected = golden.eval["logits"]
     logits = np.abs(output.logits.numpy() - expected).max() / np.abs(expected).max()
-    probs = [np.abs(p.numpy() - golden.eval[f"l{i}_location_probs"]).max() for i, p in enumerate(output.location_probs)]
+    by_level = enumerate(output.location_probs_by_level())
+    probs = [np.abs(p.numpy() - golden.eval[f"l{level}_location_probs"]).max() for level, p in by_level]
     same = all(
-        np.array_equal(regions.position_yx.numpy(), golden.eval[f"l{regions.level}_pos_yxs"][:, :2])
-        for regions in output.regions[1:]
+        np.array_equal(output.regions.at_level(level).position_yx.numpy(), golden.eval[f"l{level}_pos_yxs"][:, :2])
+        for level in range(1, output.regions.depth + 1)
     )
     return float(logits), float(max(probs, default=0.0)), same
 

@@ -12,7 +12,7 @@ from tnet.backbones import BackboneConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
-from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig, TNetOutput
 from tnet.training.recipe import Recipe, TrainConfig
 
 # 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
@@ -67,13 +67,31 @@ def regions(boxes: list[tuple[int, int, int, int]], images: list[int] | None = N
     count = len(boxes)
     nowhere = torch.zeros(count, dtype=torch.long)
     return Regions(
-        level=level,
+        level=torch.full((count,), level),
         image=torch.tensor(images if images is not None else [0] * count),
         box_l0_yxyx=torch.tensor(boxes),
         cell=nowhere,
         parent=nowhere,
         position_yx=torch.zeros(count, 2, dtype=torch.long),
     )
+
+
+def by_level(found: Regions) -> list[Regions]:
+    """The table of each level, level 0 first; ``parent`` counts rows of the table of the level before."""
+    tables, before = [], torch.zeros(0, dtype=torch.long)
+    for level in range(found.depth + 1):
+        rows = (found.level == level).nonzero().flatten()
+        table = found.take(rows)
+        parent = torch.searchsorted(before, table.parent) if level else table.parent
+        tables.append(replace(table, parent=parent))
+        before = rows
+    return tables
+
+
+def location_logits_by_level(output: TNetOutput) -> list[Tensor]:
+    """Location logits of the regions of each level that was divided, level 0 first."""
+    level = output.regions.level[output.divided]
+    return [output.location_logits[level == depth] for depth in range(len(level.unique()))]
 
 
 def pictures(*sizes_hw: tuple[int, int], channels: int = 1, seed: int = 0) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tnet.errors import GeometryError
 from tnet.geometry import (
     Grid,
+    Regions,
     axis_cells,
     cell_boxes,
     cell_spans,
@@ -134,7 +136,7 @@ def test_a_grid_that_cannot_be_is_refused(rows: int, cols: int, extent: float, m
 
 def test_whole_images() -> None:
     regions = whole_images([(10, 20), (30, 40)])
-    assert (regions.level, len(regions)) == (0, 2)
+    assert regions.level.tolist() == [0, 0] and (len(regions), regions.depth) == (2, 0)
     assert regions.box_l0_yxyx.tolist() == [[0, 0, 10, 20], [0, 0, 30, 40]]
     assert regions.size_hw.tolist() == [[10, 20], [30, 40]]
     assert regions.image.tolist() == [0, 1]
@@ -144,7 +146,7 @@ def test_whole_images() -> None:
 
 @pytest.mark.parametrize("sizes", [[], [(0, 5)], [(4, 4), (5, 0)]])
 def test_images_without_pixels_are_refused(sizes: list[tuple[int, int]]) -> None:
-    with pytest.raises(GeometryError, match="cannot be looked at"):
+    with pytest.raises(GeometryError, match=re.escape(str(sizes))):
         whole_images(sizes)
 
 
@@ -165,6 +167,19 @@ def test_boxes_come_in_raster_order_and_keep_rows_and_columns_apart() -> None:
     assert boxes.tolist() == [[y, x, y + 20, x + 50] for y in (0, 20) for x in (0, 25, 50)]
 
 
+def test_choosing_cells_of_any_rows_of_a_table() -> None:
+    """Parents of different levels in one call; ``parent`` counts rows of the whole table."""
+    grid = Grid(3, 3, 0.5)
+    table = whole_images([(64, 64), (96, 64)])
+    table = Regions.concat([table, choose_cells(table, grid, torch.tensor([[4], [0]]))])
+    rows = torch.tensor([3, 0])
+    children = choose_cells(table.take(rows), grid, torch.tensor([[1, 2], [0, 8]]), rows)
+    assert children.level.tolist() == [2, 2, 1, 1] and children.parent.tolist() == [3, 3, 0, 0]
+    assert children.image.tolist() == [1, 1, 0, 0]
+    assert children.position_yxl.tolist() == [[0, 1, 2], [0, 2, 2], [0, 0, 1], [2, 2, 1]]
+    assert table.at_level(1).parent.tolist() == [0, 1] and table.depth == 1
+
+
 sizes_hw = st.lists(st.tuples(st.integers(20, 3000), st.integers(20, 3000)), min_size=1, max_size=2)
 grids = st.builds(Grid, st.integers(1, 6), st.integers(1, 6), st.floats(0.2, 0.8))
 
@@ -180,7 +195,7 @@ def test_regions_of_any_number_of_levels(
         cells = torch.tensor([sorted(data.draw(picks)) for _ in range(len(levels[-1]))])
         levels.append(choose_cells(levels[-1], grid, cells))
     for number, (parents, children) in enumerate(pairwise(levels), start=1):
-        assert children.level == number
+        assert children.level.unique().tolist() == [number]
         for i in range(len(children)):
             parent = int(children.parent[i])
             row, col = divmod(int(children.cell[i]), grid.cols)
@@ -362,7 +377,7 @@ def test_patches_of_a_map_are_centred_on_its_positions(size: int, count: int, pa
 def test_chosen_patches_keep_their_order_and_know_their_place() -> None:
     grids = [patch_boxes((100, 150), 50, 50), patch_boxes((50, 50), 50, 50)]
     chosen = chosen_patches(grids, [torch.tensor([5, 0, 5]), torch.tensor([0])], images=[2, 4])
-    assert chosen.level == 1
+    assert chosen.level.tolist() == [1, 1, 1, 1]
     assert chosen.image.tolist() == chosen.parent.tolist() == [2, 2, 2, 4]
     assert chosen.cell.tolist() == [5, 0, 5, 0]
     assert chosen.position_yx.tolist() == [[1, 2], [0, 0], [1, 2], [0, 0]]

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from tests.golden import Golden
-from tests.helpers import TINY_BAGNET, pictures, regions, three_levels, tiny_config
+from tests.helpers import TINY_BAGNET, location_logits_by_level, pictures, three_levels, tiny_config
 from torch import Tensor
 
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError
+from tnet.geometry import Grid, Regions, choose_cells, whole_images
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import (
@@ -30,6 +31,7 @@ from tnet.objectives import (
     penalised_parameters,
     reward,
 )
+from tnet.traversal.trail import group_rows
 
 BATCH, CLASSES = 4, 5
 # Features of each level: the whole image, 2 regions, 2 regions in each of these.
@@ -48,21 +50,22 @@ def output_of(
     """What a model would have found, from these numbers."""
     batch, n = feature_logits.shape[:2]
     features = torch.ones(batch, n, 3, dtype=logits.dtype) if features is None else features
-    levels = [regions([(0, 0, 8, 8)] * (batch * count), level=level) for level, count in enumerate(counts)]
+    table = whole_images([(1000, 1000)] * batch)
+    for level in range(1, len(counts)):
+        parents = (table.level == level - 1).nonzero().flatten()
+        cells = torch.stack([torch.randperm(9)[: counts[level] // counts[level - 1]].sort().values for _ in parents])
+        table = Regions.concat([table, choose_cells(table.take(parents), Grid(3, 3, 0.5), cells, parents)])
     return TNetOutput(
         logits=logits,
         feature_logits=feature_logits,
         features=features,
         aggregate=features.mean(dim=1),
         weights=torch.full((batch, n), 1 / n, dtype=logits.dtype),
-        regions=tuple(levels),
-        location_logits=location_logits,
-        cells=tuple(
-            torch.stack(
-                [torch.randperm(item.shape[1])[: counts[level + 1] // counts[level]].sort().values for _ in item]
-            )
-            for level, item in enumerate(location_logits)
-        ),
+        regions=table,
+        rows=group_rows(table.image, batch)[0],
+        seen=None,
+        location_logits=torch.cat(location_logits) if location_logits else logits.new_zeros(0, 9),
+        divided=torch.arange(sum(len(item) for item in location_logits)),
         log_prob=log_prob,
         joint_log_prob=joint_log_prob,
     )
@@ -260,10 +263,9 @@ def test_frozen_parameters_are_not_penalised() -> None:
 def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> None:
     output = made_output()
     entropies = []
-    for logits in output.location_logits:
-        for row in logits.numpy():
-            p = np.exp(row) / np.exp(row).sum()
-            entropies.append(-(p * np.log(p)).sum())
+    for row in output.location_logits.numpy():
+        p = np.exp(row) / np.exp(row).sum()
+        entropies.append(-(p * np.log(p)).sum())
     assert len(entropies) == BATCH * (1 + 2)
     loss = loss_of(output, entropy_weight=0.2)
     assert float(loss.terms["entropy"]) == pytest.approx(-0.2 * sum(entropies) / len(entropies), rel=1e-6)
@@ -301,8 +303,9 @@ def test_the_locator_is_paid_what_its_choice_is_worth_beyond_the_siblings() -> N
     means = []
     for level, group in enumerate(groups):
         gains = []
-        for row, (values_of, cells) in enumerate(zip(group, output.cells[level].tolist(), strict=True)):
-            said = np.exp(output.location_logits[level][row].detach().numpy()[cells])
+        chosen = output.regions.at_level(level + 1).cell.reshape(-1, 2).tolist()
+        for row, (values_of, cells) in enumerate(zip(group, chosen, strict=True)):
+            said = np.exp(location_logits_by_level(output)[level][row].detach().numpy()[cells])
             gains.append((said / said.sum() * values_of).sum() - values_of.mean())
         means.append(sum(gains) / len(gains))
     assert float(loss.terms["worth"].detach()) == pytest.approx(-0.7 * sum(means) / 2, rel=1e-9)
@@ -315,10 +318,10 @@ def test_worth_teaches_the_locator_where_to_look() -> None:
     """Whatever the cells say, the one whose region is worth more than its siblings is asked for."""
     model, output = a_traversal(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", logits="l2_scaled")))
     best = Objective.worth(output, TARGET, model).argmax(dim=1)
-    wanted = output.cells[0].gather(1, best[:, None])
+    wanted = output.regions.at_level(1).cell.reshape(BATCH, 3).gather(1, best[:, None])
     logits = torch.zeros(BATCH, 9, dtype=torch.float64, requires_grad=True)
     loss = Objective(ObjectiveConfig(worth_weight=1.0, reinforce_weight=0.0))(
-        replace(output, location_logits=(logits,)), TARGET, model
+        replace(output, location_logits=logits), TARGET, model
     )
     (gradient,) = torch.autograd.grad(loss.total, logits)
     assert torch.equal(gradient.argmin(dim=1, keepdim=True), wanted)

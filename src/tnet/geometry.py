@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnet.errors import GeometryError
@@ -115,19 +115,19 @@ def covered_shares(grid: Grid) -> Float[Tensor, "cells cells"]:
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of one level, of all images of a batch, ordered by image, then parent, then raster order.
+    """A table of regions of a batch of images, of any mix of levels; row ``i`` of each column is region ``i``.
 
     Attributes:
-        level: 0 for whole images.
+        level: 0 for a whole image, 1 for a cell of a whole image, ...
         image: index of the image in the batch.
-        box_l0_yxyx: box in level-0 pixels; may reach past the image's edge.
+        box_l0_yxyx: box in level-0 pixels; may reach past the edge of the image.
         cell: flat (row-major) grid cell in the parent; -1 for a whole image.
-        parent: index into the regions of the level before; -1 for a whole image.
+        parent: row of the table that holds the parent; -1 for a whole image.
         position_yx: row and column in the grid that the level would have if every cell were divided: a cell (i, j)
             of a parent at (y, x) is at ``(y * rows + i, x * cols + j)`` (paper, positional encoding).
     """
 
-    level: int
+    level: Int[Tensor, " regions"]
     image: Int[Tensor, " regions"]
     box_l0_yxyx: Int[Tensor, "regions 4"]
     cell: Int[Tensor, " regions"]
@@ -142,9 +142,32 @@ class Regions:
         """Height and width of each region in level-0 pixels."""
         return self.box_l0_yxyx[:, 2:] - self.box_l0_yxyx[:, :2]
 
+    @property
+    def position_yxl(self) -> Float[Tensor, "regions 3"]:
+        """Row, column and level of each region: what the positional encoding takes."""
+        return torch.cat([self.position_yx, self.level[:, None]], dim=1).float()
+
+    @property
+    def depth(self) -> int:
+        """The deepest level in the table."""
+        return int(self.level.max())
+
+    def take(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " regions"]) -> Regions:
+        """Some of the rows; ``parent`` still counts rows of this table."""
+        return Regions(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def at_level(self, level: int) -> Regions:
+        """The rows of one level; ``parent`` still counts rows of this table."""
+        return self.take(self.level == level)
+
+    @staticmethod
+    def concat(tables: Sequence[Regions]) -> Regions:
+        """One table of several whose ``parent`` counts rows of the result already."""
+        return Regions(*(torch.cat([getattr(table, field.name) for table in tables]) for field in fields(Regions)))
+
 
 def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
-    """Level 0: one region for each image, covering it.
+    """Level 0: one region per image, covering it.
 
     Args:
         sizes_hw: height and width of each image, pixels.
@@ -153,12 +176,12 @@ def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
         GeometryError: no image, or one without pixels.
     """
     if not sizes_hw or min(min(size) for size in sizes_hw) < 1:
-        raise GeometryError(f"images of sizes {list(sizes_hw)[:4]} cannot be looked at; each side needs a pixel")
+        raise GeometryError(f"image sizes {list(sizes_hw)[:4]} are empty; each side needs at least 1 px")
     count = len(sizes_hw)
     sizes = torch.tensor([tuple(size) for size in sizes_hw], dtype=torch.long)
     none = torch.full((count,), -1, dtype=torch.long)
     return Regions(
-        level=0,
+        level=torch.zeros(count, dtype=torch.long),
         image=torch.arange(count),
         box_l0_yxyx=torch.cat([torch.zeros_like(sizes), sizes], dim=1),
         cell=none,
@@ -191,13 +214,16 @@ def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
     return boxes.reshape(len(parents), grid.cells, 4)
 
 
-def choose_cells(parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"]) -> Regions:
-    """The regions of the next level: the chosen cells of each parent.
+def choose_cells(
+    parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"], rows: Int[Tensor, " regions"] | None = None
+) -> Regions:
+    """The regions that are the chosen cells of each parent.
 
     Args:
-        parents: regions of one level.
+        parents: regions of any levels.
         grid: how each is divided.
         cells: flat cell indices, ascending in each row (raster order).
+        rows: row of each parent in the table that the result goes into; 0, 1, ... if ``None``.
 
     Raises:
         GeometryError: a cell outside the grid, or a parent too small to be divided.
@@ -206,15 +232,16 @@ def choose_cells(parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"]) 
     if cells.numel() and (int(cells.min()) < 0 or int(cells.max()) >= grid.cells):
         raise GeometryError(f"cell indices must lie in 0..{grid.cells - 1} for a {grid.rows} x {grid.cols} grid")
     k = cells.shape[1]
+    rows = torch.arange(len(parents)) if rows is None else rows
     boxes = torch.gather(cell_boxes(parents, grid), 1, cells[:, :, None].expand(-1, -1, 4))
     in_parent = torch.stack([cells // grid.cols, cells % grid.cols], dim=-1)
     position = parents.position_yx[:, None, :] * torch.tensor([grid.rows, grid.cols]) + in_parent
     return Regions(
-        level=parents.level + 1,
+        level=(parents.level + 1).repeat_interleave(k),
         image=parents.image.repeat_interleave(k),
         box_l0_yxyx=boxes.reshape(-1, 4),
         cell=cells.reshape(-1),
-        parent=torch.arange(len(parents)).repeat_interleave(k),
+        parent=rows.repeat_interleave(k),
         position_yx=position.reshape(-1, 2),
     )
 
@@ -434,7 +461,7 @@ def chosen_patches(
         for grid, indices in zip(boxes, rows, strict=True)
     ]
     return Regions(
-        level=1,
+        level=torch.ones_like(image),
         image=image,
         box_l0_yxyx=torch.cat([grid.flatten(0, 1)[indices] for grid, indices in zip(boxes, rows, strict=True)]),
         cell=torch.cat(rows),
@@ -493,7 +520,7 @@ def box_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
     batch, n = box_l0_yxyx.shape[:2]
     image = torch.arange(batch).repeat_interleave(n)
     return Regions(
-        level=1,
+        level=torch.ones_like(image),
         image=image,
         box_l0_yxyx=box_l0_yxyx.reshape(-1, 4),
         cell=torch.full_like(image, -1),
@@ -529,7 +556,7 @@ def window_regions(
     looks = cells.shape[1]
     parent = torch.arange(len(whole)).repeat_interleave(looks)
     return Regions(
-        level=1,
+        level=torch.ones_like(parent),
         image=whole.image.repeat_interleave(looks),
         box_l0_yxyx=torch.cat([low, high], dim=-1).reshape(-1, 4),
         cell=cells.reshape(-1),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
@@ -23,6 +23,7 @@ from tnet.losses import (
     reward,
 )
 from tnet.models.tnet import TNet, TNetOutput
+from tnet.traversal.trail import group_rows
 
 __all__ = [
     "Loss",
@@ -117,20 +118,21 @@ class Objective(ModelObjective):
         """
         config = self.config
         looks = output.log_prob.shape[1]
-        kept = self._features_kept(output)
+        used = self._used_features(output)
         ce = classification_loss(output.logits, target, config.label_smoothing).mean()
         joint_reward = reward(output.logits, target)
         terms = {"cross_entropy": ce * config.joint_weight_ce}
         feature_reward = output.logits.new_zeros(())
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
-            logits = output.feature_logits[:, :kept]
-            repeated = target[:, None].expand(-1, kept, *target.shape[1:]).flatten(0, 1)
-            per_feature = classification_loss(logits.flatten(0, 1), repeated, config.label_smoothing)
+            logits, repeated = output.feature_logits.flatten(0, 1), _repeated(target, used.shape[1])
+            rows = _places(used, logits.device)
+            per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
-            rewards = reward(logits.flatten(0, 1), repeated).unflatten(0, (-1, kept))[:, 1:]
-            if kept > 1:
+            chosen = _places(used[:, 1:], logits.device)
+            if len(chosen):
+                rewards = reward(logits, repeated).unflatten(0, (-1, used.shape[1]))[:, 1:].flatten()[chosen]
                 share = config.reinforce_weight * (1 - config.joint_weight_reinforce)
-                surprise = -output.log_prob[:, : kept - 1]
+                surprise = -output.log_prob.flatten()[chosen]
                 terms["reinforce_per_feature"] = ((rewards - self.baseline) * surprise).mean() * share
                 feature_reward = rewards.mean()
         if looks:
@@ -148,7 +150,7 @@ class Objective(ModelObjective):
             terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
         if self.training and looks:
             # A cap of one level leaves no chosen feature: the baseline then follows the joint reward alone.
-            self._update_baseline(joint_reward.mean(), feature_reward if kept > 1 else joint_reward.mean())
+            self._update_baseline(joint_reward.mean(), feature_reward if used[:, 1:].any() else joint_reward.mean())
         return Loss.of(terms, joint_reward.mean(), feature_reward)
 
     @staticmethod
@@ -165,8 +167,7 @@ class Objective(ModelObjective):
         pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
         batch, looks = pairs.shape[:2]
         logits = model.classify(pairs.flatten(0, 1))
-        repeated = target[:, None].expand(-1, looks, *target.shape[1:]).flatten(0, 1)
-        return -classification_loss(logits, repeated).unflatten(0, (batch, looks))
+        return -classification_loss(logits, _repeated(target, looks)).unflatten(0, (batch, looks))
 
     def _expected_worth(
         self,
@@ -184,25 +185,33 @@ class Objective(ModelObjective):
             raise ConfigError(
                 "objective.worth_weight needs the TNet that made the output; give it as the third argument"
             )
-        worth, gains, start = self.worth(output, target, model), [], 0
-        for logits, cells in zip(output.location_logits, output.cells, strict=True):
-            stop = start + cells.numel() // len(worth)
-            siblings = worth[:, start:stop].reshape(cells.shape)
-            gained = siblings - siblings.mean(dim=1, keepdim=True)
-            if cells.shape[1] > 1:
-                gains.append((logits.gather(1, cells).softmax(dim=1) * gained).sum(dim=1).mean())
-            start = stop
+        regions, seen = output.regions, output.seen
+        worth, rows = self.worth(output, target, model), output.rows[:, 1:]
+        places = slice(None) if seen is None else seen[:, 1:]
+        by_row = worth.new_zeros(len(regions))
+        by_row[rows[places].flatten()] = worth[places].flatten()
+        chosen_logits, gains = output.chosen_logits, []
+        for level in range(1, regions.depth + 1):
+            children = (regions.level == level).nonzero().flatten()
+            parents, group = regions.parent[children].unique(return_inverse=True)
+            members, meant = group_rows(group, len(parents))
+            if meant is not None:  # an only child has no siblings to be compared with
+                several = meant.sum(1) > 1
+                members, meant = members[several], meant[several]
+            if members.shape[1] > 1 and len(members):
+                siblings = children[members]
+                gains.append(_expected_gain(chosen_logits[siblings], by_row[siblings], meant))
         return torch.stack(gains).mean() if gains else output.logits.new_zeros(())
 
-    def _features_kept(self, output: TNetOutput) -> int:
-        """Features that the per-feature terms use: those of the first levels, where a cap is set."""
-        counts = [len(regions) // output.logits.shape[0] for regions in output.regions]
-        cap = self.config.per_feature_levels
-        return sum(counts[:cap] if cap else counts)
+    def _used_features(self, output: TNetOutput) -> Bool[Tensor, "batch n"]:
+        """Features that the per-feature terms use: those of the first levels, where a cap is set; on the CPU."""
+        level, cap = output.regions.level[output.rows], self.config.per_feature_levels
+        used = torch.ones_like(level, dtype=torch.bool) if output.seen is None else output.seen
+        return used & (level < cap) if cap else used
 
     @staticmethod
     def _entropy(output: TNetOutput) -> Float[Tensor, ""]:
-        logits = torch.cat(output.location_logits)
+        logits = output.location_logits
         return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
     @torch.no_grad()
@@ -213,3 +222,28 @@ class Objective(ModelObjective):
             torch.distributed.all_reduce(step)
             step = step / torch.distributed.get_world_size()
         self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)
+
+
+def _repeated(
+    target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], n: int
+) -> Int[Tensor, " rows"] | Float[Tensor, "rows classes"]:
+    """The target of each image for each of its ``n`` features."""
+    return target[:, None].expand(-1, n, *target.shape[1:]).flatten(0, 1)
+
+
+def _places(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:
+    """Flat indices of what is true, found on the CPU so that no other device has to wait."""
+    return mask.flatten().nonzero().flatten().to(device)
+
+
+def _expected_gain(
+    logits: Float[Tensor, "parents k"], worth: Float[Tensor, "parents k"], meant: Bool[Tensor, "parents k"] | None
+) -> Float[Tensor, ""]:
+    """Expected worth of a sibling drawn by its logits, over the mean of all; ``meant`` masks missing siblings."""
+    if meant is None:
+        gained = worth - worth.mean(dim=1, keepdim=True)
+    else:
+        meant = meant.to(logits.device)
+        logits = logits.masked_fill(~meant, -torch.inf)
+        gained = (worth - (worth * meant).sum(1, keepdim=True) / meant.sum(1, keepdim=True)) * meant
+    return (logits.softmax(dim=1) * gained).sum(dim=1).mean()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,6 +88,38 @@ def test_a_copy_has_statistics_of_its_own() -> None:
     before = statistics(model, "region")
     other.train()(torch.rand(4, 1, 96, 96))
     assert same(before, statistics(model, "region")) and not same(before, statistics(other, "region"))
+
+
+def test_threads_share_a_model_and_keep_to_their_population() -> None:
+    """Whose statistics are used belongs to the call: one thread in the regions' does not disturb another."""
+    model = TNet(tiny_config(batch_norm="per_level")).train()
+    for _ in range(3):
+        model(torch.rand(4, 1, 96, 96))
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.rand(8, 1, 1, 96, 96)
+    with torch.inference_mode():
+        alone = [model(image).logits for image in images]
+
+        def answers() -> list[Tensor]:
+            with torch.inference_mode():
+                return [model(image).logits for image in images]
+
+        with ThreadPoolExecutor(8) as pool:
+            for future in [pool.submit(answers) for _ in range(8)]:
+                for found, expected in zip(future.result(), alone, strict=True):
+                    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_norms_with_two_populations_can_be_pickled() -> None:
+    model = network()
+    PopulationNorms(model)
+    copied = pickle.loads(pickle.dumps(model))
+    assert same(statistics(copied, "region"), statistics(model, "region"))
+    with PopulationNorms(copied).of_level(1):
+        copied(5 + torch.rand(4, 1, 8, 8))
+    assert not same(statistics(copied, "region"), statistics(model, "region"))
 
 
 def test_shared_statistics_have_one_set() -> None:

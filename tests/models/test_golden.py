@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.golden import FULL, SHIFT, TINY, Golden, probe, six_steps, tensorflow_layout, variables
+from tests.helpers import by_level, location_logits_by_level
 
 from tnet.geometry import Regions
 from tnet.models.tnet import TNet, TNetOutput
@@ -64,16 +65,17 @@ def looked(golden: Golden) -> TNetOutput:
 def test_what_it_says(golden: Golden, looked: TNetOutput) -> None:
     output = looked
     close(output.logits.numpy(), golden.eval["logits"], 1e-4)
-    for level, probabilities in enumerate(output.location_probs):
+    location_logits = location_logits_by_level(output)
+    for level, probabilities in enumerate(output.location_probs_by_level()):
         np.testing.assert_allclose(probabilities.numpy(), golden.eval[f"l{level}_location_probs"], rtol=0, atol=1e-4)
         logits = golden.eval[f"l{level}_location_logits"]
-        close(output.location_logits[level].numpy(), logits / np.linalg.norm(logits, axis=1, keepdims=True), 1e-4)
+        close(location_logits[level].numpy(), logits / np.linalg.norm(logits, axis=1, keepdims=True), 1e-4)
     if "feat_probs" in golden.eval:
         np.testing.assert_allclose(output.weights.numpy(), golden.eval["feat_probs"][:, :, 0], rtol=0, atol=1e-4)
     if golden.looks:
         features = [
             golden.eval[f"l{level}_features"].reshape(len(output.logits), -1, output.features.shape[2])
-            for level in range(len(output.regions))
+            for level in range(output.regions.depth + 1)
         ]
         close(output.features.numpy(), np.concatenate(features, axis=1), 1e-4)
 
@@ -81,15 +83,15 @@ def test_what_it_says(golden: Golden, looked: TNetOutput) -> None:
 def test_where_it_looks(golden: Golden, looked: TNetOutput) -> None:
     """The same cells, in the same order, of which the corners are the same pixels."""
     if not golden.looks:
-        assert len(looked.regions) == 1
+        assert not looked.has_looks
         return
     attended = golden.eval["attended_locations"]  # one column for each cell of each region, level by level
     marks = []
-    for regions, parents in zip(looked.regions[1:], looked.regions[:-1], strict=True):
-        grid = torch.zeros(len(parents), looked.location_logits[0].shape[1])
+    tables = by_level(looked.regions)
+    for level, (regions, parents) in enumerate(zip(tables[1:], tables[:-1], strict=True), start=1):
+        grid = torch.zeros(len(parents), looked.location_logits.shape[1])
         grid[regions.parent, regions.cell] = 1
         marks.append(grid.reshape(len(attended), -1))
-        level = regions.level
         position = torch.cat([regions.position_yx, torch.full((len(regions), 1), level)], dim=1)
         np.testing.assert_array_equal(position.numpy(), golden.eval[f"l{level}_pos_yxs"])
         np.testing.assert_array_equal(corner_pixels(golden, regions), golden.eval[f"l{level}_crop_corners"])

@@ -15,14 +15,12 @@ from tests.helpers import regions
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
-from tnet.geometry import Grid, Regions, cell_boxes, choose_cells, whole_images
+from tnet.geometry import Grid, cell_boxes, cell_spans, choose_cells, whole_images
+from tnet.models.aggregation import FeatureWeighting, MaxAggregation, MeanAggregation
 from tnet.models.config import Activation, LocatorConfig, PositionConfig
 from tnet.models.parts import (
     Coordinates,
-    FeatureWeighting,
     Locator,
-    MaxAggregation,
-    MeanAggregation,
     PositionModule,
     activation,
     normalize_logits,
@@ -60,10 +58,10 @@ def test_encodings_of_the_reference() -> None:
     assert not far[-2:].any() and far[-3].item() == pytest.approx(1)  # the last cosine of level 0
 
 
-def at(*positions: tuple[int, int], level: int = 1) -> Regions:
+def at(*positions: tuple[int, int], level: int = 1) -> Tensor:
     found = regions([(0, 0, 4, 4)] * len(positions), level=level)
     found.position_yx[:] = torch.tensor(positions)
-    return found
+    return found.position_yxl
 
 
 def test_position_by_concatenation() -> None:
@@ -108,7 +106,7 @@ def test_too_few_features_for_a_position_are_refused(kind: str, dim: int, left: 
 def test_pooling_is_a_plain_average_where_cells_fall_on_positions() -> None:
     """3 x 3 cells of half a parent over a 12 x 8 map: positions 0 to 5, 3 to 8, 6 to 11 down."""
     cell_map, grid = torch.rand(2, 3, 12, 8), Grid(3, 3, 0.5)
-    pooled = pool_cells(cell_map, whole_images([(96, 64)] * 2), grid)
+    pooled = pool_cells(cell_map, *cell_spans(whole_images([(96, 64)] * 2), grid))
     for row in range(3):
         for col in range(3):
             expected = cell_map[:, :, 3 * row : 3 * row + 6, 2 * col : 2 * col + 4].mean(dim=(2, 3))
@@ -127,7 +125,7 @@ def test_pooling_is_the_average_over_the_pixels_of_a_cell(
     cell_map = torch.rand(1, 2, *map_size)
     # Enlarged so far that every pixel and every position is a whole number of samples.
     fine = cell_map.repeat_interleave(size[0], dim=2).repeat_interleave(size[1], dim=3)
-    pooled = pool_cells(cell_map, parents, grid)
+    pooled = pool_cells(cell_map, *cell_spans(parents, grid))
     for number, (y0, x0, y1, x1) in enumerate(cell_boxes(parents, grid)[0].tolist()):
         y0, x0, y1, x1 = max(y0, 0), max(x0, 0), min(y1, size[0]), min(x1, size[1])
         if y0 >= y1 or x0 >= x1:
@@ -142,7 +140,7 @@ def test_pooling_is_the_average_over_the_pixels_of_a_cell(
 )
 def test_pooling_a_constant_gives_the_constant(side: int, grid: Grid) -> None:
     """Whatever is padding: also where a cell lies in the padding altogether."""
-    pooled = pool_cells(torch.full((1, 2, 6, 6), 3.5), whole_images([(side, side)]), grid)
+    pooled = pool_cells(torch.full((1, 2, 6, 6), 3.5), *cell_spans(whole_images([(side, side)]), grid))
     torch.testing.assert_close(pooled, torch.full_like(pooled, 3.5))
 
 
@@ -150,10 +148,10 @@ def test_pooling_knows_the_shape_of_each_parent() -> None:
     grid = Grid(2, 2, 0.6)
     parents = choose_cells(whole_images([(101, 37), (64, 64)]), grid, torch.tensor([[0, 3], [1, 2]]))
     cell_map = torch.rand(4, 2, 5, 5)
-    together = pool_cells(cell_map, parents, grid)
+    together = pool_cells(cell_map, *cell_spans(parents, grid))
     for i in range(4):
         box = parents.box_l0_yxyx[i].tolist()
-        alone = pool_cells(cell_map[i : i + 1], regions([tuple(box)]), grid)  # type: ignore[list-item]
+        alone = pool_cells(cell_map[i : i + 1], *cell_spans(regions([tuple(box)]), grid))  # type: ignore[list-item]
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
@@ -254,14 +252,14 @@ def test_the_locator_gives_no_gradient_to_what_it_rates(kind: str) -> None:
 
 def test_the_mean_weighs_all_alike() -> None:
     features = torch.rand(2, 4, 3)
-    found = MeanAggregation()(features)
+    found = MeanAggregation(3)(features)
     assert found.weights.tolist() == [[0.25] * 4] * 2
     torch.testing.assert_close(found.feature, features.mean(dim=1))
 
 
 def test_the_maximum_keeps_what_one_feature_has_and_says_whose_it_is() -> None:
     features = torch.tensor([[[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, -1.0], [0.5, 1.0, -3.0, -2.0]]], requires_grad=True)
-    found = MaxAggregation()(features)
+    found = MaxAggregation(4)(features)
     assert found.feature.tolist() == [[1.0, 2.0, 0.0, 0.0]]
     assert found.weights.tolist() == [[0.75, 0.25, 0.0]]
     found.feature.sum().backward()

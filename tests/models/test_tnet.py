@@ -10,14 +10,23 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers import TINY_BAGNET, TINY_RESNET, pictures, regions, three_levels, tiny_config
+from tests.helpers import (
+    TINY_BAGNET,
+    TINY_RESNET,
+    by_level,
+    location_logits_by_level,
+    pictures,
+    regions,
+    three_levels,
+    tiny_config,
+)
 from torch import Tensor, nn
 
 from tnet.backbones import BackboneConfig
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, Regions, choose_cells, covered_shares, whole_images
-from tnet.models.config import LocatorConfig, PolicyConfig, PolicyKind, PositionConfig, TNetConfig
+from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Objective, ObjectiveConfig
 from tnet.scenes import TensorScene
@@ -100,13 +109,13 @@ def test_without_looks_it_is_the_backbone_on_the_downsized_image(config: TNetCon
     images = torch.stack(pictures((64, 64), (64, 64)))
     output = model(images, looks=0)
     small = TensorScene(images).glimpse(whole_images([(64, 64)] * 2), 32)
-    feature = model.position(model.backbone((small - 0.5) / 0.5).pooled, whole_images([(64, 64)] * 2))
+    feature = model.position(model.backbone((small - 0.5) / 0.5).pooled, whole_images([(64, 64)] * 2).position_yxl)
     close(output.logits, model.classifier(feature))
     close(output.features[:, 0], feature)
     assert output.weights.tolist() == [[1.0]] * 2
-    assert output.location_logits == () and output.location_probs == ()
+    assert len(output.location_logits) == len(output.location_probs) == 0
     assert output.log_prob.shape == (2, 0) and output.joint_log_prob.tolist() == [0.0, 0.0]
-    assert [level.level for level in output.regions] == [0]
+    assert output.regions.level.tolist() == [0, 0] and not output.has_looks
     # With looks it would have been asked; controls never ask it.
     with pytest.raises(AssertionError, match="locator was asked"):
         model(images, looks=1)
@@ -155,10 +164,9 @@ def test_one_model_answers_for_any_number_of_looks(config: TNetConfig) -> None:
 )
 def test_looks_of_each_level(looks: int | Sequence[int] | None, counts: list[int]) -> None:
     output = build(three_levels())(torch.rand(1, 1, 96, 96), looks=looks)
-    assert [len(level) for level in output.regions] == counts
-    assert [level.level for level in output.regions] == list(range(len(counts)))
+    assert output.regions.level.tolist() == [level for level, count in enumerate(counts) for _ in range(count)]
     assert output.features.shape[1] == sum(counts)
-    assert [tuple(logits.shape) for logits in output.location_logits] == [(count, 9) for count in counts[:-1]]
+    assert [tuple(logits.shape) for logits in location_logits_by_level(output)] == [(count, 9) for count in counts[:-1]]
 
 
 def test_the_mean_counts_all_features_alike() -> None:
@@ -174,8 +182,9 @@ def test_the_mean_counts_all_features_alike() -> None:
 def test_regions_are_the_most_probable_cells(config: TNetConfig) -> None:
     model = build(config)
     output = model(torch.rand(2, 1, 96, 64))
-    for level, probabilities in enumerate(output.location_probs):
-        parents, children = output.regions[level], output.regions[level + 1]
+    tables = by_level(output.regions)
+    for level, probabilities in enumerate(output.location_probs_by_level()):
+        parents, children = tables[level], tables[level + 1]
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(parents)))
         k = config.looks[level]
         best = [sorted(torch.topk(row, k).indices.tolist()) for row in probabilities]
@@ -183,7 +192,7 @@ def test_regions_are_the_most_probable_cells(config: TNetConfig) -> None:
         again = choose_cells(parents, config.grid, torch.tensor(best))
         assert torch.equal(children.box_l0_yxyx, again.box_l0_yxyx) and torch.equal(children.parent, again.parent)
         chosen = probabilities.gather(1, torch.tensor(best))
-        start = sum(len(before) // 2 for before in output.regions[1 : level + 1])
+        start = sum(len(before) // 2 for before in tables[1 : level + 1])
         log_prob = output.log_prob[:, start : start + len(children) // 2]
         close(log_prob.flatten(), (chosen + 1e-10).log().flatten())
     close(output.joint_log_prob, output.log_prob.sum(dim=1))
@@ -196,13 +205,14 @@ def test_each_feature_is_that_of_its_region(config: TNetConfig) -> None:
     images = torch.stack(pictures((96, 96), (96, 96)))
     output, scene = model(images), model.scene(images)
     features = []
-    for level in output.regions:
-        pixels = (scene.glimpse(level, 32) - 0.5) / 0.5
-        with model.population_norms.of_level(level.level) if model.population_norms else nullcontext():
-            described = [model.backbone(pixels[i : i + 1]).pooled for i in range(len(level))]  # one by one
-        features.append(model.position(torch.cat(described), level))
+    tables = by_level(output.regions)
+    for level, table in enumerate(tables):
+        pixels = (scene.glimpse(table, 32) - 0.5) / 0.5
+        with model.population_norms.of_level(level) if model.population_norms else nullcontext():
+            described = [model.backbone(pixels[i : i + 1]).pooled for i in range(len(table))]  # one by one
+        features.append(model.position(torch.cat(described), table.position_yxl))
     for image in range(2):
-        mine = [f[r.image == image] for f, r in zip(features, output.regions, strict=True)]
+        mine = [f[r.image == image] for f, r in zip(features, tables, strict=True)]
         close(output.features[image], torch.cat(mine))
 
 
@@ -217,8 +227,9 @@ def test_images_together_as_if_each_were_alone(config: TNetConfig, is_float: boo
         alone = model(image[None])
         for name in ("logits", "feature_logits", "features", "weights", "log_prob", "joint_log_prob"):
             close(getattr(together, name)[i], getattr(alone, name)[0])
-        for found, expected in zip(together.regions, alone.regions, strict=True):
-            assert torch.equal(found.box_l0_yxyx[found.image == i], expected.box_l0_yxyx)
+        mine = together.regions.take(together.regions.image == i)
+        assert torch.equal(mine.box_l0_yxyx, alone.regions.box_l0_yxyx)
+        assert torch.equal(mine.level, alone.regions.level)
 
 
 def test_uint8_images_are_normalised_and_padding_is_zero_after_it() -> None:
@@ -229,7 +240,7 @@ def test_uint8_images_are_normalised_and_padding_is_zero_after_it() -> None:
     whole = FixedCells(range(9))
     as_bytes = model(image[None], looks=9, policy=whole)
     as_floats = model(((image / 255 - mean) / std)[None], looks=9, policy=whole)
-    assert int(as_bytes.regions[1].box_l0_yxyx.min()) < 0
+    assert int(as_bytes.regions.at_level(1).box_l0_yxyx.min()) < 0
     torch.testing.assert_close(as_bytes.features, as_floats.features, rtol=0.02, atol=0.02)  # whole grey levels
     nothing = regions([(-9, -9, -1, -1)])
     assert ((model.scene(image[None]).glimpse(nothing, 4) - mean) / std).abs().max() < 0.01
@@ -272,7 +283,7 @@ def test_any_scene_can_be_looked_at_and_only_chosen_regions_are_asked_for() -> N
     scene = Recording()
     output = build(three_levels())(scene)
     assert scene.asked == [(2, 32), (4, 32), (8, 32)]
-    assert output.regions[2].box_l0_yxyx.shape == (8, 4)
+    assert output.regions.at_level(2).box_l0_yxyx.shape == (8, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -297,7 +308,7 @@ def test_an_image_too_small_for_the_levels_is_refused() -> None:
     ("kind", "cls"),
     [("topk", TopK), ("sample", SampleWithoutReplacement), ("random", RandomCells), ("centre", FixedCells)],
 )
-def test_policies_by_name(kind: PolicyKind, cls: type) -> None:
+def test_policies_by_name(kind: str, cls: type) -> None:
     model = build(tiny_config(policy=PolicyConfig(train=kind, eval="centre", joint="set", temperature=0.7)))
     assert isinstance(model.policy(kind), cls)
     assert isinstance(model.train().policy(), cls) and isinstance(model.eval().policy(), FixedCells)
@@ -309,12 +320,12 @@ def test_policies_by_name(kind: PolicyKind, cls: type) -> None:
 def test_a_policy_can_be_given_with_the_call() -> None:
     model = build(tiny_config())
     output = model(torch.rand(1, 1, 96, 96), looks=3, policy=FixedCells([8, 0, 4]))
-    assert output.regions[1].cell.tolist() == [0, 4, 8] and not output.log_prob.any()
-    assert model(torch.rand(1, 1, 96, 96), looks=1, policy="centre").regions[1].cell.tolist() == [4]
+    assert output.regions.at_level(1).cell.tolist() == [0, 4, 8] and not output.log_prob.any()
+    assert model(torch.rand(1, 1, 96, 96), looks=1, policy="centre").regions.at_level(1).cell.tolist() == [4]
 
 
 @pytest.mark.parametrize("kind", ["topk", "centre"])
-def test_looks_at_one_place_are_kept_apart(kind: PolicyKind) -> None:
+def test_looks_at_one_place_are_kept_apart(kind: str) -> None:
     """At most half of a cell is covered by another that is looked at, where all of them may be by default."""
     grid = Grid(5, 5, 0.4)
     shares = covered_shares(grid)
@@ -323,7 +334,7 @@ def test_looks_at_one_place_are_kept_apart(kind: PolicyKind) -> None:
         looked = build(tiny_config(grid=grid, policy=policy))(torch.rand(6, 1, 96, 96), looks=4, policy=kind)
         return max(
             float(shares[first, second])
-            for row in looked.regions[1].cell.reshape(6, 4).tolist()
+            for row in looked.regions.at_level(1).cell.reshape(6, 4).tolist()
             for first, second in combinations(row, 2)
         )
 
@@ -351,7 +362,7 @@ def without_effect(config: TNetConfig) -> set[str]:
 
 @variants
 @pytest.mark.parametrize("policy", ["topk", "sample"])
-def test_every_parameter_gets_a_gradient(config: TNetConfig, policy: PolicyKind) -> None:
+def test_every_parameter_gets_a_gradient(config: TNetConfig, policy: str) -> None:
     model = build(config).train()
     images, target = torch.rand(4, 1, 96, 96), torch.tensor([0, 1, 2, 3])
     loss = Objective(ObjectiveConfig())(model(images, policy=policy), target)
@@ -401,7 +412,7 @@ def test_a_seed_repeats_a_training_forward() -> None:
 def test_the_backbone_is_described_in_the_models_precision() -> None:
     model = build(tiny_config()).double()
     output = model(torch.stack(pictures((64, 64))))
-    assert output.logits.dtype == torch.float64 and output.location_logits[0].dtype == torch.float64
+    assert output.logits.dtype == torch.float64 and output.location_logits.dtype == torch.float64
 
 
 def test_the_tiny_backbones_serve_these_tests() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormMode = Literal["shared", "per_level"]
 
@@ -71,21 +73,54 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """Every batch norm with running statistics in a module."""
-    return [
-        norm
-        for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-    ]
+    return [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
+
+
+_POPULATION: ContextVar[int] = ContextVar("population", default=0)
+"""Whose running statistics batch norms use in this thread: 0 for whole images, 1 for regions."""
+
+_REGION_BUFFERS = {
+    "running_mean": "region_mean",
+    "running_var": "region_var",
+    "num_batches_tracked": "region_batches",
+}
+
+
+_MADE: dict[type[_BatchNorm], type[_BatchNorm]] = {}
+
+
+def _with_populations(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """A batch norm class whose running statistics are those of the current population."""
+    if kind in _MADE:
+        return _MADE[kind]
+
+    def statistic(whole: str, region: str) -> property:
+        return property(lambda norm: norm._buffers[region if _POPULATION.get() else whole])
+
+    def reduce(norm: _BatchNorm, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return _rebuild, (kind,), norm.__dict__
+
+    members = {whole: statistic(whole, region) for whole, region in _REGION_BUFFERS.items()}
+    _MADE[kind] = type(kind.__name__, (kind,), {**members, "__reduce_ex__": reduce})
+    return _MADE[kind]
+
+
+def _rebuild(kind: type[_BatchNorm]) -> _BatchNorm:
+    """An empty norm with two populations, for copies and pickles."""
+    made = _with_populations(kind)
+    norm: _BatchNorm = made.__new__(made)
+    return norm
 
 
 class PopulationNorms:
     """Running statistics of batch norm kept apart for whole images and for regions.
 
     Whole images and magnified regions are two populations: averaged into one set of running statistics they describe
-    neither. This keeps a second set of buffers beside each batch norm (``region_mean``, ``region_var`` and their count
-    ``region_batches``) and exchanges the two while regions are described; weights and biases stay shared.
+    neither. Each batch norm gets a second set of buffers (``region_mean``, ``region_var`` and their count
+    ``region_batches``); weights and biases stay shared. Which set is used is a property of the calling context, not of
+    the module, so that threads can share a model.
 
     Args:
         module: the backbone; every batch norm with running statistics in it gets the second set.
@@ -94,33 +129,22 @@ class PopulationNorms:
     def __init__(self, module: nn.Module) -> None:
         self.norms = batch_norms(module)
         for norm in self.norms:
-            assert norm.running_mean is not None and norm.running_var is not None
-            norm.register_buffer("region_mean", norm.running_mean.clone())
-            norm.register_buffer("region_var", norm.running_var.clone())
-            norm.register_buffer("region_batches", norm.get_buffer("num_batches_tracked").clone())
-
-    def _exchange(self) -> None:
-        for norm in self.norms:
-            norm.running_mean, norm.region_mean = norm.get_buffer("region_mean"), norm.get_buffer("running_mean")
-            norm.running_var, norm.region_var = norm.get_buffer("region_var"), norm.get_buffer("running_var")
-            seen = norm.get_buffer("num_batches_tracked")
-            norm.num_batches_tracked, norm.region_batches = norm.get_buffer("region_batches"), seen
+            for whole, region in _REGION_BUFFERS.items():
+                norm.register_buffer(region, norm.get_buffer(whole).clone())
+            norm.__class__ = _with_populations(type(norm))
 
     @contextmanager
     def of_level(self, level: int) -> Iterator[None]:
-        """Use the statistics of this level's population inside the block."""
-        if level == 0:
-            yield
-            return
-        self._exchange()
+        """Use the statistics of whole images (level 0) or of regions (deeper levels) inside the block."""
+        token = _POPULATION.set(int(level > 0))
         try:
             yield
         finally:
-            self._exchange()
+            _POPULATION.reset(token)
 
     def reset(self) -> None:
-        """Forget both sets of statistics."""
-        for _ in range(2):
-            for norm in self.norms:
-                norm.reset_running_stats()
-            self._exchange()
+        """Reset both sets of statistics."""
+        for level in (0, 1):
+            with self.of_level(level):
+                for norm in self.norms:
+                    norm.reset_running_stats()

@@ -102,7 +102,7 @@ class _BlankScene:
         return torch.zeros(len(regions), self.channels, size_px, size_px, device=self.device, dtype=self.dtype)
 
 
-class _FirstCells:
+class _FirstCells(Policy):
     """Chooses the first cells: what looking costs does not depend on where, and an outline could not say where.
 
     Args:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tnet.explain.panels import Bar, CellMap, ShareBox
-from tnet.geometry import Regions, cell_boxes, whole_images
+from tnet.geometry import cell_boxes, whole_images
 from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
 from tnet.models.base import Model, ModelOutput
 from tnet.models.config import TNetConfig
@@ -85,39 +85,41 @@ class Explanation:
         shown += [(name, probs[self.names.index(name)]) for name in missing[:2]]
         return [Bar(name, p, name in self.prediction.labels, name in self.true_labels) for name, p in shown]
 
-    def cell_map(self, level: int, index: int) -> CellMap:
-        """Probabilities of the cells of region ``index`` of a level, and which were chosen."""
+    def is_divided(self, record: int) -> bool:
+        """Whether the cells of a region have probabilities; ``record`` as for :meth:`cell_map`."""
+        return isinstance(self.output, TNetOutput) and record + 1 in self.output.divided.tolist()
+
+    def cell_map(self, record: int = -1) -> CellMap:
+        """Probabilities of the cells of a region, and which were chosen.
+
+        Args:
+            record: index into the prediction's regions; -1 for the whole image.
+        """
         assert isinstance(self.model.config, TNetConfig) and isinstance(self.output, TNetOutput)
-        grid = self.model.config.grid
-        parents = self.output.regions[level]
-        y0, x0, y1, x1 = parents.box_l0_yxyx[index].tolist()
-        boxes = [(b[0] - y0, b[1] - x0, b[2] - y0, b[3] - x0) for b in cell_boxes(parents, grid)[index].tolist()]
-        below = [record for record in self.prediction.regions if record.level == level + 1]
-        parent_of = self.output.regions[level + 1].parent.tolist()
+        grid, row = self.model.config.grid, record + 1  # the whole image is row 0
+        parent = self.output.regions.take(torch.tensor([row]))
+        y0, x0, y1, x1 = parent.box_l0_yxyx[0].tolist()
+        boxes = [(b[0] - y0, b[1] - x0, b[2] - y0, b[3] - x0) for b in cell_boxes(parent, grid)[0].tolist()]
+        place = self.output.divided.tolist().index(row)
         return CellMap(
-            probs=self.output.location_probs[level][index].float().cpu().tolist(),
+            probs=self.output.location_probs[place].float().cpu().tolist(),
             boxes=[shares(box, (y1 - y0, x1 - x0)) for box in boxes],
             rows=grid.rows,
             cols=grid.cols,
-            chosen=frozenset(record.cell for record, of in zip(below, parent_of, strict=True) if of == index),
-            level=level + 1,
+            chosen=frozenset(region.cell for region in self.prediction.regions if region.parent == record),
+            level=int(parent.level) + 1,
         )
 
-    def glimpses(self, level: int, keep: Sequence[int]) -> list[np.ndarray]:
-        """Some regions of a level at the resolution at which the model saw them; for display."""
-        config = self.model.config
-        regions, rows = self.output.regions[level], torch.tensor(list(keep), dtype=torch.long)
-        kept = Regions(
-            level=level,
-            image=regions.image[rows],
-            box_l0_yxyx=regions.box_l0_yxyx[rows],
-            cell=regions.cell[rows],
-            parent=regions.parent[rows],
-            position_yx=regions.position_yx[rows],
-        )
-        image = self.image
+    def glimpses(self, records: Sequence[int]) -> list[np.ndarray]:
+        """Regions at the resolution at which the model saw them, for display.
+
+        Args:
+            records: indices into the prediction's regions; -1 for the whole image.
+        """
+        config, image = self.model.config, self.image
+        regions = self.output.regions.take(torch.tensor(records, dtype=torch.long) + 1)
         scene = self.model.scene([image] if isinstance(image, Tensor) else image)
-        pixels = scene.glimpse(kept, config.look_px if level else config.whole_px)
+        pixels = scene.glimpse(regions, config.look_px if regions.depth else config.whole_px)
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:

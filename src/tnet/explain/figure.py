@@ -189,7 +189,7 @@ def _draw_top(sheet: Sheet, found: Explanation, top: Top, numbered: set[str]) ->
     whole_px = found.model.config.whole_px
     base = f"{whole_px} × {whole_px} px"
     shown = found.whole()
-    whole = found.glimpses(0, [0])[0] if whole_px else None
+    whole = found.glimpses([-1])[0] if whole_px else None
     x1, y1 = MARGIN_IN, HEAD_IN
     main = _panel(sheet, x1, y1, top.width, top.height, "Where it looked" if told.regions else "The picture")
     panels.picture(main, shown, smooth=True)
@@ -202,7 +202,7 @@ def _draw_top(sheet: Sheet, found: Explanation, top: Top, numbered: set[str]) ->
         title = "Where to look next: probability of each place, %" if top.width > 3.6 else "Where to look next, %"
         second = _panel(sheet, x2, y2, top.width, top.height, title)
         panels.picture(second, shown, dim=True, smooth=True)
-        panels.cell_map(second, found.cell_map(0, 0), (top.width, top.height))
+        panels.cell_map(second, found.cell_map(), (top.width, top.height))
         panels.picture(_panel(sheet, x3, y3, *top.seen, f"What it saw first: {base}"), whole)
         y3 += TITLE_IN + top.seen[1]
         said = [] if found.whole_weight is None else [f"weight {found.whole_weight:.0%}"]
@@ -235,10 +235,9 @@ def _draw_row(sheet: Sheet, found: Explanation, row: Row, y: float) -> None:
     marker.set_axis_off()
     marker.add_patch(Rectangle((0, 0), 1, 1, facecolor=panels.level_colour(row.level), edgecolor="none"))
     sheet.text(MARGIN_IN + 0.26, y, text, 10.5, weight="bold")
-    first = next(i for i, record in enumerate(records) if record.level == row.level)
-    places = [records.index(record) - first for record in row.records]
+    places = [records.index(record) for record in row.records]
     step_x, step_y = row.step_xy
-    for i, (place, pixels) in enumerate(zip(places, found.glimpses(row.level, places), strict=True)):
+    for i, (place, pixels) in enumerate(zip(places, found.glimpses(places), strict=True)):
         line, column = divmod(i, row.columns)
         x, at_y = MARGIN_IN + column * step_x, y + 0.36 + line * step_y
         record = row.records[i]
@@ -247,14 +246,14 @@ def _draw_row(sheet: Sheet, found: Explanation, row: Row, y: float) -> None:
         panels.outline(axes, panels.level_colour(row.level))
         panels.badge(axes, (0, 0, 1, 1), record.number, row.level, 11, nested=False)
         _caption(sheet, found, record, x, at_y + row.height + 0.09, row.slot)
-        if row.divided:
+        if row.divided and found.is_divided(place):
             next_x = x + step_x / 2 if row.beside else x
             next_y = at_y if row.beside else at_y + row.height + CAPTION_IN + 0.18
             below = sheet.axes(next_x, next_y, row.width, row.height)
             text_y = at_y + row.height + 0.09 if row.beside else next_y - 0.18
             sheet.text(next_x, text_y, f"where to look inside {record.number}, %", 9, FAINT)
             panels.picture(below, pixels, dim=True)
-            panels.cell_map(below, found.cell_map(row.level, place), (row.width, row.height))
+            panels.cell_map(below, found.cell_map(place), (row.width, row.height))
 
 
 def _caption(sheet: Sheet, found: Explanation, record: RegionRecord, x: float, y: float, width: float) -> None:

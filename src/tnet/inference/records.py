@@ -110,13 +110,6 @@ def class_probs(logits: Float[Tensor, "*rows classes"], config: ModelConfig) -> 
     return logits.sigmoid() if config.multilabel else logits.softmax(dim=-1)
 
 
-def regions_of(output: ModelOutput, image: int) -> list[slice]:
-    """Rows that belong to one image in the regions of each level, level 0 first."""
-    # Regions are in the order of their images, of which some may have fewer than others.
-    places = [(regions.image == image).nonzero().flatten().tolist() for regions in output.regions]
-    return [slice(rows[0], rows[-1] + 1) if rows else slice(0, 0) for rows in places]
-
-
 def prediction_of(
     output: ModelOutput,
     image: int,
@@ -143,7 +136,7 @@ def prediction_of(
     top = probs.topk(min(TOP, len(labels)))
     top5 = tuple((labels[i], _rounded(p)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
     found = _above_threshold(probs, labels) if config.multilabel else (top5[0][0],)
-    y1, x1 = output.regions[0].box_l0_yxyx[image, 2:].tolist()
+    y1, x1 = output.regions.box_l0_yxyx[image, 2:].tolist()  # whole images come first
     size_hw = (y1, x1) if own_size_hw is None else own_size_hw
     scale_yx = (size_hw[0] / y1, size_hw[1] / x1)
     return Prediction(
@@ -172,38 +165,34 @@ def _records(
     located: bool,
     scale_yx: tuple[float, float],
 ) -> list[RegionRecord]:
-    """Records of the regions of one image, level by level in raster order."""
+    """Records of the regions of one image after the whole, in the order in which they were looked at."""
     alone = None if output.region_logits is None else class_probs(output.region_logits[image], config).max(dim=1)
     weights = _row(output.region_weights, image)
     probs = _row(output.region_probs if located else None, image)
-    own = regions_of(output, image)
+    rows = (output.regions.image == image).nonzero().flatten()[1:]
+    regions = output.regions.take(rows)
+    place = {row: n for n, row in enumerate(rows.tolist())}
+    parents = [place.get(row, -1) for row in regions.parent.tolist()]
+    chances = [0.0] * len(rows) if probs is None or not output.is_ranked else probs
+    ranks = _ranks(parents, chances)
     records: list[RegionRecord] = []
-    level_start = 0  # position in `records` of the first region of the level
-    for level in range(1, len(output.regions)):
-        regions, rows = output.regions[level], own[level]
-        parents = (regions.parent[rows] - own[level - 1].start).tolist()
-        cells = regions.cell[rows].tolist()
-        first = len(records)  # among the image's regions after the whole picture
-        chances = [0.0] * len(cells) if probs is None or not output.is_ranked else probs[first : first + len(cells)]
-        ranks = _ranks(parents, chances)
-        above = level_start
-        level_start = len(records)
-        for i, box in enumerate(regions.box_l0_yxyx[rows].tolist()):
-            parent = above + parents[i] if level > 1 else -1
-            n = first + i
-            records.append(
-                RegionRecord(
-                    number=f"{records[parent].number}.{ranks[i]}" if level > 1 else str(ranks[i]),
-                    level=level,
-                    box_l0_yxyx=scaled_box(box, scale_yx),
-                    cell=cells[i],
-                    parent=parent,
-                    location_probability=None if probs is None else _rounded(probs[n]),
-                    weight=None if weights is None else _rounded(weights[n]),
-                    label=None if alone is None else labels[int(alone.indices[n])],
-                    probability=None if alone is None else _rounded(float(alone.values[n])),
-                )
+    for n, (level, cell, box) in enumerate(
+        zip(regions.level.tolist(), regions.cell.tolist(), regions.box_l0_yxyx.tolist(), strict=True)
+    ):
+        parent = parents[n]
+        records.append(
+            RegionRecord(
+                number=str(ranks[n]) if parent < 0 else f"{records[parent].number}.{ranks[n]}",
+                level=level,
+                box_l0_yxyx=scaled_box(box, scale_yx),
+                cell=cell,
+                parent=parent,
+                location_probability=None if probs is None else _rounded(probs[n]),
+                weight=None if weights is None else _rounded(weights[n]),
+                label=None if alone is None else labels[int(alone.indices[n])],
+                probability=None if alone is None else _rounded(float(alone.values[n])),
             )
+        )
     return records
 
 

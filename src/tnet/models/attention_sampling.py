@@ -128,7 +128,7 @@ class AttentionSamplingOutput(ModelOutput):
     log_prob: Float[Tensor, "batch looks"]
     entropy: Float[Tensor, " batch"]
     attention: tuple[Float[Tensor, "_ _"], ...]
-    regions: tuple[Regions, ...]
+    regions: Regions
 
     @property
     @override
@@ -297,7 +297,7 @@ class AttentionSampling(PatchModel):
             log_prob=log_prob,
             entropy=torch.stack([-(maps[i].exp() * maps[i]).sum() for i in every]),
             attention=tuple(maps[i].exp() for i in every),
-            regions=(whole_images(scene.sizes_hw), regions),
+            regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
         )
 
     def low_px(self, size_hw: tuple[int, int]) -> int:
@@ -308,16 +308,7 @@ class AttentionSampling(PatchModel):
         self, scene: SceneBatch, members: list[int], side_px: int
     ) -> Float[Tensor, "images {side_px} {side_px}"]:
         """Logarithm of the attention over positions, of images of one size."""
-        wholes = whole_images(scene.sizes_hw)
-        rows = torch.tensor(members)
-        regions = Regions(
-            level=0,
-            image=rows,
-            box_l0_yxyx=wholes.box_l0_yxyx[rows],
-            cell=wholes.cell[rows],
-            parent=wholes.parent[rows],
-            position_yx=wholes.position_yx[rows],
-        )
+        regions = whole_images(scene.sizes_hw).take(torch.tensor(members))
         logits = self.attention(self.pixels(scene, regions, side_px)).squeeze(1)
         return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -39,8 +39,8 @@ class ModelConfig:
     """
 
     title: ClassVar[str] = "Model"
-    policies: ClassVar[tuple[str, ...]] = ("topk", "random", "centre")
-    """Ways to choose locations that the model knows."""
+    policies: ClassVar[Collection[str]] = ("topk", "random", "centre")
+    """Names of the ways to choose locations that the model has."""
     cost_depends_on_size: ClassVar[bool] = False
     """Whether a larger image costs more at the same number of looks."""
 
@@ -195,23 +195,28 @@ class ModelConfig:
 
 
 class ModelOutput:
-    """What every model's answer holds. A base for frozen dataclasses.
+    """What the output of every model has. A base for frozen dataclasses.
 
-    Single regions are those after the whole images, for each image level by level in the order of ``regions``; where
-    images have different numbers of them, rows past an image's own are meaningless.
+    Values of single regions are ordered, per image, as its rows of ``regions`` after the whole image; where images have
+    different numbers of regions, values past the last one are meaningless.
 
     Attributes:
         logits: class logits.
-        regions: one entry a level: whole images first, then what was looked at.
+        regions: every region that was looked at, whole images first.
     """
 
     logits: Float[Tensor, "batch classes"]
-    regions: tuple[Regions, ...]
+    regions: Regions
 
     verdict: ClassVar[str] = "alone"
     """What ``region_logits`` say: the classes by each region ``alone``, or ``so far``, by it and those before."""
     is_ranked: ClassVar[bool] = False
     """Whether regions are numbered by their probability; else in the order in which they were made."""
+
+    @property
+    def has_looks(self) -> bool:
+        """Whether anything was looked at beside the whole images."""
+        return self.regions.depth > 0
 
     @property
     def region_logits(self) -> Float[Tensor, "batch n classes"] | None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
 from tnet.backbones.base import BackboneConfig, BatchNormMode
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, axis_cells, resolve_looks, total_looks
+from tnet.models.aggregation import AGGREGATIONS
 from tnet.models.base import ModelConfig
+from tnet.traversal import POLICIES, PolicyConfig
 
 PositionKind = Literal["concat", "add", "none"]
 LocatorKind = Literal["context", "squeeze"]
 LogitNorm = Literal["l2", "l2_scaled", "none"]
-AggregationKind = Literal["mean", "max", "weighted"]
-PolicyKind = Literal["topk", "sample", "random", "centre"]
 Activation = Literal["relu", "silu", "leaky_relu", "gelu"]
 CellPooling = Literal["area", "positions"]
 
@@ -75,34 +75,6 @@ class LocatorConfig:
                 raise ConfigError(f"model.locator.{name} is {getattr(self, name)}; give at least {least}")
 
 
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How locations are chosen.
-
-    Attributes:
-        train: in training: ``topk`` (published, deterministic) or ``sample`` (without replacement), or the controls
-            ``random`` and ``centre``.
-        eval: in evaluation.
-        joint: log-probability of a sampled choice: of the ``sequence`` drawn or of the ``set``.
-        temperature: of sampling in training.
-        max_overlap: share of a cell that another one chosen in the same region may cover, by ``topk`` and ``centre``,
-            as long as any other cell is left; 1 as published. Two looks at nearly the same place say little more
-            than one.
-    """
-
-    train: PolicyKind = "topk"
-    eval: PolicyKind = "topk"
-    joint: Literal["sequence", "set"] = "sequence"
-    temperature: float = 1.0
-    max_overlap: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_overlap <= 1:
-            raise ConfigError(f"model.policy.max_overlap is {self.max_overlap}; give a share between 0 and 1")
-        if not self.temperature > 0:
-            raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TNetConfig(ModelConfig):
     """A TNet.
@@ -123,8 +95,7 @@ class TNetConfig(ModelConfig):
     """
 
     title: ClassVar[str] = "TNet"
-    policies: ClassVar[tuple[str, ...]] = get_args(PolicyKind)
-
+    policies: ClassVar[Collection[str]] = POLICIES
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     base_px: int = 224
     levels: int = 2
@@ -133,7 +104,7 @@ class TNetConfig(ModelConfig):
     position: PositionConfig = field(default_factory=PositionConfig)
     locator: LocatorConfig = field(default_factory=LocatorConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    aggregation: AggregationKind = "mean"
+    aggregation: str = "mean"
     dropout: float = 0.0
     batch_norm: BatchNormMode = "shared"
 
@@ -154,6 +125,8 @@ class TNetConfig(ModelConfig):
         self._check_least(1, "base_px")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; give a probability in [0, 1)")
+        if self.aggregation not in AGGREGATIONS:
+            raise ConfigError(f"model.aggregation is {self.aggregation!r}; give one of {', '.join(AGGREGATIONS)}")
         super().__post_init__()
 
     @property

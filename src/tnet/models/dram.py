@@ -180,7 +180,7 @@ class DRAMOutput(ModelOutput):
 
     logits: Float[Tensor, "batch classes"]
     step_logits: Float[Tensor, "batch looks classes"]
-    regions: tuple[Regions, ...]
+    regions: Regions
     location_yx: Float[Tensor, "batch looks 2"]
     location_mean_yx: Float[Tensor, "batch looks 2"]
     log_prob: Float[Tensor, "batch looks"]
@@ -268,7 +268,7 @@ class DRAM(Model):
         return DRAMOutput(
             logits=steps[-1],
             step_logits=torch.stack(steps, dim=1),
-            regions=(whole, box_regions(torch.stack(boxes, dim=1))),
+            regions=Regions.concat([whole, box_regions(torch.stack(boxes, dim=1))]),
             location_yx=torch.stack(places, dim=1),
             location_mean_yx=torch.stack(proposals, dim=1),
             log_prob=torch.stack(log_probs, dim=1),

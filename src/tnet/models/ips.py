@@ -110,7 +110,7 @@ class IPSOutput(ModelOutput):
     logits: Float[Tensor, "batch classes"]
     features: Float[Tensor, "batch n dim"]
     weights: Float[Tensor, "batch n"]
-    regions: tuple[Regions, ...]
+    regions: Regions
 
     @property
     @override
@@ -307,7 +307,7 @@ class IPS(PatchModel):
             logits=self.classifier(summary.flatten(1)),
             features=pad_sequence(list(described.split(counts)), batch_first=True),
             weights=weights,
-            regions=(whole_images(scene.sizes_hw), regions),
+            regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
         )
 
     @property

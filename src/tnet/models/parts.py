@@ -1,9 +1,11 @@
-"""The modules of a TNet around its backbone: position, location, aggregation."""
+"""The modules of a TNet between backbone and aggregation: position encoding and locator.
+
+They take tensors only, so that they can be exported; which regions the tensors belong to is not their business.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
-from tnet.geometry import Grid, Regions, cell_spans
-from tnet.models.config import Activation, AggregationKind, LocatorConfig, LogitNorm, PositionConfig
+from tnet.geometry import Grid
+from tnet.models.config import Activation, LocatorConfig, LogitNorm, PositionConfig
 
 _MAX_INVERSE_FREQUENCY = 100.0
 
@@ -65,12 +67,13 @@ class PositionModule(nn.Module):
             self.linear = nn.Linear(self.encoding_dim, dim)
             self.activation = activation(config.activation)
 
-    def forward(self, feature: Float[Tensor, "regions dim"], regions: Regions) -> Float[Tensor, "regions dim"]:
-        """Combine features with the positions of their regions."""
+    def forward(
+        self, feature: Float[Tensor, "regions dim"], position_yxl: Float[Tensor, "regions 3"]
+    ) -> Float[Tensor, "regions dim"]:
+        """Combine features with their positions: row, column and level, as :attr:`Regions.position_yxl` has them."""
         if self.kind == "none":
             return feature
-        level = torch.full((len(regions), 1), float(regions.level))
-        position = torch.cat([regions.position_yx.float(), level], dim=1).to(feature.device)
+        position = position_yxl.to(feature.device)
         encoding = positional_encoding(position, self.encoding_dim).to(feature.dtype)
         if self.kind == "concat":
             return self.linear(torch.cat([feature, encoding], dim=1))
@@ -87,10 +90,17 @@ def _span_weights(spans: Float[Tensor, "regions cells 2"], size: int) -> Float[T
 
 
 def pool_cells(
-    cell_map: Float[Tensor, "regions dim h w"], parents: Regions, grid: Grid
-) -> Float[Tensor, "regions dim {grid.rows} {grid.cols}"]:
-    """Average a feature map over each cell's true extent, fractions of positions included."""
-    y_spans, x_spans = cell_spans(parents, grid)
+    cell_map: Float[Tensor, "regions dim h w"],
+    y_spans: Float[Tensor, "regions rows 2"],
+    x_spans: Float[Tensor, "regions cols 2"],
+) -> Float[Tensor, "regions dim rows cols"]:
+    """Average a feature map over the true extent of each cell, fractions of positions included.
+
+    Args:
+        cell_map: one map per region.
+        y_spans: first and last edge of each row of cells as shares of the region's height (:func:`cell_spans`).
+        x_spans: the same for columns and the width.
+    """
     y_weights = _span_weights(y_spans.to(cell_map.device), cell_map.shape[2]).to(cell_map.dtype)
     x_weights = _span_weights(x_spans.to(cell_map.device), cell_map.shape[3]).to(cell_map.dtype)
     return torch.einsum("nrh,ndhw,ncw->ndrc", y_weights, cell_map, x_weights)
@@ -187,70 +197,3 @@ class Locator(nn.Module):
             x = x * gate.sigmoid()
             x = F.silu(self.hidden(torch.cat([x, self.coordinates(x)], dim=1)))
         return normalize_logits(self.output(x).flatten(1), self.logits, self.log_scale)
-
-
-class Aggregated(NamedTuple):
-    """What the features of an image are made into.
-
-    Attributes:
-        feature: the one feature that is classified.
-        weights: each feature's share in it, adding up to 1.
-    """
-
-    feature: Float[Tensor, "batch dim"]
-    weights: Float[Tensor, "batch n"]
-
-
-class MeanAggregation(nn.Module):
-    """All features count the same."""
-
-    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
-        """Their mean."""
-        return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
-
-
-class MaxAggregation(nn.Module):
-    """Each value is that of the feature that has most of it, so that what is found once is not averaged away.
-
-    The usual pooling of multiple-instance learning, where one region can decide (not in the paper).
-    """
-
-    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
-        """Their maximum, value by value; a feature's weight is the share of the values that are its own."""
-        feature, winner = features.max(dim=1)
-        shares = F.one_hot(winner, features.shape[1]).to(features.dtype).mean(dim=1)
-        return Aggregated(feature, shares)
-
-
-class FeatureWeighting(nn.Module):
-    """Learned weights for the features (paper, fine-grained experiments).
-
-    Squeeze-and-excitation on the mean feature gates the features that are rated; what is summed with the resulting
-    weights are the ungated ones.
-
-    Args:
-        dim: size of a feature.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        squeezed = max(1, dim // 4)
-        self.squeeze = nn.Linear(dim, squeezed)
-        self.excite = nn.Linear(squeezed, dim)
-        self.rate = nn.Linear(dim, 1)
-
-    def forward(self, features: Float[Tensor, "batch n dim"]) -> Aggregated:
-        """Their sum by these weights."""
-        gate = self.excite(F.silu(self.squeeze(features.mean(dim=1)))).sigmoid()
-        return _weighted_sum(features, self.rate(features * gate[:, None, :]).squeeze(2).softmax(dim=1))
-
-
-def _weighted_sum(features: Float[Tensor, "batch n dim"], weights: Float[Tensor, "batch n"]) -> Aggregated:
-    return Aggregated(torch.einsum("bn,bnd->bd", weights, features), weights)
-
-
-def create_aggregation(kind: AggregationKind, dim: int) -> nn.Module:
-    """The module that makes one feature of several of size ``dim``; it returns :class:`Aggregated`."""
-    if kind == "weighted":
-        return FeatureWeighting(dim)
-    return MaxAggregation() if kind == "max" else MeanAggregation()

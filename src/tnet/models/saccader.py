@@ -180,7 +180,7 @@ class SaccaderOutput(ModelOutput):
     representation_logits: Float[Tensor, "batch classes"]
     position_logits: Float[Tensor, "batch positions classes"]
     cells: Int[Tensor, "batch looks"]
-    regions: tuple[Regions, ...]
+    regions: Regions
     location_logits: tuple[Float[Tensor, "batch positions"], ...]
     log_prob: Float[Tensor, "batch looks"]
 
@@ -326,10 +326,10 @@ class Saccader(Model):
         assert path is not None
         representation_logits = position_logits.mean(dim=1)
         feature_logits = position_logits.gather(1, path[:, :, None].expand(-1, -1, position_logits.shape[2]))
-        regions: tuple[Regions, ...] = (whole,)
+        regions = whole
         if looks:
             field_px, input_px = self.backbone.grid.field_px, self.config.input_px
-            regions += (window_regions(whole, path, self.side, field_px, input_px),)
+            regions = Regions.concat([whole, window_regions(whole, path, self.side, field_px, input_px)])
         log_probs = [logits.log_softmax(1).gather(1, path[:, t : t + 1]) for t, logits in enumerate(location_logits)]
         return SaccaderOutput(
             logits=feature_logits.mean(dim=1) if looks else representation_logits,

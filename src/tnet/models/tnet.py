@@ -1,46 +1,64 @@
-"""TNet: look at the whole, choose regions, look at them, classify (paper, section 3)."""
+"""TNet: see the whole image, choose regions, see them, classify (paper, section 3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import Described, PopulationNorms, create_backbone
-from tnet.geometry import Regions, choose_cells, covered_shares, whole_images
+from tnet.errors import ConfigError
+from tnet.geometry import Regions, cell_spans
+from tnet.models.aggregation import AGGREGATIONS
 from tnet.models.base import Images, Model, ModelOutput, mean_entropy
 from tnet.models.config import TNetConfig
-from tnet.models.parts import Locator, PositionModule, create_aggregation, pool_cells, sample_cells
+from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
 from tnet.scenes import SceneBatch
-from tnet.traversal import FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
+from tnet.traversal import POLICIES, LevelByLevel, Policy, Search, Step, Trail
+from tnet.traversal.trail import gather_rows
 
 PARTS = ("backbone", "position", "locator", "aggregation", "classifier")
 """The parts of a TNet, in the order in which they run."""
+
+
+class Seen(NamedTuple):
+    """What a TNet makes of the pixels of regions.
+
+    Attributes:
+        feature: one per region, position included: what is aggregated and classified.
+        pooled: the same before the position module: context for the locator.
+        cell_map: an intermediate feature map, from which the cells of the region are scored.
+    """
+
+    feature: Float[Tensor, "regions dim"]
+    pooled: Float[Tensor, "regions dim"]
+    cell_map: Float[Tensor, "regions cell_dim h w"]
 
 
 @dataclass(frozen=True)
 class TNetOutput(ModelOutput):
     """Everything a traversal found.
 
-    Features are ordered, for each image: the whole image, then the regions of level 1 in raster order, then those of
-    level 2 (parent by parent), and so on; ``n`` is their number and ``n - 1`` the number of looks.
+    ``n`` is the largest number of regions of an image, the whole image included; features are in the order in which
+    they were seen. For the published traversal that is, per image, the whole image, the regions of level 1 in raster
+    order, those of level 2 parent by parent, and so on.
 
     Attributes:
         logits: class logits from all features together.
         feature_logits: class logits from each feature alone, by the same classifier.
         features: after the position module.
-        aggregate: what the classifier saw.
-        weights: each feature's share of the aggregate.
-        regions: one entry a level, level 0 first.
-        location_logits: for each level but the last, what the locator said of each region's cells, after
-            normalisation; empty for 0 looks.
-        cells: for each level but the last, which of each region's cells were chosen, in raster order.
+        aggregate: input of the classifier.
+        weights: share of each feature in the aggregate.
+        regions: table of everything that was looked at, whole images first.
+        rows: row of ``regions`` that each feature belongs to.
+        seen: which places of an image hold a feature; ``None`` if all images have ``n``. Elsewhere features are 0.
+        location_logits: location logits of the cells of each divided region, normalised as configured.
+        divided: row of ``regions`` that each of these belongs to.
         log_prob: log-probability of each chosen location.
         joint_log_prob: log-probability of all choices made in an image.
     """
@@ -52,16 +70,32 @@ class TNetOutput(ModelOutput):
     features: Float[Tensor, "batch n dim"]
     aggregate: Float[Tensor, "batch dim"]
     weights: Float[Tensor, "batch n"]
-    regions: tuple[Regions, ...]
-    location_logits: tuple[Float[Tensor, "_ cells"], ...]
-    cells: tuple[Int[Tensor, "_ _"], ...]
+    regions: Regions
+    rows: Int[Tensor, "batch n"]
+    seen: Bool[Tensor, "batch n"] | None
+    location_logits: Float[Tensor, "divided cells"]
+    divided: Int[Tensor, " divided"]
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
 
     @property
-    def location_probs(self) -> tuple[Float[Tensor, "_ cells"], ...]:
-        """For each level but the last, the probability of each region's cells."""
-        return tuple(logits.softmax(dim=1) for logits in self.location_logits)
+    def location_probs(self) -> Float[Tensor, "divided cells"]:
+        """Probability of the cells of each divided region."""
+        return self.location_logits.softmax(dim=1)
+
+    @property
+    def chosen_logits(self) -> Float[Tensor, " rows"]:
+        """Location logit with which each row of ``regions`` was chosen; 0 for whole images."""
+        children = (self.regions.parent >= 0).nonzero().flatten()
+        chosen = self.location_logits[self._cell_of(children)]
+        return self.logits.new_zeros(len(self.regions)).index_put((children.to(chosen.device),), chosen)
+
+    def _cell_of(self, rows: Int[Tensor, "*rows"]) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
+        """Where to find rows of ``regions`` in a table of the cells of divided regions."""
+        place = torch.zeros(len(self.regions), dtype=torch.long)
+        place[self.divided] = torch.arange(len(self.divided))
+        device = self.location_logits.device
+        return place[self.regions.parent[rows]].to(device), self.regions.cell[rows].to(device)
 
     @property
     @override
@@ -76,12 +110,7 @@ class TNetOutput(ModelOutput):
     @property
     @override
     def region_probs(self) -> Float[Tensor, "batch n"]:
-        batch = len(self.logits)
-        chosen = [
-            probs[regions.parent.to(probs.device), regions.cell.to(probs.device)].reshape(batch, -1)
-            for probs, regions in zip(self.location_probs, self.regions[1:], strict=True)
-        ]
-        return torch.cat(chosen, dim=1) if chosen else self.logits.new_zeros(batch, 0)
+        return self.location_probs[self._cell_of(self.rows[:, 1:])]
 
     @property
     @override
@@ -96,7 +125,13 @@ class TNetOutput(ModelOutput):
     @property
     @override
     def location_entropy(self) -> Float[Tensor, ""] | None:
-        return mean_entropy(self.location_probs)
+        return mean_entropy(self.location_probs_by_level())
+
+    def location_probs_by_level(self) -> list[Float[Tensor, "_ cells"]]:
+        """:attr:`location_probs` of each level that was divided, level 0 first."""
+        level = self.regions.level[self.divided]
+        probs = self.location_probs
+        return [probs[(level == depth).to(probs.device)] for depth in level.unique().tolist()]
 
 
 class TNet(Model):
@@ -105,10 +140,13 @@ class TNet(Model):
     Takes a batch of images of any size and answers for any number of looks. ``uint8`` images are normalised by the
     configuration's mean and standard deviation; floating point images are taken to be normalised already.
 
+    The network itself is three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; what is looked at next
+    is decided by a :class:`tnet.traversal.Search`.
+
     Example:
         >>> model = TNet(TNetConfig(num_classes=10, base_px=224))
         >>> output = model(images, looks=3)
-        >>> output.logits.argmax(1), output.regions[1].box_l0_yxyx
+        >>> output.logits.argmax(1), output.regions.box_l0_yxyx
 
     Args:
         config: what it is made of.
@@ -126,7 +164,7 @@ class TNet(Model):
         dim = self.backbone.feature_dim
         self.position = PositionModule(config.position, dim)
         self.locator = Locator(config.locator, self.backbone.cell_dim, dim) if config.levels > 1 else None
-        self.aggregation = create_aggregation(config.aggregation, dim)
+        self.aggregation = AGGREGATIONS[config.aggregation](dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
         per_level = config.batch_norm == "per_level" and config.levels > 1
@@ -139,133 +177,180 @@ class TNet(Model):
 
     def policy(self, kind: str | None = None) -> Policy:
         """The policy of that kind, or the configured one for the current mode (training or evaluation)."""
-        config = self.config.policy
-        kind = kind or (config.train if self.training else config.eval)
-        super().policy(kind)
-        grid = self.config.grid
-        apart = covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
-        if kind == "topk":
-            return TopK(apart)
-        if kind == "sample":
-            return SampleWithoutReplacement(config.joint, config.temperature)
-        if kind == "random":
-            return RandomCells()
-        return FixedCells.centre_out(grid.rows, grid.cols, apart)
+        return self._policy(kind, None)
 
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:
-        generator = torch.Generator(device).manual_seed(seed)
-        if kind == "random":
-            return RandomCells(generator)
-        if kind == "sample":
-            config = self.config.policy
-            return SampleWithoutReplacement(config.joint, config.temperature, generator)
-        return self.policy(kind)
+        return self._policy(kind, torch.Generator(device).manual_seed(seed))
+
+    def _policy(self, kind: str | None, generator: torch.Generator | None) -> Policy:
+        config = self.config.policy
+        return POLICIES[kind or (config.train if self.training else config.eval)].create(
+            config, self.config.grid, generator
+        )
 
     def forward(
         self,
         images: Images,
         looks: int | Sequence[int] | None = None,
         policy: Policy | str | None = None,
+        search: Search | None = None,
     ) -> TNetOutput:
         """Look at images and classify them.
 
         Args:
             images: a batch tensor; a list of images of different sizes; a scene (:func:`tnet.open_scene`) or a list
-                of scenes of different sizes, of which only what is looked at is read; or a batch of scenes.
-            looks: locations: a number for level 1 (deeper levels as configured), one number a level, or ``None`` for
+                of scenes of different sizes, of which only the regions that are looked at are read; or a batch of
+                scenes.
+            looks: locations: a number for level 1 (deeper levels as configured), one number per level, or ``None`` for
                 the configured ones. With 0 the locator is not used and this is the plain backbone on the downsized
                 image.
             policy: how locations are chosen; the configured policy of the mode if ``None``.
+            search: what to look at next, instead of ``looks`` and ``policy``, level by level.
 
         Raises:
             GeometryError: looks that the model or the images do not allow.
             ImageError: a file that cannot be read, or has channels of which the model's cannot be made.
+            ConfigError: a search beside looks or a policy.
         """
-        config = self.config
         scene = self.scene(images)
-        chosen = config.resolve_looks(looks)
-        if policy is None or isinstance(policy, str):
-            policy = self.policy(policy)
-        regions = whole_images(scene.sizes_hw)
-        batch = len(regions)
-        all_regions, features, location_logits, cells = [regions], [], [], []
-        log_probs: list[Tensor] = []
-        joint: list[Tensor] = []
-        for level in range(len(chosen) + 1):
-            described = self._describe(scene, regions)
-            features.append(self.position(described.pooled, regions).unflatten(0, (batch, -1)))
-            if level == len(chosen):
-                break
-            logits = self._locate(described.cell_map, described.pooled, regions, policy)
-            choice = policy(logits, chosen[level])
-            location_logits.append(logits)
-            cells.append(choice.cells)
-            log_probs.append(choice.log_prob.reshape(batch, -1))
-            joint.append(choice.joint_log_prob.reshape(batch, -1))
-            regions = choose_cells(regions, config.grid, choice.cells)
-            all_regions.append(regions)
-            del described
-        return self._classify(features, all_regions, location_logits, cells, log_probs, joint)
+        search = self._search(looks, policy, search)
+        trail = Trail(scene.sizes_hw, self.config.grid)
+        step: Step | None = trail.first_step()
+        while step is not None:
+            scored = search.wants_scores(step.regions)
+            seen = self.see(scene, step.regions)
+            trail.append(step, seen.feature, self.locate(seen, step.regions, scored), scored)
+            del seen  # its maps are large
+            step = search(trail)
+        return self.answer(trail)
 
-    def classify(self, features: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch classes"]:
-        """Class logits from some of the features of each image together, without dropout.
+    def _search(self, looks: int | Sequence[int] | None, policy: Policy | str | None, search: Search | None) -> Search:
+        """The search that ``forward`` is asked for."""
+        if search is None:
+            chosen = self.config.resolve_looks(looks)
+            return LevelByLevel(chosen, policy if isinstance(policy, Policy) else self.policy(policy))
+        if looks is not None or policy is not None:
+            raise ConfigError("forward takes either a search, or looks and a policy; give one of the two")
+        if self.locator is None:
+            raise ConfigError("model.levels is 1, so there is no locator to search with; give 2 or more levels")
+        return search
+
+    def see(self, scene: SceneBatch, regions: Regions) -> Seen:
+        """Glimpse regions of any mix of images and levels, and describe them."""
+        described = self.describe(self.pixels(scene, regions, self.config.base_px), regions.level > 0)
+        return Seen(self.position(described.pooled, regions.position_yxl), described.pooled, described.cell_map)
+
+    def describe(
+        self,
+        pixels: Float[Tensor, "regions channels height width"],
+        is_region: Bool[Tensor, " regions"],
+    ) -> Described:
+        """Run the backbone, with the batch norm statistics of whole images and of regions where they are kept apart.
 
         Args:
-            features: as :attr:`TNetOutput.features` has them, any number of them in any order.
+            pixels: normalised glimpses.
+            is_region: which of them show regions rather than whole images; on the CPU.
         """
-        return self.classifier(self.aggregation(features).feature)
-
-    def _describe(self, scene: SceneBatch, regions: Regions) -> Described:
-        """Look at regions and describe them."""
-        pixels = self.pixels(scene, regions, self.config.base_px)
-        population: AbstractContextManager[None] = nullcontext()
-        if self.population_norms is not None:
-            population = self.population_norms.of_level(regions.level)
-        with population:
+        norms = self.population_norms
+        if norms is None:
             return self.backbone(pixels)
+        if bool((is_region == is_region[0]).all()):
+            with norms.of_level(int(is_region[0])):
+                return self.backbone(pixels)
+        parts, order = [], []
+        for level, mask in enumerate((~is_region, is_region)):
+            rows = mask.nonzero().flatten()
+            order.append(rows)
+            with norms.of_level(level):
+                parts.append(self.backbone(pixels[rows.to(pixels.device)]))
+        back = torch.cat(order).argsort().to(pixels.device)
+        return Described(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
-    def _locate(
+    def locate(
+        self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
+    ) -> Float[Tensor, "scored cells"] | None:
+        """Location logits of the cells of regions.
+
+        Args:
+            seen: what :meth:`see` made of them.
+            regions: the regions.
+            scored: which of them to score; all of them if ``None``.
+
+        Returns:
+            Logits, normalised as configured, of the scored regions; ``None`` if none is.
+        """
+        if scored is not None and not bool(scored.any()):
+            return None
+        cell_map, pooled = seen.cell_map, seen.pooled
+        if scored is not None and not bool(scored.all()):
+            rows = scored.nonzero().flatten()
+            regions = regions.take(rows)
+            cell_map, pooled = cell_map[rows.to(cell_map.device)], pooled[rows.to(pooled.device)]
+        return self.score(cell_map, pooled, *cell_spans(regions, self.config.grid))
+
+    def score(
         self,
         cell_map: Float[Tensor, "regions cell_dim h w"],
         pooled: Float[Tensor, "regions dim"],
-        regions: Regions,
-        policy: Policy,
+        y_spans: Float[Tensor, "regions rows 2"],
+        x_spans: Float[Tensor, "regions cols 2"],
     ) -> Float[Tensor, "regions cells"]:
-        """Location logits of the cells of regions; zeros for a policy that does not ask the locator."""
-        config = self.config
-        if not policy.needs_logits:
-            return pooled.new_zeros(len(regions), config.grid.cells)
+        """The tensor part of :meth:`locate`; spans as :func:`tnet.geometry.cell_spans` gives them."""
         assert self.locator is not None
+        config = self.config
         if config.locator.cells == "area":
-            cells = pool_cells(cell_map.detach(), regions, config.grid)
+            cells = pool_cells(cell_map.detach(), y_spans, x_spans)
         else:
             cells = sample_cells(cell_map, config.grid, config.locator.position_start, config.locator.position_step)
         return self.locator(cells, pooled)
 
-    def _classify(
-        self,
-        features: list[Tensor],
-        regions: list[Regions],
-        location_logits: list[Tensor],
-        cells: list[Tensor],
-        log_probs: list[Tensor],
-        joint: list[Tensor],
-    ) -> TNetOutput:
-        """Put what was found together."""
-        stacked = torch.cat(features, dim=1)
-        aggregate, weights = self.aggregation(stacked)
-        batch = stacked.shape[0]
+    def answer(self, trail: Trail) -> TNetOutput:
+        """Aggregate and classify what a trail has collected."""
+        rows, seen = trail.by_image()
+        features = gather_rows(trail.features, rows, seen)
+        on_device = None if seen is None else seen.to(features.device)
+        logits, feature_logits, aggregate, weights = self.decide(features, on_device)
+        divided = trail.divided_rows()
         return TNetOutput(
-            logits=self.classifier(self.dropout(aggregate)),
-            # Dropout acts on single features independently (reference implementation).
-            feature_logits=self.classifier(self.dropout(stacked)),
-            features=stacked,
+            logits=logits,
+            feature_logits=feature_logits,
+            features=features,
             aggregate=aggregate,
             weights=weights,
-            regions=tuple(regions),
-            location_logits=tuple(location_logits),
-            cells=tuple(cells),
-            log_prob=torch.cat(log_probs, dim=1) if log_probs else stacked.new_zeros(batch, 0),
-            joint_log_prob=torch.cat(joint, dim=1).sum(1) if joint else stacked.new_zeros(batch),
+            regions=trail.regions,
+            rows=rows,
+            seen=seen,
+            location_logits=trail.scores(divided),
+            divided=divided,
+            log_prob=gather_rows(trail.log_prob, rows, seen)[:, 1:],
+            joint_log_prob=trail.joint_log_prob(),
         )
+
+    def decide(
+        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
+    ) -> tuple[
+        Float[Tensor, "batch classes"],
+        Float[Tensor, "batch n classes"],
+        Float[Tensor, "batch dim"],
+        Float[Tensor, "batch n"],
+    ]:
+        """The tensor part of :meth:`answer`.
+
+        Returns:
+            Class logits, class logits of single features, the aggregated feature, and the weights of the features.
+        """
+        aggregate, weights = self.aggregation(features, seen)
+        # Dropout acts on single features independently (reference implementation).
+        return self.classifier(self.dropout(aggregate)), self.classifier(self.dropout(features)), aggregate, weights
+
+    def classify(
+        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """Class logits from some of the features of each image together, without dropout.
+
+        Args:
+            features: as :attr:`TNetOutput.features`, any number of them in any order.
+            seen: which of them count; all if ``None``.
+        """
+        return self.classifier(self.aggregation(features, seen).feature)

@@ -147,9 +147,9 @@ class TNetModule(pl.LightningModule):
         size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
         logged |= {"train/loss": loss.total.detach(), "train/accuracy": loss.reward}
-        if len(output.regions) > 1 and output.region_logits is not None:
+        if output.has_looks and output.region_logits is not None:
             logged["train/region_accuracy"] = loss.reward_per_feature
-        if len(output.regions) > 1 and isinstance(self.objective, Objective):
+        if output.has_looks and isinstance(self.objective, Objective):
             logged["train/baseline"] = self.objective.baseline
         entropy = output.location_entropy
         if entropy is not None:

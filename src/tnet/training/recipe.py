@@ -29,9 +29,6 @@ from tnet.objectives import Objective, ObjectiveConfig
 _MAX_RECIPE_BYTES = 2**20
 _MAX_BASES = 8
 
-EvalPolicy = Literal["topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
-"""Policies that validation can measure, if the model knows them."""
-
 Keep = Literal["best", "last"]
 """Which epoch's model a run keeps."""
 
@@ -126,7 +123,7 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
-    eval_policies: tuple[EvalPolicy, ...] = ("topk", "random")
+    eval_policies: tuple[str, ...] = ("topk", "random")
     recalibrate_batches: int = 0
     keep: Keep = "best"
     overlays: int = 4

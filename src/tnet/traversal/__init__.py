@@ -1,5 +1,32 @@
-"""How a traversal decides where to look."""
+"""Where to look: policies choose cells of one region, searches choose the next regions of whole batches.
 
-from tnet.traversal.policies import Choice, FixedCells, Policy, RandomCells, SampleWithoutReplacement, TopK
+Knows nothing of networks, images or pixels.
+"""
 
-__all__ = ["Choice", "FixedCells", "Policy", "RandomCells", "SampleWithoutReplacement", "TopK"]
+from tnet.traversal.policies import (
+    POLICIES,
+    Choice,
+    FixedCells,
+    Policy,
+    PolicyConfig,
+    RandomCells,
+    SampleWithoutReplacement,
+    TopK,
+)
+from tnet.traversal.search import LevelByLevel, Search
+from tnet.traversal.trail import Step, Trail
+
+__all__ = [
+    "POLICIES",
+    "Choice",
+    "FixedCells",
+    "LevelByLevel",
+    "Policy",
+    "PolicyConfig",
+    "RandomCells",
+    "SampleWithoutReplacement",
+    "Search",
+    "Step",
+    "TopK",
+    "Trail",
+]

@@ -6,16 +6,20 @@ always come in raster order (as in the reference implementation), whatever the o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from typing_extensions import override
 
-from tnet.errors import GeometryError
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Grid, covered_shares
+from tnet.registry import Registry
 
 # Logit of a cell that cannot be drawn any more; finite, because the gradient of logsumexp over nothing but -inf is NaN.
 _GONE = -1e30
@@ -39,16 +43,76 @@ class Choice:
     log_prob: Float[Tensor, "regions k"]
     joint_log_prob: Float[Tensor, " regions"]
 
+    @classmethod
+    def of_cells(cls, cells: Int[Tensor, "regions k"]) -> Choice:
+        """A choice that nothing was drawn for: its log-probabilities are 0."""
+        zeros = torch.zeros(cells.shape, device=cells.device)
+        return cls(cells, zeros, zeros.sum(dim=1))
 
-@runtime_checkable
-class Policy(Protocol):
-    """Chooses ``k`` cells a region."""
 
-    needs_logits: bool
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How locations are chosen.
 
+    Attributes:
+        train: policy in training: ``topk`` (published, deterministic) or ``sample`` (without replacement), or the
+            controls ``random`` and ``centre``.
+        eval: policy in evaluation.
+        joint: log-probability of a sampled choice: of the ``sequence`` drawn or of the ``set``.
+        temperature: temperature of sampling in training.
+        max_overlap: share of a cell that another chosen cell of the same region may cover, for ``topk`` and
+            ``centre``, as long as any other cell is left; 1 as published. Two looks at nearly the same place show
+            little more than one.
+
+    Raises:
+        ConfigError: an unknown policy, or a value out of range.
+    """
+
+    train: str = "topk"
+    eval: str = "topk"
+    joint: Literal["sequence", "set"] = "sequence"
+    temperature: float = 1.0
+    max_overlap: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "eval"):
+            if getattr(self, name) not in POLICIES:
+                raise ConfigError(f"model.policy.{name} is {getattr(self, name)!r}; give one of {', '.join(POLICIES)}")
+        if not 0 <= self.max_overlap <= 1:
+            raise ConfigError(f"model.policy.max_overlap is {self.max_overlap}; give a share between 0 and 1")
+        if not self.temperature > 0:
+            raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
+
+
+class Policy(ABC):
+    """Chooses ``k`` cells of each region."""
+
+    needs_logits: bool = True
+    """Whether the location logits matter; if not, the locator is not run."""
+
+    @abstractmethod
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose ``k`` of the cells of each region."""
-        ...
+
+    @classmethod
+    def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> Policy:
+        """Build the policy a configuration describes.
+
+        Args:
+            config: options of all policies; each takes what concerns it.
+            grid: the grid of the model.
+            generator: source of random numbers, for policies that draw; PyTorch's default if ``None``.
+        """
+        return cls()
+
+
+POLICIES: Registry[type[Policy]] = Registry("policy")
+"""Policies by name: what ``model.policy.train`` and ``.eval`` of a recipe, ``--policy`` and ``policy=`` can name."""
+
+
+def cells_apart(config: PolicyConfig, grid: Grid) -> Bool[Tensor, "cells cells"] | None:
+    """Pairs of cells that overlap more than the configuration allows; ``None`` if it allows any overlap."""
+    return covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
 
 
 def raster_order(
@@ -86,7 +150,8 @@ def most_wanted(
     return torch.cat(chosen, dim=1)
 
 
-class TopK:
+@POLICIES.register("topk")
+class TopK(Policy):
     """The ``k`` most probable cells, in training too (the published form).
 
     Ties go to the lower index. The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their
@@ -97,11 +162,15 @@ class TopK:
             ``None`` as published.
     """
 
-    needs_logits = True
-
     def __init__(self, apart: Bool[Tensor, "cells cells"] | None = None) -> None:
         self.apart = apart
 
+    @classmethod
+    @override
+    def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> TopK:
+        return cls(cells_apart(config, grid))
+
+    @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose the ``k`` most probable cells."""
         cells = most_wanted(logits, k, self.apart)
@@ -110,7 +179,8 @@ class TopK:
         return Choice(cells, log_prob, log_prob.sum(dim=1))
 
 
-class SampleWithoutReplacement:
+@POLICIES.register("sample")
+class SampleWithoutReplacement(Policy):
     """``k`` different cells drawn one after the other, each from the softmax over those left (Gumbel top-k).
 
     Perturbing the logits with independent Gumbel noise and taking the ``k`` largest draws exactly from that sequential
@@ -124,8 +194,6 @@ class SampleWithoutReplacement:
         generator: random numbers; PyTorch's default generator if ``None``.
     """
 
-    needs_logits = True
-
     def __init__(
         self, joint: str = "sequence", temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> None:
@@ -137,6 +205,14 @@ class SampleWithoutReplacement:
         self.temperature = temperature
         self.generator = generator
 
+    @classmethod
+    @override
+    def create(
+        cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None
+    ) -> SampleWithoutReplacement:
+        return cls(config.joint, config.temperature, generator)
+
+    @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Draw ``k`` different cells in each region."""
         if logits.dtype in (torch.float16, torch.bfloat16):  # too coarse for probabilities; 16 bits cannot hold _GONE
@@ -196,7 +272,8 @@ def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "reg
     return log_prob[frozenset(range(k))]
 
 
-class RandomCells:
+@POLICIES.register("random")
+class RandomCells(Policy):
     """``k`` different cells, all equally likely: the control that a learned locator has to beat."""
 
     needs_logits = False
@@ -204,6 +281,12 @@ class RandomCells:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
 
+    @classmethod
+    @override
+    def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> RandomCells:
+        return cls(generator)
+
+    @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Draw ``k`` cells whatever the logits say."""
         noise = torch.rand(logits.shape, generator=self.generator, device=logits.device)
@@ -212,7 +295,8 @@ class RandomCells:
         return Choice(cells, zeros, zeros.sum(dim=1))
 
 
-class FixedCells:
+@POLICIES.register("centre")
+class FixedCells(Policy):
     """The same cells in every region, in a stated order of preference.
 
     Args:
@@ -223,6 +307,11 @@ class FixedCells:
 
     def __init__(self, order: Sequence[int]) -> None:
         self.order = tuple(order)
+
+    @classmethod
+    @override
+    def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> FixedCells:
+        return cls.centre_out(grid.rows, grid.cols, cells_apart(config, grid))
 
     @classmethod
     def centre_out(cls, rows: int, cols: int, apart: Bool[Tensor, "cells cells"] | None = None) -> FixedCells:
@@ -236,6 +325,7 @@ class FixedCells:
         away = [(i // cols - (rows - 1) / 2) ** 2 + (i % cols - (cols - 1) / 2) ** 2 for i in range(rows * cols)]
         return cls(most_wanted(-torch.tensor([away]), rows * cols, apart)[0].tolist())
 
+    @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose the first ``k`` cells of the order."""
         if k > len(self.order):
