@@ -74,8 +74,8 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
     import torch
 
     import tnet
-    from tnet.data.reading import Reading
     from tnet.inference.predict import predict_paths
+    from tnet.scenes.reading import Reading
 
     torch.manual_seed(0)
     torch.set_num_threads(2)

@@ -14,7 +14,7 @@ _HOME = {
     "suggest": "tnet.geometry",
     "FileScene": "tnet.scenes",
     "Scene": "tnet.scenes",
-    "TensorScene": "tnet.scenes",
+    "TensorBatch": "tnet.scenes",
     "open_scene": "tnet.scenes",
     "BackboneConfig": "tnet.backbones",
     "TNet": "tnet.models",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tnet.objectives import ObjectiveConfig as ObjectiveConfig
     from tnet.scenes import FileScene as FileScene
     from tnet.scenes import Scene as Scene
-    from tnet.scenes import TensorScene as TensorScene
+    from tnet.scenes import TensorBatch as TensorBatch
     from tnet.scenes import open_scene as open_scene
     from tnet.training.recipe import Recipe as Recipe
     from tnet.training.recipe import load_recipe as load_recipe

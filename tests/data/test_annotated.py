@@ -14,9 +14,9 @@ from PIL import Image
 
 from tnet.data.annotated import AnnotatedImages, BoxFiles, with_context
 from tnet.data.augment import Augment, AugmentConfig
-from tnet.data.reading import Reading
 from tnet.data.transforms import ReferenceEval
 from tnet.errors import DataError, ImageError
+from tnet.scenes.reading import Reading
 from tnet.scenes.transform import ImageChange
 
 HEIGHT, WIDTH = 60, 100

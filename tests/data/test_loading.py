@@ -15,7 +15,6 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages
-from tnet.data.images import shrunk_size
 from tnet.data.loading import (
     EpochSampler,
     LabelledData,
@@ -28,6 +27,7 @@ from tnet.data.loading import (
 )
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.scenes.images import shrunk_size
 
 DIGITS = replace(tiny_recipe().data, digits=replace(tiny_recipe().data.digits, images_train=10, images_val=5))
 

@@ -141,7 +141,7 @@ def cells_chosen(model: TNet, **options: object) -> list[list[set[int]]]:
     passes: list[list[set[int]]] = []
 
     def keep(module: object, inputs: object, output: object) -> None:
-        regions = output.regions[1]  # type: ignore[attr-defined]
+        regions = output.regions.at_level(1)  # type: ignore[attr-defined]
         images = int(regions.image.max()) + 1
         passes.append([set(regions.cell[regions.image == image].tolist()) for image in range(images)])
 

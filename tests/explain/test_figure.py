@@ -87,7 +87,7 @@ def test_boxes_over_the_picture_are_those_of_the_prediction(model: TNet, image: 
 
 def test_probabilities_of_all_cells_are_shown(model: TNet, image: Tensor) -> None:
     figure = explain_image(model, image)
-    probs = look(model, image).output.location_probs[0][0].tolist()
+    probs = look(model, image).output.location_probs[0].tolist()
     shown = [text.get_text() for text in figure.axes[1].texts]
     assert shown == [f"{100 * p:.0f}" if p >= 0.0995 or p < 0.0005 else f"{100 * p:.1f}" for p in probs]
 

@@ -12,7 +12,6 @@ from PIL import Image
 from tests.helpers import three_levels, tiny_config
 from torch import Tensor
 
-from tnet.data.images import load_image
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells
 from tnet.inference import predict as module
@@ -20,6 +19,7 @@ from tnet.inference.predict import check_image_size, predict_paths, read_picture
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.tnet import TNet
+from tnet.scenes.images import load_image
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 CONFIG = tiny_config(class_names=NAMES, locator=LocatorConfig("squeeze", logits="none"))
@@ -83,9 +83,9 @@ def test_a_prediction_says_what_the_model_says(model: TNet, paths: list[Path]) -
     assert len(told.regions) == 2
     for i, region in enumerate(told.regions):
         alone = output.feature_logits[0, 1 + i].softmax(0)
-        assert list(region.box_l0_yxyx) == output.regions[1].box_l0_yxyx[i].tolist()
-        assert (region.level, region.parent, region.cell) == (1, -1, int(output.regions[1].cell[i]))
-        place = float(output.location_probs[0][0, region.cell])
+        assert list(region.box_l0_yxyx) == output.regions.at_level(1).box_l0_yxyx[i].tolist()
+        assert (region.level, region.parent, region.cell) == (1, -1, int(output.regions.at_level(1).cell[i]))
+        place = float(output.location_probs[0, region.cell])
         assert region.location_probability == pytest.approx(place, abs=1e-5)
         assert region.weight == pytest.approx(float(output.weights[0, 1 + i]), abs=1e-5)
         assert (region.label, region.probability) == (

@@ -14,13 +14,13 @@ from tests.helpers import tiny_config
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.data.reading import Reading
 from tnet.errors import ConfigError, ImageError
 from tnet.explain.many import explain_paths
 from tnet.inference.predict import predict_paths
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.io import save_model
 from tnet.models.tnet import TNet
+from tnet.scenes.reading import Reading
 
 SIDE_PX = 300
 

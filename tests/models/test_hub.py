@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import hub_mixin
 from tests.helpers import tiny_config
 
+from tnet.baselines.saccader import Saccader
 from tnet.errors import CheckpointError
 from tnet.models.base import Model
 from tnet.models.io import load_model, save_model
-from tnet.models.saccader import Saccader
 from tnet.models.tnet import TNet
 
 FILES = ["README.md", "config.json", "model.safetensors"]

@@ -53,7 +53,7 @@ def test_a_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Pat
     assert not loaded.training and loaded.config == config
     expected, found = model.eval()(images), loaded(images)
     assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.regions[1].box_l0_yxyx, expected.regions[1].box_l0_yxyx)
+    assert torch.equal(found.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
 
 
 def test_the_folder_holds_weights_configuration_and_card(saved: Path) -> None:

@@ -7,14 +7,14 @@ import timm
 import torch
 from tests.helpers import TINY_RESNET
 
+from tnet.baselines.dram import DRAMConfig
+from tnet.baselines.saccader import SaccaderConfig
 from tnet.errors import ConfigError, GeometryError
 from tnet.evaluation.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
 from tnet.models import registry
 from tnet.models.config import PositionConfig, TNetConfig
-from tnet.models.dram import DRAMConfig
 from tnet.models.registry import create_model, list_models, model_config
-from tnet.models.saccader import SaccaderConfig
 from tnet.models.tnet import TNet
 
 SIZES = ("b0", "b1", "b2", "b3", "b4")

@@ -29,7 +29,7 @@ from tnet.geometry import Grid, Regions, choose_cells, covered_shares, whole_ima
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Objective, ObjectiveConfig
-from tnet.scenes import TensorScene
+from tnet.scenes import TensorBatch
 from tnet.traversal import FixedCells, RandomCells, SampleWithoutReplacement, TopK
 
 IMAGENET = TNetConfig(
@@ -108,7 +108,7 @@ def test_without_looks_it_is_the_backbone_on_the_downsized_image(config: TNetCon
     model.locator = Untouchable()  # type: ignore[assignment]
     images = torch.stack(pictures((64, 64), (64, 64)))
     output = model(images, looks=0)
-    small = TensorScene(images).glimpse(whole_images([(64, 64)] * 2), 32)
+    small = TensorBatch(images).glimpse(whole_images([(64, 64)] * 2), 32)
     feature = model.position(model.backbone((small - 0.5) / 0.5).pooled, whole_images([(64, 64)] * 2).position_yxl)
     close(output.logits, model.classifier(feature))
     close(output.features[:, 0], feature)

@@ -203,11 +203,11 @@ def _main() -> None:
 
     import torch
 
-    from tnet.scenes import TensorScene
+    from tnet.scenes import TensorBatch
 
     torch.set_num_threads(1)
     cases = [Case(**each) for each in json.loads(sys.stdin.read())]
-    truth = TensorScene([torch.from_numpy(picture()).permute(2, 0, 1)], "antialias", 0.5)
+    truth = TensorBatch([torch.from_numpy(picture()).permute(2, 0, 1)], "antialias", 0.5)
     reached: list[str] = []
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tnet.errors import GeometryError, ImageError
 from tnet.geometry import Regions, whole_images
 from tnet.models.tnet import TNet
-from tnet.scenes import FileScene, LazyBatch, Scene, SceneBatch, SceneOptions, TensorScene, cache
+from tnet.scenes import FileScene, LazyBatch, Scene, SceneBatch, SceneOptions, TensorBatch, cache
 
 SIZES = ((40, 60), (64, 32), (33, 33), (90, 20))
 BOXES = [(0, 0, 40, 60), (-3, 5, 20, 20), (10, 0, 26, 16), (5, 5, 6, 90), (0, 0, 33, 33), (50, 2, 90, 20)]
@@ -48,7 +48,7 @@ def test_any_number_of_threads_gives_what_tensors_give(
     batch = LazyBatch(scenes, 3, fill=(0.5,), threads=threads)
     assert isinstance(batch, SceneBatch) and batch.device == torch.device("cpu") and not batch.is_normalized
     assert batch.sizes_hw == list(SIZES)
-    expected = TensorScene(in_memory(shelf), fill=0.5)
+    expected = TensorBatch(in_memory(shelf), fill=0.5)
     for where in (whole_images(SIZES), regions(BOXES, IMAGES), regions(BOXES[::-1] * 5, IMAGES[::-1] * 5)):
         assert torch.equal(batch.glimpse(where, 12), expected.glimpse(where, 12))
 
@@ -122,7 +122,7 @@ def test_a_model_sees_in_files_what_it_sees_in_tensors(shelf: Shelf, resize: Any
         for asked in (scenes, LazyBatch(scenes, 3, resize, (0.4, 0.5, 0.6), threads=0)):
             output = model(asked, looks=3)
             assert torch.equal(output.logits, expected.logits)
-            assert torch.equal(output.regions[1].box_l0_yxyx, expected.regions[1].box_l0_yxyx)
+            assert torch.equal(output.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
         single = model(scenes[1], looks=3)
     torch.testing.assert_close(single.logits, expected.logits[1:2])
     assert len(cache.readers) == len(scenes)
@@ -135,7 +135,7 @@ def test_what_a_model_makes_of_scenes(shelf: Shelf) -> None:
     assert (batch.channels, batch.resize, batch.fill) == (1, "bilinear", (0.25,))
     assert model.scene(batch) is batch
     assert model.scene(scenes[0]).sizes_hw == [SIZES[0]]
-    assert isinstance(model.scene(pictures((8, 8))), TensorScene)
+    assert isinstance(model.scene(pictures((8, 8))), TensorBatch)
     with pytest.raises(ImageError, match="2 bands, but 1 are wanted"):
         model(FileScene(shelf.add("two", noise(40, 40, 2))))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tnet
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
-from tnet.scenes import FileScene, ReaderOptions, Scene, SceneBatch, SceneOptions, TensorScene, cache, open_scene
+from tnet.scenes import FileScene, ReaderOptions, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
 from tnet.scenes.base import Resize
 from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
 
@@ -47,7 +47,7 @@ def halves(pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
 def test_a_flat_file_gives_what_a_tensor_gives(shelf: Shelf, resize: Resize, tile_hw: Any) -> None:
     pixels = noise(90, 70)
     scene = FileScene(shelf.add("a", pixels, tile_hw=tile_hw))
-    tensor = TensorScene(torch.from_numpy(pixels).permute(2, 0, 1)[None], resize, FILL)
+    tensor = TensorBatch(torch.from_numpy(pixels).permute(2, 0, 1)[None], resize, FILL)
     for box in [(0, 0, 90, 70), (-9, 5, 60, 80), (10, 10, 18, 18), (3, 2, 7, 60), (100, 0, 110, 10)]:
         for size_px in (1, 8, 31):
             expected = tensor.glimpse(regions([box]), size_px)[0]
@@ -57,13 +57,13 @@ def test_a_flat_file_gives_what_a_tensor_gives(shelf: Shelf, resize: Resize, til
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
 def test_a_png_gives_what_load_image_gives(tmp_path: Path, mode: str) -> None:
     """With the real reader."""
-    from tnet.data.images import load_image
+    from tnet.scenes.images import load_image
 
     image = Image.fromarray(noise(60, 50, 4)).convert(mode)
     image.save(tmp_path / "a.png")
     scene = open_scene(tmp_path / "a.png")
     for channels in (1, 3):
-        tensor = TensorScene([load_image(tmp_path / "a.png", channels=channels)], fill=0.25)
+        tensor = TensorBatch([load_image(tmp_path / "a.png", channels=channels)], fill=0.25)
         for box in [(0, 0, 60, 50), (-9, 5, 40, 60)]:
             glimpse = look(scene, box, 16, channels=channels, fill=(0.25,))
             assert torch.equal(glimpse, tensor.glimpse(regions([box]), 16)[0])

@@ -14,7 +14,7 @@ from tests.helpers import regions, tiny_config
 from tests.scenes.readers import make
 
 from tnet.models.tnet import TNet
-from tnet.scenes import FileScene, TensorScene, open_scene
+from tnet.scenes import FileScene, TensorBatch, open_scene
 from tnet.scenes.pyramid import write_pyramid
 
 HEIGHT, WIDTH = SIZE_HW = (1021, 1533)
@@ -106,9 +106,9 @@ def pixels() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def direct(pixels: NDArray[np.uint8]) -> TensorScene:
+def direct(pixels: NDArray[np.uint8]) -> TensorBatch:
     """The picture in memory: what is seen of it directly, antialiased in one go."""
-    return TensorScene([torch.from_numpy(pixels).permute(2, 0, 1)], "antialias", FILL)
+    return TensorBatch([torch.from_numpy(pixels).permute(2, 0, 1)], "antialias", FILL)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def look(scene: FileScene, box: tuple[int, int, int, int], size_px: int = SIZE_P
     return 255 * glimpse.permute(1, 2, 0).numpy().astype(np.float64)
 
 
-def look_directly(scene: TensorScene, box: tuple[int, int, int, int], size_px: int = SIZE_PX) -> NDArray[np.float64]:
+def look_directly(scene: TensorBatch, box: tuple[int, int, int, int], size_px: int = SIZE_PX) -> NDArray[np.float64]:
     return 255 * scene.glimpse(regions([box]), size_px)[0].permute(1, 2, 0).numpy().astype(np.float64)
 
 
@@ -193,7 +193,7 @@ def test_every_format_has_its_levels(scene: FileScene) -> None:
 
 
 @pytest.mark.parametrize("where", BOXES)
-def test_inside_it_is_what_is_seen_directly(scene: FileScene, direct: TensorScene, where: str) -> None:
+def test_inside_it_is_what_is_seen_directly(scene: FileScene, direct: TensorBatch, where: str) -> None:
     box = BOXES[where]
     off = np.abs(look(scene, box) - look_directly(direct, box))
     assert off.max() <= most_apart(scene, box)
@@ -202,7 +202,7 @@ def test_inside_it_is_what_is_seen_directly(scene: FileScene, direct: TensorScen
 
 
 @pytest.mark.parametrize("size_px", [24, 48, 96, 200])
-def test_the_whole_at_several_sizes(scene: FileScene, direct: TensorScene, size_px: int) -> None:
+def test_the_whole_at_several_sizes(scene: FileScene, direct: TensorBatch, size_px: int) -> None:
     box = BOXES["whole"]
     assert np.abs(look(scene, box, size_px) - look_directly(direct, box, size_px)).max() <= most_apart(
         scene, box, size_px
@@ -210,7 +210,7 @@ def test_the_whole_at_several_sizes(scene: FileScene, direct: TensorScene, size_
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_nothing_is_shifted(scene: FileScene, direct: TensorScene, reduction: float) -> None:
+def test_nothing_is_shifted(scene: FileScene, direct: TensorBatch, reduction: float) -> None:
     """By the analytic picture itself, not by what the same code makes of it in memory."""
     box = BOXES[f"reduced {reduction}"]
     level_px = max(scene.info.levels[scene.level_for(box, SIZE_PX)].downsample_yx)
@@ -218,7 +218,7 @@ def test_nothing_is_shifted(scene: FileScene, direct: TensorScene, reduction: fl
         assert abs(offset) < 0.1 * level_px
 
 
-def test_a_shift_would_be_found(direct: TensorScene) -> None:
+def test_a_shift_would_be_found(direct: TensorBatch) -> None:
     """What the bounds above are worth: half a pixel of the level is five times what they allow."""
     for reduction in REDUCTIONS[1:]:
         y0, x0, y1, x1 = BOXES[f"reduced {reduction}"]
@@ -228,7 +228,7 @@ def test_a_shift_would_be_found(direct: TensorScene) -> None:
 
 
 @pytest.mark.parametrize("where", OUTSIDE)
-def test_over_an_edge_there_is_fill(scene: FileScene, direct: TensorScene, where: str) -> None:
+def test_over_an_edge_there_is_fill(scene: FileScene, direct: TensorBatch, where: str) -> None:
     box = OUTSIDE[where]
     y0, x0, y1, x1 = box
     seen, expected = look(scene, box), look_directly(direct, box)
@@ -268,7 +268,7 @@ def test_a_model_goes_the_same_way(scene: FileScene, pixels: NDArray[np.uint8]) 
     with torch.inference_mode():
         seen, expected = model(scene, looks=3), model([image], looks=3)
         nothing = model([torch.full_like(image, 128)], looks=3)
-    assert torch.equal(seen.regions[1].box_l0_yxyx, expected.regions[1].box_l0_yxyx)
+    assert torch.equal(seen.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
     # Of the very same pixels the same; else within a twentieth of what is the picture's own in the answer.
     apart, matter = ((output.logits - expected.logits).abs().max() for output in (seen, nothing))
     assert matter > 0.1

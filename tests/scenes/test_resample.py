@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.helpers import regions
 from tests.scenes.fakes import noise
 
-from tnet.scenes import TensorScene, resample
+from tnet.scenes import TensorBatch, resample
 from tnet.scenes.base import Resize
 from tnet.scenes.resample import LevelPixels, Window
 
@@ -119,7 +119,7 @@ def test_whole_pixels_of_eight_bits_are_bit_for_bit_those_of_a_tensor(
     pixels = noise(22, 30)
     box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
     level, _ = stored(pixels)
-    tensor = TensorScene(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(), resize, FILL)
+    tensor = TensorBatch(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(), resize, FILL)
     with pytest.MonkeyPatch.context() as patch:
         if banded:
             in_bands(patch)

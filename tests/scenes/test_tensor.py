@@ -21,7 +21,7 @@ from tnet.errors import GeometryError
 from tnet.geometry import Grid, choose_cells, whole_images
 from tnet.models.config import PositionConfig, TNetConfig
 from tnet.models.tnet import TNet
-from tnet.scenes import SceneBatch, TensorScene
+from tnet.scenes import SceneBatch, TensorBatch
 from tnet.scenes import tensor as tensor_module
 from tnet.scenes.base import Resize
 
@@ -59,7 +59,7 @@ def test_a_glimpse_is_a_padded_crop_resized(resize: Resize, taken: list[Box], si
     image = pictures((22, 30), channels=2)[0]
     image = image / 255 if is_float else image
     fill = 0.0 if is_float else 51 / 255
-    glimpses = TensorScene(image[None], resize, fill).glimpse(regions(taken), size_px)
+    glimpses = TensorBatch(image[None], resize, fill).glimpse(regions(taken), size_px)
     assert glimpses.shape == (len(taken), 2, size_px, size_px) and glimpses.dtype == torch.float32
     for glimpse, box in zip(glimpses, taken, strict=True):
         torch.testing.assert_close(
@@ -71,7 +71,7 @@ def test_a_glimpse_is_a_padded_crop_resized(resize: Resize, taken: list[Box], si
 @pytest.mark.parametrize("box", [(-9, -9, -1, -1), (30, 2, 40, 12), (2, 40, 12, 50), (-4, 3, 0, 7)])
 def test_a_box_altogether_outside_is_filled(resize: Resize, box: Box) -> None:
     image = pictures((22, 30), channels=3)[0]
-    glimpse = TensorScene(image[None], resize, fill=(0.2, 0.4, 1.0)).glimpse(regions([box]), 5)[0]
+    glimpse = TensorBatch(image[None], resize, fill=(0.2, 0.4, 1.0)).glimpse(regions([box]), 5)[0]
     assert torch.equal(glimpse, torch.tensor([51, 102, 255])[:, None, None].expand(3, 5, 5) / 255)
 
 
@@ -79,26 +79,26 @@ def test_antialias_is_the_default_and_differs_where_it_should() -> None:
     image = torch.zeros(1, 1, 64, 64)
     image[..., ::2] = 1.0  # stripes of one pixel: their mean is a half
     whole = whole_images([(64, 64)])
-    default = TensorScene(image).glimpse(whole, 8)
+    default = TensorBatch(image).glimpse(whole, 8)
     assert torch.allclose(default[..., 1:-1], torch.tensor(0.5), atol=0.02)
-    assert torch.equal(default, TensorScene(image, "antialias").glimpse(whole, 8))
+    assert torch.equal(default, TensorBatch(image, "antialias").glimpse(whole, 8))
     # A reduction by 7 has its centres on pixels, whatever lies between them: stripes or nothing.
-    two_taps = TensorScene(image, "bilinear").glimpse(regions([(0, 0, 56, 56)]), 8)
+    two_taps = TensorBatch(image, "bilinear").glimpse(regions([(0, 0, 56, 56)]), 8)
     assert set(two_taps.unique().tolist()) == {0.0, 1.0}
 
 
 def test_bilinear_has_half_pixel_centres() -> None:
     """A ramp halved: each result is the mean of two neighbours, as in the reference implementation."""
     ramp = torch.arange(8.0)[None, None, None].expand(1, 1, 8, 8).contiguous()
-    glimpse = TensorScene(ramp, "bilinear").glimpse(whole_images([(8, 8)]), 4)
+    glimpse = TensorBatch(ramp, "bilinear").glimpse(whole_images([(8, 8)]), 4)
     assert glimpse[0, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
-    third = TensorScene(ramp[..., :6], "bilinear").glimpse(whole_images([(8, 6)]), 2)
+    third = TensorBatch(ramp[..., :6], "bilinear").glimpse(whole_images([(8, 6)]), 2)
     assert third[0, 0, 0].tolist() == [1.0, 4.0]  # no more taps where the reduction is larger: not the mean of three
 
 
 def test_a_region_of_the_right_size_is_given_out_as_it_is() -> None:
     image = pictures((20, 20))[0]
-    glimpse = TensorScene(image[None]).glimpse(regions([(3, 4, 13, 14)]), 10)
+    glimpse = TensorBatch(image[None]).glimpse(regions([(3, 4, 13, 14)]), 10)
     assert torch.equal(glimpse[0], image[:, 3:13, 4:14] / 255)
 
 
@@ -110,10 +110,10 @@ def test_images_of_different_sizes_as_if_each_were_alone(resize: Resize, is_floa
     grid = Grid(2, 2, 0.6)
     cells = torch.tensor([[0, 3], [1, 2], [0, 1]])
     chosen = choose_cells(whole_images([(40, 30), (25, 60), (40, 30)]), grid, cells)
-    together = TensorScene(images, resize).glimpse(chosen, 12)
-    assert TensorScene(images).sizes_hw == [(40, 30), (25, 60), (40, 30)]
+    together = TensorBatch(images, resize).glimpse(chosen, 12)
+    assert TensorBatch(images).sizes_hw == [(40, 30), (25, 60), (40, 30)]
     alone = [
-        TensorScene(image[None], resize).glimpse(
+        TensorBatch(image[None], resize).glimpse(
             choose_cells(whole_images([image.shape[1:]]), grid, cells[i][None]), 12
         )
         for i, image in enumerate(images)
@@ -129,7 +129,7 @@ def test_large_crops_in_bands_are_the_same(
 ) -> None:
     images = pictures((61, 47), channels=3)
     images = [image / 255 for image in images] if is_float else images
-    scene = TensorScene(images, resize)
+    scene = TensorBatch(images, resize)
     in_one_go = scene.glimpse(regions([box, box]), 16)
     asked: list[int] = []
 
@@ -152,32 +152,32 @@ def test_grouping_of_crops_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     images = pictures((32, 32), (32, 32))
     taken = [(i, i, i + 8, i + 8) for i in range(10)] + [(0, 0, 32, 32)] + [(2 * i, 0, 2 * i + 8, 8) for i in range(10)]
     where = regions(taken, images=[i % 2 for i in range(21)])
-    in_one_go = TensorScene(images).glimpse(where, 6)
+    in_one_go = TensorBatch(images).glimpse(where, 6)
     monkeypatch.setattr(tensor_module, "CHUNK_BYTES", 3 * 64)
-    assert torch.equal(TensorScene(images).glimpse(where, 6), in_one_go)
-    one_by_one = [TensorScene([images[i % 2]]).glimpse(regions([box]), 6) for i, box in enumerate(taken)]
+    assert torch.equal(TensorBatch(images).glimpse(where, 6), in_one_go)
+    one_by_one = [TensorBatch([images[i % 2]]).glimpse(regions([box]), 6) for i, box in enumerate(taken)]
     assert torch.equal(in_one_go, torch.cat(one_by_one))
 
 
 def test_uint8_and_float_scenes_differ_in_scale_alone() -> None:
     image = pictures((30, 30))[0]
     whole = whole_images([(30, 30)])
-    assert not TensorScene(image[None]).is_normalized
-    assert TensorScene(image[None] / 255).is_normalized
-    difference = TensorScene(image[None]).glimpse(whole, 10) - TensorScene(image[None] / 255).glimpse(whole, 10)
+    assert not TensorBatch(image[None]).is_normalized
+    assert TensorBatch(image[None] / 255).is_normalized
+    difference = TensorBatch(image[None]).glimpse(whole, 10) - TensorBatch(image[None] / 255).glimpse(whole, 10)
     assert difference.abs().max() < 1.51 / 255
-    assert TensorScene(image[None].double()).glimpse(whole, 10).dtype == torch.float64
+    assert TensorBatch(image[None].double()).glimpse(whole, 10).dtype == torch.float64
 
 
 def test_a_scene_gives_its_gradient_to_the_image() -> None:
     image = torch.rand(1, 1, 20, 20, requires_grad=True)
-    TensorScene(image).glimpse(regions([(0, 0, 10, 10)]), 5).sum().backward()
+    TensorBatch(image).glimpse(regions([(0, 0, 10, 10)]), 5).sum().backward()
     assert image.grad is not None and float(image.grad[..., :10, :10].min()) > 0
     assert float(image.grad[..., 10:, :].abs().max()) == 0
 
 
 def test_it_is_a_scene() -> None:
-    scene = TensorScene(torch.zeros(2, 1, 4, 6))
+    scene = TensorBatch(torch.zeros(2, 1, 4, 6))
     assert isinstance(scene, SceneBatch)
     assert scene.sizes_hw == [(4, 6), (4, 6)] and scene.device == torch.device("cpu")
 
@@ -185,7 +185,7 @@ def test_it_is_a_scene() -> None:
 @pytest.mark.parametrize("images", [[], torch.zeros(0, 3, 4, 4)])
 def test_no_images_are_refused(images: Tensor | Sequence[Tensor]) -> None:
     with pytest.raises(GeometryError, match="images must be"):
-        TensorScene(images)
+        TensorBatch(images)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_no_images_are_refused(images: Tensor | Sequence[Tensor]) -> None:
 def test_images_that_cannot_be_looked_at_together_are_refused(images: Tensor | list[Tensor], message: str) -> None:
     """Taken for one type, the pixels of the other would be off by a factor of 255."""
     with pytest.raises(GeometryError, match=message):
-        TensorScene(images)
+        TensorBatch(images)
 
 
 # --- memory

@@ -10,8 +10,8 @@ from tests.helpers import TINY_RESNET, tiny_config, tiny_recipe
 from torch import Tensor, nn
 
 from tnet.backbones.base import batch_norms
+from tnet.baselines.ips import IPS, IPSConfig
 from tnet.data.sample import Batch
-from tnet.models.ips import IPS, IPSConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule

@@ -15,7 +15,7 @@ from tnet.errors import ConfigError
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
-    from tnet.data.reading import Reading
+    from tnet.scenes.reading import Reading
     from tnet.training.recipe import Recipe
 
 Looks = int | tuple[int, ...]
@@ -110,7 +110,7 @@ def parse_reading(data: DataConfig, read: ReadName | None, bands: str | None, va
     """
     from dataclasses import replace
 
-    from tnet.data.reading import Reading
+    from tnet.scenes.reading import Reading
 
     scene = data.scene
     if bands is not None:

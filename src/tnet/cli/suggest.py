@@ -49,9 +49,9 @@ def suggest(
 
     from dataclasses import replace
 
-    from tnet.data.survey import find_layout, survey
     from tnet.files import write_text
-    from tnet.training.suggest import explain, parse_macs, propose, recipe_text
+    from tnet.suggest.recipe import explain, parse_macs, propose, recipe_text
+    from tnet.suggest.survey import find_layout, survey
 
     budget = parse_macs(macs) if macs is not None else None
     data = find_layout(folder)

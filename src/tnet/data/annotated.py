@@ -18,10 +18,10 @@ from typing_extensions import Unpack
 
 from tnet.data.augment import Augment, sample_generator
 from tnet.data.folder import LabelledImages
-from tnet.data.images import image_size_hw, load_image, shrunk_size
 from tnet.data.sample import Sample
 from tnet.errors import DataError, ImageError
 from tnet.scenes.base import BoxL0, Scene
+from tnet.scenes.images import image_size_hw, load_image, shrunk_size
 from tnet.scenes.transform import ImageChange, TransformedScene
 
 Boxes = Float[np.ndarray, "_ 4"]  # of any number, so that lists of them may differ in it

@@ -7,9 +7,9 @@ from typing import Literal
 
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
-from tnet.data.reading import LAZY_ABOVE_PX, ReadMode
 from tnet.errors import ConfigError
 from tnet.scenes.file import SceneOptions
+from tnet.scenes.reading import LAZY_ABOVE_PX, ReadMode
 
 _LARGEST_CONTEXT = 100.0
 

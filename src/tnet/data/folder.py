@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnet.data.augment import Augment, sample_generator
-from tnet.data.images import DEFAULT_MAX_PIXELS, find_images, is_image_folder, is_image_path, load_image
-from tnet.data.reading import Reading
 from tnet.data.sample import Sample
 from tnet.data.transforms import ReferenceEval
 from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
+from tnet.scenes.images import DEFAULT_MAX_PIXELS, find_images, is_image_folder, is_image_path, load_image
+from tnet.scenes.reading import Reading
 
 
 class LabelledImages(Dataset[Sample]):

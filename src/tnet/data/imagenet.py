@@ -29,10 +29,10 @@ from typing_extensions import Unpack
 
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
 from tnet.data.checking import DatasetSummary, check_splits, missing_sentence
-from tnet.data.images import image_size_hw, is_image_path
 from tnet.data.listing import check_split, data_root, read_rows, read_text, whole_number
 from tnet.data.matfile import read_synsets
 from tnet.errors import DataError
+from tnet.scenes.images import image_size_hw, is_image_path
 
 OFFICIAL = {"train": 1_281_167, "val": 50_000}
 """Pictures of each split, as published."""

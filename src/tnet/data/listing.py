@@ -18,8 +18,8 @@ import numpy as np
 
 from tnet.data.annotated import AnnotatedImages, Boxes, ImageOptions, class_targets
 from tnet.data.folder import shorten
-from tnet.data.images import image_exists
 from tnet.errors import ConfigError, DataError
+from tnet.scenes.images import image_exists
 
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list that is read; the longest of those known has 4 MB."""

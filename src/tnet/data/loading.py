@@ -16,13 +16,13 @@ from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages, open_split_folders
-from tnet.data.images import shrunk_size
 from tnet.data.known import KNOWN, open_known
-from tnet.data.reading import Reading
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import named_transform
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.scenes.images import shrunk_size
+from tnet.scenes.reading import Reading
 
 _SIZES_CHECKED = 500
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tnet.data.augment import Augment
 from tnet.data.folder import LabelledImages, check_classes, shorten
-from tnet.data.images import DEFAULT_MAX_PIXELS, image_exists
 from tnet.errors import DataError
+from tnet.scenes.images import DEFAULT_MAX_PIXELS, image_exists
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

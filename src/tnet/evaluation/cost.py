@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.backbones import Described
+from tnet.baselines.patches import PatchModel
 from tnet.errors import ConfigError
 from tnet.geometry import Regions
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kinds import build_model
-from tnet.models.patches import PatchModel
 from tnet.models.tnet import PARTS, TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy

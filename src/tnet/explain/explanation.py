@@ -16,7 +16,7 @@ from tnet.inference.records import Prediction, class_labels, class_probs, predic
 from tnet.models.base import Model, ModelOutput
 from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNetOutput
-from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorScene
+from tnet.scenes import LazyBatch, Scene, SceneBatch, TensorBatch
 from tnet.traversal import Policy
 
 _DISPLAY_PX = 1000
@@ -126,7 +126,7 @@ class Explanation:
         """The whole image, no larger than can be seen, and square; a panel stretches it back to its shape."""
         image, size_hw = self.image, size_of(self.image)
         batch: SceneBatch = (
-            TensorScene([image]) if isinstance(image, Tensor) else LazyBatch([image], self.model.config.in_channels)
+            TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], self.model.config.in_channels)
         )
         pixels = batch.glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
         return _display((pixels * 255).round().to(torch.uint8))

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tnet.data.loading import LabelledData
-from tnet.data.reading import Reading
 from tnet.errors import DataError, ImageError, OutputError
 from tnet.explain.explanation import size_of
 from tnet.explain.figure import save_explanation
@@ -27,6 +26,7 @@ from tnet.inference.records import Prediction, Unreadable
 from tnet.models.base import Model
 from tnet.scenes.base import Scene
 from tnet.scenes.readers.base import GeoReference
+from tnet.scenes.reading import Reading
 from tnet.traversal import Policy
 
 REGIONS_NAME = "regions.json"

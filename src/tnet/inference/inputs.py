@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnet.data.folder import shorten
-from tnet.data.images import find_images, image_exists
 from tnet.data.table import read_columns
 from tnet.errors import DataError
+from tnet.scenes.images import find_images, image_exists
 
 PATH_COLUMN = "path"
 """Column of a manifest that holds the paths."""

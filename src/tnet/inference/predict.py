@@ -14,8 +14,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tnet.data.images import image_size_hw, load_image
-from tnet.data.reading import Reading
 from tnet.data.transforms import named_transform
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError
 from tnet.inference.progress import progress_bar
@@ -23,7 +21,9 @@ from tnet.inference.records import Prediction, RegionRecord, Unreadable, predict
 from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
 from tnet.scenes.file import SceneOptions
+from tnet.scenes.images import image_size_hw, load_image
 from tnet.scenes.memory import MemoryScene
+from tnet.scenes.reading import Reading
 from tnet.traversal import Policy
 
 __all__ = ["Prediction", "RegionRecord", "Unreadable", "check_image_size", "predict_paths", "read_picture"]
@@ -221,7 +221,7 @@ def predict_paths(
         max_short_side_px: the same of the shorter side; both may be given.
         preprocess: name of a preparation of every picture, such as ``reference_448``.
         allow_small: take pictures below the base resolution too; they are enlarged.
-        reading: which pictures are read only where they are looked at, and how (:class:`tnet.data.reading.Reading`).
+        reading: which pictures are read only where they are looked at, and how (:class:`tnet.scenes.reading.Reading`).
 
     Returns:
         One entry a picture, in the order given, as they come.

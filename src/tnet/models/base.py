@@ -15,7 +15,7 @@ from tnet.backbones import PopulationNorms
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions
 from tnet.models.hub import HubModel
-from tnet.scenes import LazyBatch, Resize, Scene, SceneBatch, TensorScene
+from tnet.scenes import LazyBatch, Resize, Scene, SceneBatch, TensorBatch
 from tnet.traversal import Policy
 
 Images = (
@@ -294,7 +294,7 @@ class Model(nn.Module, HubModel):
         if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
             device = self.get_buffer("mean").device
             return LazyBatch(cast(list[Scene], scenes), config.in_channels, config.resize, config.mean, device=device)
-        scene = TensorScene(cast(Tensor | list[Tensor], scenes), config.resize)
+        scene = TensorBatch(cast(Tensor | list[Tensor], scenes), config.resize)
         # Outside an image is 0 after normalisation, as in the reference implementation.
         scene.fill = 0.0 if scene.is_normalized else config.mean
         return scene

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tnet.baselines.attention_sampling import AttentionSampling, AttentionSamplingConfig
+from tnet.baselines.dram import DRAM, DRAMConfig
+from tnet.baselines.ips import IPS, IPSConfig
+from tnet.baselines.saccader import Saccader, SaccaderConfig
 from tnet.errors import ConfigError
-from tnet.models.attention_sampling import AttentionSampling, AttentionSamplingConfig
 from tnet.models.base import Model, ModelConfig
 from tnet.models.config import TNetConfig
-from tnet.models.dram import DRAM, DRAMConfig
-from tnet.models.ips import IPS, IPSConfig
-from tnet.models.saccader import Saccader, SaccaderConfig
 from tnet.models.tnet import TNet
 
 DEFAULT_KIND = "tnet"

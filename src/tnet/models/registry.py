@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any, cast
 
 from tnet.backbones.base import BackboneConfig, PlainArgument
+from tnet.baselines.attention_sampling import AttentionSamplingConfig
+from tnet.baselines.dram import DRAMConfig
+from tnet.baselines.ips import IPSConfig
+from tnet.baselines.saccader import SaccaderConfig
 from tnet.errors import ConfigError
 from tnet.geometry import Grid
-from tnet.models.attention_sampling import AttentionSamplingConfig
 from tnet.models.base import Model, ModelConfig
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig
-from tnet.models.dram import DRAMConfig
-from tnet.models.ips import IPSConfig
 from tnet.models.kinds import build_model
-from tnet.models.saccader import SaccaderConfig
 from tnet.traversal import PolicyConfig
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

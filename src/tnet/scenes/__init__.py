@@ -6,7 +6,7 @@ from tnet.scenes.file import FileScene, SceneOptions, open_scene
 from tnet.scenes.memory import MemoryScene
 from tnet.scenes.overview import OverviewScene
 from tnet.scenes.readers.base import ReaderOptions
-from tnet.scenes.tensor import TensorScene
+from tnet.scenes.tensor import TensorBatch
 from tnet.scenes.transform import ImageChange, TransformedScene
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Scene",
     "SceneBatch",
     "SceneOptions",
-    "TensorScene",
+    "TensorBatch",
     "TransformedScene",
     "open_scene",
 ]

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnet.data.images import one_line, unreadable
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning, TnetError
 from tnet.scenes import cache
 from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.channels import Alpha, map_channels
+from tnet.scenes.images import one_line, unreadable
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.resample import LevelPixels, Window, resample
 

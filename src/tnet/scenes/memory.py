@@ -18,7 +18,7 @@ from tnet.scenes.resample import LevelPixels, Window, resample
 class MemoryScene:
     """An image in memory, beside images in files.
 
-    What it shows is what :class:`tnet.scenes.TensorScene` shows of the same image, bit for bit.
+    What it shows is what :class:`tnet.scenes.TensorBatch` shows of the same image, bit for bit.
 
     Args:
         image: levels 0 to 255, ``[channels, height, width]``.

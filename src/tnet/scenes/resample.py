@@ -107,7 +107,7 @@ def resample(
 ) -> Float[Tensor, "channels size size"]:
     """Make a glimpse of a box.
 
-    Where the box lies on whole pixels and these are ``uint8``, this gives what :class:`tnet.scenes.TensorScene` gives
+    Where the box lies on whole pixels and these are ``uint8``, this gives what :class:`tnet.scenes.TensorBatch` gives
     for the same pixels, bit for bit; in all other cases nothing is rounded.
 
     Args:

@@ -14,7 +14,7 @@ from tnet.scenes.base import Resize
 from tnet.scenes.resample import BAND_BYTES, CHUNK_BYTES, interpolate
 
 
-class TensorScene:
+class TensorBatch:
     """Images in memory, of one size or several.
 
     Only the chosen regions are cropped and resized; nothing is copied at full size, so a look costs memory for its

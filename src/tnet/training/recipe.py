@@ -12,18 +12,18 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from tnet.baselines.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
+from tnet.baselines.dram import DRAMObjective, DRAMObjectiveConfig
+from tnet.baselines.ips import IPSObjective, IPSObjectiveConfig
+from tnet.baselines.saccader import SaccaderObjective, SaccaderObjectiveConfig
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
 from tnet.files import write_text
 from tnet.losses import ModelObjective
-from tnet.models.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
 from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
-from tnet.models.dram import DRAMObjective, DRAMObjectiveConfig
-from tnet.models.ips import IPSObjective, IPSObjectiveConfig
 from tnet.models.kinds import DEFAULT_KIND, KIND_NAMES, config_class, kind_of
-from tnet.models.saccader import SaccaderObjective, SaccaderObjectiveConfig
 from tnet.objectives import Objective, ObjectiveConfig
 
 _MAX_RECIPE_BYTES = 2**20

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 from tests.scenes.readers import make
 
-from tnet.data.images import image_size_hw
 from tnet.errors import ImageError
+from tnet.scenes.images import image_size_hw
 from tnet.scenes.readers import Reader, ReaderOptions
 from tnet.scenes.readers.pillow_reader import open_pillow
 

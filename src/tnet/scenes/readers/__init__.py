@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from tnet.data.images import open_picture, unreadable
 from tnet.errors import ConfigError, ImageError
+from tnet.scenes.images import open_picture, unreadable
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import guarded
 from tnet.scenes.readers.tiff_header import TiffHeader

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tnet.data.images import one_line, unreadable
 from tnet.errors import GeometryError, TnetError
+from tnet.scenes.images import one_line, unreadable
 from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
 
 _T = TypeVar("_T")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.data.images import one_line, open_picture, unreadable
+from tnet.scenes.images import one_line, open_picture, unreadable
 from tnet.scenes.readers.base import ImageInfo, ReaderOptions
 from tnet.scenes.readers.common import (
     SrgbTransform,

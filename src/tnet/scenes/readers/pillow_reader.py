@@ -1,6 +1,6 @@
 """Pictures that are decoded as a whole: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
 
-Decoded by Pillow, and only the formats that :mod:`tnet.data.images` allows. What becomes of the stored colours:
+Decoded by Pillow, and only the formats that :mod:`tnet.scenes.images` allows. What becomes of the stored colours:
 
 ======================================  ==============================================================
 stored as                               handed out as
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from tnet.data.images import open_picture, pillow_limit, read_header, unreadable
+from tnet.scenes.images import open_picture, pillow_limit, read_header, unreadable
 from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import (
     INVERSE_ORIENTATION,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.data.images import open_picture, unreadable
+from tnet.scenes.images import open_picture, unreadable
 from tnet.scenes.readers.base import Color, GeoReference, ImageInfo, ReaderOptions
 from tnet.scenes.readers.common import (
     MAX_CHANNELS,

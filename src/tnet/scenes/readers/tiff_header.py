@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tnet.data.images import open_picture, unreadable
+from tnet.scenes.images import open_picture, unreadable
 
 TAG_NEW_SUBFILE = 254
 TAG_WIDTH = 256

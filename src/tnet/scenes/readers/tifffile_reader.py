@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.data.images import open_picture, unreadable
+from tnet.scenes.images import open_picture, unreadable
 from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.readers.common import (
     MAX_CHANNELS,

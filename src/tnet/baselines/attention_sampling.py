@@ -20,11 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import create_backbone
-from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
-from tnet.losses import check_weights
-from tnet.models.base import Images, ModelOutput
-from tnet.models.patches import (
+from tnet.baselines.patches import (
     PatchModel,
     PatchModelConfig,
     PatchObjective,
@@ -33,6 +29,10 @@ from tnet.models.patches import (
     count_macs,
     images_by_size,
 )
+from tnet.errors import ConfigError, GeometryError
+from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
+from tnet.losses import check_weights
+from tnet.models.base import Images, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
 

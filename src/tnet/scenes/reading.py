@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch.utils.data import get_worker_info
 
-from tnet.data.images import image_size_hw
 from tnet.errors import ConfigError, ImageError
 from tnet.scenes.file import FileScene, SceneOptions
+from tnet.scenes.images import image_size_hw
 from tnet.scenes.overview import OverviewScene
 from tnet.scenes.readers import is_plain_picture
 

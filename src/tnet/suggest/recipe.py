@@ -19,13 +19,13 @@ from typing import Any
 from tnet.config import to_plain
 from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
-from tnet.data.survey import Survey
 from tnet.errors import ConfigError
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.objectives import ObjectiveConfig
-from tnet.training.plan import Weights, amount, choose_plan
-from tnet.training.reasons import Reason, data_warnings, model_reasons, model_warnings, other_reasons, times
+from tnet.suggest.plan import Weights, amount, choose_plan
+from tnet.suggest.reasons import Reason, data_warnings, model_reasons, model_warnings, other_reasons, times
+from tnet.suggest.survey import Survey
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, parse_recipe
 
 DEFAULT_BACKBONE = "mobilenetv2_100"

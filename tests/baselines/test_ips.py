@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.backbones.base import batch_norms
+from tnet.baselines.ips import IPS, CrossAttentionPool, IPSConfig, IPSObjective, IPSObjectiveConfig, select_patches
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.geometry import chosen_patches, patch_boxes
-from tnet.models.ips import IPS, CrossAttentionPool, IPSConfig, IPSObjective, IPSObjectiveConfig, select_patches
 from tnet.objectives import classification_loss
 from tnet.traversal import FixedCells, RandomCells, SampleWithoutReplacement, TopK
 
@@ -113,8 +113,8 @@ def test_a_model_keeps_the_best_of_all_its_patches(score: str, heads: int, queri
     ranked = scores.sort(dim=1, descending=True)
     assert float((ranked.values[:, 2] - ranked.values[:, 3]).min()) > 1e-6
     output = model(images)
-    assert torch.equal(output.regions[1].cell.reshape(2, 3), ranked.indices[:, :3].sort(dim=1).values)
-    assert torch.equal(output.regions[1].box_l0_yxyx, boxes.flatten(0, 1)[output.regions[1].cell])
+    assert torch.equal(output.regions.at_level(1).cell.reshape(2, 3), ranked.indices[:, :3].sort(dim=1).values)
+    assert torch.equal(output.regions.at_level(1).box_l0_yxyx, boxes.flatten(0, 1)[output.regions.at_level(1).cell])
     taken = ranked.indices[:, :3].sort(dim=1).values[:, :, None].expand(-1, -1, features.shape[2])
     torch.testing.assert_close(output.features, features.gather(1, taken))
 
@@ -147,7 +147,7 @@ def test_gradients_flow_through_kept_patches_only() -> None:
     assert images.grad is not None
     kept = torch.zeros_like(images, dtype=torch.bool)
     for image, (y0, x0, y1, x1) in zip(
-        output.regions[1].image.tolist(), output.regions[1].box_l0_yxyx.tolist(), strict=True
+        output.regions.at_level(1).image.tolist(), output.regions.at_level(1).box_l0_yxyx.tolist(), strict=True
     ):
         kept[image, :, y0:y1, x0:x1] = True
         assert images.grad[image, :, y0:y1, x0:x1].abs().sum() > 0
@@ -184,13 +184,15 @@ def test_images_of_different_sizes_are_what_they_are_alone() -> None:
     images = pictures((64, 64), (20, 30), (33, 90), (64, 64))  # the second has fewer than five patches
     together = model(images)
     assert together.features.shape[1] == 5
-    assert torch.bincount(together.regions[1].image).tolist() == [5, 4, 5, 5]
+    assert torch.bincount(together.regions.at_level(1).image).tolist() == [5, 4, 5, 5]
     start = 0
     for index, image in enumerate(images):
         alone = model([image])
-        count = len(alone.regions[1])
+        count = len(alone.regions.at_level(1))
         torch.testing.assert_close(together.logits[index], alone.logits[0])
-        assert torch.equal(together.regions[1].box_l0_yxyx[start : start + count], alone.regions[1].box_l0_yxyx)
+        assert torch.equal(
+            together.regions.at_level(1).box_l0_yxyx[start : start + count], alone.regions.at_level(1).box_l0_yxyx
+        )
         assert together.weights[index, count:].abs().sum() == together.features[index, count:].abs().sum() == 0
         start += count
     torch.testing.assert_close(together.weights.sum(1), torch.ones(4))
@@ -209,20 +211,22 @@ def test_reused_embeddings_are_those_that_encoding_again_gives() -> None:
 
 def test_training_visits_patches_in_a_new_order_and_evaluation_does_not() -> None:
     model, blank = tiny(position=False), torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
-    first = {tuple(model(blank).regions[1].cell.tolist()) for _ in range(4)}
+    first = {tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(4)}
     assert len(first) == 1
     model.train()
-    assert len({tuple(model(blank).regions[1].cell.tolist()) for _ in range(8)}) > 4
+    assert len({tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(8)}) > 4
 
 
 def test_looks_and_control_policies_choose_otherwise() -> None:
     model, images = tiny(), batch()
-    assert len(model(images, looks=1).regions[1]) == 2
-    assert len(model(images, looks=99).regions[1]) == 2 * 16
+    assert len(model(images, looks=1).regions.at_level(1)) == 2
+    assert len(model(images, looks=99).regions.at_level(1)) == 2 * 16
     assert torch.equal(model(images, policy="topk").logits, model(images, policy=TopK()).logits)
-    assert model(images, looks=4, policy="centre").regions[1].cell.tolist() == [5, 6, 9, 10] * 2
-    assert model(images, looks=2, policy=FixedCells([3, 0])).regions[1].cell.tolist() == [0, 3] * 2
-    drawn = {tuple(model(images, policy=policy).regions[1].cell.tolist()) for policy in ("random", RandomCells())}
+    assert model(images, looks=4, policy="centre").regions.at_level(1).cell.tolist() == [5, 6, 9, 10] * 2
+    assert model(images, looks=2, policy=FixedCells([3, 0])).regions.at_level(1).cell.tolist() == [0, 3] * 2
+    drawn = {
+        tuple(model(images, policy=policy).regions.at_level(1).cell.tolist()) for policy in ("random", RandomCells())
+    }
     assert len(drawn) == 2
 
 
@@ -292,7 +296,7 @@ def test_a_narrow_variant_learns_to_find_and_to_tell() -> None:
     images, target, cells = striped(64, generator)
     with torch.no_grad():
         output = model.eval()(images)
-    found = (output.regions[1].cell.reshape(64, 2) == cells[:, None]).any(dim=1)
+    found = (output.regions.at_level(1).cell.reshape(64, 2) == cells[:, None]).any(dim=1)
     assert found.float().mean() > 0.95
     assert (output.logits.argmax(1) == target).float().mean() > 0.95
 

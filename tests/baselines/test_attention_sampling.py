@@ -15,9 +15,7 @@ from tests.helpers import TINY_RESNET, pictures
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnet.config import parse_dataclass, to_plain
-from tnet.errors import ConfigError, GeometryError
-from tnet.models.attention_sampling import (
+from tnet.baselines.attention_sampling import (
     AttentionSampling,
     AttentionSamplingConfig,
     AttentionSamplingObjective,
@@ -26,7 +24,9 @@ from tnet.models.attention_sampling import (
     expect_with_replacement,
     expect_without_replacement,
 )
-from tnet.models.patches import PatchModelConfig
+from tnet.baselines.patches import PatchModelConfig
+from tnet.config import parse_dataclass, to_plain
+from tnet.errors import ConfigError, GeometryError
 from tnet.traversal import SampleWithoutReplacement, TopK
 
 POSITIONS = 5
@@ -136,7 +136,7 @@ def test_a_model_classifies_the_estimate_of_what_it_drew(replacement: bool) -> N
     model, images = tiny(replacement=replacement), batch()
     output = model(images)
     assert [tuple(attention.shape) for attention in output.attention] == [(8, 8)] * 2
-    cells = output.regions[1].cell.reshape(2, 4)
+    cells = output.regions.at_level(1).cell.reshape(2, 4)
     attention = torch.stack(output.attention).flatten(1)
     torch.testing.assert_close(attention.sum(1), torch.ones(2))
     torch.testing.assert_close(output.log_prob, attention.log().gather(1, cells))
@@ -146,9 +146,9 @@ def test_a_model_classifies_the_estimate_of_what_it_drew(replacement: bool) -> N
     torch.testing.assert_close(output.aggregate, estimate(output.log_prob, output.features))
     torch.testing.assert_close(output.logits, model.classifier(output.aggregate))
     # Position (i, j) of 8 x 8 stands for 8 px of the 64, and its patch of 16 px is centred there.
-    y0 = output.regions[1].position_yx * 8 + 4 - 8
-    assert torch.equal(output.regions[1].box_l0_yxyx, torch.cat([y0, y0 + 16], dim=1))
-    pixels = model.pixels(model.scene(images), output.regions[1], 16)
+    y0 = output.regions.at_level(1).position_yx * 8 + 4 - 8
+    assert torch.equal(output.regions.at_level(1).box_l0_yxyx, torch.cat([y0, y0 + 16], dim=1))
+    pixels = model.pixels(model.scene(images), output.regions.at_level(1), 16)
     described = F.normalize(model.backbone(pixels), dim=1).unflatten(0, (2, 4))
     torch.testing.assert_close(output.features, described)
 
@@ -157,7 +157,7 @@ def test_training_draws_and_evaluation_does_as_configured() -> None:
     images = batch(images=1)
 
     def seen(model: AttentionSampling, policy: Any = None) -> int:
-        return len({tuple(model(images, policy=policy).regions[1].cell.tolist()) for _ in range(5)})
+        return len({tuple(model(images, policy=policy).regions.at_level(1).cell.tolist()) for _ in range(5)})
 
     assert seen(tiny().train()) == seen(tiny()) == seen(tiny(eval="topk").train()) == 5
     assert seen(tiny(eval="topk")) == seen(tiny(), "topk") == seen(tiny(), TopK()) == seen(tiny(), "centre") == 1
@@ -169,11 +169,11 @@ def test_the_most_attended_positions_count_by_their_attention_and_controls_all_t
     output = model(images, policy="topk")
     attention = torch.stack(output.attention).flatten(1)
     best = attention.topk(4, dim=1)
-    assert torch.equal(output.regions[1].cell.reshape(2, 4), best.indices)
+    assert torch.equal(output.regions.at_level(1).cell.reshape(2, 4), best.indices)
     shares = best.values / best.values.sum(1, keepdim=True)
     torch.testing.assert_close(output.aggregate, (shares[:, :, None] * output.features).sum(1))
     control = model(images, looks=4, policy="centre")
-    assert control.regions[1].cell.tolist() == [27, 28, 35, 36] * 2
+    assert control.regions.at_level(1).cell.tolist() == [27, 28, 35, 36] * 2
     torch.testing.assert_close(control.aggregate, control.features.mean(1))
     assert control.log_prob.abs().sum() == 0
 
@@ -188,7 +188,7 @@ def test_images_of_different_sizes_are_what_they_are_alone() -> None:
         torch.testing.assert_close(together.logits[index], alone.logits[0])
         torch.testing.assert_close(together.entropy[index], alone.entropy[0])
         four = slice(4 * index, 4 * index + 4)
-        assert torch.equal(together.regions[1].box_l0_yxyx[four], alone.regions[1].box_l0_yxyx)
+        assert torch.equal(together.regions.at_level(1).box_l0_yxyx[four], alone.regions.at_level(1).box_l0_yxyx)
     fixed = tiny(low_px=6)(images)
     assert [tuple(attention.shape) for attention in fixed.attention] == [(6, 6)] * 4
 
@@ -282,7 +282,7 @@ def test_a_narrow_variant_learns_where_to_look_and_to_tell(replacement: bool) ->
         output = model.eval()(images)
     assert (output.logits.argmax(1) == target).float().mean() > 0.9
     # Patches overlap the stripes far more often than the 1 in 4 or so of patches anywhere.
-    offset = (output.regions[1].box_l0_yxyx[:, :2] - corner[output.regions[1].image]).abs()
+    offset = (output.regions.at_level(1).box_l0_yxyx[:, :2] - corner[output.regions.at_level(1).image]).abs()
     assert ((offset < 16).all(dim=1)).float().mean() > 0.8
 
 
@@ -326,4 +326,4 @@ def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], mess
 def test_a_wrong_use_is_refused(call: Callable[[Any], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(tiny())
-    assert len(tiny(replacement=True)(batch(), looks=65).regions[1]) == 2 * 65
+    assert len(tiny(replacement=True)(batch(), looks=65).regions.at_level(1)) == 2 * 65

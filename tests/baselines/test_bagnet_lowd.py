@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnet.backbones.bagnet_lowd import BagNetLowD, NormBottleneck, PositionGrid, ShortcutNorm, position_grid
+from tnet.baselines.bagnet_lowd import BagNetLowD, NormBottleneck, PositionGrid, ShortcutNorm, position_grid
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import count_parameters
 

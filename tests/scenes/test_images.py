@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin, features
 
-from tnet.data import images
-from tnet.data.images import IMAGE_SUFFIXES, find_images, image_exists, is_image_folder, is_image_path, load_image
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.scenes import images
+from tnet.scenes.images import IMAGE_SUFFIXES, find_images, image_exists, is_image_folder, is_image_path, load_image
 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
 LOSSY = {"JPEG": ".jpg", "GIF": ".gif", "JPEG2000": ".jp2"} | ({"AVIF": ".avif"} if features.check("avif") else {})

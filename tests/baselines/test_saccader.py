@@ -12,11 +12,7 @@ import torch.nn.functional as F
 from tests.helpers import pictures
 from torch import Tensor, nn
 
-from tnet.config import parse_dataclass
-from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.evaluation.cost import count_parameters
-from tnet.geometry import whole_images, window_regions
-from tnet.models.saccader import (
+from tnet.baselines.saccader import (
     Saccader,
     SaccaderCell,
     SaccaderConfig,
@@ -28,6 +24,10 @@ from tnet.models.saccader import (
     ordered_positions,
     trained_parameters,
 )
+from tnet.config import parse_dataclass
+from tnet.errors import ConfigError, GeometryError, RecipeError
+from tnet.evaluation.cost import count_parameters
+from tnet.geometry import whole_images, window_regions
 
 LEARNED = ("learned", "topk", "sample")
 STAGES: tuple[Stage, ...] = ("representation", "location", "joint")
@@ -321,7 +321,7 @@ def test_without_looks_it_is_the_representation_network() -> None:
     output = model(images, looks=0)
     torch.testing.assert_close(output.logits, model.classifier(model.backbone(images).pooled))
     assert output.feature_logits.shape == (2, 0, 4) and output.cells.shape == output.log_prob.shape == (2, 0)
-    assert [regions.level for regions in output.regions] == [0]
+    assert output.regions.level.tolist() == [0, 0]
     alone = build(looks=0)
     alone.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in alone.state_dict()})
     assert torch.equal(alone(images).logits, output.logits)
@@ -355,7 +355,14 @@ def test_boxes_at_other_sizes() -> None:
     """At 17 px the five 9 px windows start at 0, 2, ..., 8 px; images are resized to that, each in its own way."""
     sizes = [(17, 17), (170, 34), (1, 3)]
     regions = window_regions(whole_images(sizes), torch.tensor([[0, 24], [7, 24], [0, 24]]), 5, 9, 17)
-    assert regions.level == 1 and regions.image.tolist() == regions.parent.tolist() == [0, 0, 1, 1, 2, 2]
+    assert regions.level.unique().tolist() == [1] and regions.image.tolist() == regions.parent.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert regions.box_l0_yxyx[:4].tolist() == [[0, 0, 9, 9], [8, 8, 17, 17], [20, 8, 110, 26], [80, 16, 170, 34]]
     # Even of images smaller than a window something is seen, and never what is not there.
     assert regions.box_l0_yxyx[4:].tolist() == [[0, 0, 1, 2], [0, 1, 1, 3]]
@@ -368,7 +375,7 @@ def test_boxes_at_other_sizes() -> None:
 def test_regions_come_in_the_order_of_the_glimpses() -> None:
     model = sharpen(build())
     output = model(pictures((40, 60), (17, 17), (200, 31)), looks=5)
-    whole, glimpses = output.regions
+    whole, glimpses = output.regions.at_level(0), output.regions.at_level(1)
     assert len(whole) == 3 and torch.equal(glimpses.cell.reshape(3, 5), output.cells)
     assert glimpses.image.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     again = window_regions(whole, output.cells, 5, 9, 17)

@@ -10,11 +10,7 @@ from tests.helpers import pictures
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnet.config import parse_dataclass, to_plain
-from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.evaluation.cost import count_parameters
-from tnet.geometry import crop_boxes
-from tnet.models.dram import (
+from tnet.baselines.dram import (
     DRAM,
     DRAMConfig,
     DRAMObjective,
@@ -23,7 +19,11 @@ from tnet.models.dram import (
     DRAMPolicy,
     _check_choice,
 )
-from tnet.scenes import TensorScene
+from tnet.config import parse_dataclass, to_plain
+from tnet.errors import ConfigError, GeometryError, RecipeError
+from tnet.evaluation.cost import count_parameters
+from tnet.geometry import crop_boxes
+from tnet.scenes import TensorBatch
 
 PASS_MACS = 565_831_616
 
@@ -162,7 +162,7 @@ def test_a_glimpse_at_the_border_of_an_image_of_odd_size_is_kept_inside():
     nn.init.constant_(model.locator.bias, -30.0)
     # 11/32 of 34 px are 12 px, which at the border would stick out by half a pixel.
     output = model(pictures((34, 34)), looks=1)
-    assert output.regions[1].box_l0_yxyx.tolist() == [[0, 0, 12, 12]]
+    assert output.regions.at_level(1).box_l0_yxyx.tolist() == [[0, 0, 12, 12]]
 
 
 def test_first_pass_sees_all_crops_and_later_ones_the_averages_of_the_wider():
@@ -187,7 +187,7 @@ def test_uint8_images_are_normalised_as_configured():
 
 
 def test_only_what_glimpses_need_is_read_and_any_scene_will_do():
-    class Recording(TensorScene):
+    class Recording(TensorBatch):
         asked: list[list[list[int]]]
 
         def glimpse(self, regions, size_px):
@@ -199,7 +199,7 @@ def test_only_what_glimpses_need_is_read_and_any_scene_will_do():
     output = DRAM(narrow()).eval()(scene, looks=1)
     assert scene.asked[0] == [[13, 21, 27, 43], [10, 10, 21, 21]]  # 14 x 22 px is 11/32 of 40 x 64 px
     assert scene.asked[2] == [[0, 0, 40, 64], [0, 0, 32, 32]]
-    assert scene.asked[3] == output.regions[1].box_l0_yxyx.tolist()
+    assert scene.asked[3] == output.regions.at_level(1).box_l0_yxyx.tolist()
     for boxes in scene.asked:
         for (y0, x0, y1, x1), (height, width) in zip(boxes, scene.sizes_hw, strict=True):
             assert 0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width
@@ -274,7 +274,7 @@ def test_controls_look_without_a_learnt_choice(policy: Any):
     assert torch.equal(output.log_prob, torch.zeros(3, 3)) and not output.log_prob.requires_grad
     if policy == "centre":
         assert torch.equal(output.location_yx, torch.zeros(3, 3, 2))
-        assert output.regions[1].box_l0_yxyx.unique(dim=0).tolist() == [[10, 10, 21, 21]]
+        assert output.regions.at_level(1).box_l0_yxyx.unique(dim=0).tolist() == [[10, 10, 21, 21]]
     if policy == "random":
         assert 0.1 < float(output.location_yx.abs().max()) <= BORDER
 

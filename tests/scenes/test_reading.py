@@ -21,7 +21,6 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.folder import LabelledImages
 from tnet.data.loading import check_sizes, eval_loader, open_data, reading_of, train_loader
-from tnet.data.reading import Reading
 from tnet.data.sample import Batch, Sample, collate
 from tnet.errors import ConfigError, ImageError
 from tnet.evaluation.looks import evaluate_looks
@@ -29,6 +28,7 @@ from tnet.models.tnet import TNet
 from tnet.scenes import FileScene, Scene, SceneOptions, overview
 from tnet.scenes.memory import MemoryScene
 from tnet.scenes.overview import OverviewScene, OverviewStore
+from tnet.scenes.reading import Reading
 from tnet.scenes.transform import TransformedScene
 
 CHANGES = AugmentConfig(horizontal_flip=True, quarter_turns=True, crop_area=(0.4, 1.0), contrast=0.3)

@@ -19,7 +19,7 @@ Where this differs from the original's code, or that from its description:
 - The code has a normalised L2 penalty, too, divided by the number of weights, which 8e-5 would make vanish; here it is
   the sum of squares.
 - Sobel policies rate windows a whole number of pixels apart from the first corner (8 px at 224 px), as the code does.
-- See :class:`tnet.backbones.bagnet_lowd.BagNetLowD` for the shortcuts of the representation network.
+- See :class:`tnet.baselines.bagnet_lowd.BagNetLowD` for the shortcuts of the representation network.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tnet.backbones.bagnet_lowd import (
+from tnet.baselines.bagnet_lowd import (
     BagNetLowD,
     LowDMaps,
     PositionGrid,

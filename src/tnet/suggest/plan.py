@@ -9,13 +9,14 @@ from functools import cached_property
 import timm
 
 from tnet.backbones import BackboneConfig
-from tnet.data.survey import Survey
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
 from tnet.evaluation.report import macs_unit
 from tnet.geometry import Suggestion, suggest, total_looks
-from tnet.models.config import LocatorConfig, PolicyConfig, TNetConfig
+from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.tnet import TNet
+from tnet.suggest.survey import Survey
+from tnet.traversal import PolicyConfig
 
 # Base resolutions that are considered, pixels. More than 224 costs more without being what most weights were made at.
 BASES_PX = tuple(range(224, 63, -16))

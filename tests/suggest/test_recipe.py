@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tnet.data.config import DataConfig
-from tnet.data.survey import PictureFacts, Survey
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.objectives import ObjectiveConfig
+from tnet.suggest.recipe import Proposal, explain, parse_macs, propose, recipe_text
+from tnet.suggest.survey import PictureFacts, Survey
 from tnet.training.recipe import load_recipe, parse_recipe
-from tnet.training.suggest import Proposal, explain, parse_macs, propose, recipe_text
 
 BACKBONE = "test_resnet"  # weights made at 160 px
 

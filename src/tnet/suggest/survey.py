@@ -14,11 +14,11 @@ import torch
 
 from tnet.data.config import DataConfig
 from tnet.data.folder import LabelledImages
-from tnet.data.images import DEFAULT_MAX_PIXELS, open_picture, read_header, unreadable
 from tnet.data.loading import open_data
-from tnet.data.reading import Reading
 from tnet.errors import ConfigError, DataError, ImageError, SlowImageWarning
 from tnet.scenes.file import FileScene
+from tnet.scenes.images import DEFAULT_MAX_PIXELS, open_picture, read_header, unreadable
+from tnet.scenes.reading import Reading
 
 # The pictures whose headers training reads too (tnet.data.loading.check_sizes): what is proposed must pass there.
 _SIZES_READ = 500

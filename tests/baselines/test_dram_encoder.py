@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tnet.baselines.dram_encoder import PreActBottleneck, RecurrentCell, ResNetV2
 from tnet.geometry import clip_boxes, crop_boxes, crop_sizes_px
-from tnet.models.dram_encoder import PreActBottleneck, RecurrentCell, ResNetV2
 
 
 def test_encoder_strides_in_the_last_unit_of_all_stages_but_the_last():

@@ -19,11 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
-from tnet.errors import ConfigError
-from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
-from tnet.models.base import Images, ModelOutput
-from tnet.models.parts import positional_encoding
-from tnet.models.patches import (
+from tnet.baselines.patches import (
     PatchModel,
     PatchModelConfig,
     PatchObjective,
@@ -33,6 +29,10 @@ from tnet.models.patches import (
     evaluating,
     images_by_size,
 )
+from tnet.errors import ConfigError
+from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
+from tnet.models.base import Images, ModelOutput
+from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
 

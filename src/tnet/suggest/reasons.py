@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tnet.data.survey import Survey
 from tnet.geometry import total_looks
 from tnet.objectives import ObjectiveConfig
-from tnet.training.plan import BASES_PX, GAIN, LEAST_GAIN, LookPlan, Weights, amount
+from tnet.suggest.plan import BASES_PX, GAIN, LEAST_GAIN, LookPlan, Weights, amount
+from tnet.suggest.survey import Survey
 from tnet.training.recipe import Recipe
 
 _FEW_PICTURES = 20  # of a class, to train with

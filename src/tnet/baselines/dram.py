@@ -30,6 +30,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones.base import BatchNormMode, PopulationNorms
+from tnet.baselines.dram_encoder import (
+    RecurrentCell,
+    ResNetV2,
+    position_channels,
+    replicate_edges,
+    sample_points,
+)
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, box_regions, clip_boxes, crop_boxes, crop_sizes_px, whole_images
 from tnet.losses import (
@@ -43,13 +50,6 @@ from tnet.losses import (
     reward,
 )
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
-from tnet.models.dram_encoder import (
-    RecurrentCell,
-    ResNetV2,
-    position_channels,
-    replicate_edges,
-    sample_points,
-)
 from tnet.scenes import Resize, SceneBatch
 
 DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]

@@ -89,7 +89,7 @@ def load_image(
         max_pixels: largest width x height, before shrinking, that is decoded.
 
     Returns:
-        Levels 0 to 255, upright; see the table in :mod:`tnet.data.images` for how they come about.
+        Levels 0 to 255, upright; see the table in :mod:`tnet.scenes.images` for how they come about.
 
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, larger than ``max_pixels``, not a picture of a

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.helpers import pictures, tiny_config, tiny_recipe
 
+from tnet.baselines.saccader import SaccaderConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.errors import CheckpointError, ConfigError, RecipeError
 from tnet.evaluation.looks import evaluate_looks
@@ -18,7 +19,6 @@ from tnet.explain.many import explain_samples
 from tnet.inference.records import prediction_of
 from tnet.models import Model, build_model, fill_from, load_model, save_model
 from tnet.models.kinds import KIND_NAMES, kind_of
-from tnet.models.saccader import SaccaderConfig
 from tnet.training.module import TNetModule
 from tnet.training.recipe import Recipe, build_objective, load_recipe, parse_recipe, save_recipe, with_classes
 from tnet.training.run import train
@@ -105,9 +105,7 @@ def test_a_run_leaves_a_model_that_answers_the_same_after_loading(repository: Pa
         torch.manual_seed(0)
         outputs.append(net(images))
     assert torch.equal(outputs[0].logits, outputs[1].logits)
-    assert all(
-        torch.equal(a.box_l0_yxyx, b.box_l0_yxyx) for a, b in zip(outputs[0].regions, outputs[1].regions, strict=True)
-    )
+    assert torch.equal(outputs[0].regions.box_l0_yxyx, outputs[1].regions.box_l0_yxyx)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,7 +132,7 @@ def test_the_figure_and_the_record_show_where_it_looked(repository: Path, tmp_pa
     for image in range(2):
         told = prediction_of(output, image, model.config, "a.png", located=model.is_located(model.config.eval_policy))
         assert [region.number for region in told.regions] == [str(i + 1) for i in range(looks)]
-        boxes = output.regions[1].box_l0_yxyx.reshape(2, looks, 4)[image].tolist() if looks else []
+        boxes = output.regions.at_level(1).box_l0_yxyx.reshape(2, looks, 4)[image].tolist() if looks else []
         assert [list(region.box_l0_yxyx) for region in told.regions] == boxes
         assert told.size_hw == tuple(images[image].shape[1:])
     assert explain_image(model, images[0]).axes

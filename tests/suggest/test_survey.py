@@ -9,8 +9,8 @@ from PIL import Image
 
 from tnet.data.config import DataConfig
 from tnet.data.loading import check_sizes, open_data
-from tnet.data.survey import Survey, find_layout, survey
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.suggest.survey import Survey, find_layout, survey
 
 
 def put(folder: Path, count: int, size: tuple[int, int] = (40, 30), mode: str = "RGB", kind: str = "png") -> None:
@@ -97,7 +97,7 @@ def test_pyramids_are_read_where_they_are_looked_at(tmp_path: Path) -> None:
 
 
 def test_many_pictures_are_sampled_as_training_samples_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tnet.data.survey._SIZES_READ", 4)
+    monkeypatch.setattr("tnet.suggest.survey._SIZES_READ", 4)
     monkeypatch.setattr("tnet.data.loading._SIZES_CHECKED", 4)
     put(tmp_path / "train" / "a", 9)
     put(tmp_path / "train" / "b", 9)

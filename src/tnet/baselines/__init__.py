@@ -1,0 +1,1 @@
+"""Hard-attention models that TNet is compared with."""

@@ -1,0 +1,1 @@
+"""Suggest a recipe for a folder of images: survey it, choose a plan, say why."""
