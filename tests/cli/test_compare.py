@@ -15,7 +15,7 @@ from tests.helpers import tiny_recipe
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.evaluation.compare_suite import load_suite
+from tnet.evaluation.comparison.suite import load_suite
 from tnet.training.recipe import load_recipe, save_recipe
 
 COSTS = {"devices": ["cpu"], "batch_sizes": [1], "repeats": 1, "memory_batch_size": 0}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tnet.errors import ConfigError, RecipeError
-from tnet.evaluation.compare_suite import load_suite
+from tnet.evaluation.comparison.suite import load_suite
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import pytest
 from tests.helpers import tiny_config, tiny_recipe
 
 from tnet.errors import ConfigError, TrainingError
-from tnet.evaluation import compare_rows
-from tnet.evaluation.compare import Comparison, compare
-from tnet.evaluation.compare_rows import _minutes_kept, content_key, model_digest, recipe_key
-from tnet.evaluation.compare_suite import CostsConfig, RowConfig, Suite
+from tnet.evaluation.comparison import work
+from tnet.evaluation.comparison.run import Comparison, compare
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.comparison.work import _minutes_kept, content_key, model_digest, recipe_key
+from tnet.evaluation.resources import CostsConfig
 from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
 from tnet.training.recipe import load_recipe, save_recipe
@@ -39,7 +40,7 @@ class Log:
 
     def take(self) -> list[str]:
         """Rows and what was done with them, since the last time."""
-        verbs = ("training goes on", "training", "evaluating", "measuring costs", "failed")
+        verbs = ("resuming", "training", "evaluating", "measuring costs", "failed")
         found = [f"{line.split(',')[0].split(':')[0].split(' failed')[0]}: "
                  f"{next(verb for verb in verbs if verb in line)}" for line in self.done]  # fmt: skip
         self.done.clear()
@@ -196,7 +197,7 @@ def test_saved_and_registered_models(tiny: str, tmp_path: Path, log: Log) -> Non
 def test_a_failure_of_any_kind_leaves_the_other_rows(
     tiny: str, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = compare_rows.train
+    train = work.train
 
     def fails(recipe: Any, *args: Any, **options: Any) -> Any:
         if recipe.optim.lr == 0.5:
@@ -205,7 +206,7 @@ def test_a_failure_of_any_kind_leaves_the_other_rows(
             raise ZeroDivisionError("a bug")
         return train(recipe, *args, **options)
 
-    monkeypatch.setattr(compare_rows, "train", fails)
+    monkeypatch.setattr(work, "train", fails)
     rows = [RowConfig(name, tiny, (f"optim.lr={lr}",)) for name, lr in (("A", 0.5), ("B", 0.25), ("C", 0.001))]
     result = compare(a_suite(tiny, *rows), tmp_path / "out", progress=False, say=log)
     assert result.failures == {"A": "the loss became nan; train anew", "B": "ZeroDivisionError: a bug"}
@@ -216,14 +217,14 @@ def test_a_failure_of_any_kind_leaves_the_other_rows(
 @pytest.fixture
 def interrupted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first evaluation is interrupted by Ctrl-C."""
-    measure, times = compare_rows.measure_accuracy, iter([True])
+    measure, times = work.evaluate, iter([True])
 
     def interrupt(*args: Any, **options: Any) -> Any:
         if next(times, False):
             raise KeyboardInterrupt
         return measure(*args, **options)
 
-    monkeypatch.setattr(compare_rows, "measure_accuracy", interrupt)
+    monkeypatch.setattr(work, "evaluate", interrupt)
 
 
 def test_an_interruption_says_how_to_go_on(tiny: str, tmp_path: Path, log: Log, interrupted_once: None) -> None:
