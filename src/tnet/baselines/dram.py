@@ -50,6 +50,7 @@ from tnet.losses import (
     reward,
 )
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import Resize, SceneBatch
 
 DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]
@@ -393,3 +394,6 @@ class DRAMObjective(ModelObjective):
             weights = [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
             terms["l2"] = l2_term(weights, config.l2_weight)
         return Loss.of(terms, rewards[:, -1].mean(), rewards.mean())
+
+
+MODEL_KINDS.register("dram")(ModelKind(DRAMConfig, DRAM, DRAMObjectiveConfig, DRAMObjective))

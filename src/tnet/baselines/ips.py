@@ -32,6 +32,7 @@ from tnet.baselines.patches import (
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
 from tnet.models.base import Images, ModelOutput
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
@@ -417,3 +418,6 @@ class IPSObjective(PatchObjective):
     """
 
     config: IPSObjectiveConfig
+
+
+MODEL_KINDS.register("ips")(ModelKind(IPSConfig, IPS, IPSObjectiveConfig, IPSObjective))
