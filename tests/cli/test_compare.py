@@ -102,7 +102,7 @@ def test_a_comparison_that_was_killed_goes_on(suite: Path, tmp_path: Path) -> No
     assert not json.loads((run.parent / "effort.json").read_text())["finished"]
     assert not (out / "comparison.md").exists()
     code, shown, said = compare(suite, "--out", out)
-    assert code == 0 and "training goes on in" in said
+    assert code == 0 and "resuming in" in said
     assert list(out.glob("cache/*/run")) == [run]
     assert (run / "logs" / "csv" / "version_1").is_dir()
     done = json.loads((run.parent / "effort.json").read_text())

@@ -77,7 +77,8 @@ def test_csv_can_be_read_back(tmp_path: Path) -> None:
         zero, deep = csv.DictReader(file)
     assert (zero["looks"], deep["looks"]) == ("0", "2x1")
     assert (zero["auc"], float(zero["accuracy"]), int(zero["macs"])) == ("", 0.25, 1_500_000)
-    assert list(zero) == list(LooksRow.__dataclass_fields__)
+    names = [name for name in LooksRow.__dataclass_fields__ if not name.startswith("right")]
+    assert list(zero) == names
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 

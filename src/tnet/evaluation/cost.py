@@ -1,11 +1,11 @@
 """Parameters, multiply-adds and time of a model, in total and per module.
 
-Multiply-adds (MACs) are the count of PyTorch's FLOP counter divided by two. Convolutions, linear layers, matrix products
-and attention count; element-wise operations, normalisation, pooling and the resizing of pixels are free. Everything that
-``TNet.forward`` runs is counted, including the classification of each single feature. The published figures differ in
-four places: they classify only the aggregate, treat aggregation as free, scale coordinates once per cell instead of once
-per row and column, and count the location module at 0 looks, where ours does not run. Together that is less than 0.1 %,
-except for the last (1 % for ImageNet).
+Multiply-adds (MACs) are the count of PyTorch's FLOP counter divided by two. Convolutions, linear layers, matrix
+products and attention count; element-wise operations, normalisation, pooling and the resizing of pixels are free.
+Everything that ``TNet.forward`` runs is counted, including the classification of each single feature. The published
+figures differ in four places: they classify only the aggregate, treat aggregation as free, scale coordinates once per
+cell instead of once per row and column, and count the location module at 0 looks, where ours does not run. Together
+that is less than 0.1 %, except for the last (1 % for ImageNet).
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_the_table_has_the_columns_of_the_paper() -> None:
     assert body[1][6:] == ["3.000", "1.500", "2.00 (1.50 to 3.25)", "12.5"]
     assert body[2][6:] == ["2.900", "1.500", "-", "-"]
     notes = comparison_notes(lines, ["cuda"], {"cpu": "Abacus"})
-    for said in ("4 images", "multiply-adds of one image", "64 x 96 px", "cpu Abacus", "not measured: cuda", "2 seeds"):
+    for said in ("4 images", "multiply-adds per image", "64 x 96 px", "cpu Abacus", "not measured: cuda", "2 seeds"):
         assert said in notes
     assert "| TNet | 2     | 10    | 80          | 1.5     |" in effort_table(lines)
     assert effort_table([replace(line, effort=None) for line in lines]) == ""

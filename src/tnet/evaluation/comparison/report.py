@@ -256,13 +256,9 @@ def write_comparison_csv(lines: Sequence[Line], path: str | Path) -> None:
         }  # fmt: skip
         for name in ("top1", "top5", "without_context"):
             value: Share | None = getattr(line, name)
-            row |= {
-                name: value and value.mean,
-                f"{name}_low": value and value.low,
-                f"{name}_high": value and value.high,
-            }
-            row |= {f"{name}_std": value and value.std, f"{name}_min": value and value.least}
-            row |= {f"{name}_max": value and value.most}
+            row |= {name: value and value.mean, f"{name}_low": value and value.low}
+            row |= {f"{name}_high": value and value.high, f"{name}_std": value and value.std}
+            row |= {f"{name}_min": value and value.least, f"{name}_max": value and value.most}
         row |= {"macs": cost and cost.macs, "flops": cost and 2 * cost.macs, "parameters": cost and cost.parameters}
         row |= {"total_parameters": cost and cost.total_parameters}
         row |= {"image_height_px": cost and cost.image_size_hw[0], "image_width_px": cost and cost.image_size_hw[1]}

@@ -50,8 +50,7 @@ class RowConfig:
         given = [key for key in ("recipe", "model", "registered") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ConfigError(
-                f"{' and '.join(given) or 'none of recipe, model, registered'} given; give exactly one of recipe, model "
-                "and registered"
+                f"{' and '.join(given) or 'none of recipe, model, registered'} given; give exactly one of them"
             )
         for key in ("after", "overrides"):
             if getattr(self, key) and self.recipe is None:
