@@ -37,8 +37,9 @@ from tnet.baselines.dram_encoder import (
     replicate_edges,
     sample_points,
 )
+from tnet.baselines.geometry import box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, box_regions, clip_boxes, crop_boxes, crop_sizes_px, whole_images
+from tnet.geometry import Regions, whole_images
 from tnet.losses import (
     Loss,
     ModelObjective,

@@ -43,8 +43,9 @@ from tnet.baselines.bagnet_lowd import (
     init_glorot,
     position_grid,
 )
+from tnet.baselines.geometry import window_regions
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, whole_images, window_regions
+from tnet.geometry import Regions, whole_images
 from tnet.losses import Loss, ModelObjective, check_smoothing, check_weights, classification_loss, l2_term, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput, mean_entropy
 from tnet.models.kind import MODEL_KINDS, ModelKind
