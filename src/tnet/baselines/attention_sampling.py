@@ -8,7 +8,6 @@ and attention alike, are estimated from a few patches, without REINFORCE.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,10 +21,12 @@ from tnet.backbones import create_backbone
 from tnet.baselines.geometry import chosen_patches, position_boxes
 from tnet.baselines.objective import Target, Terms
 from tnet.baselines.patches import (
+    Looks,
     PatchModel,
     PatchModelConfig,
     PatchObjective,
     PatchObjectiveConfig,
+    PatchPolicy,
     control_policy,
     count_macs,
     images_by_size,
@@ -35,7 +36,6 @@ from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
-from tnet.traversal import Policy
 
 _FIRST_KERNEL, _KERNEL = 7, 3
 
@@ -153,8 +153,8 @@ def draw_positions(
     positions = log_attention.shape[1]
     if not replacement and count > positions:
         raise GeometryError(
-            f"looks is {count} but there are {positions} positions to draw without replacement; give fewer looks, a larger "
-            "model.scale or model.low_px, or set model.replacement to true"
+            f"looks is {count} but there are {positions} positions to draw without replacement; give fewer looks, or a "
+            "larger model.scale or model.low_px, or set model.replacement to true"
         )
     probs = log_attention.detach().float().exp()
     # Without replacement, positions whose probability underflows may be needed too.
@@ -234,9 +234,7 @@ class AttentionSampling(PatchModel):
             dim = config.feature_channels[-1]
         self.classifier = nn.Linear(dim, config.num_classes)
 
-    def forward(
-        self, images: Images, looks: int | Sequence[int] | None = None, policy: Policy | str | None = None
-    ) -> AttentionSamplingOutput:
+    def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> AttentionSamplingOutput:
         """Draw patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
         ``sample`` draws from the attention, ``topk`` takes the positions with most attention; ``None`` draws in
@@ -288,7 +286,7 @@ class AttentionSampling(PatchModel):
         return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 
     def _choose(
-        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: Policy | str | None
+        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
     ) -> tuple[Int[Tensor, "images looks"], str]:
         """Choose positions; also return the name of the estimate that fits the choice."""
         if policy is None:
@@ -311,10 +309,7 @@ class AttentionSampling(PatchModel):
 
     @override
     def multiply_adds(
-        self,
-        image_size_hw: tuple[int, int],
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
+        self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
         count, outline = self.config.count_looks(looks), copy.deepcopy(self).to("meta").eval()
         low, patch = (

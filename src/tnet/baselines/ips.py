@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,10 +22,12 @@ from typing_extensions import override
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
 from tnet.baselines.geometry import chosen_patches, patch_boxes
 from tnet.baselines.patches import (
+    Looks,
     PatchModel,
     PatchModelConfig,
     PatchObjective,
     PatchObjectiveConfig,
+    PatchPolicy,
     control_policy,
     count_macs,
     evaluating,
@@ -37,7 +39,6 @@ from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
-from tnet.traversal import Policy
 
 _MIN_POSITION_DIM = 6
 
@@ -212,7 +213,7 @@ def _keep_stages(backbone: Backbone, stages: int) -> None:
     names = [f"layer{stage}" for stage in range(1, 5)]
     if model is None or not all(hasattr(model, name) for name in (*names, "global_pool")):
         raise ConfigError(
-            f"model.backbone_stages is {stages} but only timm ResNets can be cut after a stage; give 0 for other backbones"
+            f"model.backbone_stages is {stages} but only timm ResNets can be cut; give 0 for other backbones"
         )
     backbone.feature_dim = int(model.feature_info[stages]["num_chs"])
     for name in names[stages:]:
@@ -243,9 +244,7 @@ class IPS(PatchModel):
         self.pool = CrossAttentionPool(dim, config)
         self.classifier = nn.Linear(config.queries * dim, config.num_classes)
 
-    def forward(
-        self, images: Images, looks: int | Sequence[int] | None = None, policy: Policy | str | None = None
-    ) -> IPSOutput:
+    def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> IPSOutput:
         """Select patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
         ``topk`` or ``None`` select by score. With any policy that needs no logits, such as ``random`` and ``centre``,
@@ -301,7 +300,7 @@ class IPS(PatchModel):
         members: list[int],
         grid: Int[Tensor, "rows cols 4"],
         keep: int,
-        policy: Policy | str | None,
+        policy: PatchPolicy,
     ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"] | None]:
         """Choose patches of images of one size; also return their features if computed."""
         rows, cols = grid.shape[:2]
@@ -331,10 +330,7 @@ class IPS(PatchModel):
 
     @override
     def multiply_adds(
-        self,
-        image_size_hw: tuple[int, int],
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
+        self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
         rows, cols = patch_boxes(image_size_hw, self.config.patch_px, self.stride_px).shape[:2]
         patches, keep = rows * cols, min(self.config.count_looks(looks), rows * cols)
@@ -345,11 +341,13 @@ class IPS(PatchModel):
         def tokens(count: int) -> Tensor:
             return torch.zeros(1, count, self.backbone.feature_dim, device="meta")
 
+        def scoring(count: int) -> int:
+            return count_macs(lambda: outline.pool.logits(tokens(count)))
+
         selects = control_policy(policy, rows, cols) is None and keep < patches
         steps = Counter(len(part) for part in torch.arange(patches).split(self.config.step))
-        scoring = sum(n * count_macs(lambda k=k: outline.pool.logits(tokens(k))) for k, n in steps.items())
         return {
-            "selection": patches * encoder + scoring if selects else 0,
+            "selection": patches * encoder + sum(n * scoring(k) for k, n in steps.items()) if selects else 0,
             "backbone": 0 if selects and self.config.reuse_embeddings else keep * encoder,
             "pool": count_macs(lambda: outline.pool(tokens(keep), torch.tensor([keep], device="meta"))),
             "classifier": self.classifier.weight.numel(),

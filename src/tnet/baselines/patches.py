@@ -20,6 +20,9 @@ from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
 
+Looks = int | Sequence[int] | None
+PatchPolicy = Policy | str | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchModelConfig(ModelConfig):
@@ -69,18 +72,9 @@ class PatchModel(Model):
     config: PatchModelConfig
 
     def multiply_adds(
-        self,
-        image_size_hw: tuple[int, int],
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
+        self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
-        """Count the multiply-adds of each part for one image in evaluation, without computing anything.
-
-        Args:
-            image_size_hw: height and width, pixels.
-            looks: as for ``forward``.
-            policy: as for ``forward``.
-        """
+        """Count the multiply-adds of each part for one image in evaluation, without computing anything."""
         raise NotImplementedError
 
 
@@ -127,14 +121,8 @@ class PatchObjective(BaselineObjective):
         return penalised_parameters(model, self.config.l2_scope)
 
 
-def control_policy(policy: Policy | str | None, rows: int, cols: int) -> Policy | None:
-    """Return the policy that chooses patches without the model's scores; ``None`` if the model is to choose.
-
-    Args:
-        policy: ``None``, ``topk`` or a ``TopK``: the model chooses. ``random``, ``centre`` or any policy that needs no
-            logits: a control.
-        rows: of the grid of patches.
-        cols: of the grid of patches.
+def control_policy(policy: PatchPolicy, rows: int, cols: int) -> Policy | None:
+    """Return the policy that chooses patches without the model's scores; ``None`` if the model chooses (``topk``).
 
     Raises:
         ConfigError: the policy needs location logits.
