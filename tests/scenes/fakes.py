@@ -116,7 +116,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     made = Shelf(tmp_path)
     monkeypatch.setattr(file, "open_reader", made.open_reader)
     monkeypatch.setattr(cache, "readers", cache.ReaderPool())
-    monkeypatch.setattr(cache, "decoded", cache.DecodedPictures())
+    monkeypatch.setattr(cache, "decoded", cache.DecodedImages())
     return made
 
 

@@ -34,7 +34,7 @@ def _read_all(path: Path, kind: str | None = None) -> None:
     reader = None
     refusal = f"{path} was read"
     try:
-        reader = open_reader(path, kind=kind)
+        reader = open_reader(path, name=kind)
         for index, level in enumerate(reader.info.levels):
             height, width = level.size_hw
             reader.read(index, (0, 0, min(height, 512), min(width, 512)))
@@ -92,7 +92,7 @@ def test_hostile_files_in_every_reader(name: str, kind: str | None, tmp_path: Pa
     path = HOSTILE[name](tmp_path / "hostile")
     started = time.monotonic()
     with pytest.raises(ImageError, match="hostile"):
-        reader = open_reader(path, kind=kind)
+        reader = open_reader(path, name=kind)
         try:
             height, width = reader.info.levels[0].size_hw
             reader.read(0, (height // 2, width // 2, min(height, height // 2 + 64), min(width, width // 2 + 64)))
@@ -106,7 +106,7 @@ def test_nothing_is_no_image(kind: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name in ("empty", "missing", "missing/deeper"):
         with pytest.raises(ImageError, match=name):
-            open_reader(tmp_path / name, kind=kind)
+            open_reader(tmp_path / name, name=kind)
 
 
 def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
         "for path in sys.argv[1:]:\n"
         "    for kind in (None, *READER_KINDS[:4]):\n"
         "        try:\n"
-        "            reader = open_reader(path, kind=kind)\n"
+        "            reader = open_reader(path, name=kind)\n"
         "            reader.read(0, (0, 0, 64, 64))\n"
         "        except ImageError:\n"
         "            continue\n"
