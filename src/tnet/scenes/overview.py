@@ -5,10 +5,10 @@ resolution than it has, exactly as a stored level of a pyramid would; all other 
 depends on the glimpse alone, not on what happens to be kept, so results do not either.
 
 A glimpse that it serves is an average of averages, whereas a direct one averages stored pixels once (with a triangle
-filter as wide as the reduction). With ``px`` twice the requested size, glimpses of the whole differ by 0.2 to 0.8 of 255
-levels on average in photographs of eyes and of a landscape, by 1.0 in a slide and 2.6 in a grainy scan of a print, and
-by 5 to 35 at the sharpest edges; contrast falls by less than 1%. Glimpses of parts that need the full resolution of the
-copy differ by up to twice that. Values of more than 8 bits are rounded.
+filter as wide as the reduction). With ``px`` twice the requested size, glimpses of the whole differ by 0.2 to 0.8 of
+255 levels on average in photographs of eyes and of a landscape, by 1.0 in a slide and 2.6 in a grainy scan of a print,
+and by 5 to 35 at the sharpest edges; contrast falls by less than 1%. Glimpses of parts that need the full resolution of
+the copy differ by up to twice that. Values of more than 8 bits are rounded.
 """
 
 from __future__ import annotations
