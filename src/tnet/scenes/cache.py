@@ -28,19 +28,12 @@ MAX_DECODED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class FileKey:
-    """One version of one file, read in one way.
+    """One version of one file, read in one way."""
 
-    Attributes:
-        path: absolute.
-        reader: name of the requested reader, ``None`` for the one that suits the content.
-        options: of the reader.
-        stamp: distinguishes the file from another that took its place.
-    """
-
-    path: str
-    reader: str | None
+    path: str  # absolute
+    reader: str | None  # requested, not the one that was chosen
     options: ReaderOptions
-    stamp: tuple[int, ...]
+    stamp: tuple[int, ...]  # distinguishes the file from another that took its place
 
 
 class FileStats:
@@ -180,13 +173,7 @@ class DecodedImages:
         return sum(image.nbytes for image in self._kept.values())
 
     def get(self, key: tuple[FileKey, int], nbytes: int, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return an image that is kept, else the result of ``decode``.
-
-        Args:
-            key: file and level.
-            nbytes: size of the result.
-            decode: decodes it.
-        """
+        """Return the image of a file and level that is kept, else the result of ``decode``, of ``nbytes`` bytes."""
         with self._changed:
             while key not in self._kept:
                 if key not in self._decoding and self._make_room(nbytes):

@@ -36,21 +36,13 @@ _LUMA_FIXED = (19595, 38470, 7471)  # in 1/65536, so that 8-bit luma equals Pill
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """Conversion of one image's channels; made by :func:`map_channels`.
+    """Conversion of one image's channels; made by :func:`map_channels`."""
 
-    Attributes:
-        take: stored channels to use, in order; ``None`` for all.
-        alpha: stored channel of opacity to composite with, if any.
-        background: value of transparent pixels, 0 (black) or 1 (white).
-        mix: ``none``, ``repeat`` one channel three times, or ``luma`` of three.
-        value_range: stored values that become 0 and 1; ``None`` for 8-bit values, which are unchanged.
-    """
-
-    take: tuple[int, ...] | None
-    alpha: int | None
-    background: int
-    mix: Literal["none", "repeat", "luma"]
-    value_range: tuple[float, float] | None
+    take: tuple[int, ...] | None  # stored channels, in order; None for all
+    alpha: int | None  # stored channel to composite with
+    background: int  # of transparent pixels: 0 (black) or 1 (white)
+    mix: Literal["none", "repeat", "luma"]  # repeat one channel three times, or luma of three
+    value_range: tuple[float, float] | None  # stored values that become 0 and 1; None for 8-bit, which are unchanged
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -58,14 +50,9 @@ class ChannelMap:
         return np.dtype(np.uint8 if self.value_range is None else np.float32)
 
     def apply(self, stored: NDArray[Any], fill: Sequence[float] = (0.0,)) -> NDArray[Any]:
-        """Convert pixels.
+        """Convert ``[height, width, stored channels]`` to ``[height, width, channels]`` of :attr:`dtype`.
 
-        Args:
-            stored: ``[height, width, stored channels]``.
-            fill: replaces NaN (no data): one value, or one per channel.
-
-        Returns:
-            ``[height, width, channels]`` of :attr:`dtype`.
+        NaN (no data) becomes ``fill``: one value, or one per channel.
         """
         pixels = stored if self.take is None else np.stack([stored[..., c] for c in self.take], axis=-1)
         alpha = None if self.alpha is None else stored[..., self.alpha : self.alpha + 1]
@@ -117,13 +104,7 @@ def map_channels(
 ) -> ChannelMap:
     """Choose the conversion of an image to ``channels`` channels; see the table in :mod:`tnet.scenes.channels`.
 
-    Args:
-        path: of the image, for messages.
-        info: description of the image.
-        channels: requested number.
-        bands: stored channels to use, counted from 0.
-        alpha: background of transparent pixels.
-        value_range: stored values that become 0 and 1; values beyond are clipped.
+    Arguments are those of :class:`tnet.scenes.SceneOptions`; ``path`` is for messages.
 
     Raises:
         ImageError: a band does not exist, the number of channels does not fit, or the range of values is unknown.

@@ -4,11 +4,9 @@ The copy is square like every glimpse, ``px`` per side, antialiased, 8-bit. It s
 resolution than it has, exactly as a stored level of a pyramid would; all other glimpses go to the scene. The choice
 depends on the glimpse alone, not on what happens to be kept, so results do not either.
 
-A glimpse that it serves is an average of averages, whereas a direct one averages stored pixels once (with a triangle
-filter as wide as the reduction). With ``px`` twice the requested size, glimpses of the whole differ by 0.2 to 0.8 of
-255 levels on average in photographs of eyes and of a landscape, by 1.0 in a slide and 2.6 in a grainy scan of a print,
-and by 5 to 35 at the sharpest edges; contrast falls by less than 1%. Glimpses of parts that need the full resolution of
-the copy differ by up to twice that. Values of more than 8 bits are rounded.
+A glimpse that it serves is an average of averages. With ``px`` twice the requested size, glimpses of the whole differ
+from direct ones by 0.2 to 2.6 of 255 levels on average (photographs to grainy scans), and by 5 to 35 at the sharpest
+edges; glimpses of parts that need its full resolution by up to twice that.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -41,31 +39,17 @@ _TOLERANCE = 0.01  # a copy may be this much coarser than requested, as stored l
 _HEADER_BYTES = 2**16  # more than an overview's file has besides its pixels
 
 
-@dataclass(frozen=True, eq=False)
-class Overview:
-    """A small copy of a scene.
-
-    Attributes:
-        pixels: of the whole scene, whatever its shape.
-        levels: height and width of each level of the scene, finest first.
-    """
+class Overview(NamedTuple):
+    """A small copy of a whole scene, and the height and width of each of the scene's levels, finest first."""
 
     pixels: UInt8[Tensor, "channels px px"]
     levels: tuple[tuple[int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return self.pixels.numel()
 
 
 class OverviewStore:
     """Overviews of a process; the least recently used are dropped first.
 
     A forked child starts with those of its parent, which cost it nothing until either drops them.
-
-    Args:
-        budget_bytes: of those kept.
     """
 
     def __init__(self, budget_bytes: int = MAX_OVERVIEW_BYTES) -> None:
@@ -79,7 +63,7 @@ class OverviewStore:
     @property
     def nbytes(self) -> int:
         """Bytes kept."""
-        return sum(overview.nbytes for overview in self._kept.values())
+        return sum(overview.pixels.numel() for overview in self._kept.values())
 
     def get(self, key: str) -> Overview | None:
         """Return an overview that is kept."""
@@ -90,7 +74,7 @@ class OverviewStore:
 
     def put(self, key: str, overview: Overview) -> None:
         """Keep an overview, unless it is larger than the whole budget."""
-        if overview.nbytes > self.budget_bytes:
+        if overview.pixels.numel() > self.budget_bytes:
             return
         with self.lock:
             self._kept[key] = overview
@@ -143,8 +127,7 @@ class OverviewScene:
         self._overview: Overview | None = None
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        made = (self._key, self._overview.pixels, self._overview.levels) if self._overview is not None else None
-        return _restored, (self.scene, self.px, self.channels, self.folder, made)
+        return _restored, (self.scene, self.px, self.channels, self.folder, self._key, self._overview)
 
     def __repr__(self) -> str:
         return f"OverviewScene({self.scene!r}, {self.px})"
@@ -225,23 +208,18 @@ class OverviewScene:
 
 
 def _restored(
-    scene: Scene,
-    px: int,
-    channels: int,
-    folder: Path | None,
-    made: tuple[str, Tensor, tuple[tuple[int, int], ...]] | None,
+    scene: Scene, px: int, channels: int, folder: Path | None, key: str | None, overview: Overview | None
 ) -> OverviewScene:
     """Unpickle a scene; this process then keeps its overview too."""
     restored = OverviewScene(scene, px, channels, folder)
-    if made is not None:
-        key, pixels, levels = made
-        overview = overviews.get(key) if key else None
-        if overview is None:
+    if overview is not None:
+        kept = overviews.get(key) if key else None
+        if kept is None:
             # Copied from the memory shared with the worker that made it, each piece of which keeps a file open.
-            overview = Overview(pixels.clone(), levels)
+            kept = overview._replace(pixels=overview.pixels.clone())
             if key:
-                overviews.put(key, overview)
-        restored._key, restored._overview = key, overview
+                overviews.put(key, kept)
+        restored._key, restored._overview = key, kept
     return restored
 
 

@@ -147,20 +147,20 @@ class ReaderEntry:
     Attributes:
         open: opens a file; raises ``ImageError`` if that is impossible.
         score: how well the reader suits some content, 0 for not at all. The best installed reader is used.
-        write_sample: writes ``uint8`` pixels ``[height, width, 3]`` in a format of the reader, for ``tnet doctor``.
         modules: modules that it imports.
         packages: distributions that provide them.
         extra: extra of tnet that installs them; empty if they are always installed.
         has_library: importing fails if a shared library is missing, so only an import shows whether it is installed.
+        write_sample: writes ``uint8`` pixels ``[height, width, 3]`` for ``tnet doctor``; ``None`` if it reads TIFF.
     """
 
     open: Callable[[Path, ReaderOptions], Reader]
     score: Callable[[Content], int]
-    write_sample: Callable[[Path, NDArray[np.uint8]], None]
     modules: tuple[str, ...]
     packages: tuple[str, ...]
     extra: str = ""
     has_library: bool = False
+    write_sample: Callable[[Path, NDArray[np.uint8]], None] | None = None
 
     @property
     def has_modules(self) -> bool:

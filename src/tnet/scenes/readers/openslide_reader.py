@@ -7,7 +7,6 @@ Formats of several files are read with the files beside them, as their scanners 
 from __future__ import annotations
 
 import math
-import struct
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, one_line, open_file, unreadable
+from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, ImageInfo, ReaderEntry, ReaderOptions, Window
-from tnet.scenes.readers.common import (
-    MAX_LEVELS,
-    SrgbTransform,
-    check_block,
-    check_window,
-    clip_text,
-    only_series,
-    ratio_levels,
-)
 from tnet.scenes.readers.content import Content
 
 if TYPE_CHECKING:
@@ -54,34 +45,34 @@ class OpenSlideReader:
         self._path = path
         self._lock = threading.Lock()
         self.bytes_read = self.tiles_read = 0
-        only_series(path, options)
+        common.only_series(path, options)
         with open_file(path), guarded(path):
             self._slide: OpenSlide | None = self._open()
             properties = dict(self._slide.properties)
             sizes_hw = [(height, width) for width, height in self._slide.level_dimensions]
             self._downsamples = self._slide.level_downsamples
             profile = self._slide.color_profile if options.apply_icc else None
-            self._to_srgb = SrgbTransform(profile.tobytes()) if profile else None
-        if not 1 <= len(sizes_hw) <= MAX_LEVELS or min(min(size) for size in sizes_hw) < 1:
+            self._to_srgb = common.SrgbTransform(profile.tobytes()) if profile else None
+        if not 1 <= len(sizes_hw) <= common.MAX_LEVELS or min(min(size) for size in sizes_hw) < 1:
             raise unreadable(path, f"its levels are {sizes_hw[:4]}")
         self._tiles_hw = [_tile_hw(properties, level) for level in range(len(sizes_hw))]
         for tile_hw in self._tiles_hw:  # OpenSlide ends the process if there is not enough memory for a tile
-            check_block(path, tile_hw, 4, options)
+            common.check_block(path, tile_hw, 4, options)
         self._background = _background(properties)
         self._bytes_per_pixel = path.stat().st_size / sum(height * width for height, width in sizes_hw)
         self.info = ImageInfo(
-            levels=ratio_levels(sizes_hw, cut_off=True),
+            levels=common.ratio_levels(sizes_hw, cut_off=True),
             channels=3,
             dtype=np.dtype(np.uint8),
             color="rgb",
             spacing_m_yx=_spacing_m_yx(properties),
             tile_hw=self._tiles_hw[0],
-            properties={name: clip_text(properties[name]) for name in list(properties)[:200]},
+            properties={name: common.clip_text(properties[name]) for name in list(properties)[:200]},
         )
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
-        check_window(self._path, self.info, level, box_yxyx)
+        common.check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
         down = self._downsamples[level]
         with guarded(self._path):
@@ -166,25 +157,10 @@ def _score(content: Content) -> int:
     return 2 if header.is_tiled and header.bits == 8 and header.samples == 3 else 0
 
 
-def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write one uncompressed tile by hand: OpenSlide cannot write."""
-    height, width = pixels.shape[:2]
-    short, long, bits_at = 3, 4, 8 + 2 + 12 * 11 + 4
-    tags = [
-        *((256, short, 1, width), (257, short, 1, height), (258, short, 3, bits_at), (259, short, 1, 1)),
-        *((262, short, 1, 2), (277, short, 1, 3), (284, short, 1, 1), (322, short, 1, width)),
-        *((323, short, 1, height), (324, long, 1, bits_at + 6), (325, long, 1, pixels.nbytes)),
-    ]
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    path.write_bytes(head + entries + struct.pack("<I3H", 0, 8, 8, 8) + pixels.tobytes())
-
-
 READERS.register("openslide")(
     ReaderEntry(
         OpenSlideReader,
         _score,
-        _write_sample,
         modules=("openslide",),
         packages=("openslide-python", "openslide-bin"),
         extra="wsi",

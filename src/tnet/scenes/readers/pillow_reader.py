@@ -1,19 +1,8 @@
 """Images that are decoded as a whole, by Pillow: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
 
-Only the formats of :mod:`tnet.scenes.decode` are read. How stored colours are returned:
-
-======================================  ==============================================================
-stored as                               returned as
-======================================  ==============================================================
-8-bit grey, RGB, with or without alpha  unchanged
-1 bit                                   grey, 0 and 255
-palette, CMYK, YCbCr, HSV               RGB
-transparent colour                      alpha
-16-bit grey                             ``uint16``
-16-bit colour                           its high byte (Pillow offers no more)
-32-bit integer, floating point          grey, ``int32`` or ``float32``
-animation, several pages                the one chosen by ``series``
-======================================  ==============================================================
+Only the formats of :mod:`tnet.scenes.decode` are read. Palette, CMYK, YCbCr and HSV become RGB, a transparent colour
+becomes alpha, and of 16-bit colour only the high byte is returned (Pillow offers no more); 16-bit grey (``uint16``) and
+32-bit grey (``int32``, ``float32``) are unchanged. Of animations and several pages ``series`` chooses one.
 
 A JPEG can be decoded at 1/2, 1/4 and 1/8; these are offered as stored levels. Their sizes are rounded up, so their last
 pixels may stand for fewer level-0 pixels than the others.
@@ -100,10 +89,7 @@ class PillowReader:
             properties |= {"dpi": clip_text(image.info["dpi"])} if "dpi" in image.info else {}
         width, height = self._size_px
         self.info = ImageInfo(
-            levels=tuple(
-                StoredLevel((-(-height // factor), -(-width // factor)), (float(factor), float(factor)))
-                for factor in self._factors
-            ),
+            levels=tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors),
             channels=self._form.channels,
             dtype=self._form.dtype,
             color=self._form.color,
@@ -135,20 +121,14 @@ class PillowReader:
         series, max_pixels = self._options.series, self._options.max_pixels
         with open_file(self._path) as stream, guarded(self._path):
             image = read_header(stream, self._path, max_pixels)
-            if series:
-                try:
+            try:
+                if series:
                     image.seek(series)
-                except EOFError as error:
-                    raise unreadable(
-                        self._path, f"it has fewer images than series={series} needs", "give one, counted from 0"
-                    ) from error
-                if image.width * image.height > max_pixels:
-                    raise unreadable(
-                        self._path,
-                        f"its image {series} has {image.width:,} x {image.height:,} pixels, over the limit "
-                        f"max_pixels={max_pixels:,}",
-                        "raise max_pixels if there is memory for it",
-                    )
+            except EOFError as error:
+                raise unreadable(self._path, f"it has no image series={series}", "give one, counted from 0") from error
+            if image.width * image.height > max_pixels:
+                reason = f"its image {series} has {image.width:,} x {image.height:,} pixels, over the limit "
+                raise unreadable(self._path, f"{reason}max_pixels={max_pixels:,}", "raise max_pixels")
             yield image
 
     def _decode(self, level: int) -> NDArray[Any]:
@@ -235,8 +215,4 @@ def _score(content: Content) -> int:
     return int(is_simple and not header.has_nodata)
 
 
-def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
-    Image.fromarray(pixels).save(path, format="PNG")
-
-
-READERS.register("pillow")(ReaderEntry(open_pillow, _score, _write_sample, modules=("PIL",), packages=("pillow",)))
+READERS.register("pillow")(ReaderEntry(open_pillow, _score, modules=("PIL",), packages=("pillow",)))

@@ -22,19 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, open_file, unreadable
+from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, Color, GeoReference, ImageInfo, ReaderEntry, ReaderOptions, Window
-from tnet.scenes.readers.common import (
-    MAX_CHANNELS,
-    MAX_LEVELS,
-    check_block,
-    check_deflated,
-    check_window,
-    clip_text,
-    only_series,
-    opaque,
-    pyramid_of,
-    ratio_levels,
-)
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.tiff_header import read_tiff_header
 
@@ -64,7 +53,7 @@ class RasterioReader:
         self.bytes_read = self.tiles_read = 0
         self._datasets: dict[int, Any] = {}
         self._checked: set[tuple[int, int, str]] = set()
-        only_series(path, options)
+        common.only_series(path, options)
         self._driver = self._allowed_driver()
         try:
             with self._guarded():
@@ -79,7 +68,7 @@ class RasterioReader:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
         from rasterio import windows
 
-        check_window(self._path, self.info, level, box_yxyx)
+        common.check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
         window = windows.Window(x0, y0, x1 - x0, y1 - y0)
         with self._guarded():
@@ -97,7 +86,7 @@ class RasterioReader:
         out = np.empty((*mask.shape, self.info.channels), self.info.dtype)
         out[..., : self.info.channels - 1] = pixels[..., : self.info.channels - 1]
         out[mask == 0] = 0
-        out[..., -1] = np.where(mask == 0, 0, opaque(self.info.dtype))
+        out[..., -1] = np.where(mask == 0, 0, common.opaque(self.info.dtype))
         return out
 
     def close(self) -> None:
@@ -140,11 +129,11 @@ class RasterioReader:
 
     def _describe(self) -> ImageInfo:
         dataset = self._stored(0)
-        count = min(len(dataset.overviews(1)), MAX_LEVELS - 1) if dataset.count else 0
+        count = min(len(dataset.overviews(1)), common.MAX_LEVELS - 1) if dataset.count else 0
         sizes_hw = [self._stored(number).shape for number in range(1 + count)]
-        self._numbers = pyramid_of(sizes_hw)
+        self._numbers = common.pyramid_of(sizes_hw)
         dtype = np.dtype(np.result_type(*dataset.dtypes))
-        if not 1 <= dataset.count <= MAX_CHANNELS or dtype.kind not in "uif":
+        if not 1 <= dataset.count <= common.MAX_CHANNELS or dtype.kind not in "uif":
             raise unreadable(self._path, f"it has {dataset.count} bands of {dtype}", "save bands of real numbers")
         for number in self._numbers:
             self._check(self._stored(number), dtype)
@@ -156,7 +145,7 @@ class RasterioReader:
         tags = dataset.tags()
         exact_halves = dataset.driver == "JP2OpenJPEG" or tags.get("TIFFTAG_SOFTWARE") == "tnet"
         return ImageInfo(
-            levels=ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
+            levels=common.ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
             channels=channels + self._mask_is_extra,
             dtype=dtype,
             color=color,
@@ -171,7 +160,7 @@ class RasterioReader:
         if min(dataset.shape) < 1 or (len(set(dataset.dtypes)) > 1 and dtype.kind == "f"):
             raise unreadable(self._path, f"its size is {dataset.shape}, of {set(dataset.dtypes)}")
         bands = 1 if dataset.profile.get("interleave") == "band" else dataset.count
-        check_block(self._path, dataset.block_shapes[0], bands * dtype.itemsize, self._options)
+        common.check_block(self._path, dataset.block_shapes[0], bands * dtype.itemsize, self._options)
 
     def _colors(self, dataset: Any) -> tuple[Color, int, bool]:
         """Return the meaning of the bands, the number of channels, and whether the last is alpha."""
@@ -216,7 +205,7 @@ class RasterioReader:
             return
         with open_file(self._path) as stream:
             stream.seek(offset)
-            check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
+            common.check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
         self._checked.add(tile)
 
 
@@ -266,7 +255,7 @@ def _spacing_m_yx(dataset: Any) -> tuple[float, float] | None:
 
 def _properties(dataset: Any, tags: dict[str, str]) -> dict[str, str]:
     properties = {"driver": dataset.driver}
-    properties |= {name: clip_text(value) for name, value in list(tags.items())[:100]}
+    properties |= {name: common.clip_text(value) for name, value in list(tags.items())[:100]}
     if dataset.nodata is not None:
         properties["nodata"] = str(dataset.nodata)
     bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
@@ -283,16 +272,6 @@ def _score(content: Content) -> int:
     return 9 if header.has_geo_keys else 0 if header.is_ome else 3
 
 
-def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
-    import rasterio
-
-    height, width = pixels.shape[:2]
-    form = {"driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": "uint8"}
-    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)}
-    with rasterio.open(path, "w", photometric="rgb", **form, **place) as dataset:
-        dataset.write(np.moveaxis(pixels, 2, 0))
-
-
 READERS.register("rasterio")(
-    ReaderEntry(RasterioReader, _score, _write_sample, modules=("rasterio",), packages=("rasterio",), extra="geo")
+    ReaderEntry(RasterioReader, _score, modules=("rasterio",), packages=("rasterio",), extra="geo")
 )

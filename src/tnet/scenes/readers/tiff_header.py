@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -54,69 +55,42 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _Tags = dict[int, tuple[int, ...] | bytes]
 
 
-@dataclass(frozen=True)
 class TiffHeader:
-    """Contents of the directories of a TIFF. Unless an index is given, properties are of the first directory.
+    """Contents of the directories of a TIFF.
 
-    Attributes:
+    Args:
         ifds: tags of the first directories: integers, and texts cut short.
         count: number of directories, without those inside others (SubIFDs).
+
+    Attributes:
+        has_geo_keys: whether the first directory, which the other attributes are about too, is georeferenced.
+        is_tiled: whether it is stored in tiles.
+        is_pyramidal: whether there are directories inside it, or others that are marked as reduced versions.
+        has_nodata: whether pixels may be marked as missing, by a value or by a mask.
+        is_ome: whether it describes an OME-TIFF.
+        pixels: width x height.
+        compression: code of the compression.
+        samples: samples per pixel.
+        bits: largest number of bits per sample.
+        suits_tifffile: whether the reader with tifffile is meant for it.
     """
 
-    ifds: tuple[_Tags, ...]
-    count: int
-
-    @property
-    def has_geo_keys(self) -> bool:
-        """Whether it is georeferenced."""
-        return TAG_GEO_KEYS in self.ifds[0]
-
-    @property
-    def is_tiled(self) -> bool:
-        """Whether it is stored in tiles."""
-        return TAG_TILE_WIDTH in self.ifds[0]
-
-    @property
-    def is_pyramidal(self) -> bool:
-        """Whether there are directories inside the first, or some that are marked as reduced versions."""
-        return self._any_subfile(1, first=1) or TAG_SUBIFDS in self.ifds[0]
-
-    @property
-    def has_nodata(self) -> bool:
-        """Whether pixels may be marked as missing, by a value or by a mask."""
-        return TAG_GDAL_NODATA in self.ifds[0] or self._any_subfile(4)
-
-    @property
-    def is_ome(self) -> bool:
-        """Whether it describes an OME-TIFF."""
-        text = self.text(TAG_DESCRIPTION)
-        return b"<OME" in text or b"openmicroscopy.org" in text
-
-    @property
-    def pixels(self) -> int:
-        """Width x height."""
-        return self.number(TAG_WIDTH, 0) * self.number(TAG_HEIGHT, 0)
-
-    @property
-    def compression(self) -> int:
-        """Code of the compression."""
-        return self.number(TAG_COMPRESSION, 1)
-
-    @property
-    def samples(self) -> int:
-        """Samples per pixel."""
-        return self.number(TAG_SAMPLES, 1)
-
-    @property
-    def bits(self) -> int:
-        """Largest number of bits per sample."""
-        value = self.ifds[0].get(TAG_BITS)
-        return max(value) if isinstance(value, tuple) and value else 1
-
-    @property
-    def suits_tifffile(self) -> bool:
-        """Whether the reader for tifffile is meant for it."""
-        return self.is_ome or self.compression in TIFFFILE_COMPRESSIONS
+    def __init__(self, ifds: Sequence[_Tags], count: int) -> None:
+        self.ifds = tuple(ifds)
+        self.count = count
+        subfiles = [self.number(TAG_NEW_SUBFILE, 0, index) for index in range(len(ifds))]
+        self.has_geo_keys = TAG_GEO_KEYS in ifds[0]
+        self.is_tiled = TAG_TILE_WIDTH in ifds[0]
+        self.is_pyramidal = TAG_SUBIFDS in ifds[0] or any(subfile & 1 for subfile in subfiles[1:])
+        self.has_nodata = TAG_GDAL_NODATA in ifds[0] or any(subfile & 4 for subfile in subfiles)
+        description = self.text(TAG_DESCRIPTION)
+        self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description
+        self.pixels = self.number(TAG_WIDTH, 0) * self.number(TAG_HEIGHT, 0)
+        self.compression = self.number(TAG_COMPRESSION, 1)
+        self.samples = self.number(TAG_SAMPLES, 1)
+        bits = ifds[0].get(TAG_BITS)
+        self.bits = max(bits) if isinstance(bits, tuple) and bits else 1
+        self.suits_tifffile = self.is_ome or self.compression in TIFFFILE_COMPRESSIONS
 
     def number(self, tag: int, default: int, ifd: int = 0) -> int:
         """Return the first integer of a tag."""
@@ -124,12 +98,9 @@ class TiffHeader:
         return value[0] if isinstance(value, tuple) and value else default
 
     def text(self, tag: int) -> bytes:
-        """Return the text of a tag, cut short."""
+        """Return the text of a tag of the first directory, cut short."""
         value = self.ifds[0].get(tag)
         return value if isinstance(value, bytes) else b""
-
-    def _any_subfile(self, bit: int, first: int = 0) -> bool:
-        return any(self.number(TAG_NEW_SUBFILE, 0, ifd) & bit for ifd in range(first, len(self.ifds)))
 
 
 @dataclass
@@ -227,4 +198,4 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 walk.walk_inside(tags)
         if not ifds:
             raise walk.error("there are none")
-        return TiffHeader(tuple(ifds), count)
+        return TiffHeader(ifds, count)

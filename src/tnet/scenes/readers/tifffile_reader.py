@@ -31,21 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, open_file, unreadable
+from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, Window
-from tnet.scenes.readers.common import (
-    MAX_CHANNELS,
-    MAX_LEVELS,
-    SrgbTransform,
-    check_block,
-    check_window,
-    clip_text,
-    only_series,
-    opaque,
-    oriented,
-    pyramid_of,
-    ratio_levels,
-    unpremultiplied,
-)
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import check_ome_xml, ome_spacing_m_yx
 from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, TIFFFILE_COMPRESSIONS, read_tiff_header
@@ -72,7 +59,7 @@ def open_tifffile(path: Path, options: ReaderOptions) -> Reader:
     """
     orientation = read_tiff_header(path).number(TAG_ORIENTATION, 1)
     reader = TifffileReader(path, options)
-    return oriented(reader, orientation if options.apply_orientation else 1)
+    return common.oriented(reader, orientation if options.apply_orientation else 1)
 
 
 class _Plane(NamedTuple):
@@ -130,7 +117,7 @@ class TifffileReader:
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
-        check_window(self._path, self.info, level, box_yxyx)
+        common.check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
         stored = self._levels[level]
         pixels = np.empty((y1 - y0, x1 - x0, stored.channels), stored.dtype)
@@ -154,12 +141,12 @@ class TifffileReader:
         if xml:
             check_ome_xml(path, xml)
         series = file.series
-        only_series(path, options, len(series))
+        common.only_series(path, options, len(series))
         chosen = series[options.series]
-        levels = [self._level(each) for each in chosen.levels[:MAX_LEVELS]]
+        levels = [self._level(each) for each in chosen.levels[: common.MAX_LEVELS]]
         first = levels[0]
         levels = [each for each in levels if each.channels == first.channels and each.dtype == first.dtype]
-        levels = [levels[number] for number in pyramid_of([(each.height, each.width) for each in levels])]
+        levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
         self._colors = _Colors(path, first)
         page = first.page
@@ -167,10 +154,10 @@ class TifffileReader:
             each.page.init_decode()
         profile = page.iccprofile if options.apply_icc else None
         is_8_bit_rgb = self._colors.color == "rgb" and self._colors.dtype == np.uint8
-        self._to_srgb = SrgbTransform(profile) if profile and is_8_bit_rgb else None
+        self._to_srgb = common.SrgbTransform(profile) if profile and is_8_bit_rgb else None
         spacing = ome_spacing_m_yx(xml, options.series) if xml else None
         self.info = ImageInfo(
-            levels=ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet"),
+            levels=common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet"),
             channels=self._colors.channels,
             dtype=self._colors.dtype,
             color=self._colors.color,
@@ -191,7 +178,7 @@ class TifffileReader:
         sizes = [size for _, size in leading]
         # The first of each axis but the channels, which become bands; of RGB in several channels the first.
         channels = dict(leading).get("C", 1) if page.samplesperpixel == 1 else 1
-        if not 1 <= channels * page.samplesperpixel <= MAX_CHANNELS:
+        if not 1 <= channels * page.samplesperpixel <= common.MAX_CHANNELS:
             raise unreadable(self._path, f"it has {channels * page.samplesperpixel:,} channels", "choose fewer bands")
         if channels > 1 and (series.is_truncated or int(np.prod(sizes)) != len(series)):
             raise unreadable(self._path, "the planes of its channels are not where its description says")
@@ -202,7 +189,9 @@ class TifffileReader:
             planes.append(None if frame is None else _Plane(tuple(frame.dataoffsets), tuple(frame.databytecounts)))
         level = _Level(page, planes)
         if not level.is_raw:  # rows of uncompressed strips are read one by one, so their size does not matter
-            check_block(self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._options)
+            common.check_block(
+                self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._options
+            )
         for plane in planes:
             held = min(len(plane.offsets), len(plane.byte_counts)) if plane else level.segments
             if held < level.segments:
@@ -343,10 +332,10 @@ class _Colors:
         if self._bits < 8:
             pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**self._bits - 1))
         if self._photometric == 0 and pixels.dtype.kind in "ui":
-            top = 2**self._bits - 1 if self._bits >= 8 and pixels.dtype.kind == "u" else opaque(pixels.dtype)
+            top = 2**self._bits - 1 if self._bits >= 8 and pixels.dtype.kind == "u" else common.opaque(pixels.dtype)
             main = pixels[..., : pixels.shape[2] - self.has_alpha]
             np.subtract(top, main, out=main)
-        return unpremultiplied(pixels) if self._is_multiplied else pixels
+        return common.unpremultiplied(pixels) if self._is_multiplied else pixels
 
 
 def _page_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
@@ -371,7 +360,7 @@ def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
         "bits_per_sample": str(page.bitspersample),
     }
     texts = {"name": series.name, "software": page.software, "description": page.description}
-    return properties | {name: clip_text(text) for name, text in texts.items() if text}
+    return properties | {name: common.clip_text(text) for name, text in texts.items() if text}
 
 
 def _score(content: Content) -> int:
@@ -384,17 +373,10 @@ def _score(content: Content) -> int:
     return 5 if header.suits_tifffile else 0
 
 
-def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
-    import tifffile
-
-    tifffile.imwrite(path, pixels, tile=pixels.shape[:2], photometric="rgb", compression="zlib")
-
-
 READERS.register("tifffile")(
     ReaderEntry(
         open_tifffile,
         _score,
-        _write_sample,
         modules=("tifffile", "imagecodecs"),
         packages=("tifffile", "imagecodecs"),
         extra="ome",

@@ -299,5 +299,5 @@ def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 READERS.register("zarr")(
-    ReaderEntry(ZarrReader, _score, _write_sample, modules=("zarr",), packages=("zarr", "numcodecs"), extra="ome")
+    ReaderEntry(ZarrReader, _score, ("zarr",), ("zarr", "numcodecs"), "ome", write_sample=_write_sample)
 )
