@@ -7,11 +7,13 @@ from typing import Literal
 
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
+from tnet.data.published import PUBLISHED
 from tnet.errors import ConfigError
 from tnet.scenes.file import SceneOptions
 from tnet.scenes.reading import LAZY_ABOVE_PX, ReadMode
 
-_LARGEST_CONTEXT = 100.0
+_OWN_KINDS = ("folder", "table", "digits")
+_MAX_CONTEXT = 100.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class DataConfig:
         digits: the made task.
     """
 
-    kind: Literal["folder", "table", "digits", "imagenet", "fmow", "cub", "nabirds"] = "folder"
+    kind: str = "folder"
     root: str = "data"
     train: str = "train"
     val: str | None = "val"
@@ -72,6 +74,11 @@ class DataConfig:
     digits: DigitsConfig = field(default_factory=DigitsConfig)
 
     def __post_init__(self) -> None:
+        if self.kind not in (*_OWN_KINDS, *PUBLISHED):
+            raise ConfigError(
+                f"data.kind is {self.kind!r}; give {', '.join(_OWN_KINDS)}, or a published dataset: "
+                f"{', '.join(PUBLISHED)}"
+            )
         for name in ("max_side_px", "max_short_side_px", "preprocess"):
             if self.read == "lazy" and getattr(self, name) is not None:
                 raise ConfigError(
@@ -84,12 +91,12 @@ class DataConfig:
             )
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but the made digits are not in files; set it to auto")
-        if self.boxes != "none" and self.kind in ("folder", "table", "digits"):
+        if self.boxes != "none" and self.kind in _OWN_KINDS:
             raise ConfigError(f"data.boxes is {self.boxes}, but images of kind {self.kind} have none; set it to none")
-        if self.box_context is not None and not (self.boxes == "crop" and 0 <= self.box_context <= _LARGEST_CONTEXT):
+        if self.box_context is not None and not (self.boxes == "crop" and 0 <= self.box_context <= _MAX_CONTEXT):
             raise ConfigError(
                 f"data.box_context is {self.box_context} where data.boxes is {self.boxes}; give 0 to "
-                f"{_LARGEST_CONTEXT:g} where boxes are cropped to, else null"
+                f"{_MAX_CONTEXT:g} where boxes are cropped to, else null"
             )
         for name in ("lazy_above_px", "overview_px"):
             if (getattr(self, name) or 0) < 0:

@@ -16,7 +16,7 @@ from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import LabelledImages, open_split_folders
-from tnet.data.known import KNOWN, open_known
+from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import named_transform
@@ -132,7 +132,7 @@ def name_of_test_images(config: DataConfig) -> str:
     data set it is the name of a split.
     """
     train = Path(config.train)
-    return "test" if config.kind in KNOWN else str(train.with_name("test").with_suffix(train.suffix))
+    return "test" if config.kind in PUBLISHED else str(train.with_name("test").with_suffix(train.suffix))
 
 
 def reading_of(config: DataConfig, channels: int, *, base_px: int | None = None) -> Reading:
@@ -163,8 +163,8 @@ def _open_pictures(
     config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
     """Pictures of folders, tables or published data sets."""
-    if config.kind in KNOWN:
-        return _open_known(config, planes, augment, seed)
+    if config.kind in PUBLISHED:
+        return _open_published(config, planes, augment, seed)
     if config.kind == "folder":
         return open_split_folders(
             config.root, config.train, config.val, val_fraction=config.val_fraction, channels=planes,
@@ -185,14 +185,14 @@ def _open_pictures(
     return train, table(config.val, train.classes, None)
 
 
-def _open_known(
+def _open_published(
     config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
 ) -> tuple[AnnotatedImages, AnnotatedImages]:
     """Pictures of a published data set; those set aside are before boxes are cut from them."""
 
     def split(name: str, changes: Augment | None) -> AnnotatedImages:
-        return open_known(
-            config.kind, config.root, name, channels=planes, max_side_px=config.max_side_px, augment=changes, seed=seed
+        return PUBLISHED[config.kind].read(
+            config.root, name, channels=planes, max_side_px=config.max_side_px, augment=changes, seed=seed
         )
 
     train = split(config.train, augment)
