@@ -236,13 +236,8 @@ def read_image_lists(root: Path) -> ListedImages:
     images = read_keyed_rows(images_path, 2)
     if not images:
         raise DataError(f"{images_path} lists no images; download it again")
-    class_names = {
-        parse_whole_number(key, names_path, line): name
-        for key, (line, (name,)) in read_keyed_rows(names_path, 2).items()
-    }
-    labels_path, split_path, boxes_path = (
-        root / name for name in ("image_class_labels.txt", _SPLITS, "bounding_boxes.txt")
-    )
+    names = read_keyed_rows(names_path, 2)
+    class_names = {parse_whole_number(key, names_path, line): name for key, (line, (name,)) in names.items()}
     class_ids = []
     for line, (value,) in _rows_by_image(images, labels_path, 2):
         class_ids.append(parse_whole_number(value, labels_path, line))
