@@ -11,6 +11,7 @@ from tests.fakes import make_fake
 
 from tnet.data.cub import CUB
 from tnet.errors import DataError
+from tnet.scenes.reading import ReadOptions
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def test_splits_labels_and_boxes(root: Path) -> None:
     x, y, width, height = (float(value) for value in line.split()[1:])
     assert test.boxes[0].tolist() == [[y, x, y + height, x + width]]
     assert str(test.paths[0]).endswith("images/001.Made_bird_1/Made_bird_1_0005_4.jpg")
-    assert test[0].image.shape[0] == 3 and CUB.read(root, channels=1, max_side_px=20)[0].image.shape[0] == 1
+    assert (
+        test[0].image.shape[0] == 3
+        and CUB.read(root, reading=ReadOptions(channels=1, max_side_px=20))[0].image.shape[0] == 1
+    )
 
 
 def test_classes_without_pictures_stay_in_place(root: Path) -> None:

@@ -44,10 +44,69 @@ def test_from_a_recipe(made: Path, name: str) -> None:
     assert (len(train), len(val)) == (12, 6) and train.classes == val.classes
     for loader in (train_loader(train, 4, 2, 0, 0, None), eval_loader(val, 4, 0)):
         for batch in loader:
-            others = [PUBLISHED[name].read(made / name, split).paths for split in ("test", "train")]
-        assert test.paths == others[0] != others[1]
+            assert all(max(image.shape[1:]) <= 40 for image in batch.images)
+    grey, _ = open_data(config(made, name), 1, seed=0)
+    assert grey[0].image.shape[0] == 1 and not grey.cover
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_box_is_a_sample(made: Path, name: str) -> None:
+    train, val = open_data(config(made, name, boxes="crop", box_context=0.0), 3, seed=0)
+    assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages) and train.crop and val.crop
+    whole, _ = open_data(config(made, name), 3, seed=0)
+    assert len(train) == sum(len(boxes) for boxes in whole.boxes)
+    y0, x0, y1, x1 = train.boxes[0][0].astype(int)
+    image = whole[whole.paths.index(train.paths[0])].image
+    assert (train[0].image == image[:, y0:y1, x0:x1]).all()
+
+
+@pytest.mark.parametrize("boxes", ["none", "cover", "crop"])
+def test_validation_split_off(made: Path, boxes: str) -> None:
+    aside = replace(config(made, "fmow", boxes=boxes), val=None, val_fraction=0.25)
+    train, val = open_data(aside, 3, seed=0)
+    assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages)
+    assert not set(train.paths) & set(val.paths), "all boxes of an image are on one side"
+    assert len(set(train.paths)) == 9 and len(set(val.paths)) == 3
+    assert (train.cover, train.crop, val.crop) == (boxes == "cover", boxes == "crop", boxes == "crop")
+    assert train[0].target == 0 and val[0].image.shape[0] == 3
+
+
+def test_splits_by_name(made: Path) -> None:
+    with pytest.raises(ConfigError, match="cub .*'val'.* train, test"):
+        open_data(replace(config(made, "cub"), val="val"), 3, seed=0)
+    for name, dataset in PUBLISHED.items():
+        for split in {"val", "test", "Train", ""} - set(dataset.images):
+            with pytest.raises(ConfigError, match=f"{name} .*'{split}'.* train, "):
+                dataset.read(made / name, split)
+    with pytest.raises(ConfigError, match="imagenet .*'../train'"):
+        PUBLISHED["imagenet"].read(made / "imagenet", "../train")
+    with pytest.raises(ConfigError, match="'mnist'"):
+        PUBLISHED["mnist"]
+    with pytest.raises(DataError, match=r"nowhere/cub .*data\.root"):
+        open_data(config(made / "nowhere", "cub"), 3, seed=0)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_test_images(made: Path, name: str) -> None:
+    data = replace(config(made, name), val="val" if name == "fmow" else PLACES[name])
+    if name == "imagenet":
+        with pytest.raises(ConfigError, match="imagenet .*'test'.* train, val"):
+            open_split(data, 3, 0, "test")
+    else:
+        test = open_split(data, 3, 0, "test")
+        others = [PUBLISHED[name].read(made / name, split).paths for split in ("test", "train")]
+        assert isinstance(test, AnnotatedImages) and test.paths == others[0] != others[1]
     val = open_split(data, 3, 0, "val")
     assert isinstance(val, AnnotatedImages) and val.paths == PUBLISHED[name].read(made / name, data.val or "").paths
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_miniatures_have_images_and_boxes_in_every_split(tmp_path: Path, name: str) -> None:
+    PUBLISHED[name].write_miniature(tmp_path)
+    for split in PUBLISHED[name].images:
+        data = PUBLISHED[name].read(tmp_path, split)
+        assert set(data.targets.tolist()) == {0, 1} and all(len(boxes) for boxes in data.boxes)
+        assert data[0].image.shape == (3, 240, 300)
 
 
 def test_what_cannot_be_asked_for() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from tnet.data.annotated import AnnotatedImages, Boxes, ImageOptions, class_targets
-from tnet.data.folder import shorten
+from tnet.data.annotated import AnnotatedImages, Boxes, class_targets
+from tnet.data.folder import ImageOptions, shorten
 from tnet.data.published import MINIATURE_BOX_YXYX, PublishedDataset, write_image
 from tnet.errors import DataError
-from tnet.scenes.images import image_exists
+from tnet.scenes.find import image_exists
 
 MAX_LIST_BYTES = 64 * 2**20
 """Size limit of a list in bytes; the longest published one has 4 MB."""

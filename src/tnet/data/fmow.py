@@ -26,9 +26,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
 from tnet.data.file_lists import parse_box, read_json, resolve_within
-from tnet.data.folder import shorten
+from tnet.data.folder import ImageOptions, shorten
 from tnet.data.published import (
     MINIATURE_BOX_YXYX,
     MINIATURE_HW,

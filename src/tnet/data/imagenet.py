@@ -27,8 +27,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
 from tnet.data.file_lists import parse_whole_number, read_rows, read_text
+from tnet.data.folder import ImageOptions
 from tnet.data.imagenet_devkit import read_synsets
 from tnet.data.published import (
     MINIATURE_BOX_YXYX,
@@ -39,7 +40,8 @@ from tnet.data.published import (
     write_image,
 )
 from tnet.errors import DataError
-from tnet.scenes.images import image_size_hw, is_image_path
+from tnet.scenes.decode import image_size_hw
+from tnet.scenes.find import is_image_path
 
 _WNID = re.compile(r"n\d{8}")
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)

@@ -19,8 +19,8 @@ from PIL import Image
 from typing_extensions import Unpack
 
 from tnet.config import to_plain
-from tnet.data.annotated import AnnotatedImages, ImageOptions
-from tnet.data.folder import shorten
+from tnet.data.annotated import AnnotatedImages
+from tnet.data.folder import ImageOptions, shorten
 from tnet.errors import ConfigError, DataError
 from tnet.registry import Registry
 
