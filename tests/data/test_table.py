@@ -286,5 +286,5 @@ def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
 def test_parquet_columns_of_other_types_are_refused(folder: Path) -> None:
     for labels in ([1.0, 2.0], [["a"], ["b"]], [True, False]):
         table = write(folder, "parquet", {"path": ["a.png", "c.png"], "label": labels})
-        with pytest.raises(DataError, match=r"Column 'label' .* holds values of type .*; convert it"):
+        with pytest.raises(DataError, match="column 'label'"):
             ImageTable(table)

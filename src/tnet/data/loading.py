@@ -186,7 +186,8 @@ def _open_images(config: DataConfig, reading: ReadOptions, seed: int) -> tuple[L
     dataset = PUBLISHED[config.kind]
     train = dataset.read(root, config.train, **options)
     if config.val is None:
-        train, val = train.split_off(config.val_fraction)  # before boxes are cropped to
+        # AnnotatedImages.subset keeps the boxes.
+        train, val = cast("tuple[AnnotatedImages, AnnotatedImages]", train.split_off(config.val_fraction))
     else:
         val = dataset.read(root, config.val, **options)
     if config.boxes == "crop":
