@@ -186,7 +186,10 @@ def test_workers_do_not_change_what_is_seen(root: Path, store: OverviewStore, wo
         assert all(map(torch.equal, logits_of(batches, model), expected))
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method",
+    ["fork", pytest.param("forkserver", marks=pytest.mark.slow), pytest.param("spawn", marks=pytest.mark.slow)],
+)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_way_to_start_a_worker(root: Path, store: OverviewStore, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,6 +132,7 @@ def test_whole_numbers_and_categories_of_parquet_are_labels(folder: Path) -> Non
     assert ImageTable(folder / "categories.parquet").targets.tolist() == [1, 0, 1]
 
 
+@settings(max_examples=15)
 @given(labels=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), min_size=1))
 def test_csv_and_parquet_give_the_same(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
     labels = [label.strip() or "blank" for label in labels]

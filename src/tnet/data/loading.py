@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
