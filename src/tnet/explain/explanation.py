@@ -142,7 +142,7 @@ def look(
     title: str | None = None,
     truth: str | None = None,
     source: str | None = None,
-    own_size_hw: tuple[int, int] | None = None,
+    stored_size_hw: tuple[int, int] | None = None,
 ) -> Explanation:
     """Look at one image; arguments as for :func:`tnet.explain.save_explanation`."""
     labels = class_labels(model.config, names)
@@ -153,7 +153,7 @@ def look(
     located = model.is_located(policy)
     prediction = prediction_of(
         output, 0, model.config, source or title or "", located=located, names=labels,
-        own_size_hw=own_size_hw,
+        stored_size_hw=stored_size_hw,
     )  # fmt: skip
     return Explanation(model, image, output, prediction, labels, located, title or source or "", truth)
 

@@ -94,7 +94,7 @@ def save_explanation(
     title: str | None = None,
     truth: str | None = None,
     source: str | None = None,
-    own_size_hw: tuple[int, int] | None = None,
+    stored_size_hw: tuple[int, int] | None = None,
 ) -> Prediction:
     """Look at one image, draw what happened into a PNG file, and say it as plain data.
 
@@ -108,7 +108,7 @@ def save_explanation(
         title: as for :func:`explain_image`.
         truth: as for :func:`explain_image`.
         source: where the picture came from, for the returned prediction; ``title`` if ``None``.
-        own_size_hw: height and width of the picture where ``image`` is a smaller copy of it: boxes are in its pixels.
+        stored_size_hw: height and width of the picture before downscaling, to which boxes are scaled back.
 
     Raises:
         OutputError: the file cannot be written, or does not end with ``.png``.
@@ -120,7 +120,7 @@ def save_explanation(
         raise OutputError(f"{path} ends with {path.suffix!r}, but explanations are written as .png; use that")
     found = look(
         model, image, looks=looks, policy=policy, names=names, title=title, truth=truth, source=source,
-        own_size_hw=own_size_hw,
+        stored_size_hw=stored_size_hw,
     )  # fmt: skip
     figure = draw(found)
     with atomic_path(path) as temporary, warnings.catch_warnings():

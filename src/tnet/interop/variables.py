@@ -105,8 +105,8 @@ def _check_is_npz(path: Path) -> None:
     """Refuse what is not a zip file; TensorFlow's own files with the command that converts them."""
     if path.is_dir() or ".data-" in path.name or path.suffix in (".index", ".meta") or Path(f"{path}.index").exists():
         raise CheckpointError(
-            f"{path} is a TensorFlow checkpoint, but only .npz files of variables are read; make one where TensorFlow is "
-            f"installed: {CONVERT}"
+            f"{path} is a TensorFlow checkpoint, but only .npz files of variables are read; make one where TensorFlow "
+            f"is installed: {CONVERT}"
         )
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")

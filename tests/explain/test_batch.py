@@ -12,8 +12,8 @@ from tests.helpers import pictures, tiny_config
 
 from tnet.data.sample import Sample
 from tnet.errors import DataError, GeometryError, ImageError, OutputError
-from tnet.explain.many import explain_paths, explain_samples
-from tnet.inference.predict import predict_paths
+from tnet.explain.batch import explain_paths, explain_samples
+from tnet.inference.predictor import iter_predictions
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.tnet import TNet
 
@@ -61,7 +61,7 @@ def test_a_folder_of_figures_and_their_regions(model: TNet, paths: list[Path], t
     assert figures == [out / "1.png", out / "1-2.png", out / "B.png"]
     assert sorted(path.name for path in out.iterdir()) == ["1-2.png", "1.png", "B.png", "regions.json"]
     found = records(out)
-    told = [item for item in predict_paths(model, paths, progress=False) if isinstance(item, Prediction)]
+    told = [item for item in iter_predictions(model, paths, progress=False) if isinstance(item, Prediction)]
     assert [record["figure"] for record in found] == ["1.png", "1-2.png", "B.png"]
     for record, prediction in zip(found, told, strict=True):
         assert (record["path"], record["label"], record["true_label"]) == (prediction.path, prediction.label, None)
