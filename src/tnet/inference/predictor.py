@@ -29,8 +29,8 @@ from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy
 
 AnyPath = str | os.PathLike[str]
-AnyImage = AnyPath | Scene | Num[Tensor, "channels height width"]
-"""An image file, a scene, or a tensor: ``uint8``, or floating point and normalized already."""
+AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
+"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point."""
 
 DEFAULT_READ = ReadOptions("auto")
 """Read large images, slides and OME-Zarr lazily, and decode all others."""
@@ -41,7 +41,7 @@ _MAX_RECIPE_BYTES = 2**20
 
 def predict(
     model: Model | AnyPath,
-    images: AnyImage | Num[Tensor, "batch channels height width"] | Sequence[AnyImage],
+    images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage],
     *,
     looks: int | Sequence[int] | None = None,
     policy: Policy | str | None = None,
@@ -104,7 +104,7 @@ def predict(
 
 
 def list_images(
-    images: AnyImage | Num[Tensor, "batch channels height width"] | Sequence[AnyImage],
+    images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage],
 ) -> list[Path | Scene | Tensor]:
     """Return single images: files of folders and manifests, images of a batch."""
     if isinstance(images, Tensor):
