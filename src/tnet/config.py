@@ -30,7 +30,7 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
         TnetError: a value that the dataclass itself refuses.
     """
     _check_keys(cls, data, source, "")
-    parser = _parser(cls)
+    parser = _parser(cls)  # type: ignore[arg-type]
     try:
         values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Progress on standard error, which leaves standard output to other programs."""
+"""Progress on standard error, which leaves standard output to results."""
 
 from __future__ import annotations
 
@@ -15,32 +15,20 @@ _LINE_EVERY_S = 10.0
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A bar on standard error.
-
-    Args:
-        shown: whether to draw it at all.
-
-    Returns:
-        A context manager; see Rich's ``Progress``.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)
+    """Return a progress bar (a context manager) on standard error."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, *times, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)
 
 
-def track_images(batches: Iterable[Batch], images: int, what: str, shown: bool) -> Iterator[Batch]:
-    """Pass batches on and show how many of their images are done: a bar in a terminal, elsewhere a line now and then.
+def track_images(batches: Iterable[Batch], images: int, description: str, shown: bool) -> Iterator[Batch]:
+    """Pass batches on and show how many images are done: a bar in a terminal, a line every 10 s elsewhere.
 
     Args:
         batches: batches of labelled images.
-        images: number of images in all.
-        what: what is being done, for the display.
-        shown: whether to show anything.
+        images: total number of images.
+        description: label of the bar.
+        shown: whether to show progress at all.
     """
     if shown and not sys.stderr.isatty():
         done, last = 0, time.monotonic()
@@ -49,10 +37,10 @@ def track_images(batches: Iterable[Batch], images: int, what: str, shown: bool) 
             done += len(batch.names)
             if time.monotonic() - last > _LINE_EVERY_S:
                 last = time.monotonic()
-                print(f"{what}: {done} of {images} images", file=sys.stderr)  # noqa: T201
+                print(f"{description}: {done} of {images} images", file=sys.stderr)  # noqa: T201
         return
     with progress_bar(shown) as bar:
-        task = bar.add_task(what, total=images)
+        task = bar.add_task(description, total=images)
         for batch in batches:
             yield batch
             bar.advance(task, len(batch.names))
