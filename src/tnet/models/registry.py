@@ -47,6 +47,16 @@ def _efficientnet(size: str, stochastic_depth: float, tap: str = "auto") -> Back
     return BackboneConfig(f"tf_efficientnet_{size}", tap=tap, kwargs=kwargs)
 
 
+# What the paper does, and our own defaults do not.
+_PUBLISHED: dict[str, Any] = {
+    "policy": PolicyConfig(train="topk", max_overlap=1.0),
+    "batch_norm": "shared",
+    "mean": (0.5,),
+    "std": (0.5,),
+    "resize": "bilinear",
+}
+
+
 def _plain(backbone: BackboneConfig, classes: int, base_px: int, dropout: float = 0.0) -> TNetConfig:
     """A backbone and its classifier on the whole image: the paper's baselines."""
     return TNetConfig(
@@ -56,8 +66,9 @@ def _plain(backbone: BackboneConfig, classes: int, base_px: int, dropout: float 
         levels=1,
         looks=(),
         position=PositionConfig("none"),
+        locator=LocatorConfig(logits="l2"),
         dropout=dropout,
-        resize="bilinear",
+        **_PUBLISHED,
     )
 
 
@@ -70,8 +81,9 @@ def _imagenet() -> TNetConfig:
         grid=Grid(5, 5, 0.34375),
         looks=(3,),
         position=PositionConfig("concat"),
-        locator=LocatorConfig("context", cells="positions", position_step=2),
-        resize="bilinear",
+        locator=LocatorConfig("context", logits="l2", cells="positions", position_step=2),
+        dropout=0.0,
+        **_PUBLISHED,
     )
 
 
@@ -85,9 +97,9 @@ def _fmow(levels: int) -> TNetConfig:
         grid=Grid(3, 3, 0.5),
         looks=(2, 1)[: levels - 1],
         position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", cells="positions", position_start=2, position_step=4),
+        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=2, position_step=4),
         dropout=0.5,
-        resize="bilinear",
+        **_PUBLISHED,
     )
 
 
@@ -101,10 +113,10 @@ def _birds(size: str, classes: int) -> TNetConfig:
         grid=Grid(5, 5, 0.35),
         looks=(3,),
         position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", cells="positions", position_start=start, position_step=step),
+        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=start, position_step=step),
         aggregation="weighted",
         dropout=0.75,
-        resize="bilinear",
+        **_PUBLISHED,
     )
 
 
@@ -114,20 +126,11 @@ def _pretrained(size: str) -> TNetConfig:
     return replace(config, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, resize="antialias")
 
 
-def _ours(backbone: str, base_px: int, grid: Grid, *, normalize: bool = True) -> TNetConfig:
-    """Our own defaults over any backbone: area pooling, sampled locations, logits with a learned scale."""
-    return TNetConfig(
-        backbone=BackboneConfig(backbone),
-        num_classes=1000,
-        base_px=base_px,
-        grid=grid,
-        looks=(3,),
-        locator=LocatorConfig("squeeze", logits="l2_scaled"),
-        policy=PolicyConfig(train="sample"),
-        mean=_IMAGENET_MEAN if normalize else (0.5,),
-        std=_IMAGENET_STD if normalize else (0.5,),
-    )
-
+# Our own defaults over these backbones.
+_OWN = {
+    **{name: name for name in ("mobilenetv2_100", "resnet18", "convnext_tiny")},
+    "vit_small_dinov2": "vit_small_patch14_dinov2",
+}
 
 _REGISTRY: dict[str, Callable[[], ModelConfig]] = {
     "tnet_bagnet77.imagenet": _imagenet,
@@ -152,10 +155,10 @@ _REGISTRY: dict[str, Callable[[], ModelConfig]] = {
     "dram.imagenet": DRAMConfig,
     "ips.digits": lambda: IPSConfig(in_channels=1),
     "attention_sampling.digits": lambda: AttentionSamplingConfig(in_channels=1),
-    "tnet_mobilenetv2_100.own": lambda: _ours("mobilenetv2_100", 224, Grid(5, 5, 0.34375)),
-    "tnet_resnet18.own": lambda: _ours("resnet18", 224, Grid(5, 5, 0.34375)),
-    "tnet_convnext_tiny.own": lambda: _ours("convnext_tiny", 224, Grid(5, 5, 0.34375)),
-    "tnet_vit_small_dinov2.own": lambda: _ours("vit_small_patch14_dinov2", 224, Grid(5, 5, 0.34375)),
+    **{
+        f"tnet_{name}.own": partial(TNetConfig, backbone=BackboneConfig(backbone), num_classes=1000)
+        for name, backbone in _OWN.items()
+    },
 }
 
 

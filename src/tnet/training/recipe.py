@@ -53,7 +53,7 @@ class OptimConfig:
     name: Literal["adamw", "adam", "keras_adam"] = "adamw"
     lr: float = 1e-3
     backbone_lr: float | None = None
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-2
     eps: float = 1e-8
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     drop_at: float = 0.8
@@ -124,7 +124,7 @@ class TrainConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     eval_policies: tuple[str, ...] = ("topk", "random")
-    recalibrate_batches: int = 0
+    recalibrate_batches: int = 12
     keep: Keep = "best"
     overlays: int = 4
     start_from: str | None = None
@@ -424,6 +424,6 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
     """The recipe with the data's classes in its model."""
-    known: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
-    model = replace(recipe.model, **known)
-    return replace(recipe, model=model)
+    mean, std = recipe.model.normalization
+    from_data = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
+    return replace(recipe, model=replace(recipe.model, mean=mean, std=std, **cast("dict[str, Any]", from_data)))
