@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tnet.config import to_plain
-from tnet.models.kinds import kind_of
+from tnet.models.kind import kind_of
 from tnet.models.registry import list_models, model_config
 from tnet.training.recipe import Recipe, load_recipe
 

@@ -12,10 +12,6 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from tnet.baselines.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
-from tnet.baselines.dram import DRAMObjective, DRAMObjectiveConfig
-from tnet.baselines.ips import IPSObjective, IPSObjectiveConfig
-from tnet.baselines.saccader import SaccaderObjective, SaccaderObjectiveConfig
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
@@ -23,8 +19,8 @@ from tnet.files import write_text
 from tnet.losses import ModelObjective
 from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
-from tnet.models.kinds import DEFAULT_KIND, KIND_NAMES, config_class, kind_of
-from tnet.objectives import Objective, ObjectiveConfig
+from tnet.models.kind import DEFAULT_KIND, MODEL_KINDS, kind_of
+from tnet.objectives import ObjectiveConfig
 from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
@@ -142,23 +138,6 @@ def _require(config: object, section: str, names: Sequence[str], allowed: Callab
             raise ConfigError(f"{section}.{item.name} is {value}; give {remedy}{optional}")
 
 
-_OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
-    "tnet": (ObjectiveConfig, Objective),
-    "saccader": (SaccaderObjectiveConfig, SaccaderObjective),
-    "dram": (DRAMObjectiveConfig, DRAMObjective),
-    "ips": (IPSObjectiveConfig, IPSObjective),
-    "attention_sampling": (AttentionSamplingObjectiveConfig, AttentionSamplingObjective),
-}
-AnyObjectiveConfig = (
-    ObjectiveConfig
-    | SaccaderObjectiveConfig
-    | DRAMObjectiveConfig
-    | IPSObjectiveConfig
-    | AttentionSamplingObjectiveConfig
-)
-"""The objective of any kind of model."""
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A training run.
@@ -167,7 +146,7 @@ class Recipe:
         title: one line on what it trains.
         seed: seed of weights, order, augmentation, dropout and sampled locations.
         model: the model; the number and names of classes come from the data. In YAML its key ``type`` names the kind
-            (:data:`tnet.models.kinds.KIND_NAMES`; ``tnet`` by default), on which the other keys depend.
+            (:data:`tnet.models.kind.MODEL_KINDS`; ``tnet`` by default), on which the other keys depend.
         objective: the objective; its keys depend on the kind of model.
         optim: optimizer and schedule.
         data: the dataset.
@@ -177,7 +156,7 @@ class Recipe:
     title: str = ""
     seed: int = 0
     model: ModelConfig = field(default_factory=TNetConfig)
-    objective: AnyObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Any = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -186,10 +165,11 @@ class Recipe:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         kind = kind_of(self.model)
-        if type(self.objective) is not _OBJECTIVES[kind][0]:
+        wanted = MODEL_KINDS[kind].objective_config
+        if type(self.objective) is not wanted:
             raise ConfigError(
-                f"objective is a {type(self.objective).__name__} but a model of type {kind} is trained by a "
-                f"{_OBJECTIVES[kind][0].__name__}; give that"
+                f"objective is a {type(self.objective).__name__} but model type {kind} takes a {wanted.__name__}; "
+                "give that"
             )
         if self.train.mixup_alpha:
             self._check_mixup()
@@ -212,10 +192,9 @@ class Recipe:
         raise ConfigError(f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}, or mixup_alpha to 0")
 
 
-def build_objective(config: AnyObjectiveConfig) -> ModelObjective:
+def build_objective(config: object) -> ModelObjective:
     """Build the objective that a configuration describes."""
-    objective: ModelObjective = next(build for known, build in _OBJECTIVES.values() if type(config) is known)(config)
-    return objective
+    return MODEL_KINDS[kind_of(config)].objective(config)
 
 
 class _RepeatedKeyError(yaml.MarkedYAMLError):
@@ -333,8 +312,8 @@ def _parse(data: dict[Any, Any], source: str) -> Recipe:
         model = dict(data["model"])
         kind = model.pop("type")
         data = {**data, "model": model}
-    if not isinstance(kind, str) or kind not in KIND_NAMES:
-        raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(KIND_NAMES)}")
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
+        raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(MODEL_KINDS)}")
     parsed = parse_dataclass(_recipe_class(kind), data, source)
     return Recipe(**{item.name: getattr(parsed, item.name) for item in fields(Recipe)})
 
@@ -342,7 +321,7 @@ def _parse(data: dict[Any, Any], source: str) -> Recipe:
 @lru_cache
 def _recipe_class(kind: str) -> type[Recipe]:
     """Return a recipe class with the types of one kind of model, by which values are checked."""
-    types = {"model": config_class(kind), "objective": _OBJECTIVES[kind][0]}
+    types = {"model": MODEL_KINDS[kind].config, "objective": MODEL_KINDS[kind].objective_config}
     changed = [(name, cls, field(default_factory=cls)) for name, cls in types.items()]
     return cast("type[Recipe]", make_dataclass("Recipe", changed, bases=(Recipe,), frozen=True))
 
