@@ -39,10 +39,29 @@ def _efficientnet(size: str, stochastic_depth: float, tap: str = "auto") -> Back
     return BackboneConfig(f"tf_efficientnet_{size}", tap=tap, kwargs=kwargs)
 
 
+# What the paper does, and our own defaults do not.
+_PUBLISHED: dict[str, Any] = {
+    "policy": PolicyConfig(train="topk", max_overlap=1.0),
+    "batch_norm": "shared",
+    "mean": (0.5,),
+    "std": (0.5,),
+    "resize": "bilinear",
+}
+
+
 def _plain(backbone: BackboneConfig, classes: int, base_px: int, dropout: float = 0.0) -> TNetConfig:
     """The paper's baselines: a backbone with a classifier on the whole image."""
-    plain = TNetConfig(levels=1, looks=(), position=PositionConfig("none"), resize="bilinear")
-    return replace(plain, backbone=backbone, num_classes=classes, base_px=base_px, dropout=dropout)
+    return TNetConfig(
+        backbone=backbone,
+        num_classes=classes,
+        base_px=base_px,
+        levels=1,
+        looks=(),
+        position=PositionConfig("none"),
+        locator=LocatorConfig(logits="l2"),
+        dropout=dropout,
+        **_PUBLISHED,
+    )
 
 
 def _imagenet() -> TNetConfig:
@@ -54,8 +73,9 @@ def _imagenet() -> TNetConfig:
         grid=Grid(5, 5, 0.34375),
         looks=(3,),
         position=PositionConfig("concat"),
-        locator=LocatorConfig("context", cells="positions", position_step=2),
-        resize="bilinear",
+        locator=LocatorConfig("context", logits="l2", cells="positions", position_step=2),
+        dropout=0.0,
+        **_PUBLISHED,
     )
 
 
@@ -69,9 +89,9 @@ def _fmow(levels: int) -> TNetConfig:
         grid=Grid(3, 3, 0.5),
         looks=(2, 1)[: levels - 1],
         position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", cells="positions", position_start=2, position_step=4),
+        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=2, position_step=4),
         dropout=0.5,
-        resize="bilinear",
+        **_PUBLISHED,
     )
 
 
@@ -85,10 +105,10 @@ def _birds(size: str, classes: int) -> TNetConfig:
         grid=Grid(5, 5, 0.35),
         looks=(3,),
         position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", cells="positions", position_start=start, position_step=step),
+        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=start, position_step=step),
         aggregation="weighted",
         dropout=0.75,
-        resize="bilinear",
+        **_PUBLISHED,
     )
 
 
@@ -99,14 +119,8 @@ def _pretrained(size: str) -> TNetConfig:
 
 
 def _ours(backbone: str) -> TNetConfig:
-    """Our own defaults with any backbone: area pooling, sampled locations, logits with a learned scale."""
-    return TNetConfig(
-        backbone=BackboneConfig(backbone),
-        num_classes=1000,
-        locator=LocatorConfig("squeeze", logits="l2_scaled"),
-        policy=PolicyConfig(train="sample"),
-        **_NORMALIZATION,
-    )
+    """Our own defaults with any backbone."""
+    return TNetConfig(backbone=BackboneConfig(backbone), num_classes=1000)
 
 
 def _baseline(kind: str, **fields: Any) -> ModelConfig:
