@@ -195,7 +195,7 @@ class CrossAttentionPool(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch n dim"], counts: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch n"]]:
-        """Summarise each image's first ``counts`` tokens; also return their attention, averaged over heads and queries."""
+        """Summarise each image's first ``counts`` tokens; also return the mean attention to each."""
         beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
         attention = self.logits(tokens).masked_fill(beyond[:, None, None], -torch.inf).softmax(dim=3)
         value = self.to_value(tokens).unflatten(2, (self.heads, -1))
@@ -233,9 +233,7 @@ class IPS(PatchModel):
             _keep_stages(self.backbone, config.backbone_stages)
         dim = self.backbone.feature_dim
         if config.position and dim < _MIN_POSITION_DIM:
-            raise ConfigError(
-                f"positions need features of at least {_MIN_POSITION_DIM}, not {dim}; set model.position false"
-            )
+            raise ConfigError(f"model.position needs {_MIN_POSITION_DIM} features, not {dim}; set it to false")
         self.pool = CrossAttentionPool(dim, config)
         self.classifier = nn.Linear(config.queries * dim, config.num_classes)
 
@@ -256,10 +254,10 @@ class IPS(PatchModel):
             patches, described = self._choose(scene, members, grid, keep, policy)
             for row, image in enumerate(members):
                 choices[image] = grid, patches[row], None if described is None else described[row]
-        boxes, chosen, features = zip(*(choices[image] for image in sorted(choices)), strict=True)
+        boxes, chosen, selected = zip(*(choices[image] for image in sorted(choices)), strict=True)
         regions, counts = chosen_patches(boxes, chosen), [len(patches) for patches in chosen]
-        reuse = self.config.reuse_embeddings and not self.training and all(part is not None for part in features)
-        kept = torch.cat(features) if reuse else self._encode(scene, regions)
+        reuse = self.config.reuse_embeddings and not self.training and all(part is not None for part in selected)
+        kept = torch.cat(selected) if reuse else self._encode(scene, regions)
         tokens = kept + self._positions(regions).to(kept) if self.config.position else kept
         padded = pad_sequence(list(tokens.split(counts)), batch_first=True)
         summary, weights = self.pool(padded, torch.tensor(counts, device=padded.device))
