@@ -92,7 +92,7 @@ class DigitsConfig:
             )
         if self.task == "majority" and self.other_digits > self._unique_majority_limit:
             raise ConfigError(
-                f"other_digits is {self.other_digits}, with which another class could tie for the majority; give at most "
+                f"other_digits is {self.other_digits}, so another class could tie for the majority; give at most "
                 f"{self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
             )
 

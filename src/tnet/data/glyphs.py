@@ -1,7 +1,7 @@
 """Small images to paste on a canvas: handwritten digits, and line-segment clutter.
 
-Digits come from MNIST's IDX files if a folder is given, else from scikit-learn's bundled set; both become banks of 28 px
-glyphs, and train, val and test share none. Everything is cached per process and read-only, so datasets pickle cheaply.
+Digits come from MNIST's IDX files if a folder is given, else from scikit-learn's bundled set. Both become banks of 28
+px glyphs; train, val and test share none. Everything is cached per process and read-only, so datasets pickle cheaply.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CLUTTER_BANK = 50
 _MAX_IDX_ITEMS = 1_000_000  # 784 MB of images: above MNIST and its relatives; limits what a header can claim
 _IDX_SUBFOLDERS = ("", "raw", "MNIST/raw")
 _IDX_REMEDY = (
-    "put MNIST's four files (train- and t10k-, -images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz) there, or leave "
-    "mnist_dir empty to use scikit-learn's digits"
+    "put MNIST's four files (train- and t10k-, -images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz) there, or "
+    "leave mnist_dir empty to use scikit-learn's digits"
 )
 _CLUTTER_STREAM = len(SPLITS)  # images use the spawn keys (split number, index); the bank must not share one
 
@@ -100,8 +100,8 @@ def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side si
     """Return the clutter patterns of a seed, read-only.
 
     A pattern is a line from a corner, ``y = slope * x`` at ``2 * side_px`` points with
-    ``slope = tan(u * pi / 2.5)``, combined with the line of another pattern, flipped on each axis with probability 0.33,
-    at one grey level of 0.8 to 1 times white (as in the Megapixel-MNIST task, for 28 px and 56 points).
+    ``slope = tan(u * pi / 2.5)``, combined with the line of another pattern, flipped on each axis with probability
+    0.33, at one grey level of 0.8 to 1 times white (as in the Megapixel-MNIST task, for 28 px and 56 points).
 
     Args:
         seed: seed of the dataset.
@@ -132,7 +132,7 @@ def _freeze(*arrays: np.ndarray) -> None:
 
 @lru_cache(maxsize=1)
 def _bundled_digits() -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
-    """Return scikit-learn's 1,797 digits (8 px, 0 to 16) as 28 px glyphs, with a margin of one source pixel as in MNIST."""
+    """Return scikit-learn's 1,797 digits (8 px, 0 to 16) as 28 px glyphs, with a margin of one source pixel."""
     from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bundle = load_digits()
