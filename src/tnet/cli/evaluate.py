@@ -87,8 +87,9 @@ def evaluate(
 
     from tnet.data.folder import shorten
     from tnet.data.loading import number_classes_as
-    from tnet.evaluation.looks import default_looks, evaluate_looks
-    from tnet.evaluation.report import looks_notes, looks_table, plot_looks, write_rows_csv
+    from tnet.evaluation.evaluator import evaluate as measure
+    from tnet.evaluation.plots import plot_looks
+    from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
     from tnet.training.recipe import load_recipe
@@ -120,10 +121,10 @@ def evaluate(
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
-    rows = evaluate_looks(
+    rows = measure(
         model,
         images,
-        looks=chosen or default_looks(model.config),
+        looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size,
         workers=workers,
@@ -177,30 +178,22 @@ def _open_images(
 
 def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
-    from tnet.data.folder import ImageFolder, LabelledImages
-    from tnet.data.loading import reading_of
+    from tnet.data.folder import ImageFolder
+    from tnet.data.loading import read_options
     from tnet.data.table import ImageTable
-    from tnet.data.transforms import named_transform
 
     if model.in_channels not in (1, 3):
-        raise ConfigError(f"the model takes images of {model.in_channels} channels but pictures are read with 1 or 3")
-    channels: Literal[1, 3] = 1 if model.in_channels == 1 else 3
+        raise ConfigError(f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}")
     classes = model.class_names or None
-    images: LabelledImages
+    reading = read_options(config, model.in_channels)
     if path.is_dir() or not path.suffix:
-        images = ImageFolder(path, classes=classes, channels=channels, max_side_px=config.max_side_px)
-    else:
-        images = ImageTable(
-            path,
-            path_column=config.path_column,
-            label_column=config.label_column,
-            label_separator=(config.label_separator or "|") if model.multilabel else None,
-            image_root=path.parent,
-            classes=classes,
-            channels=channels,
-            max_side_px=config.max_side_px,
-        )
-    images.reading = reading_of(config, channels)
-    images.max_short_side_px = config.max_short_side_px
-    images.preprocess = named_transform(config.preprocess) if config.preprocess is not None else None
-    return images
+        return ImageFolder(path, classes=classes, reading=reading)
+    return ImageTable(
+        path,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        label_separator=(config.label_separator or "|") if model.multilabel else None,
+        image_root=path.parent,
+        classes=classes,
+        reading=reading,
+    )

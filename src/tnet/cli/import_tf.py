@@ -69,13 +69,13 @@ def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetCon
     from dataclasses import replace
 
     from tnet.data.fmow import CATEGORIES
-    from tnet.data.known import known_dataset
+    from tnet.data.published import PUBLISHED
     from tnet.errors import ConfigError
 
     if data is None:
         is_fmow = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)
         return replace(config, class_names=CATEGORIES) if is_fmow else config
-    names = tuple(known_dataset(tag).numbered(data))
+    names = tuple(PUBLISHED[tag].author_classes(data))
     if len(names) != config.num_classes:
         raise ConfigError(
             f"{data} has {len(names)} classes, but the model has {config.num_classes}; give the complete dataset with "
