@@ -1,22 +1,22 @@
-# Every target does its own set-up. Needed on the machine: Python 3.11 or newer, make, git.
-#   make demo                      the whole product on made scenes, offline, in minutes
-#   make test PYTHON=python3.12    choose the Python (the environment is made anew when it changes)
+# Every target sets up what it needs. Required on the machine: Python 3.11 or newer, make, git.
+#   make demo                      the whole product on synthetic images, offline, in minutes
+#   make test PYTHON=python3.12    choose the Python (the environment is rebuilt when it changes)
 
-# Unset: the first of these that is new enough and has ensurepip; those we test come first.
+# Unset: the first of these that is new enough and has ensurepip; tested versions come first.
 PYTHON ?=
 PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3)
 # Passed on to pytest: make test ARGS="-k geometry"
 ARGS ?=
 # Where `make demo` writes.
 OUT ?= demo_run
-# `make lock UPGRADE=--upgrade` takes the newest releases; otherwise what is locked stays unless it no longer fits.
+# `make lock UPGRADE=--upgrade` takes the newest releases; otherwise locked versions stay unless they no longer fit.
 UPGRADE ?=
 
-# A range, because a lock written by one minor release of uv is read alike by its patch releases.
+# A range: patch releases of uv read a lock of the same minor release alike.
 UV_RELEASE := uv>=0.13,<0.14
 UV := .tools/bin/uv
 BIN := .venv/bin
-# The stamps carry the choice of Python, so that another choice makes the environments anew.
+# The stamps carry the choice of Python, so that another choice rebuilds the environments.
 CHOICE := $(subst /,_,$(if $(PYTHON),$(PYTHON),default))
 TOOLS_READY := .tools/ready-$(CHOICE)
 READY := .venv/ready-$(CHOICE)
@@ -24,35 +24,35 @@ READY := .venv/ready-$(CHOICE)
 # Never fetch an interpreter behind the user's back; PyTorch's wheels are large, so be patient with slow networks.
 export UV_PYTHON_DOWNLOADS = never
 export UV_HTTP_TIMEOUT ?= 300
-# Tests must see this checkout, not another one that happens to be on the path.
+# Tests must import this checkout, not another one that happens to be on the path.
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smoke test test-slow test-lowest check lock clean
+.PHONY: help setup demo demo-smoke test test-slow test-lowest check docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## make .venv with everything that the other targets need
+setup: $(READY) ## create .venv with everything that the other targets need
 
-demo: $(READY) ## train, evaluate and explain on made scenes (offline, 10 minutes at most); leaves one page
+demo: $(READY) ## train, evaluate and explain on synthetic images (offline, 10 minutes at most); writes one page
 	@$(BIN)/tnet demo --out "$(OUT)"
 
-demo-smoke: $(READY) ## the demo at its smallest, thrown away afterwards: shows that every step runs
+demo-smoke: $(READY) ## run every step of the demo at its smallest, in a temporary folder
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(BIN)/tnet demo --smoke --out "$$scratch/demo"
 
-test: $(READY) ## the default test suite, with shapes checked on every call into tnet
+test: $(READY) ## run the default test suite, with tensor shapes checked on every call into tnet
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(READY) ## the tests that take minutes
+test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
 
-test-lowest: $(TOOLS_READY) ## the default test suite on the oldest releases that pyproject.toml allows
+test-lowest: $(TOOLS_READY) ## run the default test suite on the oldest releases that pyproject.toml allows
 	@$(UV) venv --quiet --clear --python .tools/bin/python .venv-lowest
 	@$(UV) pip install --quiet --python .venv-lowest --resolution lowest-direct --group dev -e .
 	@.venv-lowest/bin/python -m pytest $(ARGS)
 
-check: $(READY) ## lint, format, types, and that what is installed is what pyproject.toml asks for
+check: $(READY) ## check lint, format, types, and that the environment fits pyproject.toml
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
@@ -60,18 +60,22 @@ check: $(READY) ## lint, format, types, and that what is installed is what pypro
 	@$(BIN)/python -W error -c "import tnet; [getattr(tnet, name) for name in tnet.__all__]"
 	@$(BIN)/tnet --help > /dev/null
 
-# Written beside and moved into place, so that a failed run leaves the old lock. The copy keeps what is pinned pinned.
-lock: $(TOOLS_READY) ## write requirements.lock anew from pyproject.toml
+docs: $(READY) ## build the docs site in site/ (offline)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "site/index.html"
+
+# Written to a copy and moved into place, so that a failed run leaves the old lock. The copy keeps pinned versions.
+lock: $(TOOLS_READY) ## rewrite requirements.lock from pyproject.toml
 	@if [ -f requirements.lock ]; then cp requirements.lock requirements.lock.new; fi
 	@$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header $(UPGRADE) --quiet --output-file requirements.lock.new
 	@if grep -nE '://|^--' requirements.lock.new; then echo "the lock must name no host (above)"; exit 1; fi
-	@{ printf '%s\n' '# Every package of a run and of development, for Python 3.11 and newer on Linux, macOS and Windows,' \
+	@{ printf '%s\n' '# Every package needed to run and develop tnet, for Python 3.11 and newer on Linux, macOS and Windows,' \
 		'# by version and hash. Written by `make lock`.'; grep -v '^#' requirements.lock.new; } > requirements.lock.tmp
 	@mv requirements.lock.tmp requirements.lock && rm -f requirements.lock.new
 
-clean: ## remove the environments and caches that make made; results stay
-	rm -rf .tools .venv .venv-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+clean: ## remove the environments, caches and builds; results stay
+	rm -rf .tools .venv .venv-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv, in an environment of its own.
@@ -83,7 +87,7 @@ $(TOOLS_READY):
 		bare=$${bare:-$$candidate}; \
 	done; \
 	if [ -z "$$found" ] && [ -n "$$bare" ]; then \
-		echo "$$bare cannot make environments: it lacks ensurepip. On Debian and Ubuntu install python3-venv" >&2; \
+		echo "$$bare cannot create environments: it lacks ensurepip. On Debian and Ubuntu install python3-venv" >&2; \
 		echo "(sudo apt install python3-venv), or name another: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
 	elif [ -z "$$found" ]; then \
 		echo "No Python 3.11 or newer found (tried:" $(PYTHONS)")." >&2; \
@@ -94,7 +98,7 @@ $(TOOLS_READY):
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check '$(UV_RELEASE)'
 	@touch $@
 
-# The locked packages and nothing else, each checked by hash; tnet itself is linked to src/, so edits need no set-up.
+# The locked packages only, each checked by hash; tnet itself is linked to src/, so edits need no set-up.
 $(READY): $(TOOLS_READY) pyproject.toml requirements.lock
 	@echo "Installing into .venv (PyTorch is large: the first time takes some minutes)"
 	@[ "$$(.venv/bin/python -V 2>/dev/null)" = "$$(.tools/bin/python -V)" ] || \

@@ -70,11 +70,10 @@ def info(
 def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:
     """What one recipe or model consists of and costs."""
     from tnet.evaluation.cost import build_outline
-    from tnet.evaluation.looks import default_looks
     from tnet.models.tnet import TNet
 
     config, kind = _read_config(target)
-    settings = [config.resolve_looks(item) for item in chosen or default_looks(config)]
+    settings = [config.resolve_looks(item) for item in chosen or config.listed_looks()]
     model = build_outline(config)
     text = f"{target} ({kind})\n\n{_describe(config)}\n\n{_costs(model, list(dict.fromkeys(settings)), size_hw)}"
     return f"{text}\n{_geometry(model, size_hw)}" if size_hw is not None and isinstance(model, TNet) else text

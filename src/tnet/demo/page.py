@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tnet.evaluation.report import LooksRow, macs_unit, short_number
+from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.report import macs_unit, short_number
 from tnet.files import write_text
 from tnet.geometry import axis_cells
 from tnet.models.config import TNetConfig

@@ -15,11 +15,12 @@ from PIL import Image
 from tnet.data.digits import MegapixelDigits
 from tnet.demo.page import tnet_config, write_page
 from tnet.errors import OutputError
-from tnet.evaluation.looks import evaluate_looks
-from tnet.evaluation.report import LooksRow, looks_table, plot_looks, write_rows_csv
+from tnet.evaluation.evaluator import LooksRow, evaluate
+from tnet.evaluation.plots import plot_looks
+from tnet.evaluation.report import looks_table, write_rows_csv
 from tnet.explain.figure import save_explanation
 from tnet.files import make_folder, write_text
-from tnet.inference.predict import predict_paths
+from tnet.inference.predictor import iter_predictions
 from tnet.inference.write import write_predictions
 from tnet.models.base import Model
 from tnet.training.recipe import Recipe, load_recipe
@@ -142,9 +143,9 @@ def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool
     """Measure all systems on the test split, and write what was measured."""
     data = MegapixelDigits(tnet.recipe.data.digits, "test")
     rows = {
-        "TNet": evaluate_looks(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
-        "downsized": evaluate_looks(small.model, data, looks=(0,), progress=progress),
-        "full": evaluate_looks(full.model, data, looks=(0,), batch_size=4, progress=progress),
+        "TNet": evaluate(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
+        "downsized": evaluate(small.model, data, looks=(0,), progress=progress),
+        "full": evaluate(full.model, data, looks=(0,), batch_size=4, progress=progress),
     }
     folder = tnet.folder.parent
     for name, found in rows.items():
@@ -207,7 +208,7 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
         picture = folder / "explained" / f"scene_{number + 1}.png"
         save_explanation(model, sample.image, picture, title=path.name, truth=fresh.classes[int(sample.target)])
         explained.append(picture)
-    write_predictions(predict_paths(model, paths, progress=False), folder / "predictions.csv")
+    write_predictions(iter_predictions(model, paths, progress=False), folder / "predictions.csv")
     return explained
 
 

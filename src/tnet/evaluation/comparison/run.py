@@ -1,0 +1,153 @@
+"""``compare``: train or load the rows of a suite, measure them alike, and write tables and plots."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tnet.errors import ConfigError, TnetError
+from tnet.evaluation.comparison.report import (
+    Line,
+    comparison_notes,
+    comparison_table,
+    effort_table,
+    lines_of,
+    plot_comparison,
+    write_comparison_csv,
+)
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.comparison.work import NotCachedError, Work
+from tnet.evaluation.plots import RunCurve, plot_training
+from tnet.evaluation.resources import devices_here, machine
+from tnet.files import make_folder, write_text
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of a comparison.
+
+    Attributes:
+        folder: output folder.
+        lines: lines of the table, in the order of the rows.
+        text: tables and notes, in Markdown.
+        failures: reason per failed row.
+        missing: rows that were neither asked for nor cached.
+        files: paths of tables and plots.
+    """
+
+    folder: Path
+    lines: list[Line]
+    text: str
+    failures: dict[str, str]
+    missing: list[str]
+    files: list[Path]
+
+
+def compare(
+    suite: Suite,
+    folder: str | Path,
+    *,
+    only: Sequence[str] = (),
+    force: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+) -> Comparison:
+    """Measure the rows of a suite.
+
+    Results in the same folder are reused if nothing they depend on has changed; interrupted runs are resumed. A row
+    that fails does not end the comparison.
+
+    Args:
+        suite: what to compare.
+        folder: output folder; may hold an earlier comparison.
+        only: names of the rows to work on; all if empty. Cached results of other rows are shown.
+        force: delete cached results of these rows and compute them again.
+        device: device to evaluate on.
+        progress: show progress bars on standard error.
+        say: called with a line about each step.
+
+    Raises:
+        ConfigError: ``only`` names a row that does not exist.
+        OutputError: the folder cannot be written.
+        KeyboardInterrupt: Ctrl-C, with a note that the same command resumes.
+    """
+    names = [row.name for row in suite.rows]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ConfigError(f"the suite has no row {unknown[0]!r}; its rows are {', '.join(names)}")
+    folder = Path(folder)
+    work = Work(suite, make_folder(folder) / "cache", device, progress, say)
+    lines: list[Line] = []
+    curves: list[RunCurve] = []
+    failures: dict[str, str] = {}
+    missing: list[str] = []
+    for row in suite.rows:
+        chosen = not only or row.name in only
+        try:
+            lines += _row_lines(work, row, make=chosen, renew=force and chosen)
+            curves += work.curves(row)
+        except NotCachedError:
+            missing.append(row.name)
+        except KeyboardInterrupt as interrupt:
+            interrupt.__notes__ = [f"results so far are in {folder}; the same command resumes"]
+            raise
+        except Exception as error:  # whatever it is, hours of other rows must not be lost to it
+            failures[row.name] = _sentence(error)
+            say(f"{row.name} failed: {failures[row.name]}")
+            if not isinstance(error, TnetError | MemoryError | OSError):
+                say(traceback.format_exc())
+    text, files = _write(suite, folder, lines, curves, failures, missing)
+    return Comparison(folder, lines, text, failures, missing, files)
+
+
+def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line]:
+    entries = work.entries(row, make=make, renew=renew)
+    if not row.measure:
+        return []
+    accuracies = [rows for entry in entries if (rows := work.accuracies(row, entry, make=make))]
+    # What a model costs does not depend on what it has learned.
+    costs = work.costs(row, entries[0], make=make)
+    efforts = [entry.effort for entry in entries if entry.effort is not None]
+    return lines_of(row.name, accuracies, costs, efforts, work.suite.bootstrap)
+
+
+def _sentence(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0][:500]
+    return first if isinstance(error, TnetError) else f"{type(error).__name__}: {first}".removesuffix(": ")
+
+
+def _write(
+    suite: Suite,
+    folder: Path,
+    lines: list[Line],
+    curves: list[RunCurve],
+    failures: dict[str, str],
+    missing: list[str],
+) -> tuple[str, list[Path]]:
+    parts = []
+    if lines:
+        skipped = [name for name in suite.costs.devices if name not in devices_here(suite.costs.devices)]
+        notes = comparison_notes(lines, skipped, machine())
+        parts += [comparison_table(lines), notes]
+        effort = effort_table(lines)
+        if effort:
+            parts += [f"Training effort per seed (mean), including earlier stages:\n\n{effort}"]
+    parts += [f"Failed: {name}: {reason}\n" for name, reason in failures.items()]
+    if missing:
+        parts.append(f"Not measured yet: {', '.join(missing)}.\n")
+    text = "\n".join(parts)
+    files = [folder / "comparison.md"]
+    plots: list[Path] = []
+    if lines:
+        write_comparison_csv(lines, folder / "comparison.csv")
+        plots = plot_comparison(lines, folder)
+        if curves:
+            plots.append(folder / "training.png")
+            plot_training(curves, plots[-1])
+        files += [folder / "comparison.csv", *plots]
+    shown = "\n".join(f"![{plot.stem}]({plot.name})" for plot in plots)
+    write_text(files[0], f"# {suite.title}\n\n{text}\n{shown}\n".rstrip() + "\n")
+    return text, files

@@ -1,0 +1,391 @@
+"""The cached work behind the rows of a comparison: training, accuracy, cost.
+
+Each trained or loaded model has a folder ``cache/<key>``. The key is a hash of everything the model depends on: for a
+run the whole recipe with its data section and seed, the weights it starts from, and tnet's version; for a saved model
+its files. Measurements are stored in the same folder under a hash of their own settings. Names of rows and titles are
+not part of any key, and neither are the images themselves, only where they are read from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tnet.config import parse_dataclass, to_plain
+from tnet.data.config import DataConfig
+from tnet.data.loading import LabelledData, number_classes_as, open_data, open_split
+from tnet.errors import ConfigError, DataError, TnetError
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.evaluator import LooksRow, evaluate
+from tnet.evaluation.plots import RunCurve, run_curve
+from tnet.evaluation.resources import Cost, devices_here, machine, measure_costs
+from tnet.files import make_folder, write_text
+from tnet.models.base import Model
+from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
+from tnet.models.kind import kind_of
+from tnet.models.registry import create_model
+from tnet.training.curves import read_metrics
+from tnet.training.recipe import Recipe, load_recipe
+from tnet.training.run import LAST_CHECKPOINT, RECIPE_NAME, train
+
+T = TypeVar("T")
+
+_FORMAT = 3  # version of the cache; a new number measures everything again
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Training effort, including that of earlier stages.
+
+    Attributes:
+        steps: optimiser steps.
+        images: images seen in training, with repetition.
+        minutes: wall time with validation, without work that was lost when a run was killed.
+    """
+
+    steps: int
+    images: int
+    minutes: float
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.steps + other.steps, self.images + other.images, self.minutes + other.minutes)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trained, saved or registered model.
+
+    Attributes:
+        key: hash of everything the model depends on.
+        folder: cache folder.
+        seed: seed it was trained with; the suite's first if it was not trained here.
+        model: folder of the model; ``None`` for a registered model.
+        effort: training effort; ``None`` if it was not trained here.
+    """
+
+    key: str
+    folder: Path
+    seed: int
+    model: Path | None
+    effort: Effort | None
+
+
+@dataclass(frozen=True)
+class _Accuracies:
+    rows: tuple[LooksRow, ...]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    rows: tuple[Cost, ...]
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """Effort of a run without its earlier stages; only the time so far while it is unfinished."""
+
+    effort: Effort
+    finished: bool
+
+
+class NotCachedError(Exception):
+    """A result is not in the cache and must not be computed now."""
+
+
+def content_key(*content: Any) -> str:
+    """Hash of plain data and dataclasses: 16 hexadecimal digits."""
+    text = json.dumps([to_plain(item) for item in content], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _version() -> str:
+    try:
+        return version("tnet")
+    except PackageNotFoundError:  # not installed
+        return "unknown"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(folder: Path) -> str:
+    """Hash of the files of a saved model.
+
+    Args:
+        folder: folder of the model or of the run.
+
+    Raises:
+        ConfigError: the folder does not contain a model.
+    """
+    if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
+        folder = folder / "model"
+    files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError(f"{folder} has no {missing[0]}; give a run folder or a saved model's folder")
+    return content_key([_file_digest(file) for file in files])
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Hash of everything the outcome of a run depends on, including the weights that it starts from."""
+    # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
+    train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
+    weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
+    return content_key(
+        _FORMAT, _version(), kind_of(recipe.model), replace(recipe, title="", train=train_config),
+        *(
+            model_digest(Path(folder)) if folder is not None else None
+            for folder in (recipe.train.start_from, recipe.train.teacher)
+        ),
+        _file_digest(Path(weights)) if weights and Path(weights).is_file() else None,
+    )  # fmt: skip
+
+
+class Work:
+    """Computes the results of rows, or finds them in the cache.
+
+    Args:
+        suite: what to compare, and how.
+        folder: cache folder.
+        device: device to evaluate on.
+        progress: show progress bars on standard error.
+        say: called with a line about each step.
+    """
+
+    def __init__(self, suite: Suite, folder: Path, device: str, progress: bool, say: Callable[[str], object]) -> None:
+        self.suite, self.folder, self.device, self.progress, self.say = suite, folder, device, progress, say
+        self._rows = {row.name: row for row in suite.rows}
+        self._renewed: set[str] = set()
+
+    def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
+        """The models of a row: one per seed for a recipe, otherwise one.
+
+        Args:
+            row: the row.
+            make: train models that are not in the cache.
+            renew: delete cached results first.
+
+        Raises:
+            NotCachedError: a model is not trained and ``make`` is false.
+            TnetError: training failed.
+        """
+        seeds = self.suite.seeds if row.recipe is not None else self.suite.seeds[:1]
+        return [self._entry(row, seed, make, renew) for seed in seeds]
+
+    def _entry(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
+        if row.recipe is not None:
+            return self._trained(row, seed, make, renew)
+        if row.model is not None:
+            folder = Path(row.model)
+            entry = Entry(content_key(_FORMAT, _version(), model_digest(folder)), Path(), seed, folder, None)
+        else:
+            entry = Entry(content_key(_FORMAT, _version(), {"registered": row.registered}), Path(), seed, None, None)
+        entry = replace(entry, folder=self.folder / entry.key)
+        self._prepare(entry.key, renew)
+        return entry
+
+    def _prepare(self, key: str, renew: bool) -> None:
+        """Delete a cached entry that is to be renewed, but only once."""
+        if renew and key not in self._renewed:
+            shutil.rmtree(self.folder / key, ignore_errors=True)
+        self._renewed.add(key)
+
+    def recipe(self, row: RowConfig, seed: int) -> Recipe:
+        """The recipe of a row with all overrides."""
+        assert row.recipe is not None
+        recipe = load_recipe(row.recipe, [*self.suite.overrides, *row.overrides, f"seed={seed}"])
+        return recipe if self.suite.data is None else replace(recipe, data=self.suite.data)
+
+    def _trained(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
+        recipe = self.recipe(row, seed)
+        before = None if row.after is None else self._entry(self._rows[row.after], seed, make, renew=False)
+        if before is not None:
+            recipe = replace(recipe, train=replace(recipe.train, start_from=str(before.model)))
+        key = recipe_key(recipe)
+        self._prepare(key, renew)
+        folder = self.folder / key
+        kept = _read_cached(folder / "effort.json", _Effort)
+        if kept is None or not kept.finished:
+            if not make:
+                raise NotCachedError
+            kept = self._train(row, recipe, folder, kept)
+        effort = kept.effort if before is None or before.effort is None else kept.effort + before.effort
+        return Entry(key, folder, seed, folder / "run" / "model", effort)
+
+    def _train(self, row: RowConfig, recipe: Recipe, folder: Path, kept: _Effort | None) -> _Effort:
+        """Train, or resume an interrupted run."""
+        run, note = folder / "run", make_folder(folder) / "effort.json"
+        minutes = (kept.effort.minutes if kept else 0.0) + _minutes_kept(run)
+        # The run writes it again when it starts; until then its age must not be counted a second time.
+        (run / RECIPE_NAME).unlink(missing_ok=True)
+        write_text(note, json.dumps(to_plain(_Effort(Effort(0, 0, minutes), False))))
+        self.say(f"{row.name}, seed {recipe.seed}: {'resuming' if minutes else 'training'} in {run}")
+        # Lightning's bars go to standard output, which is for the tables.
+        with contextlib.redirect_stdout(sys.stderr):
+            seconds = train(recipe, run, resume=True, progress=self.progress).train_seconds
+        steps = int(read_metrics(run / "logs" / "csv")[-1]["step"]) + 1
+        images = steps * min(recipe.train.batch_size, self._images_per_epoch(recipe)) * recipe.train.devices
+        done = _Effort(Effort(steps, images, minutes + seconds / 60), True)
+        write_text(folder / "spec.json", json.dumps({"row": row.name, **to_plain(recipe)}, indent=1))
+        write_text(note, json.dumps(to_plain(done)))
+        return done
+
+    def _images_per_epoch(self, recipe: Recipe) -> int:
+        if recipe.train.images_per_epoch is not None:
+            return recipe.train.images_per_epoch
+        return len(open_data(recipe.data, recipe.model.in_channels, recipe.seed)[0])
+
+    def model(self, row: RowConfig, entry: Entry) -> Model:
+        """Load the model of an entry."""
+        if entry.model is not None:
+            return load_model(entry.model)
+        assert row.registered is not None
+        return create_model(row.registered).eval()
+
+    def curves(self, row: RowConfig) -> list[RunCurve]:
+        """Learning curves of a row; empty for a row without a recipe."""
+        if row.recipe is None:
+            return []
+        return [
+            run_curve(
+                row.name,
+                read_metrics(entry.folder / "run" / "logs" / "csv"),
+                self.recipe(row, entry.seed).train.batch_size,
+            )
+            for entry in self.entries(row, make=False)
+        ]
+
+    def data(self, row: RowConfig, seed: int) -> tuple[DataConfig, LabelledData] | None:
+        """The images to evaluate a row on; ``None`` for a registered, untrained model.
+
+        Raises:
+            DataError: a saved model has no recipe, and the suite has no data section.
+        """
+        if row.registered is not None:
+            return None
+        if row.recipe is not None:
+            recipe: Recipe | None = self.recipe(row, seed)
+        else:
+            recipe = _recipe_beside(Path(row.model or ""))
+        config = self.suite.data or (recipe.data if recipe else None)
+        if config is None:
+            raise DataError(
+                f"{row.model} has no {RECIPE_NAME} that says which images to evaluate on; give the suite a data section"
+            )
+        channels = recipe.model.in_channels if recipe else load_model(row.model or "").config.in_channels
+        return config, open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
+
+    def accuracies(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[LooksRow]:
+        """Evaluate a model, or read the cached rows; empty for a registered model.
+
+        Raises:
+            NotCachedError: not measured, and ``make`` is false.
+        """
+        if row.registered is not None:
+            return []
+        suite = self.suite
+        policies = suite.policies_of(row)
+        config = suite.data or (
+            self.recipe(row, entry.seed).data if row.recipe else _data_beside(Path(row.model or ""))
+        )
+        key = content_key(config, suite.split, row.looks, policies, suite.batch_size, entry.seed)
+        path = entry.folder / f"accuracy-{key}.json"
+
+        def measure() -> _Accuracies:
+            images = self.data(row, entry.seed)
+            assert images is not None
+            model = self.model(row, entry)
+            number_classes_as(model.config.class_names, images[1])
+            self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images[1])} images")
+            return _Accuracies(tuple(evaluate(
+                model, images[1], looks=row.looks, policies=policies, batch_size=suite.batch_size,
+                workers=suite.workers, device=self.device, seed=entry.seed, progress=self.progress,
+            )))  # fmt: skip
+
+        return list(_cached(path, _Accuracies, measure, make).rows)
+
+    def costs(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[Cost]:
+        """Measure the cost of a model, or read it from the cache; arguments and errors as for :meth:`accuracies`."""
+        suite = self.suite
+        policies, here = suite.policies_of(row), devices_here(suite.costs.devices)
+        config = replace(suite.costs, devices=here)
+        sizes_from = None if suite.costs.image_size_hw else [suite.data, suite.split]
+        key = content_key(config, row.looks, policies, machine(), sizes_from)
+        path = entry.folder / f"costs-{key}.json"
+
+        def measure() -> _Costs:
+            model = self.model(row, entry)
+            size_hw = suite.costs.image_size_hw or self._image_size(row, entry, model)
+            self.say(f"{row.name}: measuring costs on {', '.join(here)} at {size_hw[0]} x {size_hw[1]} px")
+            return _Costs(tuple(measure_costs(
+                model, entry.model or row.registered or "", size_hw, looks=row.looks, policies=policies, config=config,
+                progress=self.progress,
+            )))  # fmt: skip
+
+        return list(_cached(path, _Costs, measure, make).rows)
+
+    def _image_size(self, row: RowConfig, entry: Entry, model: Model) -> tuple[int, int]:
+        """Height and width of the first image to evaluate on."""
+        images = self.data(row, entry.seed)
+        if images is None and self.suite.data is not None:
+            seed, channels = self.suite.seeds[0], model.config.in_channels
+            images = self.suite.data, open_split(self.suite.data, channels, seed, self.suite.split)
+        if images is None:
+            raise ConfigError(
+                f"row {row.name!r} has no images to take the size for cost measurements from; set costs.image_size_hw"
+            )
+        image = images[1][0].image
+        height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
+        return int(height), int(width)
+
+
+def _recipe_beside(folder: Path) -> Recipe | None:
+    """The recipe that a saved model was trained with, if it is beside the model."""
+    for place in (folder, folder.parent) if folder.name == "model" else (folder,):
+        if (place / RECIPE_NAME).is_file():
+            return load_recipe(place / RECIPE_NAME)
+    return None
+
+
+def _data_beside(folder: Path) -> DataConfig | None:
+    recipe = _recipe_beside(folder)
+    return recipe.data if recipe else None
+
+
+def _minutes_kept(run: Path) -> float:
+    """Minutes of training that a resumed run keeps: from its start to its last checkpoint."""
+    start, end = run / RECIPE_NAME, run / LAST_CHECKPOINT
+    if not start.is_file() or not end.is_file():
+        return 0.0
+    return max(0.0, end.stat().st_mtime - start.stat().st_mtime) / 60
+
+
+def _cached(path: Path, type_: type[T], compute: Callable[[], T], make: bool) -> T:
+    """The result cached at ``path``; computed and stored there if it is missing and ``make`` is true."""
+    cached = _read_cached(path, type_)
+    if cached is not None:
+        return cached
+    if not make:
+        raise NotCachedError
+    result = compute()
+    write_text(path, json.dumps(to_plain(result)))
+    return result
+
+
+def _read_cached(path: Path, type_: type[T]) -> T | None:
+    """A cached result; ``None`` if the file is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return parse_dataclass(type_, data, str(path)) if isinstance(data, dict) else None
+    except (OSError, ValueError, RecursionError, TnetError):
+        return None
