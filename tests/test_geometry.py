@@ -20,10 +20,7 @@ from tnet.geometry import (
     cell_boxes,
     cell_spans,
     choose_cells,
-    chosen_patches,
     covered_shares,
-    patch_boxes,
-    position_boxes,
     resolve_looks,
     suggest,
     total_looks,
@@ -340,62 +337,3 @@ def test_a_suggestion_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(GeometryError, match=message):
         suggest(size, base, min_cell_extent=smallest)
-
-
-@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 60), st.data())
-def test_patches_cover_an_image_with_as_few_as_can(height: int, width: int, patch: int, data: st.DataObject) -> None:
-    stride = data.draw(st.integers(1, patch))
-    boxes = patch_boxes((height, width), patch, stride)
-    for size, first, last, starts in (
-        (height, boxes[0, 0, 0], boxes[-1, 0, 2], boxes[:, 0, 0]),
-        (width, boxes[0, 0, 1], boxes[0, -1, 3], boxes[0, :, 1]),
-    ):
-        before, after = -int(first), int(last) - size
-        assert 0 <= after <= before <= after + 1
-        assert len(starts) == 1 or bool((starts.diff() == stride).all())
-        # One patch fewer would leave pixels out.
-        assert len(starts) == 1 or (len(starts) - 2) * stride + patch < size
-    assert bool((boxes[..., 2:] - boxes[..., :2] == patch).all())
-
-
-def test_patches_of_a_size_that_fits_do_not_stick_out() -> None:
-    boxes = patch_boxes((100, 150), 50, 50)
-    assert boxes.shape == (2, 3, 4)
-    assert boxes[1, 2].tolist() == [50, 100, 100, 150]
-
-
-@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 60))
-def test_patches_of_a_map_are_centred_on_its_positions(size: int, count: int, patch: int) -> None:
-    boxes = position_boxes((size, 2 * size), (count, count), patch)
-    for index in range(count):
-        for axis, side in enumerate((size, 2 * size)):
-            start = math.floor(Fraction(2 * index + 1, 2 * count) * side - Fraction(patch, 2) + Fraction(1, 2))
-            box = boxes[index, index].tolist()
-            assert (box[axis], box[axis + 2]) == (start, start + patch)
-
-
-def test_chosen_patches_keep_their_order_and_know_their_place() -> None:
-    grids = [patch_boxes((100, 150), 50, 50), patch_boxes((50, 50), 50, 50)]
-    chosen = chosen_patches(grids, [torch.tensor([5, 0, 5]), torch.tensor([0])], images=[2, 4])
-    assert chosen.level.tolist() == [1, 1, 1, 1]
-    assert chosen.image.tolist() == chosen.parent.tolist() == [2, 2, 2, 4]
-    assert chosen.cell.tolist() == [5, 0, 5, 0]
-    assert chosen.position_yx.tolist() == [[1, 2], [0, 0], [1, 2], [0, 0]]
-    assert chosen.box_l0_yxyx.tolist() == [[50, 100, 100, 150], [0, 0, 50, 50], [50, 100, 100, 150], [0, 0, 50, 50]]
-
-
-@pytest.mark.parametrize("index", [-1, 6])
-def test_a_patch_outside_its_grid_is_refused(index: int) -> None:
-    with pytest.raises(GeometryError, match=r"must lie in 0\.\.5 for 2 x 3 boxes"):
-        chosen_patches([patch_boxes((100, 150), 50, 50)], [torch.tensor([index])])
-
-
-@pytest.mark.parametrize(("size", "patch", "stride"), [((0, 9), 5, 5), ((9, 9), 0, 0), ((9, 9), 5, 0), ((9, 9), 5, 6)])
-def test_patches_that_cannot_cover_are_refused(size: tuple[int, int], patch: int, stride: int) -> None:
-    with pytest.raises(GeometryError, match="cannot cover"):
-        patch_boxes(size, patch, stride)
-
-
-def test_a_map_without_positions_places_no_patches() -> None:
-    with pytest.raises(GeometryError, match="map of 0 x 3"):
-        position_boxes((9, 9), (0, 3), 5)

@@ -22,6 +22,8 @@ from tnet.losses import (
     penalised_parameters,
     reward,
 )
+from tnet.models.config import TNetConfig
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.traversal.trail import group_rows
 
@@ -247,3 +249,6 @@ def _expected_gain(
         logits = logits.masked_fill(~meant, -torch.inf)
         gained = (worth - (worth * meant).sum(1, keepdim=True) / meant.sum(1, keepdim=True)) * meant
     return (logits.softmax(dim=1) * gained).sum(dim=1).mean()
+
+
+MODEL_KINDS.register("tnet")(ModelKind(TNetConfig, TNet, ObjectiveConfig, Objective))

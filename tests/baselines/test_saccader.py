@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tests.helpers import pictures
 from torch import Tensor, nn
 
+from tnet.baselines.geometry import window_regions
 from tnet.baselines.saccader import (
     Saccader,
     SaccaderCell,
@@ -27,7 +28,6 @@ from tnet.baselines.saccader import (
 from tnet.config import parse_dataclass
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.evaluation.cost import count_parameters
-from tnet.geometry import whole_images, window_regions
 
 LEARNED = ("learned", "topk", "sample")
 STAGES: tuple[Stage, ...] = ("representation", "location", "joint")
@@ -335,41 +335,6 @@ def test_more_looks_begin_as_fewer() -> None:
     for looks in range(1, 10):
         assert torch.equal(model(images, looks=looks).cells, long.cells[:, :looks])
     assert model(images).cells.shape == (2, 3)
-
-
-def test_boxes_of_the_published_size() -> None:
-    """Centres at pos * (1 - 77/224) of half the image from its middle; the original cuts off fractions."""
-    whole = whole_images([(224, 224)])
-    regions = window_regions(whole, torch.arange(361)[None], 19, 77, 224)
-    assert (regions.size_hw == 77).all()
-    for regions_of_row, axis in ((regions.box_l0_yxyx[::19], 0), (regions.box_l0_yxyx[:19], 1)):
-        for number, box in enumerate(regions_of_row.tolist()):
-            position = -1 + 2 * number / 18
-            centre = 112 * (1 + position * (1 - 77 / 224))
-            assert box[axis] == math.floor(centre - 38.5 + 1e-9)
-    assert regions.box_l0_yxyx[[0, 180, 360]].tolist() == [[0, 0, 77, 77], [73, 73, 150, 150], [147, 147, 224, 224]]
-    assert regions.position_yx[20].tolist() == [1, 1] and int(regions.cell[20]) == 20
-
-
-def test_boxes_at_other_sizes() -> None:
-    """At 17 px the five 9 px windows start at 0, 2, ..., 8 px; images are resized to that, each in its own way."""
-    sizes = [(17, 17), (170, 34), (1, 3)]
-    regions = window_regions(whole_images(sizes), torch.tensor([[0, 24], [7, 24], [0, 24]]), 5, 9, 17)
-    assert regions.level.unique().tolist() == [1] and regions.image.tolist() == regions.parent.tolist() == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]
-    assert regions.box_l0_yxyx[:4].tolist() == [[0, 0, 9, 9], [8, 8, 17, 17], [20, 8, 110, 26], [80, 16, 170, 34]]
-    # Even of images smaller than a window something is seen, and never what is not there.
-    assert regions.box_l0_yxyx[4:].tolist() == [[0, 0, 1, 2], [0, 1, 1, 3]]
-    # One position: the corner where its receptive field begins.
-    assert window_regions(whole_images([(10, 10)]), torch.zeros(1, 1, dtype=torch.long), 1, 9, 10).box_l0_yxyx[
-        0
-    ].tolist() == [0, 0, 9, 9]
 
 
 def test_regions_come_in_the_order_of_the_glimpses() -> None:

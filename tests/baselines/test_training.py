@@ -18,7 +18,7 @@ from tnet.explain import explain_image
 from tnet.explain.many import explain_samples
 from tnet.inference.records import prediction_of
 from tnet.models import Model, build_model, fill_from, load_model, save_model
-from tnet.models.kinds import KIND_NAMES, kind_of
+from tnet.models.kind import MODEL_KINDS, kind_of
 from tnet.training.module import TNetModule
 from tnet.training.recipe import Recipe, build_objective, load_recipe, parse_recipe, save_recipe, with_classes
 from tnet.training.run import train
@@ -63,7 +63,7 @@ def build(repository: Path, name: str) -> Model:
 def test_there_is_a_recipe_for_every_kind_of_model_and_task(repository: Path) -> None:
     found = {path.stem for path in (repository / "recipes" / "baselines").glob("*.yaml")}
     assert found == set(NAMES)
-    assert {kind_of(recipe_of(repository, name).model) for name in NAMES} == set(KIND_NAMES)
+    assert {kind_of(recipe_of(repository, name).model) for name in NAMES} == set(MODEL_KINDS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.fakes import make_fake
 from typer.testing import CliRunner
 
 from tnet.backbones import BackboneConfig
 from tnet.cli.main import app
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
-from tnet.data.fakes import make_fake
-from tnet.data.known import open_known
+from tnet.data.published import PUBLISHED
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.io import save_model
@@ -197,10 +197,10 @@ def test_splits_of_a_published_data_set(tmp_path: Path) -> None:
 
 def test_a_model_from_elsewhere_by_the_recipe_of_a_data_set(tmp_path: Path) -> None:
     root = make_fake("nabirds", tmp_path / "birds", classes=3, images_per_class=3, side_px=48)
-    names = tuple(reversed(open_known("nabirds", root, "train").classes))  # as a checkpoint may number them
+    names = tuple(reversed(PUBLISHED["nabirds"].read(root, "train").classes))  # as a checkpoint may number them
     torch.manual_seed(0)
     model = TNet(replace(CONFIG, num_classes=3, class_names=()))
-    images = open_known("nabirds", root, "test", channels=1)
+    images = PUBLISHED["nabirds"].read(root, "test", channels=1)
     with torch.inference_mode():
         right = [
             names[int(model.eval()(sample.image[None], looks=0).logits.argmax())] == images.classes[sample.target]

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.fakes import make_fake
 
-from tnet.data.fakes import make_fake
-from tnet.data.known import KNOWN, open_known
-from tnet.data.nabirds import check_nabirds
+from tnet.data.published import PUBLISHED
 from tnet.errors import ConfigError, OutputError
 
 NAMES = ("imagenet", "fmow", "cub", "nabirds")
@@ -33,8 +32,8 @@ def test_same_seed_same_files(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_and_sizes(name: str, tmp_path: Path) -> None:
     make_fake(name, tmp_path / "x", classes=3, images_per_class=5, side_px=40)
-    for split in KNOWN[name].official:
-        data = open_known(name, tmp_path / "x", split)
+    for split in PUBLISHED[name].images:
+        data = PUBLISHED[name].read(tmp_path / "x", split)
         assert torch.bincount(data.targets)[:3].tolist() == ([5] * 3 if split == "train" else [2] * 3)
         for sample in data:
             assert min(sample.image.shape[1:]) == 40 and max(sample.image.shape[1:]) <= 50
@@ -44,7 +43,7 @@ def test_classes_can_be_told_by_what_is_in_the_boxes_and_not_by_the_rest(tmp_pat
     make_fake("cub", tmp_path / "cub", classes=8, images_per_class=6, side_px=64)
 
     def means(split: str, inside: bool) -> tuple[np.ndarray, np.ndarray]:
-        data, found = open_known("cub", tmp_path / "cub", split), []
+        data, found = PUBLISHED["cub"].read(tmp_path / "cub", split), []
         for index, sample in enumerate(data):
             y0, x0, y1, x1 = data.boxes[index][0].astype(int)
             mask = np.zeros(sample.image.shape[1:], dtype=bool)
@@ -63,12 +62,12 @@ def test_classes_can_be_told_by_what_is_in_the_boxes_and_not_by_the_rest(tmp_pat
 
 def test_all_classes_of_a_data_set(tmp_path: Path) -> None:
     make_fake("nabirds", tmp_path / "nabirds", images_per_class=1, side_px=16)
-    data = open_known("nabirds", tmp_path / "nabirds", "train")
+    data = PUBLISHED["nabirds"].read(tmp_path / "nabirds", "train")
     assert len(data.classes) == len(data) == 555
     assert len((tmp_path / "nabirds" / "classes.txt").read_text().splitlines()) == 1011
-    assert check_nabirds(tmp_path / "nabirds").findings == (
-        "train: there are 555 pictures, but 23,929 were published.",
-        "test: there are 555 pictures, but 24,633 were published.",
+    assert PUBLISHED["nabirds"].check(tmp_path / "nabirds").findings == (
+        "train: 555 images found, 23,929 published",
+        "test: 555 images found, 24,633 published",
     )
 
 
@@ -88,6 +87,6 @@ def test_numbers_out_of_range(tmp_path: Path) -> None:
                            ({"images_per_class": 0}, "1 to"), ({"side_px": 8}, "16 to")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"{next(iter(change))} \d+; give {limits}"):
             make_fake("cub", tmp_path / "x", **change)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="'mnist' is not known; name one of imagenet, fmow, cub, nabirds"):
+    with pytest.raises(ConfigError, match="mnist"):
         make_fake("mnist", tmp_path / "x")
     assert not (tmp_path / "x").exists()

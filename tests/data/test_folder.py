@@ -20,6 +20,7 @@ from tnet.data.folder import ImageFolder, LabelledImages, check_classes, open_sp
 from tnet.data.loading import number_classes_as
 from tnet.data.sample import collate
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.scenes.reading import ReadOptions
 
 
 def put_picture(path: Path, level: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
@@ -54,7 +55,7 @@ def test_folders_that_are_one_picture(tmp_path: Path) -> None:
     data = ImageFolder(tmp_path)
     assert data.classes == ["a", "b"]
     assert data.paths == [tmp_path / "a/deep/a.ome.zarr", tmp_path / "b/b.zarr"]
-    with pytest.raises(DataError, match="holds pictures but no class folders"):
+    with pytest.raises(DataError, match="has images but no class folders"):
         ImageFolder(tmp_path / "b")
 
 
@@ -80,15 +81,15 @@ def test_sample_holds_picture_target_and_path(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(name)))
     assert data[-1].name == data[2].name == str(root / "b" / "000.png") and data[-1].target == 1
     for index in (3, -4):
-        with pytest.raises(IndexError, match=f"Sample {index} .* there are 3"):
+        with pytest.raises(IndexError, match=f"sample {index} .*3"):
             data[index]
 
 
 def test_pictures_are_read_as_asked(tmp_path: Path) -> None:
     put_picture(tmp_path / "a" / "a.png", size=(40, 20))
-    assert ImageFolder(tmp_path, channels=1, max_side_px=10)[0].image.shape == (1, 5, 10)
+    assert ImageFolder(tmp_path, reading=ReadOptions(channels=1, max_side_px=10))[0].image.shape == (1, 5, 10)
     with pytest.raises(ImageError, match="max_pixels=100"):
-        ImageFolder(tmp_path, max_pixels=100)[0]
+        ImageFolder(tmp_path, reading=ReadOptions(max_pixels=100))[0]
 
 
 def test_given_classes_decide_the_order(tmp_path: Path) -> None:
@@ -106,37 +107,35 @@ def test_classes_can_be_numbered_anew(tmp_path: Path) -> None:
     several = LabelledImages(data.paths[:2], torch.tensor([[1.0, 0, 0], [0, 1, 1]]), ["a", "b", "c"])
     several.order_classes(["c", "a", "b"])
     assert several.targets.tolist() == [[0, 1, 0], [1, 0, 1]]
-    with pytest.raises(DataError, match="are not those of the data"):
+    with pytest.raises(DataError, match="'d'"):
         several.order_classes(["c", "a", "d"])
 
 
 def test_class_folders_that_are_not_those_given(tmp_path: Path) -> None:
     make_folder(tmp_path, cat=1, dog=1)
-    with pytest.raises(
-        DataError, match=r"not the 2 classes expected: it lacks 'cow' and has besides 'dog'; add, remove"
-    ):
+    with pytest.raises(DataError, match="2 expected .*missing: 'cow'; extra: 'dog'"):
         ImageFolder(tmp_path, classes=["cat", "cow"])
-    with pytest.raises(DataError, match=r"it lacks 'cow';"):
+    with pytest.raises(DataError, match=r"missing: 'cow'\)"):
         ImageFolder(tmp_path, classes=["cat", "cow", "dog"])
-    with pytest.raises(DataError, match=r"expected: it has besides 'dog';"):
+    with pytest.raises(DataError, match=r"\(extra: 'dog'\)"):
         ImageFolder(tmp_path, classes=["cat"])
 
 
 def test_no_classes_to_be_found(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is empty; put one folder"):
+    with pytest.raises(DataError, match="is empty"):
         ImageFolder(tmp_path)
     put_picture(tmp_path / "a.png")
-    with pytest.raises(DataError, match="holds pictures but no class folders; move each"):
+    with pytest.raises(DataError, match="has images but no class folders"):
         ImageFolder(tmp_path)
-    with pytest.raises(DataError, match=r"a\.png is a file, not a folder"):
+    with pytest.raises(DataError, match=r"a\.png is a file"):
         ImageFolder(tmp_path / "a.png")
-    with pytest.raises(DataError, match="gone does not exist"):
+    with pytest.raises(DataError, match="gone"):
         ImageFolder(tmp_path / "gone")
 
 
 def test_class_without_pictures(tmp_path: Path) -> None:
     make_folder(tmp_path, full=1, void=0)
-    with pytest.raises(DataError, match=r"Class 'void' cannot be used: No picture was found in .*void.*; put pictures"):
+    with pytest.raises(DataError, match="class 'void' "):
         ImageFolder(tmp_path)
 
 
@@ -145,7 +144,7 @@ def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match=r"cannot be looked into \(Permission denied\); make it readable"):
+    with pytest.raises(DataError, match="Permission denied"):
         ImageFolder(tmp_path)
 
 
@@ -158,7 +157,7 @@ def test_lists_of_classes_that_cannot_be(classes: list[str], message: str) -> No
 
 
 def test_negative_seed_is_refused() -> None:
-    with pytest.raises(ConfigError, match="seed of a data set is -1"):
+    with pytest.raises(ConfigError, match="seed is -1"):
         LabelledImages([], torch.zeros(0, dtype=torch.int64), ["a"], seed=-1)
 
 
@@ -205,7 +204,7 @@ def test_unreadable_picture_is_named_by_a_worker(tmp_path: Path) -> None:
     data = ImageFolder(make_folder(tmp_path, a=1))
     (tmp_path / "a" / "000.png").write_bytes(b"no picture")
     batches = iter(DataLoader(data, num_workers=1, collate_fn=collate))
-    with pytest.raises(ImageError, match=r"000\.png cannot be read: it is not a picture"):
+    with pytest.raises(ImageError, match=r"000\.png"):
         next(batches)
     batches._shutdown_workers()  # left to the garbage collector after an error, this takes PyTorch 5 seconds
 
@@ -223,7 +222,9 @@ def test_split_folders_share_the_training_classes_and_only_training_is_augmented
     make_folder(tmp_path / "train", b=2, a=1)
     make_folder(tmp_path / "val_imagenet_val", a=1, b=1)
     augment = Augment(AugmentConfig(vertical_flip=True))
-    train, val = open_split_folders(tmp_path, val="val_imagenet_val", classes=["b", "a"], augment=augment, channels=1)
+    train, val = open_split_folders(
+        tmp_path, val="val_imagenet_val", classes=["b", "a"], augment=augment, reading=ReadOptions(channels=1)
+    )
     assert train.classes == val.classes == ["b", "a"]
     assert train.targets.tolist() == [0, 0, 1] and val.targets.tolist() == [0, 1]
     assert train.augment is augment and val.augment is None
@@ -233,30 +234,30 @@ def test_split_folders_share_the_training_classes_and_only_training_is_augmented
 def test_missing_split_folder_lists_those_there_are(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=2)
     make_folder(tmp_path / "val_imagenet_val", a=1)
-    with pytest.raises(
-        DataError, match=r"val \(folders in .*: train, val_imagenet_val\); name one .*or set val to null"
-    ):
+    with pytest.raises(DataError, match=r"/val is missing.* \(train, val_imagenet_val\), or set val to null"):
         open_split_folders(tmp_path)
-    with pytest.raises(DataError, match=r"no folder of training pictures .*nope \(folders in .*; name one of those\."):
+    with pytest.raises(DataError, match="nope is missing"):
         open_split_folders(tmp_path, "nope", "val_imagenet_val")
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="gone"):
         open_split_folders(tmp_path / "gone")
     (tmp_path / "void").mkdir()
-    with pytest.raises(DataError, match=r"\(folders in .*: none\)"):
+    with pytest.raises(DataError, match=r"\(none\)"):
         open_split_folders(tmp_path / "void")
 
 
 def test_validation_classes_must_be_the_training_classes(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=1, b=1)
     make_folder(tmp_path / "val", a=1, c=1)
-    with pytest.raises(DataError, match=r"class folders in .*val are not .* lacks 'b' and has besides 'c'"):
+    with pytest.raises(DataError, match="val .*missing: 'b'; extra: 'c'"):
         open_split_folders(tmp_path)
 
 
 def test_validation_pictures_split_off_the_training_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=10, b=5)
     augment = Augment(AugmentConfig(vertical_flip=True))
-    train, val = open_split_folders(tmp_path, val=None, val_fraction=0.4, augment=augment, max_side_px=4, seed=3)
+    train, val = open_split_folders(
+        tmp_path, val=None, val_fraction=0.4, augment=augment, reading=ReadOptions(max_side_px=4), seed=3
+    )
     assert Counter(val.targets.tolist()) == {0: 4, 1: 2} and Counter(train.targets.tolist()) == {0: 6, 1: 3}
     assert train.augment is augment and val.augment is None
     assert train.seed == val.seed == 3 and val[0].image.shape == (3, 3, 4)
@@ -303,9 +304,9 @@ def test_split_is_the_same_on_every_machine() -> None:
 
 def test_splits_that_cannot_be() -> None:
     for fraction in (0.0, 1.0, float("nan")):
-        with pytest.raises(ConfigError, match=r"must be above 0 and below 1"):
+        with pytest.raises(ConfigError, match="fraction"):
             listed(4, 1).split_off(fraction)
-    with pytest.raises(DataError, match=r"Class '1' has a single picture \(root/1/1\.png\).*add pictures"):
+    with pytest.raises(DataError, match=r"class '1' .*root/1/1\.png"):
         listed(3, 2).split_off(0.5)
-    with pytest.raises(DataError, match="There are 1 pictures"):
+    with pytest.raises(DataError, match="1 images"):
         listed(1, 1).split_off(0.5)

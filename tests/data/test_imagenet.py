@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from tests.fakes import make_fake
 
 from tnet.data.annotated import AnnotatedImages
-from tnet.data.fakes import make_fake
-from tnet.data.imagenet import check_imagenet, open_imagenet, read_boxes_xml
-from tnet.data.matfile import read_synsets
+from tnet.data.imagenet import IMAGENET, read_boxes_xml
+from tnet.data.imagenet_devkit import read_synsets
 from tnet.errors import DataError
 
 WNIDS = ["n01440764", "n01441764", "n01442764"]
@@ -48,7 +48,7 @@ def colour_in_box(data: AnnotatedImages, index: int) -> np.ndarray:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(made: Path, layout: str) -> None:
-    train, val = (open_imagenet(made / layout, split) for split in ("train", "val"))
+    train, val = (IMAGENET.read(made / layout, split) for split in ("train", "val"))
     assert train.classes == val.classes == WNIDS
     assert train.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and sorted(val.targets.tolist()) == [0, 0, 1, 1, 2, 2]
     assert all(
@@ -71,31 +71,31 @@ def test_layouts(made: Path, layout: str) -> None:
 @pytest.mark.parametrize("inside", ["ILSVRC", "ILSVRC/Data/CLS-LOC"])
 def test_kaggles_folder_may_be_named_at_every_level(made: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
-        whole, found = (open_imagenet(root, split) for root in (made / "kaggle", made / "kaggle" / inside))
+        whole, found = (IMAGENET.read(root, split) for root in (made / "kaggle", made / "kaggle" / inside))
         assert found.paths == whole.paths and found.targets.tolist() == whole.targets.tolist()
         assert found.class_names == whole.class_names
         assert [boxes.tolist() for boxes in found.boxes] == [boxes.tolist() for boxes in whole.boxes]
     monkeypatch.chdir(made / "kaggle" / inside)
-    assert len(open_imagenet(".", "val")) == 6
+    assert len(IMAGENET.read(".", "val")) == 6
 
 
 def test_a_part_of_imagenet(root: Path) -> None:
     shutil.rmtree(root / "train" / WNIDS[1])
-    assert open_imagenet(root).classes == [WNIDS[0], WNIDS[2]]
-    val = open_imagenet(root, "val")
+    assert IMAGENET.read(root).classes == [WNIDS[0], WNIDS[2]]
+    val = IMAGENET.read(root, "val")
     assert val.classes == [WNIDS[0], WNIDS[2]] and sorted(val.targets.tolist()) == [0, 0, 1, 1]
     shutil.rmtree(root / "train")
-    assert open_imagenet(root, "val").classes == WNIDS, "of the devkit, where there are no training pictures"
-    with pytest.raises(DataError, match=r"no folder .*train of ImageNet's pictures"):
-        open_imagenet(root)
+    assert IMAGENET.read(root, "val").classes == WNIDS, "of the devkit, where there are no training pictures"
+    with pytest.raises(DataError, match="train of ImageNet"):
+        IMAGENET.read(root)
 
 
 def test_names_in_other_letters(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (root / "val").iterdir():
         path.rename(path.with_name(path.name.lower().replace("jpeg", "jpg")))
-    assert sorted(open_imagenet(root, "val").targets.tolist()) == [0, 0, 1, 1, 2, 2]
-    monkeypatch.setattr("tnet.data.imagenet.OFFICIAL", {"train": 12, "val": 6})
-    assert not any("numbered" in finding for finding in check_imagenet(root).findings)
+    assert sorted(IMAGENET.read(root, "val").targets.tolist()) == [0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr(IMAGENET, "images", {"train": 12, "val": 6})
+    assert not any("numbered" in finding for finding in IMAGENET.check(root).findings)
 
 
 def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
@@ -103,35 +103,33 @@ def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
     (root / "train" / WNIDS[0] / "._n01440764_7.JPEG").touch()
     (root / "train" / "other").mkdir()
     (root / "val" / "thumbs.JPEG").touch()
-    assert len(open_imagenet(root)) == 12 and len(open_imagenet(root, "val")) == 6
-    assert open_imagenet(root).classes == WNIDS
+    assert len(IMAGENET.read(root)) == 12 and len(IMAGENET.read(root, "val")) == 6
+    assert IMAGENET.read(root).classes == WNIDS
 
 
 def test_validation_pictures_without_labels(root: Path) -> None:
     truth = root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
     lines = truth.read_text().splitlines()
     truth.write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match=r"does not say what .*ILSVRC2012_val_00000006\.JPEG shows"):
-        open_imagenet(root, "val")
+    with pytest.raises(DataError, match=r"ILSVRC2012_val_00000006\.JPEG"):
+        IMAGENET.read(root, "val")
     truth.write_text("\n".join([*lines[:2], "4000", *lines[3:]]))
-    with pytest.raises(DataError, match=r"ground_truth\.txt has class 4000 in line 3, which .*meta\.mat lacks"):
-        open_imagenet(root, "val")
+    with pytest.raises(DataError, match=r"ground_truth\.txt .*class 4000 in line 3.*meta\.mat"):
+        IMAGENET.read(root, "val")
     truth.write_text("1\nn01440764\n")
-    with pytest.raises(DataError, match=r"has 'n01440764' in line 2 where a whole number"):
-        open_imagenet(root, "val")
+    with pytest.raises(DataError, match="'n01440764' in line 2"):
+        IMAGENET.read(root, "val")
     truth.unlink()
-    with pytest.raises(DataError, match=r"nothing says what they show; unpack the devkit"):
-        open_imagenet(root, "val")
+    with pytest.raises(DataError, match="unpack the devkit"):
+        IMAGENET.read(root, "val")
 
 
 def test_kaggle_solution_that_is_damaged(made: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(made / "kaggle", tmp_path / "kaggle"))
     with (root / "LOC_val_solution.csv").open("a") as stream:
         stream.write("../../etc,n01440764 1 2 3 4\n")
-    with pytest.raises(
-        DataError, match=r"LOC_val_solution\.csv has '\.\./\.\./etc.* in line 8, which names no picture"
-    ):
-        open_imagenet(root, "val")
+    with pytest.raises(DataError, match=r"LOC_val_solution\.csv has '\.\./\.\./etc.* in line 8"):
+        IMAGENET.read(root, "val")
 
 
 @pytest.mark.parametrize("place", ["bounding_boxes", "Annotations", "Annotation/train", "Annotations/CLS-LOC/train"])
@@ -142,11 +140,11 @@ def test_where_boxes_may_lie(root: Path, place: str) -> None:
         (root / "Annotation" / wnid).rename(root / place / wnid)
     if not place.startswith("Annotation/"):
         shutil.rmtree(root / "Annotation")
-    assert [len(boxes) for boxes in open_imagenet(root).boxes] == [0, 1, 0, 1] * 3
+    assert [len(boxes) for boxes in IMAGENET.read(root).boxes] == [0, 1, 0, 1] * 3
     shutil.rmtree(root / place)
     (root / place).mkdir()
-    with pytest.raises(DataError, match="12 pictures have no boxes that crops could cover; fetch the annotations"):
-        open_imagenet(root).cover_boxes()
+    with pytest.raises(DataError, match="12 .* no boxes"):
+        IMAGENET.read(root).cover_boxes()
 
 
 # --- boxes
@@ -183,7 +181,7 @@ def test_objects_of_other_synsets_are_left_out(annotation: Path) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "1e9", "", "--1", "99999999"])
 def test_numbers_that_are_none(annotation: Path, value: str) -> None:
-    with pytest.raises(DataError, match=r"n01440764_1\.xml cannot be read \(bndbox/xmin is '.*', no number\)"):
+    with pytest.raises(DataError, match=r"n01440764_1\.xml .*bndbox/xmin is '"):
         boxes_of(annotation, OBJECT.format("n01440764", value, 1, 2, 3))
 
 
@@ -192,13 +190,13 @@ def test_hostile_annotations(annotation: Path) -> None:
     bomb = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
     for text in (bomb, f'<?xml version="1.0"?>\n{bomb}'):
         annotation.write_text(text)
-        with pytest.raises(DataError, match="has a DOCTYPE, which is not read"):
+        with pytest.raises(DataError, match="DOCTYPE"):
             read_boxes_xml(annotation, picture)
     annotation.write_bytes(bomb.encode("utf-16"))
     with pytest.raises(DataError, match="is not UTF-8"):
         read_boxes_xml(annotation, picture)
     annotation.write_text(" " * (2**20 + 1))
-    with pytest.raises(DataError, match="larger than 1,048,576 bytes"):
+    with pytest.raises(DataError, match="1,048,576 bytes"):
         read_boxes_xml(annotation, picture)
     for text in ("<annotation>", "", "<annotation>&c;</annotation>"):
         annotation.write_text(text)
@@ -238,39 +236,35 @@ HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    "content",
     [
-        (b"", "no MATLAB 5 file"),
-        (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "no MATLAB 5 file"),
-        (HEADER[:-2] + b"XX", "byte order"),
-        (HEADER, "synsets"),
-        (HEADER + compressed(bytes(2**24 + 9)), "unpacks to more"),
-        (HEADER + matrix((50_000, 50_000)), "more than 1,000,000 elements"),
-        (HEADER + matrix((1, 1), matrix((2**31, 2))), "more than 1,000,000 elements"),
-        (
-            HEADER + compressed(matrix((2, 1), *[matrix((1000, 999), bytes(8), kind=4)] * 2)),
-            "more than 1,000,000 elements",
-        ),
-        (HEADER + matrix((10_000, 1), field_names(1000), kind=2), "more than 1,000,000 elements"),
-        # What SciPy would read as an array of 10^9 letters, behind arrays that end before it.
-        (
-            HEADER + matrix((1, 1), matrix((1, 10**9), kind=4, says_bytes=16)),
-            "array of 1 parts where there should be 4",
-        ),
-        (HEADER + matrix((1, 1), matrix((1, 1), says_bytes=40), matrix((1, 10**9), kind=4)), "array of 3 parts"),
-        (HEADER + matrix((1, 1), field_names(1), kind=2), "array of 5 parts where there should be 6"),
-        (HEADER + matrix((1, 1), compressed(bytes(8))), "compressed on its own"),
-        (HEADER + matrix((1, 1), kind=3), "neither text, numbers, cells"),
-        (HEADER + matrix((1, 1), kind=6 + 0x800), "neither text, numbers, cells"),
-        (HEADER + struct.pack("<IIHHI", 14, 8, 6, 8, 1), "short element of more than four bytes"),
-        (HEADER + matrix((1, 1), struct.pack("<II", 14, 1000)), "ends too early"),
-        (HEADER + b"\x0e", ""),
+        b"",
+        b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+        HEADER[:-2] + b"XX",
+        HEADER,
+        HEADER + compressed(b""),
+        HEADER + compressed(bytes(2**24 + 9)),
+        HEADER + matrix((50_000, 50_000)),
+        HEADER + matrix((1, 1), matrix((2**31, 2))),
+        HEADER + compressed(matrix((2, 1), *[matrix((1000, 999), bytes(8), kind=4)] * 2)),
+        HEADER + matrix((10_000, 1), field_names(1000), kind=2),
+        HEADER + matrix((1, 1), matrix((1, 10**9), kind=4, says_bytes=16)),
+        HEADER + matrix((1, 1), matrix((1, 1), says_bytes=40), matrix((1, 10**9), kind=4)),
+        HEADER + matrix((1, 1), field_names(1), kind=2),
+        HEADER + matrix((1, 1), field_names(1), matrix((1, 1)), kind=2),
+        HEADER + matrix((1, 1), struct.pack("<HHI", 5, 4, 0) + struct.pack("<II", 1, 8) + bytes(8), kind=2),
+        HEADER + matrix((1, 1), compressed(bytes(8))),
+        HEADER + matrix((1, 1), kind=3),
+        HEADER + matrix((1, 1), kind=6 + 0x800),
+        HEADER + struct.pack("<IIHHI", 14, 8, 6, 8, 1),
+        HEADER + matrix((1, 1), struct.pack("<II", 14, 1000)),
+        HEADER + b"\x0e",
     ],
 )
-def test_lists_that_would_take_too_much(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_hostile_devkit_lists(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "meta.mat"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"meta\.mat is not the devkit's meta\.mat \(.*{reason}.*\); fetch it again"):
+    with pytest.raises(DataError, match=r"meta\.mat is not the devkit's"):
         read_synsets(path)
 
 
@@ -279,7 +273,7 @@ def test_arrays_in_arrays(tmp_path: Path) -> None:
     for _ in range(20):
         nested = matrix((1, 1), nested)
     (tmp_path / "meta.mat").write_bytes(HEADER + nested)
-    with pytest.raises(DataError, match="deeper than 8"):
+    with pytest.raises(DataError, match="is not the devkit's"):
         read_synsets(tmp_path / "meta.mat")
     savemat(tmp_path / "meta.mat", {"synsets": np.arange(3)})
     with pytest.raises(DataError, match="is not the devkit's"):
@@ -304,35 +298,35 @@ def test_damaged_lists_raise_nothing_else(root: Path) -> None:
 
 
 def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tnet.data.imagenet.OFFICIAL", {"train": 12, "val": 6})
-    monkeypatch.setattr("tnet.data.imagenet.CLASSES", 3)
-    assert check_imagenet(root).ok
+    monkeypatch.setattr(IMAGENET, "images", {"train": 12, "val": 6})
+    monkeypatch.setattr(IMAGENET, "num_classes", 3)
+    assert IMAGENET.check(root).ok
     (root / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()
-    open_imagenet(root).paths[0].write_bytes(b"")
-    findings = check_imagenet(root).findings
+    IMAGENET.read(root).paths[0].write_bytes(b"")
+    findings = IMAGENET.check(root).findings
     assert findings == (
-        "train: 1 pictures are missing or empty: 'train/n01440764/n01440764_17.JPEG'.",
-        "val: there are 5 pictures, but 6 were published.",
-        "val: 1 numbered pictures are missing or empty: 'ILSVRC2012_val_00000002.JPEG'.",
+        "train: 1 images are missing or empty: 'train/n01440764/n01440764_17.JPEG'",
+        "val: 5 images found, 6 published",
+        "val: 1 numbered images are missing or empty: 'ILSVRC2012_val_00000002.JPEG'",
     )
     shutil.rmtree(root / "train" / WNIDS[0])
-    numbered = [finding for finding in check_imagenet(root).findings if "numbered" in finding]
-    assert len(numbered) == 1 and "1 numbered pictures" in numbered[0], "pictures of other classes are not missing"
+    numbered = [finding for finding in IMAGENET.check(root).findings if "numbered" in finding]
+    assert len(numbered) == 1 and "1 numbered images" in numbered[0], "pictures of other classes are not missing"
     (root / "Annotation").rename(root / "elsewhere")
     assert any(
         finding.startswith("train: there are no boxes")
         and f"bbox_train_v2.tar.gz into {root / 'Annotation'}" in finding
-        for finding in check_imagenet(root).findings
+        for finding in IMAGENET.check(root).findings
     )
     shutil.rmtree(root / "val")
-    assert any(finding.startswith("val: There is no folder") for finding in check_imagenet(root).findings)
+    assert any(finding.startswith("val: the folder") for finding in IMAGENET.check(root).findings)
     shutil.rmtree(root / "train")
-    assert f"train: There is no folder {root / 'train'}" in check_imagenet(root).findings[0]
+    assert f"train: the folder {root / 'train'}" in IMAGENET.check(root).findings[0]
 
 
 def test_counts_are_the_official_ones(made: Path) -> None:
-    findings = check_imagenet(made / "flat").findings
-    assert "train: there are 12 pictures, but 1,281,167 were published." in findings
-    assert "val: there are 6 pictures, but 50,000 were published." in findings
-    assert "train: there are 3 classes, but 1,000 were published." in findings
-    assert any("49,994 numbered pictures" in finding and "and 49989 more" in finding for finding in findings)
+    findings = IMAGENET.check(made / "flat").findings
+    assert "train: 12 images found, 1,281,167 published" in findings
+    assert "val: 6 images found, 50,000 published" in findings
+    assert "train: 3 classes found, 1,000 published" in findings
+    assert any("49,994 numbered images" in finding and "and 49989 more" in finding for finding in findings)

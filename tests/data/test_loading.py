@@ -27,7 +27,7 @@ from tnet.data.loading import (
 )
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, DataError, ImageError
-from tnet.scenes.images import shrunk_size
+from tnet.scenes.decode import shrunk_size
 
 DIGITS = replace(tiny_recipe().data, digits=replace(tiny_recipe().data.digits, images_train=10, images_val=5))
 
@@ -140,10 +140,10 @@ def test_the_made_digits() -> None:
     assert isinstance(train, MegapixelDigits) and isinstance(val, MegapixelDigits)
     assert isinstance(train, LabelledData) and (len(train), len(val)) == (10, 5)
     assert not torch.equal(train[0].image, val[0].image)
-    with pytest.raises(ConfigError, match=r"grey but model\.in_channels is 3; set it to 1"):
+    with pytest.raises(ConfigError, match=r"model\.in_channels is 3"):
         open_data(DIGITS, 3, seed=0)
     for none in (replace(DIGITS.digits, images_train=0), replace(DIGITS.digits, images_val=0)):
-        with pytest.raises(ConfigError, match=r"images_(train|val) (is )?0\b.*training needs at least 1 of each"):
+        with pytest.raises(ConfigError, match=r"images_(train|val) (is )?0\b"):
             open_data(replace(DIGITS, digits=none), 1, seed=0)
 
 
@@ -152,7 +152,7 @@ def test_pictures_have_the_channels_of_the_model(tmp_path: Path, channels: int) 
     train, val = open_data(put_pictures(tmp_path), channels, seed=0)
     assert isinstance(train, LabelledData)
     assert train[0].image.shape[0] == val[0].image.shape[0] == channels
-    with pytest.raises(ConfigError, match=r"model\.in_channels is 4; set 1 or 3"):
+    with pytest.raises(ConfigError, match=r"model\.in_channels is 4"):
         open_data(DataConfig(root=str(tmp_path)), 4, seed=0)
 
 
@@ -191,7 +191,7 @@ def test_one_class_is_nothing_to_tell_apart_but_one_label_may_be_there_or_not(tm
     config = replace(put_pictures(tmp_path), kind="table", train="all.csv", val=None, val_fraction=0.5)
     paths = sorted(path.relative_to(tmp_path) for path in (tmp_path / "train").rglob("*.png"))
     (tmp_path / "all.csv").write_text("path,label\n" + "".join(f"{path},cat\n" for path in paths))
-    with pytest.raises(DataError, match=r"a single class, 'cat', in .*all\.csv; there must be two or more"):
+    with pytest.raises(DataError, match=r"all\.csv .*'cat'"):
         open_data(config, 1, seed=0)
     train, _ = open_data(replace(config, label_separator=";"), 1, seed=0)
     assert train.multilabel and train.classes == ["cat"]
@@ -204,7 +204,7 @@ def test_images_to_test_on_lie_beside_those_to_train_on(tmp_path: Path) -> None:
     test = open_split(config, 3, 0, "test")
     assert isinstance(test, LabelledImages) and len(test) == 5 and test.augment is None
     assert {path.parent.parent for path in test.paths} == {tmp_path / "test"}
-    with pytest.raises(DataError, match="There is no folder of validation pictures .*val "):
+    with pytest.raises(DataError, match="val is missing"):
         open_split(config, 3, 0, "val")
     for name, rows in (("list.csv", ["train/a/0.png,x", "train/b/0.png,y"]), ("test.csv", ["test/b/1.png,y"])):
         (tmp_path / name).write_text("\n".join(["path,label", *rows]))
@@ -218,7 +218,7 @@ def test_made_images_to_test_on() -> None:
     config = replace(DIGITS, digits=replace(DIGITS.digits, images_test=4))
     assert len(open_split(config, 1, 0, "val")) == 5 and len(open_split(config, 1, 0, "test")) == 4
     for split in ("val", "test"):
-        with pytest.raises(ConfigError, match=r"model\.in_channels is 3; set it to 1"):
+        with pytest.raises(ConfigError, match=r"model\.in_channels is 3"):
             open_split(config, 3, 0, split)  # type: ignore[arg-type]
 
 
@@ -233,13 +233,13 @@ def test_the_shorter_side_may_be_shrunk_to(tmp_path: Path) -> None:
             assert all(sample.image.shape == (3, 18, 20) for sample in images)
             assert images.subset([0], augment=None)[0].image.shape == (3, 18, 20)
             check_sizes(images, 18)
-            with pytest.raises(ImageError, match=r"before shrinking, .* 19 px; .*raise .*data\.max_short_side_px"):
+            with pytest.raises(ImageError, match=r"20 x 18 px.* 19 px.*data\.max_short_side_px"):
                 check_sizes(images, 19)
     whole, _ = open_data(replace(config, max_short_side_px=36), 3, seed=0)
     assert whole[0].image.shape == (3, 36, 40)
-    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 0; give at least 1 pixel, or null"):
+    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 0"):
         replace(config, max_short_side_px=0)
-    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 18, but pictures that are read lazily"):
+    with pytest.raises(ConfigError, match=r"data\.max_short_side_px is 18"):
         replace(config, read="lazy")
 
 
@@ -261,11 +261,11 @@ def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:
     config = put_pictures(tmp_path)  # 40 x 36
     train, _ = open_data(config, 1, seed=0)
     check_sizes(train, 36)
-    with pytest.raises(ImageError, match=r"0\.png has 40 x 36 px, .*base resolution of 37 px; lower model\.base_px"):
+    with pytest.raises(ImageError, match=r"0\.png has 40 x 36 px.* 37 px.*model\.base_px"):
         check_sizes(train, 37)
     shrunk, _ = open_data(replace(config, max_side_px=20), 1, seed=0)
     check_sizes(shrunk, 18)
-    with pytest.raises(ImageError, match=r"40 x 36 px before shrinking, .* 19 px; .*raise data\.max_side_px"):
+    with pytest.raises(ImageError, match=r"40 x 36 px.*20 x 18 px.* 19 px.*data\.max_side_px"):
         check_sizes(shrunk, 19)
 
 

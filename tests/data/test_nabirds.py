@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.fakes import make_fake
 
-from tnet.data.fakes import make_fake
-from tnet.data.nabirds import check_nabirds, numbered_by_the_reference, open_nabirds, read_parents
+from tnet.data.nabirds import NABIRDS, read_parents
 from tnet.errors import DataError
 
 
@@ -19,13 +19,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tnet.data.nabirds.OFFICIAL", {"train": 10, "test": 5})
-    monkeypatch.setattr("tnet.data.nabirds.CLASSES", 5)
+    monkeypatch.setattr(NABIRDS, "images", {"train": 10, "test": 5})
+    monkeypatch.setattr(NABIRDS, "num_classes", 5)
     return Path(shutil.copytree(made, tmp_path / "nabirds"))
 
 
 def test_classes_are_nodes_with_pictures(root: Path) -> None:
-    train, test = open_nabirds(root), open_nabirds(root.parent, "test")
+    train, test = NABIRDS.read(root), NABIRDS.read(root.parent, "test")
     assert len(train) == 10 and len(test) == 5 and sorted(test.targets.tolist()) == [0, 1, 2, 3, 4]
     assert train.classes == [f"Made bird {index} (Adult)" for index in range(5)] == test.classes
     assert len((root / "classes.txt").read_text().splitlines()) == 8  # the root and two families besides
@@ -42,8 +42,8 @@ def test_the_reference_numbers_classes_as_they_first_come(root: Path) -> None:
     in_turn = [labels[line.split()[0]] for line in path.read_text().splitlines()]
     names = dict(line.split(maxsplit=1) for line in (root / "classes.txt").read_text().splitlines())
     expected = [names[label] for label in dict.fromkeys(in_turn)]
-    train = open_nabirds(root)
-    assert numbered_by_the_reference(root) == expected != train.classes and sorted(expected) == sorted(train.classes)
+    train = NABIRDS.read(root)
+    assert NABIRDS.author_classes(root) == expected != train.classes and sorted(expected) == sorted(train.classes)
     before = [train.class_names[target] for target in train.targets]
     train.order_classes(expected)
     assert [train.class_names[target] for target in train.targets] == before
@@ -51,19 +51,19 @@ def test_the_reference_numbers_classes_as_they_first_come(root: Path) -> None:
 
 def test_both_splits_have_all_classes(root: Path) -> None:
     path = root / "train_test_split.txt"
-    first = open_nabirds(root, "test").targets[0]
+    first = NABIRDS.read(root, "test").targets[0]
     keys = [line.split()[0] for line in (root / "image_class_labels.txt").read_text().splitlines()
             if line.endswith(f" {3 + int(first)}")]  # fmt: skip
     lines = [f"{key} {0 if key in keys else split}" for key, split in map(str.split, path.read_text().splitlines())]
     path.write_text("\n".join(lines))
-    assert int(first) not in open_nabirds(root).targets.tolist()
-    assert open_nabirds(root).classes == open_nabirds(root, "test").classes
+    assert int(first) not in NABIRDS.read(root).targets.tolist()
+    assert NABIRDS.read(root).classes == NABIRDS.read(root, "test").classes
 
 
 def test_names_that_come_twice(root: Path) -> None:
     path = root / "classes.txt"
     path.write_text(path.read_text().replace("Made bird 3 (Adult)", "Made bird 1 (Adult)"))
-    assert open_nabirds(root).classes[:4] == [
+    assert NABIRDS.read(root).classes[:4] == [
         "Made bird 0 (Adult)",
         "Made bird 1 (Adult) (4)",
         "Made bird 2 (Adult)",
@@ -72,33 +72,33 @@ def test_names_that_come_twice(root: Path) -> None:
 
 
 def test_check(root: Path) -> None:
-    assert check_nabirds(root).ok
+    assert NABIRDS.check(root).ok
     with (root / "hierarchy.txt").open("a") as stream:
         stream.write("0 7\n")  # a circle
-    findings = check_nabirds(root).findings
-    lost = "hierarchy.txt leads from 5 classes to no root by nodes of classes.txt: '3', '4', '5' and 2 more."
+    findings = NABIRDS.check(root).findings
+    lost = "hierarchy.txt does not connect 5 classes to the root: '3', '4', '5' and 2 more"
     assert [finding.endswith(lost) for finding in findings] == [True]
     (root / "hierarchy.txt").write_text("3 99\n")
     (root / "sizes.txt").write_text("")
-    findings = check_nabirds(root).findings
-    assert len(findings) == 2 and "leads from 5 classes to no root" in findings[0]
-    assert any("sizes.txt lists 0 pictures, but images.txt 15." in finding for finding in findings)
+    findings = NABIRDS.check(root).findings
+    assert len(findings) == 2 and "not connect 5 classes" in findings[0]
+    assert any("sizes.txt lists 0 images, but images.txt 15" in finding for finding in findings)
     (root / "hierarchy.txt").write_text("3 x\n")
-    assert all("hierarchy.txt has 'x' in line 1" in finding for finding in check_nabirds(root).findings)
+    assert all("hierarchy.txt has 'x' in line 1" in finding for finding in NABIRDS.check(root).findings)
 
 
 def test_damaged_lists_and_missing_pictures(root: Path) -> None:
-    open_nabirds(root).paths[0].unlink()
-    with pytest.raises(DataError, match=r"1 pictures \(of 10\) that are missing"):
-        open_nabirds(root)
+    NABIRDS.read(root).paths[0].unlink()
+    with pytest.raises(DataError, match="1 of the 10"):
+        NABIRDS.read(root)
     text = (root / "images.txt").read_text()
     (root / "images.txt").write_text(text.replace(" 0003/", " /0003/", 1))
     with pytest.raises(DataError, match=r"names the path '/0003/"):
-        open_nabirds(root)
+        NABIRDS.read(root)
 
 
 def test_counts_are_the_official_ones(made: Path) -> None:
-    findings = check_nabirds(made).findings
-    assert "train: there are 10 pictures, but 23,929 were published." in findings
-    assert "test: there are 5 pictures, but 24,633 were published." in findings
-    assert "train: there are 5 classes, but 555 were published." in findings
+    findings = NABIRDS.check(made).findings
+    assert "train: 10 images found, 23,929 published" in findings
+    assert "test: 5 images found, 24,633 published" in findings
+    assert "train: 5 classes found, 555 published" in findings

@@ -17,6 +17,7 @@ from PIL import Image
 from tnet.data.sample import collate
 from tnet.data.table import ImageTable
 from tnet.errors import DataError
+from tnet.scenes.reading import ReadOptions
 
 ROWS = {"path": ["a.png", "sub/b.png", "c.png"], "label": ["dog", "cat", "dog"], "split": ["train", " val ", "train"]}
 
@@ -60,7 +61,11 @@ def test_paths_targets_and_classes(folder: Path, kind: str) -> None:
     image, target, name = data[1]
     assert (image == 10).all() and image.shape == (3, 4, 6)
     assert target == 0 and name == str(folder / "sub" / "b.png")
-    assert ImageTable(folder / f"table.{kind}", channels=1, max_side_px=3)[0].image.shape == (1, 2, 3)
+    assert ImageTable(folder / f"table.{kind}", reading=ReadOptions(channels=1, max_side_px=3))[0].image.shape == (
+        1,
+        2,
+        3,
+    )
 
 
 @both
@@ -95,7 +100,7 @@ def test_rows_of_a_split_share_the_classes_of_the_table(folder: Path, kind: str)
     assert val.paths == [folder / "sub/b.png"] and val.targets.tolist() == [0]
     (folder / "c.png").unlink()
     assert len(ImageTable(table, split="val")) == 1  # a picture missing from another split is not its business
-    with pytest.raises(DataError, match=r"no row with 'test' in column 'split' \(values: 'train', 'val'\); name one"):
+    with pytest.raises(DataError, match="'test' in column 'split'.* 'train', 'val'"):
         ImageTable(table, split="test")
 
 
@@ -145,15 +150,15 @@ def test_csv_and_parquet_give_the_same(tmp_path_factory: pytest.TempPathFactory,
 
 def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("csv", "parquet"):
-        with pytest.raises(DataError, match=rf"gone\.{kind} does not exist; correct the path"):
+        with pytest.raises(DataError, match=rf"gone\.{kind}"):
             ImageTable(folder / f"gone.{kind}")
         (folder / f"folder.{kind}").mkdir()
-        with pytest.raises(DataError, match="is a folder; name a file"):
+        with pytest.raises(DataError, match="is a folder"):
             ImageTable(folder / f"folder.{kind}")
         (folder / f"empty.{kind}").touch()
-        with pytest.raises(DataError, match=r"is empty \(0 bytes\); fetch"):
+        with pytest.raises(DataError, match="0 bytes"):
             ImageTable(folder / f"empty.{kind}")
-    with pytest.raises(DataError, match=r"ends with '\.xlsx', .*\.csv, \.parquet, \.pq; save it"):
+    with pytest.raises(DataError, match=r"'\.xlsx'.*\.csv, \.parquet, \.pq"):
         ImageTable(folder / "table.xlsx")
 
     def refuse(*_: object, **__: object) -> None:
@@ -161,7 +166,7 @@ def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     table = write(folder, "csv", ROWS)
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match="may not be read; make it readable"):
+    with pytest.raises(DataError, match="permission denied"):
         ImageTable(table)
 
 
@@ -175,14 +180,14 @@ def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_damaged_tables(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} cannot be read \(.+\); correct it, or save it again\."):
+    with pytest.raises(DataError, match=name):
         ImageTable(folder / name)
 
 
 @pytest.mark.parametrize("line", ["c.png", "c.png,x,y"])
 def test_csv_line_of_another_length(folder: Path, line: str) -> None:
     count = line.count(",") + 1
-    with pytest.raises(DataError, match=rf"has {count} values in line 4, but 2 columns; correct the line"):
+    with pytest.raises(DataError, match=f"{count} values in line 4"):
         ImageTable(write_text(folder, f"path,label\na.png,x\n\n{line}\n"))
 
 
@@ -198,20 +203,20 @@ def test_cut_parquet_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: f
 @both
 def test_columns_that_are_not_there(folder: Path, kind: str) -> None:
     table = write(folder, kind, ROWS)
-    with pytest.raises(DataError, match=r"has no column 'file' \(columns: 'path', 'label', 'split'\); rename"):
+    with pytest.raises(DataError, match=r"'file' \(columns: 'path', 'label', 'split'\)"):
         ImageTable(table, path_column="file")
-    with pytest.raises(DataError, match="has no column 'class'"):
+    with pytest.raises(DataError, match="'class'"):
         ImageTable(table, label_column="class")
-    with pytest.raises(DataError, match="has no column 'fold'"):
+    with pytest.raises(DataError, match="'fold'"):
         ImageTable(table, split="train", split_column="fold")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"path;label\na.png;cat\n", r"has no column 'path' .*; save it with commas between the values, not ';'"),
-        ("path,label\na.png,cat\n".encode("utf-16"), r"is not UTF-8 text; save it as CSV in UTF-8"),
-        ("path,label\na.png,\xe9t\xe9\n".encode("latin1"), r"is not UTF-8 text; save it as CSV in UTF-8"),
+        (b"path;label\na.png;cat\n", "'path' .*not ';'"),
+        ("path,label\na.png,cat\n".encode("utf-16"), "UTF-8"),
+        ("path,label\na.png,\xe9t\xe9\n".encode("latin1"), "UTF-8"),
     ],
 )
 def test_tables_as_other_programs_save_them(folder: Path, text: bytes, message: str) -> None:
@@ -221,13 +226,13 @@ def test_tables_as_other_programs_save_them(folder: Path, text: bytes, message: 
 
 
 def test_column_that_is_there_twice(folder: Path) -> None:
-    with pytest.raises(DataError, match="has more than one column 'label'"):
+    with pytest.raises(DataError, match="more than one column 'label'"):
         ImageTable(write_text(folder, "path,label,label\na.png,x,y\n"))
 
 
 @both
 def test_table_without_rows(folder: Path, kind: str) -> None:
-    with pytest.raises(DataError, match="has columns, but no rows"):
+    with pytest.raises(DataError, match="no rows"):
         ImageTable(write(folder, kind, {"path": [], "label": []}))
 
 
@@ -236,18 +241,18 @@ def test_empty_labels_and_paths_are_counted_and_placed(folder: Path, kind: str) 
     empty = "" if kind == "csv" else None
     labels = ["x", empty, " ", "y", empty, empty]
     table = write(folder, kind, {"path": ["a.png"] * 6, "label": labels})
-    with pytest.raises(DataError, match=r"empty label \(column 'label'\) in 4 rows, first row 2, 3, 5; give"):
+    with pytest.raises(DataError, match=r"'label'\) in 4 rows, first row 2, 3, 5;"):
         ImageTable(table)
     table = write(folder, kind, {"path": ["a.png", "a.png"], "label": [empty, empty]})
     with pytest.raises(DataError, match="in 2 rows, first row 1, 2"):
         ImageTable(table)
     table = write(folder, kind, {"path": ["a.png", empty], "label": ["x", "x"]})
-    with pytest.raises(DataError, match=r"an empty path \(column 'path'\) in 1 rows, first row 2 \(''\); name"):
+    with pytest.raises(DataError, match=r"'path'\) in 1 rows, first row 2 \(''\)"):
         ImageTable(table)
     table = write(folder, kind, {"path": ["a.png"] * 2, "label": ["x|y", "x||y"]})
     with pytest.raises(DataError, match=r"in 1 rows, first row 2"):
         ImageTable(table, label_separator="|")
-    with pytest.raises(DataError, match="label_separator .* is empty"):
+    with pytest.raises(DataError, match="label_separator"):
         ImageTable(table, label_separator="")
 
 
@@ -255,7 +260,7 @@ def test_empty_labels_and_paths_are_counted_and_placed(folder: Path, kind: str) 
 @pytest.mark.parametrize("url", ["http://host/a.png", "s3://bucket/a.png", "HTTPS://host/a.png", "file:///a.png"])
 def test_urls_are_refused(folder: Path, kind: str, url: str) -> None:
     table = write(folder, kind, {"path": ["a.png", url, url], "label": ["x", "x", "x"]})
-    with pytest.raises(DataError, match=rf"a URL \(column 'path'\) in 2 rows, first row 2 \('{url}'\), row 3 .*fetch"):
+    with pytest.raises(DataError, match=rf"URL \(column 'path'\) in 2 rows, first row 2 \('{url}'\), row 3 "):
         ImageTable(table)
 
 
@@ -263,18 +268,16 @@ def test_urls_are_refused(folder: Path, kind: str, url: str) -> None:
 def test_missing_pictures_are_named_and_counted(folder: Path, kind: str) -> None:
     paths = ["a.png", "g1.png", "g2.png", "g3.png", "g4.png", "g5.png", "sub"]
     table = write(folder, kind, {"path": paths, "label": ["x"] * 7})
-    with pytest.raises(
-        DataError, match=r"6 pictures \(of 7\) .*g1\.png', .*g2\.png', .*g3\.png' and 3 more; .*data\.root"
-    ):
+    with pytest.raises(DataError, match=r"6 of the 7 .*g1\.png', .*g2\.png', .*g3\.png' and 3 more.*data\.root"):
         ImageTable(table)
-    with pytest.raises(DataError, match=r"image_root=.*nowhere does not exist"):
+    with pytest.raises(DataError, match="image_root=.*nowhere"):
         ImageTable(table, image_root=folder / "nowhere")
 
 
 @both
 def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
     table = write(folder, kind, ROWS)
-    with pytest.raises(DataError, match=r"not among the 2 classes: 'cat'; correct the labels, or add"):
+    with pytest.raises(DataError, match="2 classes: 'cat'"):
         ImageTable(table, classes=["dog", "cow"])
     with pytest.raises(DataError, match="list of classes is empty"):
         ImageTable(table, classes=[])

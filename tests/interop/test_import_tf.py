@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.fakes import make_fake
 from tests.golden import Golden
 from tests.interop.tf_writer import write_checkpoint
 from typer.testing import CliRunner
@@ -21,9 +22,8 @@ from typer.testing import CliRunner
 from tnet.backbones.base import BackboneConfig
 from tnet.cli.import_tf import with_class_names
 from tnet.cli.main import app
-from tnet.data.fakes import make_fake
 from tnet.data.fmow import CATEGORIES
-from tnet.data.nabirds import numbered_by_the_reference
+from tnet.data.nabirds import NABIRDS
 from tnet.errors import CheckpointError, ConfigError
 from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported
 from tnet.interop.tf_names import tensorflow_shape, tensors_of, variable_names
@@ -276,7 +276,7 @@ def test_names_of_classes_from_the_data_set(checkpoint: Path, tmp_path: Path) ->
     (root / "images.txt").write_text("\n".join(reversed((root / "images.txt").read_text().splitlines())))
     config = replace(model_config("efficientnet_b0.nabirds"), num_classes=3)
     names = with_class_names(config, "nabirds", root).class_names
-    assert list(names) == numbered_by_the_reference(root) and with_class_names(config, "nabirds", None) == config
+    assert list(names) == NABIRDS.author_classes(root) and with_class_names(config, "nabirds", None) == config
     arguments = ["import-tf", str(checkpoint), str(tmp_path / "model"), "--model", "efficientnet_b0.nabirds"]
     code, text = run_cli(*arguments, "--data", str(root))
     assert code == 1 and f"{root} has 3 classes but the model 555" in text and not (tmp_path / "model").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.helpers import three_levels, tiny_config
@@ -11,14 +12,37 @@ from tnet.backbones import BackboneConfig
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError
 from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
+from tnet.models.tnet import TNet
 
 
-def test_the_defaults_are_the_published_form() -> None:
-    """Deterministic choice and logits of norm 1 are published; our own recipes say what they change."""
+def test_defaults_are_the_form_that_our_studies_support() -> None:
     config = TNetConfig()
-    assert (config.policy.train, config.policy.eval) == ("topk", "topk")
-    assert config.locator.logits == "l2" and config.batch_norm == "shared"
+    assert (config.policy.train, config.policy.eval, config.policy.max_overlap) == ("sample", "topk", 0.5)
+    assert (config.locator.logits, config.batch_norm, config.dropout) == ("l2_scaled", "per_level", 0.2)
     assert (config.grid.rows, config.grid.cols, config.grid.cell_extent) == (5, 5, 0.34375)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "in_channels", "mean", "std"),
+    [
+        ("resnet18", 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("tf_efficientnet_b0.ns_jft_in1k", 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("vit_base_patch16_224", 3, (0.5,) * 3, (0.5,) * 3),
+        ("resnet18", 1, (0.449,), (0.226,)),
+        ("bagnet77", 3, (0.5,), (0.5,)),
+    ],
+)
+def test_normalization_follows_the_backbone_unless_given(
+    backbone: str, in_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    config = TNetConfig(backbone=BackboneConfig(backbone), in_channels=in_channels)
+    assert config.mean is None and config.normalization == (mean, std)
+    assert replace(config, mean=(0.1,)).normalization == ((0.1,), std)
+
+
+def test_a_model_keeps_the_normalization_it_was_built_with() -> None:
+    config = TNet(tiny_config(in_channels=3, mean=None, std=None)).config
+    assert (config.mean, config.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize(

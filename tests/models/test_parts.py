@@ -190,7 +190,7 @@ def pointwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def test_the_context_form_cell_by_cell() -> None:
-    locator = Locator(LocatorConfig("context", hidden=7), cell_dim=4, context_dim=3)
+    locator = Locator(LocatorConfig("context", hidden=7, logits="l2"), cell_dim=4, context_dim=3)
     cells, context = torch.randn(2, 4, 2, 3), torch.randn(2, 3)
     found = locator(cells, context)
     for image in range(2):
@@ -235,7 +235,7 @@ def test_the_scale_of_logits_is_learned_and_starts_where_it_is_told() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.full((3,), 2.5))
     found[:, 0].sum().backward()
     assert locator.log_scale is not None and locator.log_scale.grad is not None and locator.log_scale.grad.abs() > 0
-    assert Locator(LocatorConfig("squeeze"), 4, 3).log_scale is None
+    assert Locator(LocatorConfig("squeeze", logits="l2"), 4, 3).log_scale is None
 
 
 @pytest.mark.parametrize("kind", ["context", "squeeze"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import timm
+
 from tnet.backbones.bagnet import BagNet77
 from tnet.backbones.base import Backbone, BackboneConfig, BatchNormMode, Described, PopulationNorms
 from tnet.backbones.timm_backbone import TimmBackbone
@@ -18,6 +20,7 @@ __all__ = [
     "PopulationNorms",
     "TimmBackbone",
     "create_backbone",
+    "pretrained_normalization",
 ]
 
 
@@ -43,3 +46,21 @@ def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid
         return BagNet77(in_channels, **cast("dict[str, Any]", config.kwargs))
     except TypeError as error:
         raise ConfigError(f"backbone bagnet77 does not take kwargs {config.kwargs}: {error}") from None
+
+
+def pretrained_normalization(name: str, in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of the inputs that a backbone's pretrained weights expect.
+
+    Nothing is built or fetched. BagNet-77's are the published ones; so are those of a name that timm does not know.
+
+    Args:
+        name: as in :class:`BackboneConfig`.
+        in_channels: channels of a glimpse; the average over colours is returned if it is not theirs.
+    """
+    pretrained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if pretrained is None:
+        return (0.5,), (0.5,)
+    mean, std = tuple(map(float, pretrained.mean)), tuple(map(float, pretrained.std))
+    if len(mean) == in_channels:
+        return mean, std
+    return (round(sum(mean) / len(mean), 6),), (round(sum(std) / len(std), 6),)

@@ -36,7 +36,7 @@ class BackboneConfig:
             EfficientNets also take ``width`` (factor on all channel counts) and ``stochastic_depth`` (as published).
     """
 
-    name: str = "tf_efficientnet_b0"
+    name: str = "mobilenetv2_100"
     tap: str | int = "auto"
     pretrained: bool = False
     weights: str | None = None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import create_backbone
+from tnet.baselines.geometry import chosen_patches, position_boxes
 from tnet.baselines.patches import (
     PatchModel,
     PatchModelConfig,
@@ -30,9 +31,10 @@ from tnet.baselines.patches import (
     images_by_size,
 )
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, chosen_patches, position_boxes, whole_images
+from tnet.geometry import Regions, whole_images
 from tnet.losses import check_weights
 from tnet.models.base import Images, ModelOutput
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
 
@@ -413,3 +415,8 @@ class AttentionSamplingObjective(PatchObjective):
         assert isinstance(output, AttentionSamplingOutput)
         weight = self.config.entropy_weight
         return {"entropy": -weight * output.entropy.mean()} if weight else {}
+
+
+MODEL_KINDS.register("attention_sampling")(
+    ModelKind(AttentionSamplingConfig, AttentionSampling, AttentionSamplingObjectiveConfig, AttentionSamplingObjective)
+)

@@ -37,8 +37,9 @@ from tnet.baselines.dram_encoder import (
     replicate_edges,
     sample_points,
 )
+from tnet.baselines.geometry import box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, box_regions, clip_boxes, crop_boxes, crop_sizes_px, whole_images
+from tnet.geometry import Regions, whole_images
 from tnet.losses import (
     Loss,
     ModelObjective,
@@ -50,6 +51,7 @@ from tnet.losses import (
     reward,
 )
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import Resize, SceneBatch
 
 DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]
@@ -393,3 +395,6 @@ class DRAMObjective(ModelObjective):
             weights = [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
             terms["l2"] = l2_term(weights, config.l2_weight)
         return Loss.of(terms, rewards[:, -1].mean(), rewards.mean())
+
+
+MODEL_KINDS.register("dram")(ModelKind(DRAMConfig, DRAM, DRAMObjectiveConfig, DRAMObjective))

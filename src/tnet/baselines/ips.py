@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
+from tnet.baselines.geometry import chosen_patches, patch_boxes
 from tnet.baselines.patches import (
     PatchModel,
     PatchModelConfig,
@@ -30,8 +31,9 @@ from tnet.baselines.patches import (
     images_by_size,
 )
 from tnet.errors import ConfigError
-from tnet.geometry import Regions, chosen_patches, patch_boxes, whole_images
+from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
 from tnet.traversal import Policy
@@ -417,3 +419,6 @@ class IPSObjective(PatchObjective):
     """
 
     config: IPSObjectiveConfig
+
+
+MODEL_KINDS.register("ips")(ModelKind(IPSConfig, IPS, IPSObjectiveConfig, IPSObjective))

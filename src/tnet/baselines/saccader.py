@@ -43,10 +43,12 @@ from tnet.baselines.bagnet_lowd import (
     init_glorot,
     position_grid,
 )
+from tnet.baselines.geometry import window_regions
 from tnet.errors import ConfigError, GeometryError
-from tnet.geometry import Regions, whole_images, window_regions
+from tnet.geometry import Regions, whole_images
 from tnet.losses import Loss, ModelObjective, check_smoothing, check_weights, classification_loss, l2_term, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput, mean_entropy
+from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.traversal import FixedCells, SampleWithoutReplacement
 
 SaccaderPolicy = Literal["learned", "topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
@@ -555,3 +557,6 @@ class SaccaderObjective(ModelObjective):
             repeated = target[:, None].expand(-1, looks, *target.shape[1:])
             per_glimpse = reward(output.feature_logits, repeated).mean()
         return Loss.of(terms, right.mean(), per_glimpse)
+
+
+MODEL_KINDS.register("saccader")(ModelKind(SaccaderConfig, Saccader, SaccaderObjectiveConfig, SaccaderObjective))

@@ -161,15 +161,18 @@ def set_reading(images: LabelledData, reading: Reading) -> None:
     Raises:
         ConfigError: images that are not in files, or that are prepared or shrunk.
     """
+    from dataclasses import replace
+
     from tnet.data.folder import LabelledImages
 
-    changes = ("preprocess", "max_side_px", "max_short_side_px")
-    if not isinstance(images, LabelledImages) or any(getattr(images, name) is not None for name in changes):
+    if not isinstance(images, LabelledImages) or images.reading.changes_images:
         raise ConfigError(
             "--read, --bands and --value-range are for pictures in files that are neither prepared nor shrunk; leave "
             "them out, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
         )
-    images.reading = reading
+    images.reading = replace(
+        images.reading, mode=reading.mode, lazy_above_px=reading.lazy_above_px, scene=reading.scene, overview_px=0
+    )
 
 
 def _numbers(text: str, pattern: str, what: str) -> list[float]:

@@ -177,30 +177,22 @@ def _open_images(
 
 def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
     """A folder of class folders, or a table, with the model's classes in the model's order."""
-    from tnet.data.folder import ImageFolder, LabelledImages
-    from tnet.data.loading import reading_of
+    from tnet.data.folder import ImageFolder
+    from tnet.data.loading import read_options
     from tnet.data.table import ImageTable
-    from tnet.data.transforms import named_transform
 
     if model.in_channels not in (1, 3):
-        raise ConfigError(f"the model takes images of {model.in_channels} channels but pictures are read with 1 or 3")
-    channels: Literal[1, 3] = 1 if model.in_channels == 1 else 3
+        raise ConfigError(f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}")
     classes = model.class_names or None
-    images: LabelledImages
+    reading = read_options(config, model.in_channels)
     if path.is_dir() or not path.suffix:
-        images = ImageFolder(path, classes=classes, channels=channels, max_side_px=config.max_side_px)
-    else:
-        images = ImageTable(
-            path,
-            path_column=config.path_column,
-            label_column=config.label_column,
-            label_separator=(config.label_separator or "|") if model.multilabel else None,
-            image_root=path.parent,
-            classes=classes,
-            channels=channels,
-            max_side_px=config.max_side_px,
-        )
-    images.reading = reading_of(config, channels)
-    images.max_short_side_px = config.max_short_side_px
-    images.preprocess = named_transform(config.preprocess) if config.preprocess is not None else None
-    return images
+        return ImageFolder(path, classes=classes, reading=reading)
+    return ImageTable(
+        path,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        label_separator=(config.label_separator or "|") if model.multilabel else None,
+        image_root=path.parent,
+        classes=classes,
+        reading=reading,
+    )

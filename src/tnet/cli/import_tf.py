@@ -67,13 +67,13 @@ def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetCon
     from dataclasses import replace
 
     from tnet.data.fmow import CATEGORIES
-    from tnet.data.known import known_dataset
+    from tnet.data.published import PUBLISHED
     from tnet.errors import ConfigError
 
     if data is None:
         known = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)
         return replace(config, class_names=CATEGORIES) if known else config
-    names = tuple(known_dataset(tag).numbered(data))
+    names = tuple(PUBLISHED[tag].author_classes(data))
     if len(names) != config.num_classes:
         raise ConfigError(
             f"{data} has {len(names)} classes but the model {config.num_classes}; name the whole data set with --data, "

@@ -24,6 +24,7 @@ from tnet.cli import (
     models,
     predict,
     pyramid,
+    recipes,
     suggest,
     train,
 )
@@ -118,6 +119,7 @@ for _verb in (
 ):
     app.command()(_verb)
 app.add_typer(data.data)
+app.add_typer(recipes.recipes)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -1,13 +1,13 @@
-"""Labelled pictures with boxes about what their label is of."""
+"""Labelled images with boxes around what their label refers to."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,90 +16,75 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tnet.data.augment import Augment, sample_generator
-from tnet.data.folder import LabelledImages
-from tnet.data.sample import Sample
+from tnet.data.augment import Augment
+from tnet.data.folder import ImageOptions, LabelledImages
 from tnet.errors import DataError, ImageError
 from tnet.scenes.base import BoxL0, Scene
-from tnet.scenes.images import image_size_hw, load_image, shrunk_size
+from tnet.scenes.decode import image_size_hw, shrunk_size
 from tnet.scenes.transform import ImageChange, TransformedScene
 
-Boxes = Float[np.ndarray, "_ 4"]  # of any number, so that lists of them may differ in it
-"""Boxes (y0, x0, y1, x1) in pixels of the stored picture, upright; ends exclusive."""
+Boxes = Float[np.ndarray, "_ 4"]  # not a named axis: lists of them may differ in it
+"""Boxes (y0, x0, y1, x1) in pixels of the stored image, upright; ends exclusive."""
 
-_SMALLEST_BOX_PX = 3  # a side of 2 px or less shows nothing: not trained on, as published
-_LOOKED_FOR = 200  # pictures, to find out whether there are boxes at all
-_READERS = 16  # threads: reading many small files is waiting
-# Padding by how much of the picture's side a box has, both sides together, as a share of the box's side.
+_MIN_BOX_PX = 3  # boxes with a side of up to 2 px show nothing and are not trained on, as published
+_PROBED_IMAGES = 200  # to find out whether there are boxes at all
+_READERS = 16  # threads: reading many small files is mostly waiting
+# Padding by the share of the image's side that a box covers: both sides together, as a share of the box's side.
 _CONTEXT = ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0))
 
 
-class ImageOptions(TypedDict, total=False):
-    """Options of every data set, as for :class:`AnnotatedImages`."""
-
-    channels: Literal[1, 3]
-    max_side_px: int | None
-    augment: Augment | None
-    seed: int
-    max_pixels: int
-
-
 class BoxFiles:
-    """Boxes that lie in one file a picture, and are read when they are asked for.
+    """Boxes in one file per image, read on access.
 
-    Attributes:
-        pictures: the pictures.
-        locate: says where the file of a picture is.
-        read: reads the boxes of such a file; what it takes is the file and its picture.
+    Args:
+        images: paths of the images.
+        locate: returns the file of an image; must pickle.
+        read: reads the boxes from such a file; takes the file and its image; must pickle.
     """
 
     def __init__(
-        self, pictures: Sequence[Path], locate: Callable[[Path], Path], read: Callable[[Path, Path], Boxes]
+        self, images: Sequence[Path], locate: Callable[[Path], Path], read: Callable[[Path, Path], Boxes]
     ) -> None:
-        """Keep what is given (the functions must pickle); nothing is read."""
-        self.pictures = pictures
+        self.images = images
         self.locate = locate
         self.read = read
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Boxes:
-        """The boxes of one picture, read now.
+        """Read the boxes of one image.
 
         Raises:
-            DataError: the file is damaged, or missing where there must be one.
+            DataError: the file is damaged, or missing although it is required.
         """
-        return self._of(self.pictures[index])
+        return self._boxes_of(self.images[index])
 
     def __iter__(self) -> Iterator[Boxes]:
-        """The boxes of every picture, read one after another."""
-        return map(self._of, self.pictures)
+        return map(self._boxes_of, self.images)
 
     def take(self, indices: Sequence[int]) -> BoxFiles:
-        """Those of some pictures."""
-        return BoxFiles([self.pictures[index] for index in indices], self.locate, self.read)
+        """Return the files of some images."""
+        return BoxFiles([self.images[index] for index in indices], self.locate, self.read)
 
     def read_all(self) -> list[Boxes]:
-        """All boxes, read now, several files at a time."""
+        """Read all boxes, several files at a time."""
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._of, self.pictures))
+            return list(pool.map(self._boxes_of, self.images))
 
-    def _of(self, picture: Path) -> Boxes:
-        return self.read(self.locate(picture), picture)
+    def _boxes_of(self, image: Path) -> Boxes:
+        return self.read(self.locate(image), image)
 
 
 class AnnotatedImages(LabelledImages):
-    """Pictures of which it is known where in them lies what their label is of.
+    """Labelled images with boxes.
 
     Attributes:
-        boxes: those of each picture (:data:`Boxes`; a picture may have none), or None. Where they lie in files they are
-            read one by one, as they are asked for.
-        cover: whether the augmentation is given the boxes, so that random crops respect them.
-        crop: whether each sample is the part of a picture that is its one box with ``box_context`` about it.
+        boxes: those of each image (:data:`Boxes`, possibly none), or None. :class:`BoxFiles` are read on access.
+        cover: whether random crops respect the boxes.
+        crop: whether each sample is one box of an image, with ``box_context`` around it.
         box_context: see :func:`with_context`.
-        class_names: what people call the classes, in the order of the indices; ``classes`` if nothing better is known.
+        class_names: readable names, by class index; ``classes`` if there are no better ones.
     """
 
     def __init__(
@@ -112,10 +97,10 @@ class AnnotatedImages(LabelledImages):
         class_names: Sequence[str] | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        """Keep the lists; no picture is opened.
+        """Store the lists; no file is opened.
 
         Raises:
-            ConfigError: a negative seed.
+            ConfigError: ``seed`` is negative.
         """
         super().__init__(paths, targets, classes, **options)
         self.boxes = boxes
@@ -125,73 +110,39 @@ class AnnotatedImages(LabelledImages):
         self.class_names = list(classes if class_names is None else class_names)
 
     def order_classes(self, names: Sequence[str]) -> None:
-        """As for other pictures; what people call the classes changes its order with them."""
-        called = dict(zip(self.classes, self.class_names, strict=True))
+        """Renumber the classes and their readable names; see :meth:`LabelledImages.order_classes`."""
+        readable = dict(zip(self.classes, self.class_names, strict=True))
         super().order_classes(names)
-        self.class_names = [called[name] for name in self.classes]
+        self.class_names = [readable[name] for name in self.classes]
 
-    def __getitem__(self, index: int) -> Sample:
-        """One picture, or one box of one, augmented; or a scene of it.
-
-        Raises:
-            ImageError: the picture cannot be read, or nothing of its box lies in it.
-            DataError: a file of boxes cannot be read.
-            IndexError: there is no such index.
-        """
-        if self.boxes is None or not (self.cover or self.crop) or not -len(self) <= index < len(self):
-            return super().__getitem__(index)
-        index %= len(self)
-        path, boxes = self.paths[index], self.boxes[index]
-        if self.reading.is_lazy(path):
-            return Sample(self._scene_of(path, boxes, index), self.targets[index], str(path))
-        if self.crop:
-            image = load_image(path, channels=self.channels, max_pixels=self.max_pixels)
-            size_hw = (int(image.shape[1]), int(image.shape[2]))
-            y0, x0, y1, x1 = self._crop_of(path, boxes, size_hw)
-            crop_hw = shrunk_size((y1 - y0, x1 - x0), self.max_side_px, self.max_short_side_px)
-            image = _resized(image[:, y0:y1, x0:x1], crop_hw)
-        else:
-            image = self._load(path)
-            size_hw = image_size_hw(path, max_pixels=self.max_pixels)
-        if self.preprocess is not None:
-            image = self.preprocess(image)
-        if self.augment is not None:
-            shown = self._shown(boxes, size_hw, (int(image.shape[1]), int(image.shape[2])))
-            image = self.augment(image, sample_generator(self.seed, self.epoch, index), shown)
-        return Sample(image.contiguous(), self.targets[index], str(path))
-
-    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> AnnotatedImages:
-        """Some of the pictures, with the same classes, boxes and options, and their own augmentation."""
-        part = copy.copy(self)
-        part.paths = [self.paths[index] for index in indices]
-        part.targets = self.targets[torch.as_tensor(indices, dtype=torch.int64)]
+    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> Self:
+        """Return some of the images with the same classes, boxes and options, and with ``augment``."""
+        part = super().subset(indices, augment=augment)
         if isinstance(self.boxes, BoxFiles):
             part.boxes = self.boxes.take(indices)
         elif self.boxes is not None:
             part.boxes = [self.boxes[index] for index in indices]
-        part.augment = augment
         return part
 
     def cover_boxes(self) -> None:
-        """Give the boxes to the augmentation from now on.
+        """Make random crops respect the boxes.
 
         Raises:
-            DataError: there are none, by up to 200 pictures; or a file of boxes cannot be read.
+            DataError: up to 200 probed images have no boxes, or a file of boxes cannot be read.
         """
-        step = max(1, math.ceil(len(self) / _LOOKED_FOR))
+        step = max(1, math.ceil(len(self) / _PROBED_IMAGES))
         if self.boxes is None or not any(len(self.boxes[index]) for index in range(0, len(self), step)):
             raise DataError(
-                f"The {len(self)} pictures have no boxes that crops could cover; fetch the annotations (tnet data "
-                "check says what is missing), or set "
-                "data.boxes to none."
+                f"the {len(self)} images have no boxes to cover with crops; download the annotations (see: tnet data "
+                "check), or set data.boxes to none"
             )
         self.cover = True
 
-    def cropped_to_boxes(self, box_context: float | None = None) -> AnnotatedImages:
-        """Every box as a picture of its own, with the label of the picture that it is cut from.
+    def cropped_to_boxes(self, box_context: float | None = None) -> Self:
+        """Return every box as a sample with the label of its image.
 
-        All boxes are read. Those with a side of 2 px or less are left out, and so are pictures without boxes. To set
-        some pictures aside for validation, do that first: two boxes of one picture should not come to both sides.
+        All boxes are read. Boxes with a side of up to 2 px are left out, and so are images without boxes. Split off
+        validation images first: boxes of one image should not end up on both sides.
 
         Args:
             box_context: see :func:`with_context`.
@@ -199,64 +150,73 @@ class AnnotatedImages(LabelledImages):
         Raises:
             DataError: there are no boxes, or a file of boxes cannot be read.
         """
-        of_pictures = self.boxes.read_all() if isinstance(self.boxes, BoxFiles) else self.boxes or ()
+        boxes_by_image = self.boxes.read_all() if isinstance(self.boxes, BoxFiles) else self.boxes or ()
         kept = [
             (index, box[None])
-            for index, boxes in enumerate(of_pictures)
+            for index, boxes in enumerate(boxes_by_image)
             for box in boxes
-            if min(box[2:] - box[:2]) >= _SMALLEST_BOX_PX
+            if min(box[2:] - box[:2]) >= _MIN_BOX_PX
         ]
         if not kept:
             raise DataError(
-                f"The {len(self)} pictures have no boxes to be cut from them; fetch the annotations, or set data.boxes "
-                "to none."
+                f"the {len(self)} images have no boxes to crop to; download the annotations, or set data.boxes to none"
             )
         part = self.subset([index for index, _ in kept], augment=self.augment)
         part.boxes = [box for _, box in kept]
         part.cover, part.crop, part.box_context = False, True, box_context
         return part
 
-    def _crop_of(self, path: Path, boxes: Boxes, size_hw: tuple[int, int]) -> BoxL0:
-        y0, x0, y1, x1 = crop = with_context(boxes[0], size_hw, self.box_context)
+    def _load(self, index: int) -> UInt8[Tensor, "channels height width"] | Scene:
+        if not self.crop:
+            return super()._load(index)
+        options = self.reading
+        whole = options
+        if options.changes_images:  # the crop is downscaled and prepared, not the image
+            whole = replace(options, mode="memory", max_side_px=None, max_short_side_px=None, prepare=None)
+        image = whole.load(self.paths[index])
+        if isinstance(image, Scene):
+            return TransformedScene(image, ImageChange(crop_yxyx=self._crop_box(index, image.size_hw)))
+        y0, x0, y1, x1 = self._crop_box(index, (image.shape[1], image.shape[2]))
+        size_hw = shrunk_size((y1 - y0, x1 - x0), options.max_side_px, options.max_short_side_px)
+        crop = _resize(image[:, y0:y1, x0:x1].contiguous(), size_hw)
+        return crop if options.prepare is None else options.prepare(crop)
+
+    def _crop_box(self, index: int, size_hw: tuple[int, int]) -> BoxL0:
+        assert self.boxes is not None
+        box = self.boxes[index][0]
+        y0, x0, y1, x1 = crop = with_context(box, size_hw, self.box_context)
         if y0 >= y1 or x0 >= x1:
             raise ImageError(
-                f"The box {boxes[0].tolist()} (y0, x0, y1, x1) lies outside picture {path}, which has {size_hw[1]} x "
-                f"{size_hw[0]} px; correct the annotation, or remove it."
+                f"the box {box.tolist()} (y0, x0, y1, x1) lies outside image {self.paths[index]}, which has "
+                f"{size_hw[1]} x {size_hw[0]} px; correct the annotation, or remove it"
             )
         return crop
 
-    def _scene_of(self, path: Path, boxes: Boxes, index: int) -> Scene:
-        scene: Scene = self.reading.open_scene(path, self.channels)
-        size_hw = scene.size_hw
-        if self.crop:
-            scene = TransformedScene(scene, ImageChange(crop_yxyx=self._crop_of(path, boxes, size_hw)))
-        if self.augment is None:
-            return scene
-        shown = self._shown(boxes, size_hw, size_hw)
-        return self.augment.of_scene(scene, sample_generator(self.seed, self.epoch, index), shown)
-
-    def _shown(
-        self, boxes: Boxes, stored_hw: tuple[int, int], shown_hw: tuple[int, int]
-    ) -> Float[Tensor, "shown 4"] | None:
-        """What the augmentation is told: where boxes lie in a picture shown at another size than it is stored."""
-        if not self.cover:
+    def _boxes_to_cover(self, index: int, image: Tensor | Scene) -> Float[Tensor, "boxes 4"] | None:
+        """Return the boxes in pixels of the loaded image, clipped to it; boxes completely outside are left out."""
+        if not self.cover or self.boxes is None:
             return None
-        scale = np.array([shown / stored for shown, stored in zip(shown_hw, stored_hw, strict=True)] * 2)
-        inside = np.clip(boxes * scale, 0, np.array([*shown_hw, *shown_hw]))
+        if isinstance(image, Scene):
+            loaded_hw = stored_hw = image.size_hw
+        else:
+            loaded_hw = image.shape[1], image.shape[2]
+            stored_hw = image_size_hw(self.paths[index], max_pixels=self.reading.max_pixels)
+        scale = np.array([loaded / stored for loaded, stored in zip(loaded_hw, stored_hw, strict=True)] * 2)
+        inside = np.clip(self.boxes[index] * scale, 0, np.array([*loaded_hw, *loaded_hw]))
         return torch.from_numpy(inside[(inside[:, :2] < inside[:, 2:]).all(axis=1)])
 
 
 def with_context(box_yxyx: Float[np.ndarray, "4"], size_hw: tuple[int, int], context: float | None) -> BoxL0:
-    """A box with some of what is about it, as far as the picture reaches.
+    """Return a box enlarged by some context, clipped to the image, in whole pixels.
 
     Args:
-        box_yxyx: in pixels of the picture.
-        size_hw: height and width of the picture.
-        context: how much wider and higher the box becomes, half of it on each side, as a share of its own width and
-            height. None is the rule that the fMoW baseline published, by which small boxes get more of it: 0.15 where
-            the box has half of the picture's side or more, then 0.2 (from 0.4), 0.3 (from 0.3), 0.5 (from 0.2), 1 (from
-            0.1) and 2. Width is held against width and height against height, as the paper's reference implementation
-            does; the baseline itself exchanges the two.
+        box_yxyx: in pixels of the image.
+        size_hw: height and width of the image.
+        context: how much wider and taller the box becomes, half of it on each side, as a share of its own width and
+            height. None is the rule of the published fMoW baseline, which gives small boxes more context: 0.15 for
+            boxes of at least half of the image's side, then 0.2 (from 0.4), 0.3 (from 0.3), 0.5 (from 0.2), 1 (from
+            0.1) and 2. Width is compared with width and height with height, as in the paper's reference implementation;
+            the baseline itself swaps the two.
     """
     ends: list[tuple[int, int]] = []
     for axis, size in enumerate(size_hw):
@@ -272,14 +232,14 @@ def with_context(box_yxyx: Float[np.ndarray, "4"], size_hw: tuple[int, int], con
 
 
 def class_targets(indices: Sequence[int]) -> Int[Tensor, " samples"]:
-    """Class indices as a tensor."""
+    """Return class indices as a tensor."""
     return torch.tensor(indices, dtype=torch.int64)
 
 
-def _resized(
+def _resize(
     image: UInt8[Tensor, "channels height width"], size_hw: tuple[int, int]
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Antialiased, to another height and width."""
+    """Resize with antialiasing, if the size differs."""
     if size_hw == tuple(image.shape[1:]):
         return image
     pixels = F.interpolate(image[None].float(), size_hw, mode="bilinear", antialias=True, align_corners=False)

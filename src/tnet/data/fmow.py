@@ -1,39 +1,44 @@
-"""Functional Map of the World, fMoW-rgb: satellite pictures of 62 kinds of places, as it is handed out.
+"""Functional Map of the World, fMoW-rgb: satellite images of 62 categories of places, as distributed.
 
     train/airport/airport_0/airport_0_0_rgb.jpg, airport_0_0_rgb.json ...      val likewise
     test/0011978/0011978_0_rgb.jpg ...                                         without categories
-    test_gt/airport/airport_0/airport_0_0_rgb.json ...                         the test pictures' true metadata
+    test_gt/airport/airport_0/airport_0_0_rgb.json ...                         true metadata of the test images
     test_gt_mapping.json        [{"input": "test_gt/airport/airport_0", "output": "test/0011978"}, ...]
 
-A folder such as ``airport_0`` is one place at several times. Beside each ``_rgb`` picture (pan-sharpened) lies a
-``_msrgb`` one (of the multispectral bands, coarser); one kind is opened. ``bounding_boxes`` of the metadata holds one
-or more boxes ``[x, y, width, height]`` with ID and category. As in the paper's reference implementation a picture's
-boxes are those of its own category, the box with ID -1 left out, and so are those wholly outside the picture.
-``false_detection`` is a category of test folders, and no class.
+A folder such as ``airport_0`` is one place at several times. Beside each ``_rgb`` image (pan-sharpened) lies a
+``_msrgb`` one (from the multispectral bands, coarser). ``bounding_boxes`` of the metadata holds one or more boxes
+``[x, y, width, height]`` with ID and category. As in the paper's reference implementation, the boxes of an image are
+those of its own category, without the one with ID -1 and those completely outside the image. ``false_detection`` is a
+category of test folders, but not a class.
 
-A test split that was sorted into category folders by the mapping is read like ``train``.
+A test split that was sorted into category folders with the mapping is read like ``train``.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from typing_extensions import Unpack
 
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
-from tnet.data.checking import DatasetSummary, check_splits, is_empty, missing_sentence
-from tnet.data.folder import shorten
-from tnet.data.listing import box_of, check_split, data_root, read_json, within
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
+from tnet.data.file_lists import parse_box, read_json, resolve_within
+from tnet.data.folder import ImageOptions, shorten
+from tnet.data.published import (
+    MINIATURE_BOX_YXYX,
+    MINIATURE_HW,
+    PUBLISHED,
+    PublishedDataset,
+    is_empty,
+    missing_files,
+    write_image,
+)
 from tnet.errors import DataError
-
-OFFICIAL = {"train": 363_572, "val": 53_041, "test": 53_473}
-"""``_rgb`` pictures of the 62 categories in each split, as the paper's reference implementation counts them."""
 
 _NAMES = """
 airport airport_hangar airport_terminal amusement_park aquaculture archaeological_site barn border_checkpoint
@@ -48,77 +53,105 @@ wind_farm zoo
 """
 
 CATEGORIES = tuple(_NAMES.split())
-"""The classes in the order of their indices: that of the baseline and of the paper's checkpoints, not quite the
-alphabet's."""
+"""The classes in the order of their indices, which is that of the baseline and of the paper's checkpoints (not quite
+alphabetical)."""
 
-_INDEX = {category: index for index, category in enumerate(CATEGORIES)}
 NO_CLASS = "false_detection"
 
+_INDEX = {category: index for index, category in enumerate(CATEGORIES)}
 _MAX_METADATA_BYTES = 2**22
 _MAX_MAPPING_BYTES = 2**26
 _MAPPING = "test_gt_mapping.json"
-_TRUTH = ("", "groundtruth")  # where archives of the true metadata are unpacked
+_TRUTH_FOLDERS = ("", "groundtruth")  # where archives of the true metadata are unpacked
 
 
-def open_fmow(
-    root: str | os.PathLike[str],
-    split: str = "train",
-    *,
-    pictures: Literal["rgb", "msrgb"] = "rgb",
-    **options: Unpack[ImageOptions],
-) -> AnnotatedImages:
-    """Open a split; only folders are listed, metadata is read when boxes are asked for.
+class Fmow(PublishedDataset):
+    """fMoW-rgb; splits ``train``, ``val`` and ``test``, all with all 62 classes, one or more boxes per image.
 
-    Args:
-        root: the folder that holds ``train``, ``val`` and ``test``, or the one that holds it as ``fmow-rgb``.
-        split: ``train``, ``val`` or ``test``.
-        pictures: which kind of picture.
-        options: as for :class:`AnnotatedImages`.
-
-    Returns:
-        Whole pictures with their boxes, of all 62 classes, whichever there are pictures of; use
-        :meth:`AnnotatedImages.cropped_to_boxes` for one sample a box.
-
-    Raises:
-        DataError: a folder is missing or holds no pictures, a category is not known, or the mapping of test pictures is
-            missing or damaged.
-        ConfigError: there is no such split.
+    Images are whole scenes; use :meth:`AnnotatedImages.cropped_to_boxes` for one sample per box. Metadata is read when
+    boxes are asked for.
     """
-    check_split("fmow", split, OFFICIAL)
-    place = _place(root)
-    folder = place / split
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} of fMoW's {split} split; correct data.root, or fetch the split.")
-    suffix = f"_{pictures}.jpg"
-    hidden = split == "test" and not any((folder / category).is_dir() for category in CATEGORIES)
-    found, locate = _test_pictures(place, suffix) if hidden else (_pictures(folder, suffix), _beside)
-    if not found:
-        raise DataError(f"No picture that ends with {suffix} was found in {folder}; correct data.root.")
-    paths = [path for path, _ in found]
-    return AnnotatedImages(
-        paths,
-        class_targets([_INDEX[category] for _, category in found]),
-        CATEGORIES,
-        boxes=BoxFiles(paths, locate, read_boxes_json),
-        **options,
-    )
+
+    name = "fmow"
+    title = "fMoW-rgb"
+    home_page = "https://github.com/fMoW/dataset"
+    licence = "Functional Map of the World Challenge Public License"
+    # `_rgb` images of the 62 categories, as counted by the paper's reference implementation.
+    images: ClassVar[Mapping[str, int]] = {"train": 363_572, "val": 53_041, "test": 53_473}
+    num_classes = len(CATEGORIES)
+    marker = "train"
+    subfolder = "fmow-rgb"
+
+    def list_split(
+        self, root: Path, split: str, options: ImageOptions, *, variant: Literal["rgb", "msrgb"] = "rgb"
+    ) -> AnnotatedImages:
+        """List the images of a split.
+
+        Args:
+            root: the folder of ``train``.
+            split: ``train``, ``val`` or ``test``.
+            options: as for :class:`AnnotatedImages`.
+            variant: which of the two images of each place and time.
+
+        Raises:
+            DataError: a folder is missing or empty, a category is unknown, or the mapping of test images is missing or
+                damaged.
+        """
+        folder = root / split
+        if not folder.is_dir():
+            raise DataError(
+                f"the folder {folder} of fMoW's {split} split is missing; download it, or correct data.root"
+            )
+        suffix = f"_{variant}.jpg"
+        locate: Callable[[Path], Path] = _metadata_beside
+        if split == "test" and not any((folder / category).is_dir() for category in CATEGORIES):
+            labelled, locate = _mapped_images(root, suffix)
+        else:
+            labelled = _sorted_images(folder, suffix)
+        if not labelled:
+            raise DataError(f"{folder} has no images that end with {suffix}; correct data.root")
+        paths = [path for path, _ in labelled]
+        return AnnotatedImages(
+            paths,
+            class_targets([_INDEX[category] for _, category in labelled]),
+            CATEGORIES,
+            boxes=BoxFiles(paths, locate, read_boxes_json),
+            **options,
+        )
+
+    def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
+        """Return missing metadata, and missing folders of test images that the mapping names."""
+        assert isinstance(images.boxes, BoxFiles)
+        locate = images.boxes.locate
+        missing = [path for path in map(locate, images.paths) if is_empty(path)]
+        findings = missing_files("metadata files", missing, root)
+        if locate is not _metadata_beside:
+            folders = [folder for folder in _read_mapping(root)[1] if not folder.is_dir()]
+            findings += missing_files("folders of test images", folders, root)
+        return findings
+
+    def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
+        """Return :data:`CATEGORIES`."""
+        return CATEGORIES
+
+    def write_miniature(self, root: Path) -> None:
+        """Write two images, with metadata, of each of two categories per split."""
+        (height, width), (y0, x0, y1, x1) = MINIATURE_HW, MINIATURE_BOX_YXYX
+        for split in self.images:
+            for label, category in enumerate(CATEGORIES[:2]):
+                for time in range(2):
+                    path = root / split / category / f"{category}_0" / f"{category}_0_{time}_rgb.jpg"
+                    write_image(path, 2 * label + time)
+                    box = {"ID": 0, "category": category, "box": [x0, y0, x1 - x0, y1 - y0]}
+                    metadata = {"img_width": width, "img_height": height, "bounding_boxes": [box]}
+                    path.with_suffix(".json").write_text(json.dumps(metadata))
 
 
-def check_fmow(root: str | os.PathLike[str]) -> DatasetSummary:
-    """Hold what is on disk against what was published.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    place = _place(root)
-    return check_splits(
-        "fmow", "fMoW-rgb", place, lambda split: open_fmow(place, split), OFFICIAL, len(CATEGORIES),
-        lambda split, images: [*_metadata_missing(place, images), *_folders_missing(place, images)],
-    )  # fmt: skip
+FMOW = PUBLISHED.register(Fmow.name)(Fmow())
 
 
-def read_boxes_json(path: Path, picture: Path) -> Boxes:
-    """The boxes of a metadata file that are of the category after which its folder's folder is named.
+def read_boxes_json(path: Path, image: Path) -> Boxes:
+    """Return the boxes of a metadata file that have the category in its path.
 
     Raises:
         DataError: the file is missing, damaged or too large.
@@ -127,22 +160,16 @@ def read_boxes_json(path: Path, picture: Path) -> Boxes:
     boxes = metadata.get("bounding_boxes") if isinstance(metadata, dict) else None
     boxes = [boxes] if isinstance(boxes, dict) else boxes
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
-        raise DataError(f"The metadata {path} has no bounding_boxes; fetch it again.")
+        raise DataError(f"the metadata {path} has no bounding_boxes; download it again")
     category = path.parent.parent.name
-    kept = [box for box in boxes if box.get("category") == category and box.get("ID") != -1]
-    found = np.array([_box(box, path) for box in kept], dtype=np.float64).reshape(-1, 4)
+    values = [box.get("box") for box in boxes if box.get("category") == category and box.get("ID") != -1]
+    corners = np.array(
+        [parse_box(box if isinstance(box, list) else [box], f"a box of the metadata {path}") for box in values],
+        dtype=np.float64,
+    ).reshape(-1, 4)
     size_hw = metadata.get("img_height"), metadata.get("img_width")
     ends = [min(size, 10**9) if isinstance(size, int) and size > 0 else math.inf for size in size_hw]
-    return found[(found[:, :2] < np.array(ends)).all(axis=1) & (found[:, 2:] > 0).all(axis=1)]
-
-
-def _box(box: dict[str, Any], path: Path) -> tuple[float, float, float, float]:
-    values = box.get("box")
-    return box_of(values if isinstance(values, list) else [values], f"A box of the metadata {path}")
-
-
-def _place(root: str | os.PathLike[str]) -> Path:
-    return data_root(root, "train", "fmow-rgb")
+    return corners[(corners[:, :2] < np.array(ends)).all(axis=1) & (corners[:, 2:] > 0).all(axis=1)]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -151,83 +178,66 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     )
 
 
-def _pictures(folder: Path, suffix: str) -> list[tuple[Path, str]]:
-    """Pictures and their categories."""
-    categories = [entry.name for entry in _entries(folder) if entry.is_dir() and entry.name != NO_CLASS]
-    _check_categories(categories, folder)
-    found = []
-    for category in categories:
-        for place in _entries(folder / category):
-            if place.is_dir():
-                found += [(path, category) for path in _files(Path(place.path), suffix)]
-    return found
-
-
-def _beside(picture: Path) -> Path:
-    return picture.with_suffix(".json")
-
-
 def _files(folder: Path, suffix: str) -> list[Path]:
     return [Path(entry.path) for entry in _entries(folder) if entry.name.endswith(suffix)]
 
 
+def _sorted_images(folder: Path, suffix: str) -> list[tuple[Path, str]]:
+    """Return images and their categories from a folder of category folders."""
+    categories = [entry.name for entry in _entries(folder) if entry.is_dir() and entry.name != NO_CLASS]
+    _check_categories(categories, folder)
+    return [
+        (path, category)
+        for category in categories
+        for place in _entries(folder / category)
+        if place.is_dir()
+        for path in _files(Path(place.path), suffix)
+    ]
+
+
+def _metadata_beside(image: Path) -> Path:
+    return image.with_suffix(".json")
+
+
 def _check_categories(names: Sequence[str], source: Path) -> None:
-    unknown = sorted({name for name in names if name not in CATEGORIES})
+    unknown = sorted(set(names) - set(CATEGORIES))
     if unknown:
-        raise DataError(f"{source} names categories that fMoW does not have: {shorten(unknown)}; correct data.root.")
+        raise DataError(f"{source} names categories that fMoW does not have: {shorten(unknown)}; correct data.root")
 
 
-def _test_pictures(place: Path, suffix: str) -> tuple[list[tuple[Path, str]], Callable[[Path], Path]]:
-    """Pictures and their categories, and where the true metadata of each is, by the mapping of folders."""
-    source, true_folder = _mapping(place)
-    there = [pictures for pictures in true_folder if pictures.is_dir()]
-    if not there:
-        raise DataError(
-            f"None of the {len(true_folder)} folders that the mapping {source} names is there; fetch the split."
-        )
-    found = [(path, true_folder[pictures].parent.name) for pictures in there for path in _files(pictures, suffix)]
-    return found, partial(_truth_of, true_folder)
+def _mapped_images(root: Path, suffix: str) -> tuple[list[tuple[Path, str]], Callable[[Path], Path]]:
+    """Return test images and their categories, and where the true metadata of each is, by the mapping of folders."""
+    source, truth_of = _read_mapping(root)
+    folders = [folder for folder in truth_of if folder.is_dir()]
+    if not folders:
+        raise DataError(f"none of the {len(truth_of)} folders in the mapping {source} exists; download the split")
+    labelled = [(path, truth_of[folder].parent.name) for folder in folders for path in _files(folder, suffix)]
+    return labelled, partial(_true_metadata, truth_of)
 
 
-def _mapping(place: Path) -> tuple[Path, dict[Path, Path]]:
-    """The file, and the folder of true metadata of each folder of test pictures that is of a class."""
-    base = next((place / name for name in _TRUTH if (place / name / _MAPPING).is_file()), place)
+def _read_mapping(root: Path) -> tuple[Path, dict[Path, Path]]:
+    """Return the mapping file, and the folder of true metadata by the folder of test images, of all classes."""
+    base = next((root / name for name in _TRUTH_FOLDERS if (root / name / _MAPPING).is_file()), root)
     source = base / _MAPPING
     mapping = read_json(source, _MAX_MAPPING_BYTES)
     if not isinstance(mapping, list):
-        raise DataError(f"The mapping {source} is no list; fetch it again.")
-    pairs = [_pair(entry, place, base, source) for entry in mapping]
-    true_folder = {pictures: truth for truth, pictures in pairs if truth.parent.name != NO_CLASS}
-    _check_categories([truth.parent.name for truth in true_folder.values()], source)
-    return source, true_folder
+        raise DataError(f"the mapping {source} is not a list; download it again")
+    truth_of: dict[Path, Path] = {}
+    for entry in mapping:
+        names: list[Any] = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
+        if not names or not all(isinstance(name, str) and "/" in name for name in names):
+            raise DataError(
+                f"the mapping {source} has an entry {str(entry)[:120]} without input and output; download it again"
+            )
+        truth = resolve_within(base, names[0], source)
+        folder = resolve_within(root, names[1], source)
+        if truth.parent.name != NO_CLASS:
+            truth_of[folder] = truth
+    _check_categories([truth.parent.name for truth in truth_of.values()], source)
+    return source, truth_of
 
 
-def _truth_of(true_folder: dict[Path, Path], picture: Path) -> Path:
-    """Test pictures are named after their folder, and their metadata after its own."""
-    truth = true_folder[picture.parent]
-    return truth / (truth.name + picture.stem.removeprefix(picture.parent.name) + ".json")
-
-
-def _pair(entry: Any, place: Path, base: Path, source: Path) -> tuple[Path, Path]:
-    """The folder of true metadata, and that of pictures."""
-    names: list[Any] = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
-    if not names or not all(isinstance(name, str) and name.count("/") >= 1 for name in names):
-        raise DataError(
-            f"The mapping {source} has an entry {str(entry)[:120]} without input and output; fetch it again."
-        )
-    return within(base, names[0], source), within(place, names[1], source)
-
-
-def _metadata_missing(place: Path, images: AnnotatedImages) -> list[str]:
-    locate = images.boxes.locate if isinstance(images.boxes, BoxFiles) else _beside
-    missing = [path for path in map(locate, images.paths) if is_empty(path)]
-    return [missing_sentence("files of metadata", missing, place)] if missing else []
-
-
-def _folders_missing(place: Path, images: AnnotatedImages) -> list[str]:
-    """Folders of test pictures that the mapping names."""
-    if not isinstance(images.boxes, BoxFiles) or images.boxes.locate is _beside:
-        return []  # sorted into categories, without a mapping
-    _, true_folder = _mapping(place)
-    missing = [pictures for pictures in true_folder if not pictures.is_dir()]
-    return [missing_sentence("folders of test pictures", missing, place)] if missing else []
+def _true_metadata(truth_of: dict[Path, Path], image: Path) -> Path:
+    """Return the metadata of a test image; images are named after their folder, metadata after its own."""
+    truth = truth_of[image.parent]
+    return truth / (truth.name + image.stem.removeprefix(image.parent.name) + ".json")

@@ -1,4 +1,4 @@
-"""ImageNet ILSVRC 2012, as its archives unpack, or as Kaggle hands it out.
+"""ImageNet ILSVRC 2012, as its archives unpack, or as distributed by Kaggle.
 
     train/n01440764/n01440764_10026.JPEG ...
     val/n01440764/ILSVRC2012_val_00000293.JPEG ...     by synset, or all in one folder with the devkit beside:
@@ -6,38 +6,42 @@
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
     Annotation/n01440764/n01440764_10040.xml ...       boxes of less than half of train; those of val in val/
 
-Kaggle's has them in ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
+Kaggle has them in ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
 ``ILSVRC`` instead of the devkit. The archive of training boxes (``ILSVRC2012_bbox_train_v2.tar.gz``) unpacks to folders
 of synsets, and belongs in ``Annotation`` or ``bounding_boxes``.
 
-The classes are the synsets (``n01440764``), sorted: that is the order of all published models of 1000 classes. They are
-the folders in ``train`` if there is one, so that a part of ImageNet is a data set too; validation pictures of other
-synsets are then left out.
+The classes are the synsets (``n01440764``), sorted, the order of all published models with 1000 classes. They are the
+folders in ``train`` if it exists, so a subset of ImageNet works too; validation images of other synsets are then left
+out.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
-from typing_extensions import Unpack
 
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, ImageOptions, class_targets
-from tnet.data.checking import DatasetSummary, check_splits, missing_sentence
-from tnet.data.listing import check_split, data_root, read_rows, read_text, whole_number
-from tnet.data.matfile import read_synsets
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
+from tnet.data.file_lists import parse_whole_number, read_rows, read_text
+from tnet.data.folder import ImageOptions
+from tnet.data.imagenet_devkit import read_synsets
+from tnet.data.published import (
+    MINIATURE_BOX_YXYX,
+    MINIATURE_HW,
+    PUBLISHED,
+    PublishedDataset,
+    missing_files,
+    write_image,
+)
 from tnet.errors import DataError
-from tnet.scenes.images import image_size_hw, is_image_path
-
-OFFICIAL = {"train": 1_281_167, "val": 50_000}
-"""Pictures of each split, as published."""
-
-CLASSES = 1000
+from tnet.scenes.decode import image_size_hw
+from tnet.scenes.find import is_image_path
 
 _WNID = re.compile(r"n\d{8}")
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
@@ -49,83 +53,103 @@ _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _MAX_XML_BYTES = 2**20
 
 
-def open_imagenet(
-    root: str | os.PathLike[str], split: str = "train", **options: Unpack[ImageOptions]
-) -> AnnotatedImages:
-    """Open a split.
+class ImageNet(PublishedDataset):
+    """ImageNet ILSVRC 2012; splits ``train`` and ``val``, with those boxes that exist.
 
-    Args:
-        root: the folder that holds ``train`` and ``val``; or that holds Kaggle's ``ILSVRC``, or this, or its
-            ``Data/CLS-LOC``.
-        split: ``train`` or ``val``.
-        options: as for :class:`AnnotatedImages`.
-
-    Returns:
-        Pictures with those boxes that there are; XML files of boxes are read one by one, when they are needed.
-
-    Raises:
-        DataError: a folder is missing or empty, or it cannot be told what the validation pictures show.
-        ConfigError: there is no such split.
+    The root may also be Kaggle's ``ILSVRC``, the folder that holds it, or its ``Data/CLS-LOC``. XML files of boxes are
+    read one by one, when boxes are asked for.
     """
-    check_split("imagenet", split, OFFICIAL)
-    place = _place(root)
-    found = _by_synset(_folder(place, "train")) if split == "train" else _validation(place)
-    classes = _classes(place)
-    index_of = {wnid: index for index, wnid in enumerate(classes)}
-    pictures = [(path, wnid) for path, wnid in found if wnid in index_of]
-    if not pictures:
-        raise DataError(
-            f"No picture of ImageNet's {split} split was found in {place}; see what is missing with tnet data check."
+
+    name = "imagenet"
+    title = "ImageNet ILSVRC 2012"
+    home_page = "https://image-net.org"
+    licence = "non-commercial research and education"
+    images: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "val": 50_000}
+    num_classes = 1000
+    marker = "train"
+
+    def find_root(self, root: str | os.PathLike[str]) -> Path:
+        """Return the folder that everything else is searched in."""
+        folder = super().find_root(root)
+        return folder.absolute().parents[1] if folder.absolute().match(f"*/{_KAGGLE}") else folder
+
+    def list_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
+        """List the images of a split.
+
+        Raises:
+            DataError: a folder is missing or empty, or the labels of the validation images are.
+        """
+        labelled = _images_by_synset(_image_folder(root, "train")) if split == "train" else _validation_images(root)
+        classes = _classes(root)
+        index_of = {wnid: index for index, wnid in enumerate(classes)}
+        images = [(path, index_of[wnid]) for path, wnid in labelled if wnid in index_of]
+        if not images:
+            raise DataError(
+                f"{root} has no images of ImageNet's {split} split; list what is missing with: tnet data check imagenet"
+            )
+        paths = [path for path, _ in images]
+        names = _class_names(root)
+        return AnnotatedImages(
+            paths,
+            class_targets([label for _, label in images]),
+            classes,
+            boxes=_boxes(root, split, paths),
+            class_names=[names.get(wnid, wnid) for wnid in classes],
+            **options,
         )
-    paths = [path for path, _ in pictures]
-    names = _class_names(place)
-    return AnnotatedImages(
-        paths,
-        class_targets([index_of[wnid] for _, wnid in pictures]),
-        classes,
-        boxes=_boxes(place, split, paths),
-        class_names=[names.get(wnid, wnid) for wnid in classes],
-        **options,
-    )
+
+    def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
+        """Return missing boxes of the training images, and which of the numbered validation images are missing."""
+        if split == "val":
+            existing = {path.stem.lower() for path, _ in _validation_images(root)}
+            names = [f"ILSVRC2012_val_{number:08}" for number in range(1, self.images["val"] + 1)]
+            missing = [root / f"{name}.JPEG" for name in names if name.lower() not in existing]
+            return missing_files("numbered images", missing, root)
+        if images.boxes is not None:
+            return []
+        return [
+            "there are no boxes, which recipes/published need (data.boxes: cover); unpack "
+            f"ILSVRC2012_bbox_train_v2.tar.gz into {root / 'Annotation'}"
+        ]
+
+    def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
+        """Return the synsets, sorted."""
+        return _classes(self.find_root(root))
+
+    def write_miniature(self, root: Path) -> None:
+        """Write two training images and one validation image, each with a box, for each of two synsets."""
+        (height, width), (y0, x0, y1, x1) = MINIATURE_HW, MINIATURE_BOX_YXYX
+        for number in range(6):
+            wnid = f"n0144{number // 3:04}"
+            split, name = ("train", f"{wnid}_{number}") if number % 3 < 2 else ("val", f"ILSVRC2012_val_{number:08}")
+            write_image(root / split / wnid / f"{name}.JPEG", number)
+            annotation = root / "Annotation" / (wnid if split == "train" else "val") / f"{name}.xml"
+            annotation.parent.mkdir(parents=True, exist_ok=True)
+            annotation.write_text(
+                f"<annotation><size><width>{width}</width><height>{height}</height></size><object><name>{wnid}</name>"
+                f"<bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+                "</annotation>"
+            )
 
 
-def classes_of_imagenet(root: str | os.PathLike[str]) -> list[str]:
-    """The synsets, sorted.
+IMAGENET = PUBLISHED.register(ImageNet.name)(ImageNet())
+
+
+def read_boxes_xml(path: Path, image: Path) -> Boxes:
+    """Return the boxes of an annotation file in pixels of its image; none if there is no such file.
+
+    Boxes are scaled from the image size in the annotation, which is not always that of the distributed image. Objects
+    named after another synset are left out.
 
     Raises:
-        DataError: none was found.
-    """
-    return _classes(_place(root))
-
-
-def check_imagenet(root: str | os.PathLike[str]) -> DatasetSummary:
-    """Hold what is on disk against what was published.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    place = _place(root)
-    return check_splits(
-        "imagenet", "ImageNet ILSVRC 2012", place, lambda split: open_imagenet(place, split), OFFICIAL, CLASSES,
-        lambda split, images: _numbers_missing(place) if split == "val" else _boxes_missing(place, images),
-    )  # fmt: skip
-
-
-def read_boxes_xml(path: Path, picture: Path) -> Boxes:
-    """The boxes of an annotation file in pixels of its picture; none if there is no such file.
-
-    An annotation gives the size of the picture that was annotated, which is not always the one that was handed out:
-    boxes are scaled, as is usual. Objects named after another synset are left out.
-
-    Raises:
-        DataError: the file is damaged, too large, or has a DOCTYPE, which could make a parser expand or fetch things.
-        ImageError: the picture cannot be read.
+        DataError: the file is damaged, too large, or has a DOCTYPE, with which a parser could expand or fetch things.
+        ImageError: the image cannot be read.
     """
     if not path.exists():
         return np.zeros((0, 4))
     text = read_text(path, _MAX_XML_BYTES)
     if "<!DOCTYPE" in text:  # entities are declared in it, and nowhere else
-        raise DataError(f"The annotation {path} has a DOCTYPE, which is not read; remove it.")
+        raise DataError(f"the annotation {path} has a DOCTYPE, which is not supported; remove it")
     try:
         tree = ElementTree.fromstring(text)
         annotated = [_number(tree, f"size/{name}") for name in ("height", "width")]
@@ -133,14 +157,14 @@ def read_boxes_xml(path: Path, picture: Path) -> Boxes:
         boxes = [
             [_number(item, f"bndbox/{name}") for name in ("ymin", "xmin", "ymax", "xmax")]
             for item in tree.iter("object")
-            if not _of_another(item.findtext("name", ""), own)
+            if not _is_other_synset(item.findtext("name", ""), own)
         ]
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"The annotation {path} cannot be read ({error}); fetch it again.") from error
+        raise DataError(f"the annotation {path} cannot be read ({error}); download it again") from error
     if not boxes or min(annotated) <= 0:
         return np.zeros((0, 4))
-    height, width = image_size_hw(picture)
-    corners = np.array(boxes).reshape(-1, 2, 2)  # some have their ends exchanged
+    height, width = image_size_hw(image)
+    corners = np.array(boxes).reshape(-1, 2, 2)  # some have their ends swapped
     scaled = np.concatenate([corners.min(1), corners.max(1)], axis=1)
     scaled *= np.array([height / annotated[0], width / annotated[1]] * 2)
     return np.clip(scaled, 0, np.array([height, width] * 2))
@@ -149,33 +173,31 @@ def read_boxes_xml(path: Path, picture: Path) -> Boxes:
 def _number(item: ElementTree.Element, name: str) -> float:
     text = (item.findtext(name) or "").strip()
     if not re.fullmatch(r"-?\d{1,7}(\.\d{1,9})?", text):
-        raise ValueError(f"{name} is '{text[:40]}', no number")
+        raise ValueError(f"{name} is {text[:40]!r}, not a number")
     return float(text)
 
 
-def _of_another(name: str, own: str) -> bool:
-    """Some annotations have a dog's name instead of the synset; those are of the picture's class."""
+def _is_other_synset(name: str, own: str) -> bool:
+    """Return whether an object is of another synset; some have a breed's name, and are of the image's class."""
     return bool(_WNID.fullmatch(name)) and bool(_WNID.fullmatch(own)) and name != own
 
 
-def _place(root: str | os.PathLike[str]) -> Path:
-    """The folder in which all else is looked for."""
-    place = data_root(root, "train")
-    return place.absolute().parents[1] if place.absolute().match(f"*/{_KAGGLE}") else place
+def _kaggle_list(root: Path, name: str) -> Path | None:
+    """Find a list that Kaggle puts beside ``ILSVRC``, which may be the root."""
+    folders = [root, root.absolute().parent] if (root / _KAGGLE).is_dir() else [root]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _list_of_kaggle(place: Path, name: str) -> Path | None:
-    """A list that Kaggle puts beside ``ILSVRC``, which may be the place."""
-    places = [place, place.absolute().parent] if (place / _KAGGLE).is_dir() else [place]
-    return next((folder / name for folder in places if (folder / name).is_file()), None)
+def _devkit_file(root: Path, name: str) -> Path | None:
+    return next((root / base / name for base in _DEVKIT if (root / base / name).is_file()), None)
 
 
-def _folder(place: Path, split: str) -> Path:
+def _image_folder(root: Path, split: str) -> Path:
     for base in _IMAGES:
-        if (place / base / split).is_dir():
-            return place / base / split
+        if (root / base / split).is_dir():
+            return root / base / split
     raise DataError(
-        f"There is no folder {place / split} of ImageNet's pictures; correct data.root, or unpack the archive there."
+        f"the folder {root / split} of ImageNet's images is missing; correct data.root, or unpack the archive there"
     )
 
 
@@ -183,105 +205,80 @@ def _synset_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if _WNID.fullmatch(entry.name) and entry.is_dir())
 
 
-def _by_synset(folder: Path) -> Iterator[tuple[Path, str]]:
+def _images_by_synset(folder: Path) -> Iterator[tuple[Path, str]]:
     for wnid in _synset_folders(folder):
-        inside = folder / wnid
-        names = sorted(entry.name for entry in os.scandir(inside) if is_image_path(entry.name))
-        yield from ((inside / name, wnid) for name in names if not name.startswith("."))
+        names = sorted(entry.name for entry in os.scandir(folder / wnid) if is_image_path(entry.name))
+        yield from ((folder / wnid / name, wnid) for name in names if not name.startswith("."))
 
 
-def _validation(place: Path) -> Iterator[tuple[Path, str]]:
-    folder = _folder(place, "val")
+def _validation_images(root: Path) -> Iterator[tuple[Path, str]]:
+    folder = _image_folder(root, "val")
     if _synset_folders(folder):
-        yield from _by_synset(folder)
+        yield from _images_by_synset(folder)
         return
-    names = sorted(entry.name for entry in os.scandir(folder) if _VAL_NAME.fullmatch(entry.name))
-    truth = _truth(place) if names else {}
-    for name in names:
-        wnid = truth.get(int(name[len("ILSVRC2012_val_") :].partition(".")[0]))
+    matches = [match for match in map(_VAL_NAME.fullmatch, sorted(os.listdir(folder))) if match]  # noqa: PTH208
+    truth = _validation_labels(root) if matches else {}
+    for match in matches:
+        wnid = truth.get(int(match[1]))
         if wnid is None:
-            raise DataError(f"The ground truth in {place} does not say what {folder / name} shows; fetch it again.")
-        yield folder / name, wnid
+            raise DataError(f"the ground truth in {root} has no label for {folder / match[0]}; download it again")
+        yield folder / match[0], wnid
 
 
-def _devkit_file(place: Path, name: str) -> Path | None:
-    return next((place / base / name for base in _DEVKIT if (place / base / name).is_file()), None)
-
-
-def _truth(place: Path) -> dict[int, str]:
-    """The synset of each validation picture by its number, from 1."""
-    truth, meta = _devkit_file(place, _TRUTH), _devkit_file(place, "meta.mat")
-    solution = _list_of_kaggle(place, "LOC_val_solution.csv")
+def _validation_labels(root: Path) -> dict[int, str]:
+    """Return the synset of each validation image by its number, from 1."""
+    truth, meta = _devkit_file(root, _TRUTH), _devkit_file(root, "meta.mat")
+    solution = _kaggle_list(root, "LOC_val_solution.csv")
+    labels = {}
     if truth is not None and meta is not None:
         wnids = {number: wnid for number, (wnid, _) in read_synsets(meta).items()}
-        found = {}
-        for picture, (line, (value,)) in enumerate(read_rows(truth, 1), start=1):
-            number = whole_number(value, truth, line)
+        for image, (line, (value,)) in enumerate(read_rows(truth, 1), start=1):
+            number = parse_whole_number(value, truth, line)
             if number not in wnids:
-                raise DataError(f"The file {truth} has class {number} in line {line}, which {meta} lacks.")
-            found[picture] = wnids[number]
-        return found
-    if solution is not None:
-        found = {}
+                raise DataError(f"{truth} has class {number} in line {line}, which {meta} lacks; download them again")
+            labels[image] = wnids[number]
+    elif solution is not None:
         for line, (text,) in read_rows(solution, 1):
             match = re.match(r"ILSVRC2012_val_(\d{8}),(n\d{8}) ", text)
             if match:
-                found[int(match[1])] = match[2]
+                labels[int(match[1])] = match[2]
             elif line > 1:
-                raise DataError(
-                    f"The file {solution} has '{text[:80]}' in line {line}, which names no picture and synset."
-                )
-        return found
-    raise DataError(
-        f"The validation pictures in {place} are in one folder, and nothing says what they show; unpack the devkit "
-        f"(meta.mat and {_TRUTH}) into {place / _DEVKIT[0]}, put Kaggle's LOC_val_solution.csv into {place}, or sort "
-        "them into folders by synset."
-    )
+                raise DataError(f"{solution} has {text[:80]!r} in line {line} instead of image and synset; correct it")
+    else:
+        raise DataError(
+            f"the validation images in {root} are in one folder and have no labels; unpack the devkit (meta.mat and "
+            f"{_TRUTH}) into {root / _DEVKIT[0]}, put Kaggle's LOC_val_solution.csv into {root}, or sort them into "
+            "folders by synset"
+        )
+    return labels
 
 
-def _classes(place: Path) -> list[str]:
-    """The synsets, sorted: of the training folders, else of lists that come along, else of validation folders."""
+def _classes(root: Path) -> list[str]:
+    """Return the sorted synsets: the training folders, else those of the lists, else the validation folders."""
     try:
-        wnids = _synset_folders(_folder(place, "train"))
+        wnids = _synset_folders(_image_folder(root, "train"))
     except DataError:
-        wnids = sorted(_class_names(place)) or _synset_folders(_folder(place, "val"))
+        wnids = sorted(_class_names(root)) or _synset_folders(_image_folder(root, "val"))
     if not wnids:
-        raise DataError(f"No folder of a synset (such as n01440764) was found in {place}; correct data.root.")
+        raise DataError(f"{root} has no folders of synsets (such as n01440764); correct data.root")
     return wnids
 
 
-def _class_names(place: Path) -> dict[str, str]:
-    """What the synsets are called, by synset; empty where nothing says it."""
-    mapping, meta = _list_of_kaggle(place, "LOC_synset_mapping.txt"), _devkit_file(place, "meta.mat")
+def _class_names(root: Path) -> dict[str, str]:
+    """Return readable names by synset; empty if no list has them."""
+    mapping, meta = _kaggle_list(root, "LOC_synset_mapping.txt"), _devkit_file(root, "meta.mat")
     if mapping is not None:
         return {wnid: words for _, (wnid, words) in read_rows(mapping, 2)}
     return dict(read_synsets(meta).values()) if meta is not None else {}
 
 
-def _boxes(place: Path, split: str, paths: list[Path]) -> BoxFiles | None:
-    base = next((place / name for name in _ANNOTATIONS if (place / name).is_dir()), None)
+def _boxes(root: Path, split: str, paths: list[Path]) -> BoxFiles | None:
+    base = next((root / name for name in _ANNOTATIONS if (root / name).is_dir()), None)
     if base is None:
         return None
     folder = base / split if split == "val" or (base / split).is_dir() else base
-    return BoxFiles(paths, partial(_annotation_of, folder, split == "train"), read_boxes_xml)
+    return BoxFiles(paths, partial(_annotation_path, folder, split == "train"), read_boxes_xml)
 
 
-def _annotation_of(folder: Path, by_synset: bool, picture: Path) -> Path:
-    return (folder / picture.parent.name if by_synset else folder) / f"{picture.stem}.xml"
-
-
-def _boxes_missing(place: Path, images: AnnotatedImages) -> list[str]:
-    if images.boxes is not None:
-        return []
-    return [
-        "there are no boxes, which crops are to respect by the recipes of recipes/published (data.boxes: cover); "
-        f"unpack ILSVRC2012_bbox_train_v2.tar.gz into {place / 'Annotation'}."
-    ]
-
-
-def _numbers_missing(place: Path) -> list[str]:
-    """Validation pictures are numbered, so that it can be said which are missing."""
-    there = {path.stem.lower() for path, _ in _validation(place)}
-    names = [f"ILSVRC2012_val_{number:08}" for number in range(1, OFFICIAL["val"] + 1)]
-    missing = [place / f"{name}.JPEG" for name in names if name.lower() not in there]
-    return [missing_sentence("numbered pictures", missing, place)] if missing else []
+def _annotation_path(folder: Path, by_synset: bool, image: Path) -> Path:
+    return (folder / image.parent.name if by_synset else folder) / f"{image.stem}.xml"

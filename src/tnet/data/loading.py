@@ -1,4 +1,4 @@
-"""From a recipe's data section to data sets and loaders."""
+"""From a recipe's data section to datasets and data loaders."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
-from tnet.data.folder import LabelledImages, open_split_folders
-from tnet.data.known import KNOWN, open_known
+from tnet.data.folder import LabelledImages, SharedOptions, open_split_folders
+from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
-from tnet.data.transforms import named_transform
+from tnet.data.transforms import ReferenceEval, named_transform
 from tnet.errors import ConfigError, DataError, ImageError
-from tnet.scenes.images import shrunk_size
-from tnet.scenes.reading import Reading
+from tnet.scenes.decode import shrunk_size
+from tnet.scenes.reading import ReadOptions
 
 _SIZES_CHECKED = 500
 
 
 @runtime_checkable
 class LabelledData(Protocol):
-    """A data set of samples that knows its classes."""
+    """A dataset of samples with known classes."""
 
     classes: list[str]
     multilabel: bool
@@ -45,162 +44,151 @@ def open_data(
     """Open the training and validation images of a recipe.
 
     Args:
-        config: where they come from.
-        channels: of the images handed out: 1 or 3 (1 for the made task); any number where all are read lazily.
-        seed: of the augmentation.
-        base_px: side of a glimpse of the model that is trained, by which overviews are made as large as they need to
-            be. None are kept if it is ``None``, unless the configuration asks for them.
+        config: the data section.
+        channels: of the images: 1 or 3 (1 for synthetic digits); any number if all are read lazily.
+        seed: seed of the augmentation.
+        base_px: side of a glimpse of the model to train, which decides the size of overviews. If None there are
+            none, unless the configuration asks for them.
 
     Raises:
-        DataError: missing, empty or inconsistent data; or a single class, which each picture has.
-        ConfigError: channels that the data cannot have.
+        DataError: missing, empty or inconsistent data; or a single class.
+        ConfigError: ``channels`` does not fit the data.
     """
     if config.kind == "digits":
         if channels != 1:
-            raise ConfigError(f"the made digits are grey but model.in_channels is {channels}; set it to 1")
+            raise ConfigError(f"synthetic digits are grey, but model.in_channels is {channels}; set it to 1")
         if not config.digits.images_train or not config.digits.images_val:
             raise ConfigError(
                 f"data.digits.images_train is {config.digits.images_train} and images_val {config.digits.images_val}; "
-                "training needs at least 1 of each"
+                "give at least 1 of each for training"
             )
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
     if channels not in (1, 3) and config.read != "lazy":
-        raise ConfigError(f"pictures are read with 1 or 3 channels but model.in_channels is {channels}; set 1 or 3")
-    planes: Literal[1, 3] = 1 if channels == 1 else 3
+        raise ConfigError(
+            f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}; set it to 1 or 3, or "
+            "data.read to lazy"
+        )
     colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
     if channels not in (1, 3) and any(colours):
         raise ConfigError(
-            f"data.augment changes colours, which images of {channels} channels (model.in_channels) have not; set "
-            "brightness, contrast, saturation and hue to 0"
+            f"data.augment changes colours, but images have {channels} channels (model.in_channels); set brightness, "
+            "contrast, saturation and hue to 0"
         )
-    augment = Augment(config.augment) if config.augment != AugmentConfig() else None
-    train, val = _open_pictures(config, planes, augment, seed)
+    train, val = _open_images(config, read_options(config, channels, base_px=base_px), seed)
+    if config.augment != AugmentConfig():
+        train.augment = Augment(config.augment)
+    if config.augment.resize_px is not None:
+        # Crops are taken from the stored image, and the augmentation resizes them.
+        train.reading = replace(train.reading, prepare=None)
     if len(train.classes) < 2 and not train.multilabel:
         raise DataError(
-            f"There is a single class, '{train.classes[0]}', in {Path(config.root) / config.train}; there must be two "
-            "or more to tell apart, each with its own folder or label."
+            f"{Path(config.root) / config.train} has a single class, {train.classes[0]!r}; give at least two, each "
+            "with its own folder or label"
         )
-    train.reading = val.reading = reading_of(config, channels, base_px=base_px)
-    train.max_short_side_px = val.max_short_side_px = config.max_short_side_px
-    if config.preprocess is not None:
-        val.preprocess = named_transform(config.preprocess)
-        if config.augment.resize_px is None:
-            train.preprocess = val.preprocess
-        # Otherwise crops are made of the picture as it is stored, and brought to their size by the augmentation.
     return train, val
 
 
 def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val", "test"]) -> LabelledData:
-    """Open the validation or the test images of a recipe.
+    """Open the validation or test images of a recipe.
 
     Args:
-        config: of the recipe.
+        config: the data section.
         channels: as for :func:`open_data`.
-        seed: of the recipe.
-        split: which images; :func:`name_of_test_images` says where those to test on lie.
+        seed: seed of the recipe.
+        split: which images; :func:`name_of_test_images` says where the test images are.
 
     Raises:
         DataError: missing, empty or inconsistent data.
-        ConfigError: channels that the data cannot have, or a published data set that has no such split.
+        ConfigError: ``channels`` does not fit the data, or a published dataset has no such split.
     """
     if split == "test" and config.kind != "digits":
         config = replace(config, val=name_of_test_images(config))
-        if config.kind == "folder" and not (Path(config.root) / str(config.val)).is_dir():
+        folder = Path(config.root) / str(config.val)
+        if config.kind == "folder" and not folder.is_dir():
             raise DataError(
-                f"There is no folder of test pictures {Path(config.root) / str(config.val)}; make one, with the class "
-                "folders of the training pictures, or ask for the validation pictures"
+                f"the folder of test images {folder} is missing; create it, with the class folders of the training "
+                "images, or use the validation images"
             )
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
 
 
 def number_classes_as(names: Sequence[str], data: LabelledData) -> None:
-    """Number the classes of pictures as a model does, where it has the same ones in another order.
+    """Number the classes of images as a model does, if it has the same ones in another order.
 
     Args:
-        names: the model's classes; empty if it does not know their names.
-        data: left alone if it has other classes.
+        names: the model's classes; empty if unknown.
+        data: unchanged if it has other classes.
     """
     if isinstance(data, LabelledImages) and list(names) != data.classes and set(names) == set(data.classes):
         data.order_classes(names)
 
 
 def name_of_test_images(config: DataConfig) -> str:
-    """What the test images of a recipe are called in its ``data.root``.
+    """Return the name of the test images in ``data.root``.
 
-    They lie beside the training images: ``test`` beside ``train``, ``test.csv`` beside ``train.csv``. Of a published
-    data set it is the name of a split.
+    They lie beside the training images: ``test`` beside ``train``, ``test.csv`` beside ``train.csv``. For a published
+    dataset it is the name of a split.
     """
     train = Path(config.train)
-    return "test" if config.kind in KNOWN else str(train.with_name("test").with_suffix(train.suffix))
+    return "test" if config.kind in PUBLISHED else str(train.with_name("test").with_suffix(train.suffix))
 
 
-def reading_of(config: DataConfig, channels: int, *, base_px: int | None = None) -> Reading:
-    """How pictures are read by a recipe; arguments as for :func:`open_data`."""
-    changes = config.max_side_px, config.max_short_side_px, config.preprocess  # for which pictures are decoded
+def read_options(config: DataConfig, channels: int, *, base_px: int | None = None) -> ReadOptions:
+    """Return how a recipe reads images; arguments as for :func:`open_data`.
+
+    Raises:
+        ConfigError: options that exclude each other, or an unknown ``data.preprocess``.
+    """
+    changes = config.max_side_px, config.max_short_side_px, config.preprocess  # which need decoded images
     overview_px = config.overview_px
     if overview_px is None:
         overview_px = _overview_px(base_px, config.augment) if base_px else 0
-    return Reading(
+    return ReadOptions(
         mode="memory" if any(change is not None for change in changes) else config.read,
         lazy_above_px=config.lazy_above_px,
         overview_px=overview_px,
         overview_folder=Path(config.overview_folder) if config.overview_folder else None,
         scene=config.scene,
         channels=channels,
+        max_side_px=config.max_side_px,
+        max_short_side_px=config.max_short_side_px,
+        prepare=None if config.preprocess is None else named_transform(config.preprocess),
     )
 
 
 def _overview_px(base_px: int, augment: AugmentConfig) -> int:
-    """Enough to serve the first look at any crop, from twice to four times what it asks for of the whole."""
+    """Return a size that serves the first look at any crop, two to four times what the whole image needs."""
     area, (low, high) = augment.crop_area[0], augment.crop_aspect
     smallest_side = max(area, min(math.sqrt(area / high), math.sqrt(area * low)))
-    finer = 3 if augment.rotation else 1  # turned pixels are taken finer than asked for, and averaged
+    finer = 3 if augment.rotation else 1  # rotated pixels are sampled at a finer resolution, and averaged
     return math.ceil(base_px * min(4.0, max(2.0, finer / smallest_side)))
 
 
-def _open_pictures(
-    config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Pictures of folders, tables or published data sets."""
-    if config.kind in KNOWN:
-        return _open_known(config, planes, augment, seed)
+def _open_images(config: DataConfig, reading: ReadOptions, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """Open images in folders, tables or published datasets, without augmentation."""
+    options: SharedOptions = {"reading": reading, "seed": seed}
     if config.kind == "folder":
-        return open_split_folders(
-            config.root, config.train, config.val, val_fraction=config.val_fraction, channels=planes,
-            max_side_px=config.max_side_px, augment=augment, seed=seed,
-        )  # fmt: skip
+        return open_split_folders(config.root, config.train, config.val, val_fraction=config.val_fraction, **options)
     root = Path(config.root)
 
-    def table(name: str, classes: list[str] | None, changes: Augment | None) -> ImageTable:
+    def open_table(name: str, classes: list[str] | None) -> ImageTable:
         return ImageTable(
             root / name, path_column=config.path_column, label_column=config.label_column, image_root=root,
-            classes=classes, label_separator=config.label_separator, channels=planes,
-            max_side_px=config.max_side_px, augment=changes, seed=seed,
+            classes=classes, label_separator=config.label_separator, **options,
         )  # fmt: skip
 
-    train = table(config.train, None, augment)
+    if config.kind == "table":
+        table = open_table(config.train, None)
+        return table.split_off(config.val_fraction) if config.val is None else (
+            table, open_table(config.val, table.classes)
+        )  # fmt: skip
+    dataset = PUBLISHED[config.kind]
+    train = dataset.read(root, config.train, **options)
     if config.val is None:
-        return train.split_off(config.val_fraction)
-    return train, table(config.val, train.classes, None)
-
-
-def _open_known(
-    config: DataConfig, planes: Literal[1, 3], augment: Augment | None, seed: int
-) -> tuple[AnnotatedImages, AnnotatedImages]:
-    """Pictures of a published data set; those set aside are before boxes are cut from them."""
-
-    def split(name: str, changes: Augment | None) -> AnnotatedImages:
-        return open_known(
-            config.kind, config.root, name, channels=planes, max_side_px=config.max_side_px, augment=changes, seed=seed
-        )
-
-    train = split(config.train, augment)
-    if config.val is None:
-        # AnnotatedImages.subset keeps the boxes.
-        train, val = cast("tuple[AnnotatedImages, AnnotatedImages]", train.split_off(config.val_fraction))
+        train, val = train.split_off(config.val_fraction)  # before boxes are cropped to
     else:
-        val = split(config.val, None)
+        val = dataset.read(root, config.val, **options)
     if config.boxes == "crop":
         return train.cropped_to_boxes(config.box_context), val.cropped_to_boxes(config.box_context)
     if config.boxes == "cover":
@@ -209,47 +197,46 @@ def _open_known(
 
 
 def check_sizes(data: LabelledData, base_px: int) -> None:
-    """Refuse a data set with pictures below the base resolution, by the headers of up to 500 of them.
+    """Reject a dataset with images below the base resolution, by the headers of up to 500 of them.
 
-    Such a picture would be enlarged to be seen at all; looking closer cannot show more of it.
+    Such an image would be enlarged even for the first glimpse; looking closer cannot show more.
 
     Args:
-        data: pictures in files; made images are not checked.
+        data: images in files; synthetic images are not checked.
         base_px: side of a glimpse.
 
     Raises:
-        ImageError: a picture that is too small, or whose header cannot be read.
+        ImageError: an image is too small, or its header cannot be read.
     """
     if not isinstance(data, LabelledImages):
         return
-    paths = data.paths
-    for path in paths[:: max(1, len(paths) // _SIZES_CHECKED)]:
-        height, width = data.reading.size_hw(path)
-        if data.preprocess is not None:
-            height = width = data.preprocess.size_px
-        elif data.augment is not None and data.augment.config.resize_px is not None:
-            height = width = data.augment.config.resize_px
-        shown_hw = shrunk_size((height, width), data.max_side_px, data.max_short_side_px)
+    reading, augment = data.reading, data.augment
+    for path in data.paths[:: max(1, len(data.paths) // _SIZES_CHECKED)]:
+        height, width = reading.size_hw(path)
+        if isinstance(reading.prepare, ReferenceEval):
+            height = width = reading.prepare.size_px
+        elif augment is not None and augment.config.resize_px is not None:
+            height = width = augment.config.resize_px
+        shown_hw = shrunk_size((height, width), reading.max_side_px, reading.max_short_side_px)
         if min(shown_hw) < base_px:
+            downscaled = "" if shown_hw == (height, width) else f", downscaled to {shown_hw[1]} x {shown_hw[0]} px"
             raise ImageError(
-                f"picture {path} has {width} x {height} px"
-                f"{' before shrinking' if shown_hw != (height, width) else ''}, which leaves "
-                f"less than the base resolution of {base_px} px; lower "
-                "model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
+                f"image {path} has {width} x {height} px{downscaled}, which is below the base resolution of {base_px} "
+                "px; lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
             )
 
 
 class EpochSampler(Sampler[int]):
-    """Which images an epoch sees, and in which order: a function of seed and epoch alone.
+    """Images of one epoch, in an order that depends on seed and epoch alone.
 
-    Epochs shorter than the data walk through one shuffled pass after another, so that no image comes again before all
-    others have come.
+    Epochs shorter than the data continue through one shuffled pass after another, so no image is repeated before all
+    others have been used.
 
     Args:
-        images: number of images there are.
-        per_epoch: images an epoch.
-        seed: of the order.
-        epoch: counts from 0.
+        images: number of images.
+        per_epoch: images per epoch.
+        seed: seed of the order.
+        epoch: from 0.
     """
 
     def __init__(self, images: int, per_epoch: int, seed: int, epoch: int) -> None:
@@ -272,30 +259,21 @@ class EpochSampler(Sampler[int]):
 def train_loader(
     data: LabelledData, batch_size: int, workers: int, seed: int, epoch: int, per_epoch: int | None
 ) -> DataLoader[Any]:
-    """Loader of the batches of one training epoch; the same for every number of workers."""
-    images = len(data)
+    """Return a loader of one training epoch; batches do not depend on the number of workers."""
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
-    sampler = EpochSampler(images, per_epoch or images, seed, epoch)
+    sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch)
     # A last batch of one image would leave batch norm without a spread.
-    drop_last = len(sampler) > batch_size
-    return DataLoader(
-        cast("Dataset[Any]", data),
-        batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        drop_last=drop_last,
-        pin_memory=_pin(),
-    )
+    return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
 
 
 def eval_loader(data: LabelledData, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Loader of batches of all images in order."""
+    """Return a loader of all images in order."""
+    return _loader(data, batch_size, workers)
+
+
+def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:
     return DataLoader(
-        cast("Dataset[Any]", data), batch_size, num_workers=workers, collate_fn=collate, pin_memory=_pin()
-    )
-
-
-def _pin() -> bool:
-    return torch.cuda.is_available()
+        cast("Dataset[Any]", data), batch_size, num_workers=workers, collate_fn=collate,
+        pin_memory=torch.cuda.is_available(), **options,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a data set hands out, and how samples become a batch."""
+"""Samples, and how they become a batch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Sample(NamedTuple):
     """One labelled image.
 
     Attributes:
-        image: grey levels 0 to 255, ``[channels, height, width]``; or a scene, of which only what is looked at is read.
-        target: the class index (a scalar ``int64``), or one 0/1 value per class for multi-label tasks (``float32``).
-        name: where the image came from: a path, or ``made/<index>`` for images made on the fly.
+        image: levels 0 to 255, ``[channels, height, width]``; or a scene, which is read only where it is glimpsed.
+        target: class index (a scalar ``int64``), or one 0/1 value per class for multi-label tasks (``float32``).
+        name: where the image came from: a path, or ``made/<split>/<index>`` for synthetic images.
     """
 
     image: UInt8[Tensor, "channels height width"] | Scene
@@ -28,11 +28,11 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples together.
+    """A batch of samples.
 
     Attributes:
-        images: one tensor ``[batch, channels, height, width]`` when all images have one size, a list of
-            ``[channels, height, width]`` when they have not; a list of scenes when any of them is a scene.
+        images: one tensor ``[batch, channels, height, width]`` if all images have one size, else a list of
+            ``[channels, height, width]``; a list of scenes if any of them is a scene.
         targets: ``[batch]`` class indices, or ``[batch, classes]`` 0/1 values.
         names: one per image.
     """
@@ -42,18 +42,16 @@ class Batch(NamedTuple):
     names: list[str]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on a device; scenes stay, what is looked at goes to the model's device."""
+        """Move the tensors to a device; scenes stay, only what is glimpsed of them goes to the model's device."""
         device = torch.device(device)
-        pinned = device.type == "cuda"  # as loaders hand batches out there
-
-        return self._with(lambda tensor: tensor.to(device, non_blocking=pinned))
+        pinned = device.type == "cuda"  # loaders pin memory if there is a GPU
+        return self._map(lambda tensor: tensor.to(device, non_blocking=pinned))
 
     def pin_memory(self) -> Batch:
-        """The batch with its tensors in pinned memory; loaders call this."""
-        return self._with(Tensor.pin_memory)
+        """Move the tensors to pinned memory; called by loaders."""
+        return self._map(Tensor.pin_memory)
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with something done to its tensors."""
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         images = self.images
         if isinstance(images, Tensor):
             return Batch(change(images), change(self.targets), self.names)
@@ -62,17 +60,12 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together; images of different sizes stay a list, nothing is resized or padded."""
-    return Batch(
-        images=_together(samples),
-        targets=torch.stack([sample.target for sample in samples]),
-        names=[sample.name for sample in samples],
-    )
-
-
-def _together(samples: Sequence[Sample]) -> Tensor | list[Tensor] | list[Scene]:
+    """Combine samples into a batch; images of different sizes stay a list, nothing is resized or padded."""
     tensors = [sample.image for sample in samples if isinstance(sample.image, Tensor)]
+    images: Tensor | list[Tensor] | list[Scene]
     if len(tensors) < len(samples):
-        return [MemoryScene(image, name) if isinstance(image, Tensor) else image for image, _, name in samples]
-    same_size = len({tuple(image.shape) for image in tensors}) == 1
-    return torch.stack(tensors) if same_size else tensors
+        images = [MemoryScene(image, name) if isinstance(image, Tensor) else image for image, _, name in samples]
+    else:
+        same_size = len({tuple(image.shape) for image in tensors}) == 1
+        images = torch.stack(tensors) if same_size else tensors
+    return Batch(images, torch.stack([sample.target for sample in samples]), [sample.name for sample in samples])

@@ -1,4 +1,4 @@
-"""Labelled pictures listed in a table: CSV or Parquet."""
+"""Labelled images listed in a table: CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
-from tnet.data.augment import Augment
-from tnet.data.folder import LabelledImages, check_classes, shorten
+from tnet.data.folder import ImageOptions, LabelledImages, check_classes, shorten
 from tnet.errors import DataError
-from tnet.scenes.images import DEFAULT_MAX_PIXELS, image_exists
+from tnet.scenes.find import image_exists
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class ImageTable(LabelledImages):
-    """Pictures listed in a table, one a row: a column of paths and a column of labels.
+    """Images listed in a table, one per row: a column of paths and a column of labels.
 
-    Labels are text or whole numbers; space around them is dropped. Rows are numbered from 1 in messages, the header
-    not counted.
+    Labels are text or whole numbers, without surrounding whitespace. Messages number rows from 1, without the header.
 
     Attributes:
         table_path: the table.
@@ -44,40 +42,31 @@ class ImageTable(LabelledImages):
         label_separator: str | None = None,
         split: str | None = None,
         split_column: str = "split",
-        channels: Literal[1, 3] = 3,
-        max_side_px: int | None = None,
-        augment: Augment | None = None,
-        seed: int = 0,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **options: Unpack[ImageOptions],
     ) -> None:
-        """Read the table, and check that every picture is there; none is opened.
+        """Read the table, and check that every image exists; none is opened.
 
         Args:
             table_path: ``.csv`` (UTF-8, comma, one header line), ``.parquet`` or ``.pq``.
-            path_column: name of the column of paths. They are relative to ``image_root``, or absolute.
+            path_column: name of the column of paths, absolute or relative to ``image_root``.
             label_column: name of the column of labels.
-            image_root: the table's folder if not given.
-            classes: names in the order of the class indices; the sorted labels of the whole table (all splits) if
-                not given. Classes without pictures are allowed.
-            label_separator: what is between the labels of one picture, such as ``"|"``. If given, targets are
-                multi-label.
-            split: take only rows that have this in ``split_column``.
-            split_column: looked at only if ``split`` is given.
-            channels: 3 for RGB, 1 for grey levels.
-            max_side_px: shrink pictures so that the longer side has at most this many pixels.
-            augment: random changes.
-            seed: of the augmentation, at least 0.
-            max_pixels: largest width x height that is decoded.
+            image_root: default: the table's folder.
+            classes: names, by class index; default: the sorted labels of the whole table (all splits). Classes without
+                images are allowed.
+            label_separator: separates the labels of one image, such as ``"|"``; makes the targets multi-label.
+            split: use only rows with this value in ``split_column``.
+            split_column: name of the column of splits, if ``split`` is given.
+            options: as for :class:`LabelledImages`.
 
         Raises:
             DataError: the table cannot be read, lacks a column or has no rows (of the split); a path or label is
-                empty; a path is a URL; a label is not among ``classes``; or a picture is missing.
+                empty; a path is a URL; a label is not among ``classes``; or an image is missing.
             ConfigError: ``seed`` is negative.
         """
         self.table_path = Path(table_path)
         root = self.table_path.parent if image_root is None else Path(image_root)
-        if not os.path.isdir(root):  # noqa: PTH112 (as below)
-            raise DataError(f"The folder of pictures image_root={root} does not exist; correct the path.")
+        if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)
+            raise DataError(f"the image folder image_root={root} does not exist; correct the path")
         columns = [path_column, label_column, *([] if split is None else [split_column])]
         table = read_columns(self.table_path, columns)
         labels = _split_labels(self.table_path, label_column, table[label_column], label_separator)
@@ -86,57 +75,46 @@ class ImageTable(LabelledImages):
         rows = list(range(len(labels)))
         if split is not None:
             rows = _rows_of_split(self.table_path, split_column, table[split_column], split)
-        super().__init__(
-            _picture_paths(self.table_path, path_column, table[path_column], rows, root),
-            targets[rows],
-            names,
-            channels=channels,
-            max_side_px=max_side_px,
-            augment=augment,
-            seed=seed,
-            max_pixels=max_pixels,
-        )
+        paths = _image_paths(self.table_path, path_column, table[path_column], rows, root)
+        super().__init__(paths, targets[rows], names, **options)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of text by name, one entry a row; an absent value is empty.
+    """Read columns as text, by name; missing values are empty.
 
     Args:
-        path: of a ``.csv``, ``.parquet`` or ``.pq`` file.
-        columns: names of those wanted.
+        path: a ``.csv``, ``.parquet`` or ``.pq`` file.
+        columns: names of the columns.
 
     Raises:
-        DataError: the table is missing, unreadable, of another kind, without rows, or lacks a column.
+        DataError: the table is missing, unreadable, of another format, without rows, or lacks a column.
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"The table {path} ends with '{path.suffix}', but tables are read by their ending: {', '.join(readers)}; "
-            "save it as one of those."
-        )
+        raise DataError(f"the table {path} ends with {path.suffix!r}; save it as one of {', '.join(readers)}")
     try:
         if path.is_file() and path.stat().st_size == 0:
-            raise DataError(f"The table {path} is empty (0 bytes); fetch or save it again.")
+            raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
         values = reader(path, columns)
     except FileNotFoundError as error:
-        raise DataError(f"The table {path} does not exist; correct the path.") from error
+        raise DataError(f"the table {path} does not exist; correct the path") from error
     except IsADirectoryError as error:
-        raise DataError(f"The table {path} is a folder; name a file.") from error
+        raise DataError(f"the table {path} is a folder; give a file") from error
     except PermissionError as error:
-        raise DataError(f"The table {path} may not be read; make it readable for this user.") from error
+        raise DataError(f"the table {path} cannot be read (permission denied); make it readable") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"The table {path} is not UTF-8 text; save it as CSV in UTF-8.") from error
+        raise DataError(f"the table {path} is not UTF-8 text; save it as CSV in UTF-8") from error
     except (csv.Error, pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"The table {path} cannot be read ({reason}); correct it, or save it again.") from error
+        raise DataError(f"the table {path} cannot be read ({reason}); correct it, or save it again") from error
     if not values[columns[0]]:
-        raise DataError(f"The table {path} has columns, but no rows; list at least one picture.")
+        raise DataError(f"the table {path} has columns, but no rows; list at least one image")
     return values
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Text as it stands: a label 013 must not become 13, nor NA a missing value."""
+    """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     values: dict[str, list[str]] = {name: [] for name in columns}
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream, strict=True)
@@ -146,10 +124,10 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         for row in reader:
             if row and len(row) != len(header):
                 raise DataError(
-                    f"The table {path} has {len(row)} values in line {reader.line_num}, but {len(header)} columns; "
-                    "correct the line (a value with a comma in it must be quoted)."
+                    f"the table {path} has {len(row)} values in line {reader.line_num}, but {len(header)} columns; "
+                    "correct the line (quote values that contain a comma)"
                 )
-            for column, place in places if row else ():  # an empty line is no row
+            for column, place in places if row else ():  # empty lines are skipped
                 column.append(row[place])
     return values
 
@@ -162,46 +140,44 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     return {name: _as_text(path, name, table[name]) for name in columns}
 
 
-def _check_columns(path: Path, there: Sequence[str], columns: Sequence[str]) -> None:
+def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
     for name in columns:
-        if there.count(name) != 1:
-            state = "has no column" if name not in there else "has more than one column"
-            remedy = "rename one, or say which to take (--path-column, --label-column; data.path_column in a recipe)"
-            if len(there) == 1 and (other := re.search("[;\t|]", there[0])):
+        if header.count(name) != 1:
+            problem = "has no column" if name not in header else "has more than one column"
+            remedy = "rename one, or give its name (--path-column, --label-column; data.path_column in a recipe)"
+            if len(header) == 1 and (other := re.search("[;\t|]", header[0])):
                 remedy = f"save it with commas between the values, not {other[0]!r}"
-            raise DataError(f"The table {path} {state} '{name}' (columns: {shorten(there, 20)}); {remedy}.")
+            raise DataError(f"the table {path} {problem} {name!r} (columns: {shorten(header, 20)}); {remedy}")
 
 
 def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)
+    if not (is_text or pa.types.is_integer(dtype) or pa.types.is_null(dtype)):
         raise DataError(
-            f"Column '{name}' of the table {path} holds values of type {column.type}, but must hold text or whole "
-            "numbers; convert it."
+            f"column {name!r} of the table {path} has values of type {column.type}; convert it to text or whole numbers"
         )
     return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
-def _refuse_rows(path: Path, values: Sequence[str], bad: Callable[[str], bool], problem: str, remedy: str) -> None:
+def _reject_rows(path: Path, values: Sequence[str], bad: Callable[[str], bool], problem: str, remedy: str) -> None:
     rows = [row for row, value in enumerate(values, start=1) if bad(value)]
     if rows:
-        first = ", ".join(f"row {row} ('{values[row - 1]}')" for row in rows[:3])
-        raise DataError(f"The table {path} has {problem} in {len(rows)} rows, first {first}; {remedy}.")
+        first = ", ".join(f"row {row} ({values[row - 1]!r})" for row in rows[:3])
+        raise DataError(f"the table {path} has {problem} in {len(rows)} rows, first {first}; {remedy}")
 
 
 def _split_labels(path: Path, name: str, values: Sequence[str], separator: str | None) -> list[list[str]]:
-    """The labels of every row; one each where there is no separator."""
+    """Return the labels of every row; one each without a separator."""
     if separator == "":
-        raise DataError(f"label_separator for the table {path} is empty; give a character such as '|', or None.")
+        raise DataError(f"label_separator for the table {path} is empty; give a character such as '|', or None")
     cells = [[value] if separator is None else value.split(separator) for value in values]
     labels = [[label.strip() for label in cell] for cell in cells]
     empty = [str(row) for row, row_labels in enumerate(labels, start=1) if not all(row_labels)]
     if empty:
         raise DataError(
-            f"The table {path} has an empty label (column '{name}') in {len(empty)} rows, first row "
-            f"{', '.join(empty[:3])}; give each picture a label (a class of its own where none applies), or remove "
-            "the rows."
+            f"the table {path} has an empty label (column {name!r}) in {len(empty)} rows, first row "
+            f"{', '.join(empty[:3])}; give each image a label (a separate class if none applies), or remove the rows"
         )
     return labels
 
@@ -213,8 +189,8 @@ def _targets(
     unknown = sorted({label for row in labels for label in row if label not in index_of})
     if unknown:
         raise DataError(
-            f"The table {path} has labels that are not among the {len(classes)} classes: {shorten(unknown, 10)}; "
-            "correct the labels, or add them to the list of classes."
+            f"the table {path} has labels that are not among the {len(classes)} classes: {shorten(unknown, 10)}; "
+            "correct the labels, or add them to the list of classes"
         )
     if not multilabel:
         return torch.tensor([index_of[label] for (label,) in labels], dtype=torch.int64)
@@ -227,34 +203,24 @@ def _targets(
 def _rows_of_split(path: Path, name: str, values: Sequence[str], split: str) -> list[int]:
     rows = [row for row, value in enumerate(values) if value.strip() == split]
     if not rows:
-        there = sorted({value.strip() for value in values})
+        splits = sorted({value.strip() for value in values})
         raise DataError(
-            f"The table {path} has no row with '{split}' in column '{name}' (values: {shorten(there, 10)}); name one "
-            "of those."
+            f"the table {path} has no row with {split!r} in column {name!r}; give one of {shorten(splits, 10)}"
         )
     return rows
 
 
-def _picture_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[int], root: Path) -> list[Path]:
-    _refuse_rows(
-        path,
-        values,
-        lambda value: not value.strip(),
-        f"an empty path (column '{name}')",
-        "name the picture, or remove the rows",
-    )
-    _refuse_rows(
-        path,
-        values,
-        lambda value: bool(_URL.match(value)),
-        f"a URL (column '{name}')",
-        "fetch the pictures first, and list them by their paths",
+def _image_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[int], root: Path) -> list[Path]:
+    empty, url = f"an empty path (column {name!r})", f"a URL (column {name!r})"
+    _reject_rows(path, values, lambda value: not value.strip(), empty, "add the path, or remove the rows")
+    _reject_rows(
+        path, values, lambda value: bool(_URL.match(value)), url, "download the images first, and list their paths"
     )
     paths = [root / values[row] for row in rows]
-    missing = [str(picture) for picture in paths if not image_exists(picture)]
+    missing = [str(image) for image in paths if not image_exists(image)]
     if missing:
         raise DataError(
-            f"The table {path} lists {len(missing)} pictures (of {len(paths)}) that are missing: {shorten(missing)}; "
-            f"restore them, or correct the paths, which start from {root} (in a recipe data.root)."
+            f"{len(missing)} of the {len(paths)} images listed in the table {path} are missing: {shorten(missing)}; "
+            f"restore them, or correct the paths, which are relative to {root} (data.root in a recipe)"
         )
     return paths

@@ -1,4 +1,4 @@
-"""Preparation of whole pictures by name; nothing random (that is in :mod:`tnet.data.augment`)."""
+"""Fixed preparation of whole images, by name; random augmentation is in :mod:`tnet.data.augment`."""
 
 from __future__ import annotations
 
@@ -10,51 +10,49 @@ from torch import Tensor
 
 from tnet.errors import ConfigError
 
+MAX_SIDE_PX = 16_384
+"""Largest side that an image is resized to, in pixels."""
+
 _NAME = re.compile(r"reference_(\d{1,5})")
-LARGEST_PX = 16_384
-"""Largest side that a picture is resized to, pixels."""
 
 
 class ReferenceEval:
-    """How the reference implementation prepares a picture for evaluation.
+    """Prepares an image for evaluation as the reference implementation does.
 
-    The whole picture, whatever its shape, becomes a square: bilinear, half-pixel centres, two taps an axis whatever the
-    reduction (no antialiasing), no crop. What it then gives its network is ``2 * x - 1``, with ``x`` from 0 to 1: the
-    registered published models do that themselves (mean and standard deviation of 0.5).
+    The whole image becomes a square, ignoring its aspect: bilinear, half-pixel centres, two taps per axis whatever the
+    reduction (no antialiasing), no crop. The reference implementation then feeds ``2 * x - 1``, with ``x`` from 0 to 1:
+    the registered published models do that themselves (mean and standard deviation of 0.5).
 
-    Attributes:
-        size_px: side of the square.
+    Args:
+        size_px: side of the square, 1 to 16,384.
+
+    Raises:
+        ConfigError: ``size_px`` is out of range.
     """
 
     def __init__(self, size_px: int) -> None:
-        """Keep the size.
-
-        Raises:
-            ConfigError: a size below 1 or above 16,384.
-        """
-        if not 1 <= size_px <= LARGEST_PX:
-            raise ConfigError(f"preprocess size {size_px} is out of range; give 1 to {LARGEST_PX} pixels")
+        if not 1 <= size_px <= MAX_SIDE_PX:
+            raise ConfigError(f"the size of preprocess is {size_px}; give 1 to {MAX_SIDE_PX} pixels")
         self.size_px = size_px
 
     def exact(self, image: UInt8[Tensor, "channels height width"]) -> Float[Tensor, "channels size size"]:
-        """The picture in [0, 1], not rounded."""
+        """Return the image in [0, 1], not rounded."""
         pixels = image[None].float() / 255
         return F.interpolate(pixels, (self.size_px, self.size_px), mode="bilinear", align_corners=False)[0]
 
     def __call__(self, image: UInt8[Tensor, "channels height width"]) -> UInt8[Tensor, "channels size size"]:
-        """The picture as levels 0 to 255, at most half a level from :meth:`exact`."""
+        """Return the image as levels 0 to 255, at most half a level from :meth:`exact`."""
         return (self.exact(image) * 255).round().byte()
 
     def __repr__(self) -> str:
-        """Its name."""
         return f"reference_{self.size_px}"
 
 
 def named_transform(name: str) -> ReferenceEval:
-    """The preparation of that name: ``reference_448`` is :class:`ReferenceEval` to 448 pixels.
+    """Return the preparation of that name: ``reference_448`` is :class:`ReferenceEval` to 448 pixels.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: unknown name.
     """
     match = _NAME.fullmatch(name)
     if match is None:

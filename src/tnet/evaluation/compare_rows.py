@@ -29,7 +29,7 @@ from tnet.evaluation.compare_suite import RowConfig, Suite
 from tnet.files import make_folder, write_text
 from tnet.models.base import Model
 from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
-from tnet.models.kinds import kind_of
+from tnet.models.kind import kind_of
 from tnet.models.registry import create_model
 from tnet.training.curves import read_metrics
 from tnet.training.recipe import Recipe, load_recipe

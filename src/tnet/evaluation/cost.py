@@ -26,7 +26,7 @@ from tnet.baselines.patches import PatchModel
 from tnet.errors import ConfigError
 from tnet.geometry import Regions
 from tnet.models.base import Model, ModelConfig
-from tnet.models.kinds import build_model
+from tnet.models.kind import build_model
 from tnet.models.tnet import PARTS, TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy

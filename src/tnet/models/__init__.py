@@ -3,7 +3,7 @@
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig
 from tnet.models.io import fill_from, load_model, save_model
-from tnet.models.kinds import build_model
+from tnet.models.kind import build_model
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.traversal import PolicyConfig
 

@@ -47,8 +47,8 @@ class ModelConfig:
     num_classes: int = 10
     in_channels: int = 3
     resize: Resize = "antialias"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    mean: tuple[float, ...] | None = (0.5,)
+    std: tuple[float, ...] | None = (0.5,)
     multilabel: bool = False
     class_names: tuple[str, ...] = ()
 
@@ -56,17 +56,22 @@ class ModelConfig:
         self._check_least(1, "num_classes", "in_channels")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) not in (1, self.in_channels):
+            if values is not None and len(values) not in (1, self.in_channels):
                 raise ConfigError(
                     f"model.{name} has {len(values)} values for {self.in_channels} channels; "
                     f"give 1 or {self.in_channels}"
                 )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(
                 f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
             )
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels, one value each or one for all."""
+        return self.mean or (0.5,), self.std or (0.5,)
 
     def _check_least(self, least: int, *names: str) -> None:
         for name in names:
@@ -271,10 +276,11 @@ class Model(nn.Module, HubModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        mean, std = config.normalization
+        self.config = replace(config, mean=mean, std=std)
         self.population_norms: PopulationNorms | None = None
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -293,10 +299,12 @@ class Model(nn.Module, HubModel):
         scenes = [images] if isinstance(images, Scene) else images
         if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
             device = self.get_buffer("mean").device
-            return LazyBatch(cast(list[Scene], scenes), config.in_channels, config.resize, config.mean, device=device)
+            return LazyBatch(
+                cast(list[Scene], scenes), config.in_channels, config.resize, config.normalization[0], device=device
+            )
         scene = TensorBatch(cast(Tensor | list[Tensor], scenes), config.resize)
         # Outside an image is 0 after normalisation, as in the reference implementation.
-        scene.fill = 0.0 if scene.is_normalized else config.mean
+        scene.fill = 0.0 if scene.is_normalized else config.normalization[0]
         return scene
 
     def pixels(

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from tnet.backbones.base import BackboneConfig, BatchNormMode
+from tnet.backbones import BackboneConfig, BatchNormMode, pretrained_normalization
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, axis_cells, resolve_looks, total_looks
 from tnet.models.aggregation import AGGREGATIONS
@@ -61,7 +61,7 @@ class LocatorConfig:
 
     kind: LocatorKind = "squeeze"
     hidden: int = 0
-    logits: LogitNorm = "l2"
+    logits: LogitNorm = "l2_scaled"
     initial_scale: float = 5.0
     cells: CellPooling = "area"
     position_start: int = 0
@@ -77,7 +77,7 @@ class LocatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TNetConfig(ModelConfig):
-    """A TNet.
+    """A TNet; its defaults are the form that our own studies support, not the published ones (`tnet.models.registry`).
 
     Attributes:
         backbone: what sees a glimpse.
@@ -92,6 +92,8 @@ class TNetConfig(ModelConfig):
             lesion, a defect); or ``weighted`` (the paper's feature weighting).
         dropout: probability, before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or kept apart for the two, ``per_level``.
+        mean: per channel, of inputs in [0, 1]; what the backbone's pretrained weights expect if ``None``.
+        std: likewise.
     """
 
     title: ClassVar[str] = "TNet"
@@ -105,8 +107,10 @@ class TNetConfig(ModelConfig):
     locator: LocatorConfig = field(default_factory=LocatorConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     aggregation: str = "mean"
-    dropout: float = 0.0
-    batch_norm: BatchNormMode = "shared"
+    dropout: float = 0.2
+    batch_norm: BatchNormMode = "per_level"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.levels < 1:
@@ -128,6 +132,12 @@ class TNetConfig(ModelConfig):
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError(f"model.aggregation is {self.aggregation!r}; give one of {', '.join(AGGREGATIONS)}")
         super().__post_init__()
+
+    @property
+    @override
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        mean, std = pretrained_normalization(self.backbone.name, self.in_channels)
+        return self.mean or mean, self.std or std
 
     @property
     @override

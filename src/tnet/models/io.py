@@ -13,7 +13,7 @@ from tnet.config import parse_dataclass, to_plain
 from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.base import Model, ModelConfig
-from tnet.models.kinds import KIND_NAMES, build_model, config_class, kind_of
+from tnet.models.kind import MODEL_KINDS, build_model, kind_of
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -119,13 +119,13 @@ def read_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again or train anew") from None
     kind = data.pop("model_type", None) if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in KIND_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise CheckpointError(
-            f"{path} does not describe a tnet model (model_type {kind!r} is none of {', '.join(KIND_NAMES)}); give a "
+            f"{path} does not describe a tnet model (model_type {kind!r} is none of {', '.join(MODEL_KINDS)}); give a "
             "folder that tnet wrote"
         )
     try:
-        return parse_dataclass(config_class(kind), data, str(path))
+        return parse_dataclass(MODEL_KINDS[kind].config, data, str(path))
     except TnetError as error:
         raise CheckpointError(f"{error}; it was written by another version or changed by hand") from None
 

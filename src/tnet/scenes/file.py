@@ -17,11 +17,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning, TnetError
+from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
 from tnet.scenes import cache
 from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.channels import Alpha, map_channels
-from tnet.scenes.images import one_line, unreadable
+from tnet.scenes.guard import guarded, unreadable
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.resample import LevelPixels, Window, resample
 
@@ -262,19 +262,8 @@ class FileScene:
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
         """A reader out of the pool; whatever goes wrong with it becomes an error that names the file."""
         self._stats = cache.readers.stats(key)
-        try:
-            with cache.readers.lend(key, self._open) as reader:
-                yield reader
-        except TnetError:
-            raise
-        except MemoryError as error:
-            raise unreadable(
-                self.path, "there is not enough memory for it", "look at fewer images at a time"
-            ) from error
-        except Exception as error:  # on damaged files, libraries raise nearly every kind there is
-            raise unreadable(
-                self.path, f"it is damaged or incomplete ({one_line(error)})", "fetch or save it again, or leave it out"
-            ) from error
+        with guarded(self.path), cache.readers.lend(key, self._open) as reader:
+            yield reader
 
     def _open(self) -> Reader:
         from tnet.scenes.readers import open_reader

@@ -1,40 +1,52 @@
-"""Whether pictures are decoded into memory or read only where they are looked at."""
+"""Everything that decides how a file becomes an image: decoded into memory, or a scene that is read on demand."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from tnet.errors import ConfigError, ImageError
+from tnet.scenes.base import Scene
+from tnet.scenes.decode import DEFAULT_MAX_PIXELS, check_limits, image_size_hw, load_image
 from tnet.scenes.file import FileScene, SceneOptions
-from tnet.scenes.images import image_size_hw
 from tnet.scenes.overview import OverviewScene
-from tnet.scenes.readers import is_plain_picture
+from tnet.scenes.readers import is_plain_image
 
 ReadMode = Literal["memory", "lazy", "auto"]
-"""``memory``: decode the whole picture; ``lazy``: read what is looked at; ``auto``: lazily what is large."""
+"""``memory``: decode the whole image; ``lazy``: read only the regions that are seen; ``auto``: lazily if large."""
 
 LAZY_ABOVE_PX = 2**24
 """Pixels (width x height) above which ``auto`` reads lazily: 4096 x 4096."""
 
+Prepare = Callable[[UInt8[Tensor, "channels height width"]], UInt8[Tensor, "channels new_height new_width"]]
+"""A fixed transform of decoded images; must pickle."""
+
 
 @dataclass(frozen=True)
-class Reading:
-    """How the pictures of a data set are read.
+class ReadOptions:
+    """How the images of a dataset are read.
 
     Attributes:
-        mode: see :data:`ReadMode`. ``auto`` also reads lazily what Pillow does not read rightly (slides, OME-Zarr,
-            OME-TIFF, georeferenced and many-banded files), and everything if ``scene`` asks for something.
+        mode: see :data:`ReadMode`. ``auto`` decodes every image if images are downscaled or prepared. Otherwise it also
+            reads lazily what Pillow does not read correctly (slides, OME-Zarr, OME-TIFF, georeferenced and multi-band
+            files), and every image if ``scene`` is not the default.
         lazy_above_px: pixels above which ``auto`` reads lazily.
-        overview_px: side of the copy of each lazily read picture from which coarse looks are served; 0 for none. See
+        overview_px: side of the copy of each lazily read image from which coarse glimpses are served; 0 for none. See
             :mod:`tnet.scenes.overview`.
         overview_folder: where copies are kept between runs; ``None`` for nowhere.
-        scene: how lazily read files are looked at: bands, range of values, reader.
-        channels: of lazily read pictures, where that is not what the data set is asked for.
+        scene: options of lazily read files: bands, range of values, reader.
+        channels: of the images. Decoded ones have 1 or 3; lazily read ones any number (used for their overviews).
+        max_side_px: downscale to this longer side; see :func:`tnet.scenes.decode.load_image`.
+        max_short_side_px: downscale to this shorter side.
+        max_pixels: largest image that is decoded.
+        prepare: fixed transform of decoded images, after downscaling.
     """
 
     mode: ReadMode = "memory"
@@ -42,50 +54,99 @@ class Reading:
     overview_px: int = 0
     overview_folder: Path | None = None
     scene: SceneOptions = field(default_factory=SceneOptions)
-    channels: int | None = None
+    channels: int = 3
+    max_side_px: int | None = None
+    max_short_side_px: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    prepare: Prepare | None = None
 
     def __post_init__(self) -> None:
         for name in ("lazy_above_px", "overview_px"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if self.mode == "memory" and self.scene != SceneOptions():
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 0")
+        check_limits(self.max_side_px, self.max_short_side_px, self.max_pixels)
+        has_scene_options = self.scene != SceneOptions()
+        if self.mode == "memory" and has_scene_options:
             raise ConfigError(
-                "bands, value_range and the other options of a scene are for files that are read lazily, but they are "
-                "to be read into memory; read them lazily (data.read: lazy, --read lazy)"
+                "bands, value_range and other scene options need images that are read lazily; set data.read to lazy "
+                "(--read lazy)"
+            )
+        if self.changes_images and (self.mode == "lazy" or has_scene_options):
+            raise ConfigError(
+                "images that are read lazily (--read lazy, --bands, --value-range) are neither downscaled nor "
+                "prepared; leave those options out, or data.max_side_px (--max-side-px), data.max_short_side_px and "
+                "data.preprocess (--preprocess)"
             )
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether images are downscaled or prepared, and therefore decoded."""
+        return not (self.max_side_px is None and self.max_short_side_px is None and self.prepare is None)
+
     def is_lazy(self, path: str | os.PathLike[str]) -> bool:
-        """Whether this picture is read lazily; ``auto`` reads its header for that."""
-        if self.mode != "auto":
+        """Return whether this image is read lazily; with ``auto`` its header is read to decide."""
+        if self.mode != "auto" or self.changes_images:
             return self.mode == "lazy"
         if self.scene != SceneOptions():
             return True
         try:
-            if not is_plain_picture(Path(path)):
+            if not is_plain_image(Path(path)):
                 return True
             height, width = image_size_hw(path)
-        except ImageError:  # another reader may know it, or say better what is wrong with it
+        except ImageError:  # another reader may support it, or explain better what is wrong with it
             return True
         return height * width > self.lazy_above_px
 
-    def open_scene(self, path: str | os.PathLike[str], channels: int) -> FileScene | OverviewScene:
-        """A picture to be read lazily.
+    def load(self, path: str | os.PathLike[str]) -> UInt8[Tensor, "channels height width"] | Scene:
+        """Decode an image, downscaled and prepared, or make a scene of it.
 
-        In a loader's worker its overview is made at once, so that reading goes on while something else is computed;
-        elsewhere when it is first looked at.
+        In a data loader's worker the overview of a scene is computed at once, so that reading overlaps with training;
+        elsewhere at its first use.
+
+        Raises:
+            ImageError: it cannot be read; for a scene possibly only when it is seen.
+            ConfigError: it is decoded, but ``channels`` is neither 1 nor 3.
         """
-        scene = FileScene(path, self.scene)
-        if not self.overview_px:
-            return scene
-        with_overview = OverviewScene(scene, self.overview_px, self.channels or channels, self.overview_folder)
-        if get_worker_info() is not None:
-            with_overview.warm()
-        return with_overview
+        return self._open_scene(path) if self.is_lazy(path) else self._decode(path)
 
     def size_hw(self, path: str | os.PathLike[str]) -> tuple[int, int]:
-        """Height and width of a picture, upright; only its header is read.
+        """Read the height and width of an image from its header: upright, before downscaling and preparation.
 
         Raises:
             ImageError: it cannot be read.
         """
-        return FileScene(path, self.scene).size_hw if self.is_lazy(path) else image_size_hw(path)
+        if self.is_lazy(path):
+            return FileScene(path, self.scene).size_hw
+        return image_size_hw(path, max_pixels=self.max_pixels)
+
+    def _decode(self, path: str | os.PathLike[str]) -> UInt8[Tensor, "channels height width"]:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"images are decoded with 1 or 3 channels, not {self.channels}; read them lazily")
+        image = load_image(
+            path,
+            channels=cast(Literal[1, 3], self.channels),
+            max_side_px=self.max_side_px,
+            max_short_side_px=self.max_short_side_px,
+            max_pixels=self.max_pixels,
+        )
+        return image if self.prepare is None else self.prepare(image)
+
+    def _open_scene(self, path: str | os.PathLike[str]) -> FileScene | OverviewScene:
+        scene = FileScene(path, self.scene)
+        if not self.overview_px:
+            return scene
+        with_overview = OverviewScene(scene, self.overview_px, self.channels, self.overview_folder)
+        if get_worker_info() is not None:
+            with_overview.warm()
+        return with_overview
+
+
+@dataclass(frozen=True)
+class Reading(ReadOptions):
+    """Former name of :class:`ReadOptions`, whose ``channels`` may be left to the caller; to be removed."""
+
+    channels: int | None = None  # type: ignore[assignment]
+
+    def open_scene(self, path: str | os.PathLike[str], channels: int) -> FileScene | OverviewScene:
+        """Make a scene of an image, with its overview if it has one."""
+        return replace(self, channels=self.channels or channels)._open_scene(path)

@@ -18,7 +18,7 @@ from tnet.data.loading import open_data
 from tnet.errors import ConfigError, DataError, ImageError, SlowImageWarning
 from tnet.scenes.file import FileScene
 from tnet.scenes.images import DEFAULT_MAX_PIXELS, open_picture, read_header, unreadable
-from tnet.scenes.reading import Reading
+from tnet.scenes.reading import ReadOptions
 
 # The pictures whose headers training reads too (tnet.data.loading.check_sizes): what is proposed must pass there.
 _SIZES_READ = 500
@@ -198,7 +198,7 @@ def _open(data: DataConfig) -> tuple[LabelledImages, LabelledImages]:
     return train, val
 
 
-def _read_headers(paths: Sequence[Path], reading: Reading) -> list[PictureFacts]:
+def _read_headers(paths: Sequence[Path], reading: ReadOptions) -> list[PictureFacts]:
     pictures, errors = [], []
     for path in paths:
         try:
@@ -216,7 +216,7 @@ def _read_headers(paths: Sequence[Path], reading: Reading) -> list[PictureFacts]
     return pictures
 
 
-def _facts(path: Path, reading: Reading) -> PictureFacts:
+def _facts(path: Path, reading: ReadOptions) -> PictureFacts:
     if not reading.is_lazy(path):
         with open_picture(path) as stream:
             mode = read_header(stream, path, DEFAULT_MAX_PIXELS).mode

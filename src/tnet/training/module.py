@@ -20,7 +20,7 @@ from tnet.geometry import total_looks
 from tnet.losses import Loss
 from tnet.models.base import Model, ModelOutput
 from tnet.models.io import load_model
-from tnet.models.kinds import build_model
+from tnet.models.kind import build_model
 from tnet.objectives import Objective
 from tnet.training.optimizers import KerasAdam
 from tnet.training.recipe import OptimConfig, Recipe, build_objective

@@ -1,10 +1,10 @@
-"""A recipe: everything a training run is, as frozen data read from YAML."""
+"""Recipes: everything that defines a training run, as frozen dataclasses read from YAML."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +12,6 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from tnet.baselines.attention_sampling import AttentionSamplingObjective, AttentionSamplingObjectiveConfig
-from tnet.baselines.dram import DRAMObjective, DRAMObjectiveConfig
-from tnet.baselines.ips import IPSObjective, IPSObjectiveConfig
-from tnet.baselines.saccader import SaccaderObjective, SaccaderObjectiveConfig
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
@@ -23,29 +19,29 @@ from tnet.files import write_text
 from tnet.losses import ModelObjective
 from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
-from tnet.models.kinds import DEFAULT_KIND, KIND_NAMES, config_class, kind_of
-from tnet.objectives import Objective, ObjectiveConfig
+from tnet.models.kind import DEFAULT_KIND, MODEL_KINDS, kind_of
+from tnet.objectives import ObjectiveConfig
+from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
-_MAX_BASES = 8
 
 Keep = Literal["best", "last"]
-"""Which epoch's model a run keeps."""
+"""The epoch whose model a run keeps."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser.
+    """Optimizer and learning rate schedule.
 
     Attributes:
         name: ``adamw``, ``adam``, or ``keras_adam``: Adam as Keras computes it (published), with ``eps: 1.0e-7``.
         lr: learning rate of the new layers, and of the backbone unless it has its own.
-        backbone_lr: learning rate of the backbone; ``null`` for the same.
+        backbone_lr: learning rate of the backbone; ``null`` for ``lr``.
         weight_decay: of ``adamw``, on weights of two and more dimensions.
-        eps: of Adam.
+        eps: epsilon of Adam.
         schedule: ``constant``, ``step`` (published: one drop) or ``cosine`` to zero.
         drop_at: share of the training after which ``step`` drops.
-        drop_factor: what ``step`` multiplies by.
+        drop_factor: factor by which ``step`` drops.
         warmup: share of the training over which the rate rises linearly from zero.
         clip_norm: largest gradient norm; ``null`` for no limit.
     """
@@ -53,7 +49,7 @@ class OptimConfig:
     name: Literal["adamw", "adam", "keras_adam"] = "adamw"
     lr: float = 1e-3
     backbone_lr: float | None = None
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-2
     eps: float = 1e-8
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     drop_at: float = 0.8
@@ -62,57 +58,43 @@ class OptimConfig:
     clip_norm: float | None = 5.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or (self.backbone_lr is not None and self.backbone_lr < 0):
-            raise ConfigError(f"optim.lr {self.lr} and backbone_lr {self.backbone_lr} must be positive numbers")
-        if not 0 <= self.warmup < 1 or not 0 < self.drop_at <= 1:
-            raise ConfigError(
-                f"optim.warmup {self.warmup} and drop_at {self.drop_at} are shares of the training, 0 to 1"
-            )
-        if not self.eps > 0 or not self.weight_decay >= 0 or not self.drop_factor >= 0:
-            raise ConfigError(
-                f"optim.eps {self.eps}, weight_decay {self.weight_decay} and drop_factor {self.drop_factor} must "
-                "not be negative, nor eps 0"
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"optim.clip_norm is {self.clip_norm}; give a number above 0, or null for no limit")
+        _require(self, "optim", ("lr", "eps", "clip_norm"), lambda value: value > 0, "a number above 0")
+        _require(self, "optim", ("backbone_lr", "weight_decay", "drop_factor"), lambda value: value >= 0, "0 or more")
+        _require(self, "optim", ("warmup",), lambda value: 0 <= value < 1, "a share in [0, 1)")
+        _require(self, "optim", ("drop_at",), lambda value: 0 < value <= 1, "a share in (0, 1]")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run.
+    """Length and hardware of a run, and what it keeps.
 
     Attributes:
-        epochs: passes; validation and checkpoints come after each.
-        batch_size: images a step and device.
-        images_per_epoch: length of a pass; ``null`` for all training images.
-        max_minutes: stop then; the schedule follows the time if that is what ends the run. ``null`` for no limit.
+        epochs: epochs; each ends with validation and a checkpoint.
+        batch_size: images per step and device.
+        images_per_epoch: length of an epoch; ``null`` for all training images.
+        max_minutes: time limit, validation included; the schedule follows it if it ends the run. ``null`` for none.
         workers: processes that load images; 0 loads them in the main process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes or GPUs to train on.
         eval_policies: policies that validation measures at the recipe's looks: ``topk``, ``sample``, ``random``,
-            ``centre``, and a Saccader's others. The best model is that of ``topk``, or else of the first; with none,
-            that of 0 looks.
-        recalibrate_batches: before each validation, measure the statistics of batch norm anew over this many training
-            batches; 0 keeps the running averages (published). Running averages lag behind weights that change fast.
-        keep: which epoch's model is kept in ``model/``: the ``best`` in validation, or the ``last`` (published). Where
-            results are reported on the pictures that are validated on, the best of many epochs would flatter them.
+            ``centre``, and a Saccader's others. The best model is that of ``topk``, else of the first; with none, that
+            of 0 looks.
+        recalibrate_batches: training batches over which batch norm statistics are recomputed before each validation; 0
+            keeps the running averages (published), which lag behind weights that change fast.
+        keep: epoch whose model is kept in ``model/``: the ``best`` in validation, or the ``last`` (published). If
+            results are reported on the validation images, the best of many epochs flatters them.
         overlays: validation images for which the regions are drawn at the end.
-        start_from: folder of a run or saved model whose weights to start from, where names and shapes are the same;
-            what is not there starts at random. So a stage goes on from the one before. ``null`` for none.
-        ema_decay: keep an exponential moving average of all weights and running statistics, of which each step keeps
-            this share (0.999, say; less in the first steps: ``(1 + n) / (10 + n)`` after ``n``). It is what is
-            validated, chosen as the best, and kept in ``model/``; training goes on from the weights themselves.
-            ``null`` for none.
-        teacher: folder of a run or saved model of the same classes, of any kind, whose probabilities the model learns
-            beside the labels (distillation, Hinton et al. 2015): the plain network at full resolution, say. It sees
-            the same pictures with the same random changes. ``null`` for none.
-        teacher_weight: of the divergence from the teacher's probabilities, beside the objective.
-        teacher_temperature: both models' logits are divided by this; the term is multiplied by its square.
-        mixup_alpha: mix each picture with another one of its batch, and their losses likewise, by a share drawn from
-            the Beta distribution with this parameter twice (0.2, say); 0 for none. Only for models that see the whole
-            picture and no more, on pictures of one size and one label: a region of a mixture has no single right
-            class, which REINFORCE rewards.
+        start_from: folder of a run or saved model whose weights to start from; tensors are matched by name and shape,
+            and the rest starts at random. ``null`` for none.
+        ema_decay: decay of an exponential moving average of weights and running statistics (0.999, say; ``(1 + n) / (10
+            + n)`` after ``n`` steps if that is less). The average is validated and kept. ``null`` for none.
+        teacher: folder of a run or saved model of the same classes, of any type, for distillation (Hinton et al. 2015).
+            It sees the same augmented images. ``null`` for none.
+        teacher_weight: weight of the divergence from the teacher's probabilities.
+        teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
+        mixup_alpha: parameter of the Beta distribution for mixup (0.2, say); 0 for none. Only for models without looks,
+            on images of one size and one label: a region of a mixture has no single right class to reward.
     """
 
     epochs: int = 20
@@ -124,7 +106,7 @@ class TrainConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     eval_policies: tuple[str, ...] = ("topk", "random")
-    recalibrate_batches: int = 0
+    recalibrate_batches: int = 12
     keep: Keep = "best"
     overlays: int = 4
     start_from: str | None = None
@@ -135,42 +117,25 @@ class TrainConfig:
     mixup_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; give a number between 0 and 1, or null for none")
-        if not 0 <= self.mixup_alpha < math.inf:
-            raise ConfigError(f"train.mixup_alpha is {self.mixup_alpha}; give a number, 0 (none) or more")
-        for name in ("teacher_weight", "teacher_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; give a number above 0")
+        counts = ("epochs", "batch_size", "devices", "images_per_epoch")
+        _require(self, "train", counts, lambda value: value >= 1, "at least 1")
+        _require(self, "train", ("workers", "overlays", "recalibrate_batches"), lambda value: value >= 0, "0 or more")
+        _require(self, "train", ("max_minutes",), lambda value: value > 0, "a number above 0")
+        _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")
+        _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
+        scales = ("teacher_weight", "teacher_temperature")
+        _require(self, "train", scales, lambda value: 0 < value < math.inf, "a number above 0")
         if self.teacher is not None and self.mixup_alpha:
-            raise ConfigError("train.teacher and train.mixup_alpha do not go together; set mixup_alpha to 0")
-        for name in ("epochs", "batch_size", "devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; give at least 1")
-        for name in ("workers", "overlays", "recalibrate_batches"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; give 0 or more")
-        if self.images_per_epoch is not None and self.images_per_epoch < 1:
-            raise ConfigError(f"train.images_per_epoch is {self.images_per_epoch}; give at least 1, or null for all")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ConfigError(f"train.max_minutes is {self.max_minutes}; give a positive number, or null for no limit")
+            raise ConfigError("train.teacher and train.mixup_alpha cannot be combined; set mixup_alpha to 0")
 
 
-_OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
-    "tnet": (ObjectiveConfig, Objective),
-    "saccader": (SaccaderObjectiveConfig, SaccaderObjective),
-    "dram": (DRAMObjectiveConfig, DRAMObjective),
-    "ips": (IPSObjectiveConfig, IPSObjective),
-    "attention_sampling": (AttentionSamplingObjectiveConfig, AttentionSamplingObjective),
-}
-AnyObjectiveConfig = (
-    ObjectiveConfig
-    | SaccaderObjectiveConfig
-    | DRAMObjectiveConfig
-    | IPSObjectiveConfig
-    | AttentionSamplingObjectiveConfig
-)
-"""What is minimised, for any kind of model."""
+def _require(config: object, section: str, names: Sequence[str], allowed: Callable[[float], bool], remedy: str) -> None:
+    """Raise a ConfigError for values that are not allowed; fields that can be None may be None."""
+    for item in fields(cast(Any, config)):
+        value = getattr(config, item.name)
+        if item.name in names and value is not None and not allowed(value):
+            optional = ", or null" if "None" in str(item.type) else ""
+            raise ConfigError(f"{section}.{item.name} is {value}; give {remedy}{optional}")
 
 
 @dataclass(frozen=True)
@@ -179,19 +144,19 @@ class Recipe:
 
     Attributes:
         title: one line on what it trains.
-        seed: of weights, order, augmentation, dropout and sampled locations.
-        model: the network; the number and names of classes come from the data. In YAML its key ``type`` names the kind
-            (:data:`tnet.models.kinds.KIND_NAMES`; ``tnet`` if left out), on which the other keys depend.
-        objective: what is minimised; its keys depend on the kind of model.
-        optim: the optimiser.
-        data: where images come from.
-        train: the run.
+        seed: seed of weights, order, augmentation, dropout and sampled locations.
+        model: the model; the number and names of classes come from the data. In YAML its key ``type`` names the kind
+            (:data:`tnet.models.kind.MODEL_KINDS`; ``tnet`` by default), on which the other keys depend.
+        objective: the objective; its keys depend on the kind of model.
+        optim: optimizer and schedule.
+        data: the dataset.
+        train: length, hardware, and what is kept.
     """
 
     title: str = ""
     seed: int = 0
     model: ModelConfig = field(default_factory=TNetConfig)
-    objective: AnyObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Any = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -200,39 +165,36 @@ class Recipe:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}; give a number from 0 to {2**32 - 1}")
         kind = kind_of(self.model)
-        if type(self.objective) is not _OBJECTIVES[kind][0]:
+        wanted = MODEL_KINDS[kind].objective_config
+        if type(self.objective) is not wanted:
             raise ConfigError(
-                f"objective is a {type(self.objective).__name__} but a model of type {kind} is trained by a "
-                f"{_OBJECTIVES[kind][0].__name__}; give that"
+                f"objective is a {type(self.objective).__name__} but model type {kind} takes a {wanted.__name__}; "
+                "give that"
             )
         if self.train.mixup_alpha:
             self._check_mixup()
-        # A plain network, made of a TNet's recipe by looks of [], has no locator: its terms are left out as others are.
+        # A plain network (looks: []) has no locator: the term is ignored there, as others are.
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             raise ConfigError(
-                f"objective.worth_weight is set, but model.looks {list(self.model.default_looks)} never has two "
-                "regions to compare; look at 2 or more of a level, or set worth_weight to 0"
+                f"objective.worth_weight is set but model.looks is {list(self.model.default_looks)}, which leaves no "
+                "regions to compare; use 2 or more looks at some level, or set worth_weight to 0"
             )
 
     def _check_mixup(self) -> None:
-        """Mixup is for classification of whole pictures by one label."""
         if self.model.default_looks:
-            problem = (
-                "the model looks closer, and a region of a mixture has no single right class; set model.looks to []"
-            )
+            problem = "a region of a mixture has no single right class; set model.looks to []"
         elif self.model.multilabel:
-            problem = "pictures have several labels; give them one each"
+            problem = "images have several labels; give them one each"
         elif getattr(self.objective, "contrastive_weight", 0):
-            problem = "objective.contrastive_weight compares pictures by a single class; set it to 0"
+            problem = "objective.contrastive_weight compares images by a single class; set it to 0"
         else:
             return
         raise ConfigError(f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}, or mixup_alpha to 0")
 
 
-def build_objective(config: AnyObjectiveConfig) -> ModelObjective:
+def build_objective(config: object) -> ModelObjective:
     """Build the objective that a configuration describes."""
-    objective: ModelObjective = next(build for known, build in _OBJECTIVES.values() if type(config) is known)(config)
-    return objective
+    return MODEL_KINDS[kind_of(config)].objective(config)
 
 
 class _RepeatedKeyError(yaml.MarkedYAMLError):
@@ -240,7 +202,7 @@ class _RepeatedKeyError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, as everybody but YAML 1.1 expects, and refuses a key that is given twice."""
+    """YAML that reads 1e-4 as a number, unlike YAML 1.1, and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -254,7 +216,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that puts quotes around a text, such as a class's name, that the loader would read as a number."""
+    """YAML that quotes a string, such as the name of a class, that the loader would read as a number."""
 
 
 _FLOAT = re.compile(
@@ -265,102 +227,102 @@ for _yaml_class in (_Loader, _Dumper):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe from a file, or a bundled one by its name.
 
-    A recipe can go on from another one: ``base: other.yaml``, relative to its own folder. What it says itself is laid
-    over that, key by key at every depth; lists and single values are replaced.
+    A recipe can start from another one: ``base: other.yaml``, relative to its own folder, which has no base itself. Its
+    own values override the base's, key by key at every depth; lists are replaced.
 
     Args:
-        path: a YAML file.
-        overrides: ``key.in.recipe=value`` each, applied over the file; the value is read as YAML.
+        path: a YAML file, or the name of a bundled recipe such as ``published/imagenet_tnet``.
+        overrides: ``key.in.recipe=value`` each; the value is read as YAML.
 
     Raises:
-        RecipeError: unreadable file, YAML that is not, an unknown key, or a wrong value; with file and key. Or a base
-            that is none, or goes round.
-        ConfigError: a value that cannot be, or values that contradict each other.
+        RecipeError: unreadable file, invalid YAML, unknown key or wrong type, with file and key; or an invalid base.
+        ConfigError: a value out of range, or values that contradict each other.
     """
-    path = Path(path)
-    return _parse(apply_overrides(_read(path, ()), overrides), str(path))
+    path = find_recipe(path)
+    return _parse(apply_overrides(read_recipe(path), overrides), str(path))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[Any, Any]:
-    """The keys and values of a recipe laid over those of its base; ``above`` are the recipes that go on from it."""
-    if len(above) > _MAX_BASES:
-        chain = " -> ".join(str(item) for item in (*above[:2], "..."))
-        raise RecipeError(f"{above[0]}: more than {_MAX_BASES} bases ({chain}); check whether a base leads back to it")
+def read_recipe(path: Path) -> dict[Any, Any]:
+    """Return the keys and values of a recipe over those of its base, unchecked.
+
+    Raises:
+        RecipeError: unreadable file, invalid YAML, or an invalid base.
+    """
     data = _mapping(read_text(path, "recipe"), str(path))
     if "base" not in data:
         return data
     base = data.pop("base")
     if not isinstance(base, str) or not base:
-        raise RecipeError(f"{path}: base is {base!r}; give the name of a recipe (YAML) beside this one")
-    return _laid_over(_read(path.parent / base, (*above, path)), data)
+        raise RecipeError(f"{path}: base is {base!r}; give the file name of another recipe, relative to this one")
+    below = _mapping(read_text(path.parent / base, "recipe"), str(path.parent / base))
+    if "base" in below:
+        raise RecipeError(f"{path}: base {base} has a base itself ({below['base']!r}); use a recipe without one")
+    return _merge(below, data)
 
 
-def _laid_over(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    """Nested mappings as one; what is above counts."""
+def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """Merge nested mappings; values of ``above`` win."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
-def read_text(path: Path, kind: str) -> str:
-    """Read a file that a person writes.
+def read_text(path: Path, what: str) -> str:
+    """Read a YAML file that a person has written.
 
     Args:
-        path: of the file.
-        kind: what it is, for messages: ``recipe`` or ``suite``.
+        path: the file.
+        what: ``recipe`` or ``suite``, for error messages.
 
     Raises:
-        RecipeError: it cannot be read, or is too large to be one.
+        RecipeError: it cannot be read, or is too large.
     """
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes, which no {kind} is; give a YAML file")
+            raise RecipeError(f"{what} {path} is larger than {_MAX_RECIPE_BYTES} bytes; give a YAML file")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{kind} {path} cannot be read ({reason}); give the path of a YAML file") from None
+        raise RecipeError(
+            f"{what} {path} cannot be read ({reason}); give a YAML file, or a name that `tnet recipes` lists"
+        ) from None
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Read a recipe from YAML text, which has no base; see :func:`load_recipe`."""
+    """Read a recipe from YAML text, which cannot have a base; see :func:`load_recipe`."""
     return _parse(apply_overrides(_mapping(text, source), overrides), source)
 
 
 def _mapping(text: str, source: str) -> dict[Any, Any]:
-    """The keys and values of YAML text."""
     data = read_yaml(text, source)
     data = {} if data is None else data
     if not isinstance(data, dict):
-        raise RecipeError(f"{source}: a recipe holds keys and values, not {type(data).__name__}")
+        raise RecipeError(f"{source}: a recipe must hold keys and values, not {type(data).__name__}")
     return data
 
 
 def _parse(data: dict[Any, Any], source: str) -> Recipe:
-    """A recipe whose model and objective are of the kind that ``model.type`` names."""
+    """Build a recipe whose model and objective have the type that ``model.type`` names."""
     kind = DEFAULT_KIND
     if isinstance(data.get("model"), dict) and "type" in data["model"]:
         model = dict(data["model"])
         kind = model.pop("type")
         data = {**data, "model": model}
-    if not isinstance(kind, str) or kind not in KIND_NAMES:
-        raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(KIND_NAMES)}")
-    typed = _recipe_class(kind)
-    parsed = parse_dataclass(typed, data, source)
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
+        raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(MODEL_KINDS)}")
+    parsed = parse_dataclass(_recipe_class(kind), data, source)
     return Recipe(**{item.name: getattr(parsed, item.name) for item in fields(Recipe)})
 
 
 @lru_cache
 def _recipe_class(kind: str) -> type[Recipe]:
-    """Recipes of one kind of model, with the types that parsing checks values by."""
-    model, objective = config_class(kind), _OBJECTIVES[kind][0]
-    changed = [
-        ("model", model, field(default_factory=model)),
-        ("objective", objective, field(default_factory=objective)),
-    ]
+    """Return a recipe class with the types of one kind of model, by which values are checked."""
+    types = {"model": MODEL_KINDS[kind].config, "objective": MODEL_KINDS[kind].objective_config}
+    changed = [(name, cls, field(default_factory=cls)) for name, cls in types.items()]
     return cast("type[Recipe]", make_dataclass("Recipe", changed, bases=(Recipe,), frozen=True))
 
 
@@ -372,18 +334,27 @@ def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any,
         overrides: one setting each.
 
     Raises:
-        RecipeError: an override that is not ``key=value``, or goes into a value.
+        RecipeError: an override that is not ``key=value``, or a key inside a value.
     """
     for override in overrides:
-        _apply(data, override)
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"override {override!r} is not key=value; write for example train.epochs=5")
+        *parents, last = key.strip().split(".")
+        inside = data
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+            if not isinstance(inside, dict):
+                raise RecipeError(f"override {override!r}: {parent} holds a value, not keys")
+        inside[last] = read_yaml(value, f"override {override!r}")
     return data
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """YAML as recipes are written: ``1e-4`` is a number.
+    """Read YAML as recipes are written: ``1e-4`` is a number.
 
     Raises:
-        RecipeError: it is not YAML, or has a key twice; with the line.
+        RecipeError: invalid YAML, or a repeated key; with the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -393,37 +364,30 @@ def read_yaml(text: str, source: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if isinstance(error, _RepeatedKeyError):
             raise RecipeError(f"{source}{where}: {problem} is given twice; keep one of them") from None
-        raise RecipeError(f"{source}{where}: not YAML ({problem}); check colons and indentation") from None
-    except ValueError as error:  # a date or number that only looks like one, such as 2024-13-45
-        raise RecipeError(f"{source}: not YAML ({error}); put quotes around text") from None
+        raise RecipeError(f"{source}{where}: invalid YAML ({problem}); check colons and indentation") from None
+    except ValueError as error:  # what looks like a date or number, such as 2024-13-45
+        raise RecipeError(f"{source}: invalid YAML ({error}); put quotes around text") from None
     except RecursionError:
         raise RecipeError(f"{source}: nested too deeply for a recipe; check the brackets") from None
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in nested mappings."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {override!r} is not key=value; write for example train.epochs=5")
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        inside = data.setdefault(parent, {})
-        if not isinstance(inside, dict):
-            raise RecipeError(f"override {override!r}: {parent} holds a value, not keys")
-        data = inside
-    data[last] = read_yaml(value, f"override {override!r}")
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe with every value spelled out."""
     plain = to_plain(recipe)
     plain["model"] = {"type": kind_of(recipe.model), **plain["model"]}
-    text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    write_text(path, text)
+    write_text(path, dump_yaml(plain))
+
+
+def dump_yaml(data: dict[Any, Any]) -> str:
+    """Return YAML that :func:`read_yaml` reads back the same."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
-    """The recipe with the data's classes in its model."""
-    known: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
-    model = replace(recipe.model, **known)
-    return replace(recipe, model=model)
+    """Return the recipe with the dataset's classes, and its model's normalization spelled out."""
+    mean, std = recipe.model.normalization
+    from_data: dict[str, Any] = {
+        "num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel, "mean": mean, "std": std
+    }  # fmt: skip
+    return replace(recipe, model=replace(recipe.model, **from_data))

@@ -80,9 +80,9 @@ def _made(data: DataConfig, model: ModelConfig, root: Path) -> DataConfig:
             "train on a few of your own: train.epochs=1 train.images_per_epoch=4"
         )
     if data.kind not in ("folder", "table"):
-        from tnet.data.fakes import make_fake
+        from tnet.data.published import PUBLISHED
 
-        make_fake(data.kind, root, images_per_class=_BATCH, classes=_BATCH, validation="folders")
+        PUBLISHED[data.kind].write_miniature(root)
         return replace(data, root=str(root))
     size_hw = model.typical_size_hw
     if data.kind == "folder":

@@ -68,11 +68,11 @@ class PolicyConfig:
         ConfigError: an unknown policy, or a value out of range.
     """
 
-    train: str = "topk"
+    train: str = "sample"
     eval: str = "topk"
     joint: Literal["sequence", "set"] = "sequence"
     temperature: float = 1.0
-    max_overlap: float = 1.0
+    max_overlap: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("train", "eval"):

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
 from tnet.errors import ConfigError, ImageError
-from tnet.scenes.images import open_picture, unreadable
+from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, StoredLevel
-from tnet.scenes.readers.common import guarded
 from tnet.scenes.readers.tiff_header import TiffHeader
 
 __all__ = [
@@ -35,7 +34,7 @@ __all__ = [
     "StoredLevel",
     "extra_of",
     "is_installed",
-    "is_plain_picture",
+    "is_plain_image",
     "modules_of",
     "open_reader",
     "sniff",
@@ -106,7 +105,7 @@ def sniff(path: str | Path, options: ReaderOptions | None = None) -> ReaderKind:
         if any((path / marker).is_file() for marker in _ZARR_MARKERS):
             return "zarr"
         raise unreadable(path, "it is a folder, but no OME-Zarr", "name an image in it")
-    with open_picture(path) as stream:
+    with open_file(path) as stream:
         start = stream.read(512)
     if _is_slide(path, start):
         return "openslide"
@@ -168,7 +167,7 @@ def _is_slide(path: Path, start: bytes) -> bool:
     return any(mark in texts for mark in (b"Aperio", b"Philips", b"leica-microsystems.com/scn", b"iScan"))
 
 
-def is_plain_picture(path: str | Path) -> bool:
+def is_plain_image(path: str | Path) -> bool:
     """Whether decoding a file as a whole by Pillow loses nothing: no slide, map, stack, nodata or odd bands.
 
     Raises:
@@ -224,7 +223,7 @@ def _stand_in(path: Path, kind: ReaderKind) -> ReaderKind:
 
     if path.is_dir():
         _refuse_missing(path, kind)
-    with open_picture(path) as stream:
+    with open_file(path) as stream:
         start = stream.read(16)
     if kind == "rasterio" and start.startswith(_JP2_STARTS):
         return "pillow"

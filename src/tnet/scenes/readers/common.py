@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
@@ -16,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tnet.errors import GeometryError, TnetError
-from tnet.scenes.images import one_line, unreadable
+from tnet.errors import GeometryError
+from tnet.scenes.guard import unreadable
 from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
 
 _T = TypeVar("_T")
@@ -27,7 +25,6 @@ MAX_CHANNELS = 4096
 
 _TEXT_LIMIT = 500
 _STEP_BYTES = 1 << 20
-_AGAIN = "fetch or save it again, or leave it out"
 
 # (transposed, then flipped vertically, then horizontally): what turns a stored picture upright, by EXIF orientation.
 _TURNS = {
@@ -41,23 +38,6 @@ _TURNS = {
 }
 INVERSE_ORIENTATION = {6: 8, 8: 6}
 """Orientations that are undone by another; the others undo themselves."""
-
-
-@contextmanager
-def guarded(path: Path, remedy: str = _AGAIN) -> Iterator[None]:
-    """Turn whatever a library raises on a file into an error that names the file, the reason and the remedy.
-
-    Raises:
-        ImageError: instead of what the library raised.
-    """
-    try:
-        yield
-    except TnetError:
-        raise
-    except MemoryError as error:
-        raise unreadable(path, "there is not enough memory for it", "read smaller windows of it") from error
-    except Exception as error:  # on damaged files, libraries raise nearly every kind there is
-        raise unreadable(path, f"it is truncated, damaged or of an unknown kind ({one_line(error)})", remedy) from error
 
 
 def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: tuple[int, int, int, int]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.scenes.images import one_line
+from tnet.scenes.guard import one_line
 from tnet.scenes.readers import READER_KINDS, ReaderKind, extra_of, modules_of, open_reader
 
 _PACKAGES: dict[ReaderKind, tuple[str, ...]] = {

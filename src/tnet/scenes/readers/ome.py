@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tnet.scenes.images import unreadable
+from tnet.scenes.guard import unreadable
 
 MAX_PLANES = 1_000_000
 """Most planes (times x channels x depths) of an image that are believed."""

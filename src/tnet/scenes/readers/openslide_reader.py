@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.scenes.images import one_line, open_picture, unreadable
+from tnet.scenes.guard import guarded, one_line, open_file, unreadable
 from tnet.scenes.readers.base import ImageInfo, ReaderOptions
 from tnet.scenes.readers.common import (
     SrgbTransform,
     check_block,
     check_window,
     clip_text,
-    guarded,
     only_series,
     ratio_levels,
 )
@@ -61,7 +60,7 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         self.bytes_read = self.tiles_read = 0
         only_series(path, options)
-        with open_picture(path), guarded(path):
+        with open_file(path), guarded(path):
             self._slide: OpenSlide | None = self._open()
             properties = dict(self._slide.properties)
             sizes_hw = [(height, width) for width, height in self._slide.level_dimensions]

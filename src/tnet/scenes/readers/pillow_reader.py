@@ -1,6 +1,6 @@
 """Pictures that are decoded as a whole: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
 
-Decoded by Pillow, and only the formats that :mod:`tnet.scenes.images` allows. What becomes of the stored colours:
+Decoded by Pillow, and only the formats that :mod:`tnet.scenes.decode` allows. What becomes of the stored colours:
 
 ======================================  ==============================================================
 stored as                               handed out as
@@ -32,18 +32,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from tnet.scenes.images import open_picture, pillow_limit, read_header, unreadable
+from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
+from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import (
     INVERSE_ORIENTATION,
     SrgbTransform,
     check_window,
     clip_text,
-    guarded,
     oriented,
 )
 
-_ORIENTATION = 0x0112
 _RESOLUTION_KEYS = ("dpi",)
 
 
@@ -105,7 +104,7 @@ class PillowReader:
             self._size_px = image.size
             self._form = _form(image)
             self._factors = _draft_factors(image)
-            self.orientation = _orientation(image)
+            self.orientation = orientation_of(image)
             self.is_turned = image.format == "TIFF"
             properties = {"format": str(image.format), "mode": image.mode}
             properties |= {name: clip_text(image.info[name]) for name in _RESOLUTION_KEYS if name in image.info}
@@ -144,7 +143,7 @@ class PillowReader:
     @contextmanager
     def _opened(self) -> Iterator[ImageFile.ImageFile]:
         series, max_pixels = self._options.series, self._options.max_pixels
-        with open_picture(self._path) as stream, guarded(self._path):
+        with open_file(self._path) as stream, guarded(self._path):
             image = read_header(stream, self._path, max_pixels)
             if series:
                 self._seek(image, series)
@@ -210,7 +209,7 @@ class PillowReader:
 def _form(image: ImageFile.ImageFile) -> _Form:
     mode, transparency = image.mode, image.has_transparency_data
     uint8 = np.dtype(np.uint8)
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+    if is_16_bit_grey(image):
         return _Form("", np.dtype(np.uint16), "grey", isinstance(image.info.get("transparency"), int))
     if mode == "I":
         return _Form("", np.dtype(np.int32), "grey", False)
@@ -225,14 +224,6 @@ def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.tile) != 1:
         return (1,)
     return tuple(factor for factor in (1, 2, 4, 8) if min(image.size) >= factor)
-
-
-def _orientation(image: ImageFile.ImageFile) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.scenes.images import open_picture, unreadable
+from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers.base import Color, GeoReference, ImageInfo, ReaderOptions
 from tnet.scenes.readers.common import (
     MAX_CHANNELS,
@@ -29,7 +29,6 @@ from tnet.scenes.readers.common import (
     check_deflated,
     check_window,
     clip_text,
-    guarded,
     only_series,
     opaque,
     pyramid_of,
@@ -125,7 +124,7 @@ class RasterioReader:
 
     def _allowed_driver(self) -> str:
         """By the first bytes. What is no file, such as GDAL's names for URLs, does not get further than this."""
-        with open_picture(self._path) as stream:
+        with open_file(self._path) as stream:
             start = stream.read(64)
         if start.lstrip()[:11] == b"<VRTDataset" and self._options.remote:
             return "VRT"
@@ -230,7 +229,7 @@ class RasterioReader:
         tile = (number, band, place)
         if not (size and is_deflated) or tile in self._checked:
             return
-        with open_picture(self._path) as stream:
+        with open_file(self._path) as stream:
             stream.seek(offset)
             check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
         self._checked.add(tile)

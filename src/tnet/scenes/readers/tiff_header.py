@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tnet.scenes.images import open_picture, unreadable
+from tnet.scenes.guard import open_file, unreadable
 
 TAG_NEW_SUBFILE = 254
 TAG_WIDTH = 256
@@ -173,7 +173,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
     Raises:
         ImageError: it is missing, not a TIFF, cut short, or its directories form a ring or are too many.
     """
-    with open_picture(path) as stream:
+    with open_file(path) as stream:
         start = stream.read(16)
         order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
         version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.scenes.images import open_picture, unreadable
+from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.readers.common import (
     MAX_CHANNELS,
@@ -38,7 +38,6 @@ from tnet.scenes.readers.common import (
     check_block,
     check_window,
     clip_text,
-    guarded,
     only_series,
     opaque,
     oriented,
@@ -135,7 +134,7 @@ class TifffileReader:
         self._path, self._options = path, options
         self._lock = threading.Lock()
         self.bytes_read = self.tiles_read = 0
-        with open_picture(path) as stream:
+        with open_file(path) as stream:
             self._size = os.fstat(stream.fileno()).st_size
             flags: dict[str, Any] = {f"is_{kind}": False for kind in _NOT_FOLLOWED}
             with guarded(path), tifffile.TiffFile(stream, name=path.name, _multifile=False, **flags) as file:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.scenes.images import unreadable
+from tnet.scenes.guard import guarded, unreadable
 from tnet.scenes.readers.base import Color, ImageInfo, ReaderOptions, StoredLevel
-from tnet.scenes.readers.common import MAX_CHANNELS, check_block, check_window, clip_text, guarded, only_series
+from tnet.scenes.readers.common import MAX_CHANNELS, check_block, check_window, clip_text, only_series
 from tnet.scenes.readers.ome import METRES
 
 if TYPE_CHECKING:

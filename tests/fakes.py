@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tnet.data.fmow import CATEGORIES, NO_CLASS
-from tnet.data.known import known_dataset
+from tnet.data.published import PUBLISHED
 from tnet.errors import ConfigError, OutputError
 from tnet.files import atomic_folder
 
@@ -55,9 +55,9 @@ def make_fake(
         ConfigError: no such data set, or a number out of range.
         OutputError: the folder exists and is not empty, or cannot be written.
     """
-    known = known_dataset(name)
-    count = known.classes if classes is None else classes
-    limits = {"classes": (count, 2, known.classes), "images_per_class": (images_per_class, 1, 10_000)}
+    dataset = PUBLISHED[name]
+    count = dataset.num_classes if classes is None else classes
+    limits = {"classes": (count, 2, dataset.num_classes), "images_per_class": (images_per_class, 1, 10_000)}
     for key, (value, low, high) in (limits | {"side_px": (side_px, 16, 4096)}).items():
         if not low <= value <= high:
             raise ConfigError(f"A fake data set was asked for with {key} {value}; give {low} to {high}.")

@@ -1,4 +1,4 @@
-"""Decoding pictures: what levels come out, how they shrink, and what is refused."""
+"""Decoding images: pixel values, downscaling, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin, features
 
-from tnet.errors import ConfigError, DataError, ImageError
-from tnet.scenes import images
-from tnet.scenes.images import IMAGE_SUFFIXES, find_images, image_exists, is_image_folder, is_image_path, load_image
+from tnet.errors import ConfigError, ImageError
+from tnet.scenes import decode
+from tnet.scenes.decode import image_size_hw, load_image
 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
 LOSSY = {"JPEG": ".jpg", "GIF": ".gif", "JPEG2000": ".jp2"} | ({"AVIF": ".avif"} if features.check("avif") else {})
@@ -73,13 +73,13 @@ def test_lossy_formats_come_back_nearly(tmp_path: Path, kind: str, suffix: str) 
     assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - ramp).max() <= 6
 
 
-def test_one_channel_out_of_colour_is_luma(tmp_path: Path) -> None:
+def test_one_channel_from_colour_is_luma(tmp_path: Path) -> None:
     image = load_image(put(tmp_path, "a.png", encoded(COLOURS, "PNG")), channels=1)
     assert image.shape == (1, 7, 11)
     assert np.abs(image[0].numpy() - COLOURS @ [0.299, 0.587, 0.114]).max() <= 0.51
 
 
-def test_three_channels_out_of_grey_are_equal(tmp_path: Path) -> None:
+def test_three_channels_from_grey_are_equal(tmp_path: Path) -> None:
     grey = COLOURS[..., 0]
     image = load_image(put(tmp_path, "a.png", encoded(grey, "PNG")))
     for channel in image:
@@ -110,9 +110,7 @@ def one_pixel(mode: str, colour: object) -> Image.Image:
         ("deep.jp2", one_pixel("I;16", 0x4001), (0x40, 0x40, 0x40)),
     ],
 )
-def test_every_kind_of_pixel_has_its_levels(
-    tmp_path: Path, name: str, picture: Image.Image, expected: tuple[int, int, int]
-) -> None:
+def test_pixels_of_every_mode(tmp_path: Path, name: str, picture: Image.Image, expected: tuple[int, int, int]) -> None:
     path = put(tmp_path, name, picture)
     image = load_image(path)
     assert image.shape == (3, 2, 3)
@@ -121,7 +119,7 @@ def test_every_kind_of_pixel_has_its_levels(
     assert abs(load_image(path, channels=1).float() - luma).max() <= 1
 
 
-def test_transparent_colours_and_palettes_are_laid_over_white(tmp_path: Path) -> None:
+def test_transparent_colours_and_palettes_are_composited_onto_white(tmp_path: Path) -> None:
     grey = np.array([[10, 20]], dtype=np.uint8)
     assert load_image(put(tmp_path, "l.png", encoded(grey, "PNG", transparency=10)), channels=1).tolist() == [
         [[255, 20]]
@@ -144,9 +142,9 @@ def test_16_bit_png_colour_and_transparent_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_levels_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+def test_values_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
     path = put(tmp_path, "a.tif", one_pixel(mode, 3))
-    with pytest.raises(ImageError, match=rf"a\.tif .*mode {mode}.*scale it to 8 or 16 bits"):
+    with pytest.raises(ImageError, match=rf"a\.tif .*mode {mode}"):
         load_image(path)
 
 
@@ -182,6 +180,7 @@ def test_orientation_is_applied(tmp_path: Path, kind: str, orientation: int) -> 
     exif[0x0112] = orientation
     path = put(tmp_path, f"a{LOSSLESS[kind]}", encoded(COLOURS, kind, exif=exif))
     np.testing.assert_array_equal(load_image(path).permute(1, 2, 0).numpy(), as_seen(COLOURS, orientation))
+    assert image_size_hw(path) == as_seen(COLOURS, orientation).shape[:2]
 
 
 def test_orientation_is_applied_to_shrunk_jpeg_and_to_transparent_picture(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_orientation_is_applied_to_shrunk_jpeg_and_to_transparent_picture(tmp_pa
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), as_seen(COLOURS, 6))
 
 
-def test_unreadable_exif_does_not_spoil_a_sound_picture(tmp_path: Path) -> None:
+def test_unreadable_exif_is_ignored(tmp_path: Path) -> None:
     path = put(tmp_path, "a.png", encoded(COLOURS, "PNG", exif=b"Exif\0\0 this is no TIFF header"))
     np.testing.assert_array_equal(load_image(path).permute(1, 2, 0).numpy(), COLOURS)
 
@@ -239,7 +238,7 @@ def test_shrinking_is_antialiased(tmp_path: Path, kind: str, side: int) -> None:
 
 @pytest.mark.parametrize("side", [50, 100, 170, 300])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_shrunk_picture_is_in_place(tmp_path: Path, kind: str, side: int) -> None:
+def test_shrunk_image_is_in_place(tmp_path: Path, kind: str, side: int) -> None:
     """Of an odd size, which decoding at a part of the size rounds up: a ramp must keep its ends and its slope."""
     width = 501
     ramp = np.repeat(np.linspace(0, 255, width)[None], 333, axis=0).astype(np.uint8)
@@ -265,7 +264,7 @@ def test_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path, monkeypatch: pyte
         assert decoded[0] == {100: (200, 160), 200: (400, 320)}.get(side, (800, 640))
 
 
-@pytest.mark.parametrize("option", ["max_side_px", "max_pixels"])
+@pytest.mark.parametrize("option", ["max_side_px", "max_short_side_px", "max_pixels"])
 def test_options_below_one_are_refused(tmp_path: Path, option: str) -> None:
     path = put(tmp_path, "a.png", encoded(COLOURS, "PNG"))
     with pytest.raises(ConfigError, match=f"{option} is 0"):
@@ -276,7 +275,7 @@ def test_options_below_one_are_refused(tmp_path: Path, option: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone\.png cannot be read: there is no such file; correct the path"):
+    with pytest.raises(ImageError, match=r"gone\.png"):
         load_image(tmp_path / "gone.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="no such file"):
@@ -286,12 +285,12 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder_pipe_and_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="it is a folder; name a picture inside it"):
+    with pytest.raises(ImageError, match="it is a folder"):
         load_image(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match=r"e\.png cannot be read: the file is empty \(0 bytes\)"):
+    with pytest.raises(ImageError, match=r"e\.png.* 0 bytes|e\.png.*empty"):
         load_image(put(tmp_path, "e.png", b""))
 
 
@@ -302,22 +301,22 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ImageError, match=r"a\.png cannot be read: permission was denied; make the file"):
+    with pytest.raises(ImageError, match=r"a\.png.*permission"):
         load_image(path)
 
 
 @pytest.mark.parametrize("content", [b"hello, world", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0"])
-def test_file_that_is_no_picture_of_a_known_kind(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ImageError, match=r"a\.jpg cannot be read: it is not a picture of a known kind \(JPEG, PNG"):
+def test_unsupported_format(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ImageError, match=r"a\.jpg.*not supported \(JPEG, PNG"):
         load_image(put(tmp_path, "a.jpg", content))
 
 
 @pytest.mark.parametrize(("kind", "suffix"), (LOSSLESS | LOSSY).items())
-def test_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, kind: str, suffix: str) -> None:
     content = encoded(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8), kind)
     whole = load_image(put(tmp_path, f"whole{suffix}", content))
     path = tmp_path / f"cut{suffix}"
-    for length in range(1, len(content), max(1, len(content) // 60)):
+    for length in range(1, len(content), max(1, len(content) // 25)):
         path.write_bytes(content[:length])
         try:
             image = load_image(path)
@@ -331,7 +330,7 @@ def test_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path, kind: str, suffi
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
     near=st.sampled_from([64, 256, 1 << 20]),
 )
-def test_damaged_file_gives_levels_or_an_image_error(
+def test_damaged_file_gives_pixels_or_an_image_error(
     tmp_path_factory: pytest.TempPathFactory, kind: str, changes: list[tuple[float, int]], near: int
 ) -> None:
     content = bytearray(encoded(COLOURS, kind))
@@ -351,19 +350,17 @@ def test_damaged_file_gives_levels_or_an_image_error(
 def test_budget_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path, "a.png", encoded(COLOURS, "PNG"))
     assert load_image(path, max_pixels=77).shape == (3, 7, 11)
-    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match=r"11 x 7 = 77 pixels, over the limit max_pixels=76; .*raise max_pixels"):
+    monkeypatch.setattr(decode, "_decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"77 pixels.* max_pixels=76"):
         load_image(path, max_pixels=76)
 
 
-def test_header_that_declares_a_giant_is_refused(tmp_path: Path) -> None:
+def test_header_that_claims_a_huge_size_is_refused(tmp_path: Path) -> None:
     """Without memory for it, and without Pillow's warning (warnings are errors here)."""
     content = encoded(COLOURS, "PNG")
     header = b"IHDR" + struct.pack(">II", 30_000, 10_000) + content[24:29]
     bomb = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
-    with pytest.raises(
-        ImageError, match=r"30,000 x 10,000 = 300,000,000 pixels, over the limit max_pixels=268,435,456"
-    ):
+    with pytest.raises(ImageError, match="300,000,000 pixels.* max_pixels=268,435,456"):
         load_image(put(tmp_path, "bomb.png", bomb))
 
 
@@ -373,7 +370,7 @@ def test_budget_above_pillows_limit_holds_without_touching_it_for_others(
 ) -> None:
     """As for a picture above Pillow's real limit (89 million pixels), at a smaller scale."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    monkeypatch.setattr(images, "_PILLOW_NEVER_COMPLAINS_PX", 20)
+    monkeypatch.setattr(decode, "_PILLOW_NEVER_COMPLAINS_PX", 20)
     frames = {"save_all": True, "append_images": [Image.fromarray(COLOURS)]} if kind == "MPO" else {}
     path = put(tmp_path, "a", encoded(COLOURS, kind, **frames))  # 77 pixels: a plain Image.open raises
     assert load_image(path).shape == (3, 7, 11)
@@ -386,78 +383,5 @@ def test_budget_above_pillows_limit_holds_without_touching_it_for_others(
 def test_smaller_limit_of_pillow_set_by_the_program_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     path = put(tmp_path, "a.webp", encoded(COLOURS, "WEBP"))
-    with pytest.raises(ImageError, match="larger than the limit"):
+    with pytest.raises(ImageError, match="max_pixels=1,000"):
         load_image(path, max_pixels=1000)
-
-
-# --- finding pictures
-
-
-def test_names_of_pictures() -> None:
-    assert is_image_path("a/b.JPEG") and is_image_path(Path("x.tif"))
-    assert not is_image_path("a.txt") and not is_image_path("jpg")
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
-
-
-def test_pictures_are_found_in_order_at_any_depth_but_not_hidden_ones(tmp_path: Path) -> None:
-    wanted = ["a.PNG", "b/a.jpg", "b/c/d/e.webp", "c.gif"]
-    for name in [*wanted, ".hidden.png", ".thumbs/x.png", "b/._a.jpg", "notes.txt"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert find_images(tmp_path) == [tmp_path / name for name in wanted]
-    assert find_images(str(tmp_path / "c.gif")) == [tmp_path / "c.gif"]
-
-
-def test_slides_are_pictures_and_so_are_folders_of_one(tmp_path: Path) -> None:
-    for name in ("a.SVS", "b.ndpi", "c.mrxs", "c/Slidedat.ini", "c/Data0000.dat", "d.ome.zarr/0/0/0.png", "e/f.zarr/g"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = ["a.SVS", "b.ndpi", "c.mrxs", "d.ome.zarr", "e/f.zarr"]
-    assert find_images(tmp_path) == [tmp_path / name for name in found]
-    assert find_images(tmp_path / "d.ome.zarr") == [tmp_path / "d.ome.zarr"]
-    (tmp_path / "file.zarr").touch()
-    assert is_image_folder(tmp_path / "e/f.zarr") and not is_image_folder(tmp_path / "file.zarr")
-    assert image_exists(tmp_path / "e/f.zarr") and image_exists(tmp_path / "a.SVS")
-    assert not image_exists(tmp_path / "e") and not image_exists(tmp_path / "none.zarr")
-
-
-def test_folder_below_a_hidden_one_can_be_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / ".cache" / "a.png"
-    path.parent.mkdir()
-    path.write_bytes(b"")
-    assert find_images(tmp_path / ".cache") == [path]
-
-
-def test_links_are_followed_once(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    put(tmp_path, "real/a.png", b"")
-    (tmp_path / "real" / "back").symlink_to(tmp_path)
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
-    found = find_images(tmp_path / "root")
-    assert found == [tmp_path / "root/link/a.png"]
-
-
-def test_nothing_found_is_an_error(tmp_path: Path) -> None:
-    put(tmp_path, "notes.txt", b"")
-    with pytest.raises(DataError, match=r"No picture was found in .*\.jpeg .*name another folder"):
-        find_images(tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
-        find_images(tmp_path / "gone")
-    with pytest.raises(DataError, match="nor a picture by its name"):
-        find_images(tmp_path / "notes.txt")
-
-
-def test_folder_that_cannot_be_listed_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "locked").mkdir()
-    put(tmp_path, "a.png", b"")
-    scandir = os.scandir
-
-    def refuse(path: str) -> object:
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match=r"locked cannot be looked into \(Permission denied\)"):
-        find_images(tmp_path)

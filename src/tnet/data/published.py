@@ -1,0 +1,252 @@
+"""Published datasets by name: what each one provides, and how a copy on disk is compared with what was published.
+
+Datasets are read as distributed, image by image. Shards (WebDataset, LitData) read faster from object stores and hard
+disks, but their readers shuffle within a buffer per worker and need a second, converted copy. Here the order and the
+augmentation of an epoch depend on seed, epoch and index alone, and boxes, lazy reading and splits need random access.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from typing_extensions import Unpack
+
+from tnet.config import to_plain
+from tnet.data.annotated import AnnotatedImages
+from tnet.data.folder import ImageOptions, shorten
+from tnet.errors import ConfigError, DataError
+from tnet.registry import Registry
+
+_NAMED_FILES = 5  # missing files that a finding names
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split on disk.
+
+    Attributes:
+        name: of the split.
+        images: number of listed images; None if they cannot be listed.
+        official: number of images published.
+        classes: number of classes with images.
+        missing: number of listed images that are missing or empty.
+    """
+
+    name: str
+    images: int | None
+    official: int
+    classes: int = 0
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """A dataset on disk compared with what was published.
+
+    Attributes:
+        name: name in recipes (``data.kind``).
+        title: name for people.
+        root: its folder.
+        home_page: where to get it.
+        licence: terms of use, in a few words.
+        splits: one entry per split.
+        findings: one sentence for each thing that is missing or differs from what was published.
+    """
+
+    name: str
+    title: str
+    root: str
+    home_page: str
+    licence: str
+    splits: tuple[SplitSummary, ...]
+    findings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing or differs."""
+        return not self.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values for JSON."""
+        return {**to_plain(self), "ok": self.ok}
+
+    def text(self) -> str:
+        """Return a table of the splits, followed by the findings."""
+        lines = [
+            f"{self.title} in {self.root}",
+            f"  {'split':<8}{'images':>12}{'official':>12}{'classes':>10}",
+        ]
+        for split in self.splits:
+            images = "-" if split.images is None else f"{split.images:,}"
+            lines.append(f"  {split.name:<8}{images:>12}{split.official:>12,}{split.classes:>10,}")
+        lines += [f"- {finding}" for finding in self.findings]
+        if not self.ok:
+            lines.append(f"  home page: {self.home_page} (licence: {self.licence})")
+        return "\n".join([*lines, "complete" if self.ok else f"{len(self.findings)} findings"])
+
+
+class PublishedDataset(ABC):
+    """A published dataset, read in the layout its archives unpack to.
+
+    A subclass sets the class attributes, implements the abstract methods and registers one instance in
+    :data:`PUBLISHED`.
+
+    Attributes:
+        name: name in recipes (``data.kind``).
+        title: name for people.
+        home_page: where to get it.
+        licence: terms of use, in a few words.
+        images: number of images published in each split.
+        num_classes: number of classes.
+        marker: a file or folder that only the dataset's folder has.
+        subfolder: folder that the archive unpacks to, in which ``marker`` is searched too.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    home_page: ClassVar[str]
+    licence: ClassVar[str]
+    images: ClassVar[Mapping[str, int]]
+    num_classes: ClassVar[int]
+    marker: ClassVar[str]
+    subfolder: ClassVar[str] = ""
+
+    def read(
+        self, root: str | os.PathLike[str], split: str = "train", **options: Unpack[ImageOptions]
+    ) -> AnnotatedImages:
+        """Open one split; no image is decoded.
+
+        Args:
+            root: the dataset's folder, or the folder that it was unpacked in.
+            split: a key of ``images``.
+            options: as for :class:`AnnotatedImages`.
+
+        Raises:
+            DataError: a list or folder is missing, empty or damaged, or images are missing.
+            ConfigError: the dataset has no such split.
+        """
+        if split not in self.images:
+            raise ConfigError(
+                f"{self.name} has no split {split!r}; set data.train and data.val to one of {', '.join(self.images)}, "
+                "or data.val to null to split off training images"
+            )
+        return self.open_split(self.find_root(root), split, options)
+
+    def check(self, root: str | os.PathLike[str]) -> DatasetSummary:
+        """Count what is on disk and compare it with what was published; images are not opened.
+
+        Raises:
+            DataError: the folder is missing.
+        """
+        folder = self.find_root(root)
+        splits: list[SplitSummary] = []
+        findings: list[str] = []
+        for split, official in self.images.items():
+            try:
+                images = self.list_split(folder, split, {})
+                more = self.extra_findings(folder, split, images)
+            except DataError as error:
+                splits.append(SplitSummary(split, None, official))
+                findings.append(f"{split}: {error}")
+                continue
+            classes = len(images.targets.unique())
+            if len(images) != official:
+                findings.append(f"{split}: {len(images):,} images found, {official:,} published")
+            if classes != self.num_classes:
+                findings.append(f"{split}: {classes:,} classes found, {self.num_classes:,} published")
+            missing = [path for path in images.paths if is_empty(path)]
+            findings += [f"{split}: {text}" for text in (*missing_files("images", missing, folder), *more)]
+            splits.append(SplitSummary(split, len(images), official, classes, len(missing)))
+        return DatasetSummary(
+            self.name, self.title, str(folder), self.home_page, self.licence, tuple(splits),
+            tuple(dict.fromkeys(findings)),
+        )  # fmt: skip
+
+    def find_root(self, root: str | os.PathLike[str]) -> Path:
+        """Return the folder that holds ``marker``: ``root`` or its ``subfolder``; ``root`` if neither does.
+
+        Raises:
+            DataError: ``root`` does not exist.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(
+                f"the dataset folder {root} does not exist; correct the path (data.root), or get {self.title} from "
+                f"{self.home_page}"
+            )
+        return next((folder for folder in (root, root / self.subfolder) if (folder / self.marker).exists()), root)
+
+    @abstractmethod
+    def list_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
+        """List the images of a split without checking that they exist.
+
+        Args:
+            root: as returned by :meth:`find_root`.
+            split: a key of ``images``.
+            options: as for :class:`AnnotatedImages`.
+        """
+
+    def open_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
+        """List the images of a split, checking that they exist if the dataset lists them in a file."""
+        return self.list_split(root, split, options)
+
+    def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
+        """Return what else is missing or differs in a split."""
+        return ()
+
+    @abstractmethod
+    def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
+        """Return the class names in the order in which the checkpoints of the paper's authors number them."""
+
+    @abstractmethod
+    def write_miniature(self, root: Path) -> None:
+        """Write a synthetic copy for smoke runs: every split, two classes, at least two images per class, with boxes.
+
+        See :func:`write_image`.
+        """
+
+
+PUBLISHED: Registry[PublishedDataset] = Registry(
+    "published dataset",
+    lazy={
+        "imagenet": "tnet.data.imagenet",
+        "fmow": "tnet.data.fmow",
+        "cub": "tnet.data.cub",
+        "nabirds": "tnet.data.nabirds",
+    },
+)
+
+
+def missing_files(what: str, paths: Sequence[Path], root: Path) -> list[str]:
+    """Return a finding with the number of missing files and the first few paths, or nothing if there are none."""
+    shown = shorten([os.path.relpath(path, root) for path in paths], _NAMED_FILES)
+    return [f"{len(paths):,} {what} are missing or empty: {shown}"] if paths else []
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a file is empty or missing."""
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return True
+
+
+MINIATURE_HW = (240, 300)
+"""Height and width in pixels of the synthetic images of :meth:`PublishedDataset.write_miniature`."""
+MINIATURE_BOX_YXYX = (60, 90, 180, 240)
+"""The box annotated in each of them."""
+
+
+def write_image(path: Path, seed: int) -> None:
+    """Write one synthetic image of coarse noise as JPEG."""
+    height, width = MINIATURE_HW
+    grains = np.random.default_rng(seed).integers(256, size=(height // 10, width // 10, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grains).resize((width, height), Image.Resampling.NEAREST).save(path, format="JPEG")

@@ -1,0 +1,56 @@
+"""Kinds of model, by the name that recipes (``model.type``) and ``config.json`` (``model_type``) give them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tnet.errors import ConfigError
+from tnet.losses import ModelObjective
+from tnet.models.base import Model, ModelConfig
+from tnet.registry import Registry
+
+DEFAULT_KIND = "tnet"
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A model and the objective that trains it; configurations are dataclasses whose fields all have defaults."""
+
+    config: type[ModelConfig]
+    model: type[Model]
+    objective_config: type[Any]
+    objective: type[ModelObjective]
+
+
+MODEL_KINDS: Registry[ModelKind] = Registry(
+    "model type",
+    lazy={
+        DEFAULT_KIND: "tnet.objectives",
+        "saccader": "tnet.baselines.saccader",
+        "dram": "tnet.baselines.dram",
+        "ips": "tnet.baselines.ips",
+        "attention_sampling": "tnet.baselines.attention_sampling",
+    },
+)
+
+
+def kind_of(config: object) -> str:
+    """Return the name of the kind that the configuration of a model or of an objective belongs to.
+
+    Raises:
+        ConfigError: no kind has configurations of this type.
+    """
+    for name, kind in MODEL_KINDS.items():
+        if type(config) in (kind.config, kind.objective_config):
+            return name
+    raise ConfigError(f"{type(config).__name__} does not belong to a model type; register it in MODEL_KINDS")
+
+
+def build_model(config: ModelConfig) -> Model:
+    """Build the model that a configuration describes, with random weights or the pretrained ones it names.
+
+    Raises:
+        ConfigError: the configuration cannot be built.
+    """
+    return MODEL_KINDS[kind_of(config)].model(config)

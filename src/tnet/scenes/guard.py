@@ -1,0 +1,70 @@
+"""Errors about image files, each naming the file, the reason and the remedy."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tnet.errors import ImageError, TnetError
+
+RESTORE = "fetch or save it again, or leave it out"
+
+
+def unreadable(path: str | Path, reason: str, remedy: str = RESTORE) -> ImageError:
+    """Return the error for an image that cannot be read."""
+    return ImageError(f"image {path} cannot be read: {reason}; {remedy}")
+
+
+def one_line(error: Exception) -> str:
+    """Return the type and message of a library's error on one short line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+@contextmanager
+def guarded(path: Path, remedy: str = RESTORE) -> Iterator[None]:
+    """Turn whatever a library raises on a file into an error that names the file.
+
+    Raises:
+        ImageError: instead of what the library raised.
+    """
+    try:
+        yield
+    except TnetError:
+        raise
+    except MemoryError as error:
+        raise unreadable(
+            path, "there is not enough memory for it", "lower max_pixels, or read fewer or smaller images at a time"
+        ) from error
+    except Exception as error:  # on damaged files, libraries raise nearly every type there is
+        raise unreadable(
+            path, f"it is truncated, damaged or in an unsupported format ({one_line(error)})", remedy
+        ) from error
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular, non-empty file.
+
+    Raises:
+        ImageError: it is missing, empty, not a regular file, or not readable.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise unreadable(path, "it is a folder", "give an image inside it")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+            raise unreadable(path, "it is not a regular file", "give an image file")
+        if status.st_size == 0:
+            raise unreadable(path, "the file is empty (0 bytes)")
+        return path.open("rb")
+    except ImageError:  # a ValueError
+        raise
+    except FileNotFoundError as error:
+        raise unreadable(path, "there is no such file", "correct the path, or restore the file") from error
+    except PermissionError as error:
+        raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise unreadable(path, f"the file cannot be opened ({one_line(error)})", "correct the path") from error
