@@ -74,8 +74,8 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
     import torch
 
     import tnet
-    from tnet.inference.predict import predict_paths
-    from tnet.scenes.reading import Reading
+    from tnet.inference.predictor import iter_predictions
+    from tnet.scenes.reading import ReadOptions
 
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -91,7 +91,7 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
         scene = tnet.open_scene(path)
         scene.close()
         start = time.perf_counter()
-        list(predict_paths(model, [path], progress=False, reading=Reading("lazy")))
+        list(iter_predictions(model, [path], progress=False, read=ReadOptions("lazy")))
         times.append(time.perf_counter() - start)
     scene = tnet.open_scene(path)
     scene.close()

@@ -29,7 +29,19 @@ _HOME = {
     "Recipe": "tnet.training.recipe",
     "load_recipe": "tnet.training.recipe",
     "train": "tnet.training.run",
+    "predict": "tnet.inference",
+    "Prediction": "tnet.inference",
+    "explain_image": "tnet.explain",
     "TnetError": "tnet.errors",
+    "CheckpointError": "tnet.errors",
+    "ConfigError": "tnet.errors",
+    "DataError": "tnet.errors",
+    "GeometryError": "tnet.errors",
+    "ImageError": "tnet.errors",
+    "OutputError": "tnet.errors",
+    "RecipeError": "tnet.errors",
+    "TrainingError": "tnet.errors",
+    "SlowImageWarning": "tnet.errors",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -37,10 +49,22 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     __version__: str
     from tnet.backbones import BackboneConfig as BackboneConfig
+    from tnet.errors import CheckpointError as CheckpointError
+    from tnet.errors import ConfigError as ConfigError
+    from tnet.errors import DataError as DataError
+    from tnet.errors import GeometryError as GeometryError
+    from tnet.errors import ImageError as ImageError
+    from tnet.errors import OutputError as OutputError
+    from tnet.errors import RecipeError as RecipeError
+    from tnet.errors import SlowImageWarning as SlowImageWarning
     from tnet.errors import TnetError as TnetError
+    from tnet.errors import TrainingError as TrainingError
+    from tnet.explain import explain_image as explain_image
     from tnet.geometry import Grid as Grid
     from tnet.geometry import Regions as Regions
     from tnet.geometry import suggest as suggest
+    from tnet.inference import Prediction as Prediction
+    from tnet.inference import predict as predict
     from tnet.models import TNet as TNet
     from tnet.models import TNetConfig as TNetConfig
     from tnet.models import TNetOutput as TNetOutput

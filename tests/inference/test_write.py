@@ -72,7 +72,7 @@ def test_another_ending_is_refused_before_anything_is_predicted(tmp_path: Path, 
         asked.append(1)
         yield FOUND
 
-    with pytest.raises(OutputError, match=r"written as \.csv or \.jsonl"):
+    with pytest.raises(OutputError, match=r"\.jsonl"):
         write_predictions(found(), tmp_path / name)
     assert asked == [] and list(tmp_path.iterdir()) == []
 

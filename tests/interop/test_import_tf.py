@@ -1,4 +1,4 @@
-"""From a TensorFlow checkpoint to a model: the same answers, and what is said of a checkpoint that does not fit."""
+"""From variables of a TensorFlow checkpoint to a model: the same outputs, and checkpoints that do not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from tests.fakes import make_fake
 from tests.golden import Golden
-from tests.interop.tf_writer import write_checkpoint
 from typer.testing import CliRunner
 
 from tnet.backbones.base import BackboneConfig
@@ -33,6 +32,16 @@ from tnet.models.registry import create_model, model_config
 from tnet.models.tnet import TNet
 
 NARROW = {"width": 0.25}
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def write_variables(path: Path, entries: Mapping[str, NDArray[Any]]) -> Path:
+    """Save variables as :data:`tnet.interop.CONVERT` does."""
+    np.savez(path, **entries)  # type: ignore[arg-type]
+    return path
 
 
 def keys(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -61,9 +70,7 @@ def weights(golden: Golden) -> dict[str, NDArray[Any]]:
 
 @pytest.fixture(scope="module")
 def checkpoint(weights: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ckpt")
-    write_checkpoint(folder / "ckpt-1234", keys(weights))
-    return folder
+    return write_variables(tmp_path_factory.mktemp("ckpt") / "ckpt-1234.npz", keys(weights))
 
 
 def narrow(name: str, **changes: Any) -> TNetConfig:
@@ -88,27 +95,30 @@ def test_the_model_answers_as_the_reference(golden: Golden, checkpoint: Path, tm
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_imagenet_tnet_3", "tiny_imagenet_bagnet77", "tiny_fmow_b0_224", "tiny_cub_tnet_b0_5"]
+    "name", ["tiny_imagenet_tnet_3", slow("tiny_imagenet_bagnet77"), slow("tiny_fmow_b0_224"), "tiny_cub_tnet_b0_5"]
 )
 def test_every_form_finds_its_variables(name: str, tmp_path: Path) -> None:
     golden = Golden(name)
     weights = golden.weights()
-    write_checkpoint(tmp_path / "ckpt-7", keys(weights))
+    write_variables(tmp_path / "ckpt-7.npz", keys(weights))
     overrides = {key: value for key, value in golden.overrides().items() if key != "dropout"}
-    imported = read_tf_checkpoint(tmp_path / "ckpt-7.index", replace(model_config(golden.model_name), **overrides))
+    imported = read_tf_checkpoint(tmp_path / "ckpt-7.npz", replace(model_config(golden.model_name), **overrides))
     state, expected = imported.model.state_dict(), golden.model().state_dict()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def full_size() -> list[tuple[str, str]]:
-    sizes = [f"b{number}" for number in range(5)]
-    names = [(f"cub_{size}_448", f"efficientnet_{size}.cub") for size in sizes]
-    names += [(f"cub_tnet_{size}_5", f"tnet_efficientnet_{size}.cub") for size in sizes]
-    return [*names, ("imagenet_bagnet77", "bagnet77.imagenet"), ("imagenet_tnet_3", "tnet_bagnet77.imagenet"),
-            ("fmow_b0_224", "efficientnet_b0.fmow"), ("fmow_tnet_448_l2", "tnet_efficientnet_b0.fmow_448")]  # fmt: skip
+FULL_SIZE = [
+    ("cub_tnet_b0_5", "tnet_efficientnet_b0.cub"),
+    ("imagenet_tnet_3", "tnet_bagnet77.imagenet"),
+    ("fmow_b0_224", "efficientnet_b0.fmow"),
+    ("fmow_tnet_448_l2", "tnet_efficientnet_b0.fmow_448"),
+]
+LARGER = [("imagenet_bagnet77", "bagnet77.imagenet"), ("cub_b0_448", "efficientnet_b0.cub")]
+LARGER += [(f"cub_b{size}_448", f"efficientnet_b{size}.cub") for size in range(1, 5)]
+LARGER += [(f"cub_tnet_b{size}_5", f"tnet_efficientnet_b{size}.cub") for size in range(1, 5)]
 
 
-@pytest.mark.parametrize(("listed", "name"), full_size())
+@pytest.mark.parametrize(("listed", "name"), [*FULL_SIZE, *(slow(*pair) for pair in LARGER)])
 def test_the_authors_names_and_shapes(listed: str, name: str) -> None:
     """Those of the full-size models, as the reference implementation's own checkpoints have them."""
     path = Path(__file__).parents[1] / "data" / "golden" / "variables.json.gz"
@@ -131,15 +141,15 @@ def refused(path: Path, config: TNetConfig = CONFIG) -> str:
 
 def test_a_missing_variable(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
     lacking = {name: value for name, value in weights.items() if name != "feature_posBurn/linear/bias"}
-    write_checkpoint(tmp_path / "ckpt-1", keys(lacking))
-    message = refused(tmp_path)
-    assert "lacks variable 'feature_posBurn/linear/bias', for which shape [320] was expected" in message
+    write_variables(tmp_path / "ckpt-1.npz", keys(lacking))
+    message = refused(tmp_path / "ckpt-1.npz")
+    assert "'feature_posBurn/linear/bias' of shape [320]" in message
     assert "1 missing, 0 unknown, 0 of another shape" in message and str(tmp_path / "ckpt-1") in message
 
 
-def test_a_variable_too_many(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "ckpt-1", keys({**weights, "extra/kernel": np.zeros((2, 3), np.float32)}))
-    assert "has variable 'extra/kernel' of shape [2, 3], which the model does not have" in refused(tmp_path)
+def test_an_extra_variable(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    write_variables(tmp_path / "ckpt-1.npz", keys({**weights, "extra/kernel": np.zeros((2, 3), np.float32)}))
+    assert "'extra/kernel' of shape [2, 3]" in refused(tmp_path / "ckpt-1.npz")
 
 
 def test_another_number_of_classes(checkpoint: Path) -> None:
@@ -155,25 +165,26 @@ def test_another_width(checkpoint: Path) -> None:
     assert re.search(r"of shape \[320, .*but the model expects \[1280, .*--model", message)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999999])
-def test_truncated_data(kept: float, checkpoint: Path, tmp_path: Path) -> None:
-    """Also where all that is missing is the optimiser's state: such a file was not copied whole."""
-    for file in checkpoint.iterdir():
-        data = file.read_bytes()
-        (tmp_path / file.name).write_bytes(data[: int(len(data) * kept)] if ".data-" in file.name else data)
-    assert re.search(
-        r"is truncated: it has \d+ bytes, but variable '.*' is at bytes \d+ to \d+; copy", refused(tmp_path)
-    )
-
-
-def test_numbers_that_are_none(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+def test_weights_that_are_not_floating_point(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
     name = "feature_posBurn/linear/bias"
-    write_checkpoint(tmp_path / "ckpt-1", keys({**weights, name: np.full_like(weights[name], np.nan)}))
-    assert f"variable '{name}' holds infinite or NaN" in refused(tmp_path)
+    for value in (np.ones_like(weights[name], np.int32), weights[name].astype(object)):
+        write_variables(tmp_path / "ckpt-1.npz", keys({**weights, name: value}))
+        assert name in refused(tmp_path / "ckpt-1.npz")
+
+
+def test_a_step_that_is_not_a_number(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    write_variables(tmp_path / "ckpt-1.npz", {**keys(weights), "iter/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3)})
+    assert "iter/" in refused(tmp_path / "ckpt-1.npz")
+
+
+def test_weights_that_are_not_finite(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    name = "feature_posBurn/linear/bias"
+    write_variables(tmp_path / "ckpt-1.npz", keys({**weights, name: np.full_like(weights[name], np.nan)}))
+    assert f"'{name}'" in refused(tmp_path / "ckpt-1.npz")
 
 
 def test_a_backbone_without_checkpoints(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="no TensorFlow checkpoints of backbone resnet18"):
+    with pytest.raises(ConfigError, match="resnet18"):
         read_tf_checkpoint(checkpoint, model_config("tnet_resnet18.own"))
 
 
@@ -201,7 +212,7 @@ GOOGLE = {
 }
 
 
-def google_checkpoint(prefix: Path, config: TNetConfig, averages: bool) -> TNet:
+def google_checkpoint(path: Path, config: TNetConfig, averages: bool) -> TNet:
     """Write a classifier of random numbers under Google's names; the moving averages hold what counts."""
     model = TNet(config).eval()
     generator = np.random.default_rng(0)
@@ -218,19 +229,32 @@ def google_checkpoint(prefix: Path, config: TNetConfig, averages: bool) -> TNet:
         layout = (2, 3, 0, 1) if variable.endswith("depthwise_kernel") else layout
         state[name] = torch.from_numpy(value.transpose(layout).copy())
     model.load_state_dict(state)
-    write_checkpoint(prefix, entries)
+    write_variables(path, entries)
     return model
 
 
-@pytest.mark.parametrize("averages", [True, False])
-def test_googles_efficientnet(averages: bool, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TNet]:
+    path = tmp_path_factory.mktemp("google") / "model.npz"
+    return path, google_checkpoint(path, narrow("efficientnet_b0.imagenet"), averages=True)
+
+
+@pytest.mark.slow
+def test_google_without_moving_averages(tmp_path: Path) -> None:
     config = narrow("efficientnet_b0.imagenet")
-    model = google_checkpoint(tmp_path / "model.ckpt", config, averages)
+    model = google_checkpoint(tmp_path / "model.npz", config, averages=False)
+    state = read_tf_checkpoint(tmp_path / "model.npz", config).model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_googles_efficientnet(google: tuple[Path, TNet], tmp_path: Path) -> None:
+    config = narrow("efficientnet_b0.imagenet")
+    path, model = google
     names = {variable: name for name, variable in variable_names(model, "google").items()}
     for variable, name in GOOGLE.items():
         assert names[f"efficientnet-b0/{variable}"] == f"backbone.model.{name}"
     assert names["efficientnet-b0/head/dense/kernel"] == "classifier.weight"
-    imported = read_tf_checkpoint(tmp_path / "model.ckpt", config)
+    imported = read_tf_checkpoint(path, config)
     assert (imported.family, imported.step, imported.baseline) == ("google", 77, None)
     state = imported.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -242,10 +266,9 @@ def test_googles_efficientnet(averages: bool, tmp_path: Path) -> None:
     assert torch.equal(bird["backbone.model.conv_head.weight"], state["backbone.model.conv_head.weight"])
 
 
-def test_googles_efficientnet_is_no_tnet(tmp_path: Path) -> None:
-    google_checkpoint(tmp_path / "model.ckpt", narrow("efficientnet_b0.imagenet"), True)
-    with pytest.raises(ConfigError, match=r"plain classifier; import it with --model efficientnet_b0.imagenet"):
-        read_tf_checkpoint(tmp_path / "model.ckpt", narrow("tnet_efficientnet_b0.cub"))
+def test_googles_efficientnet_is_not_a_tnet(google: tuple[Path, TNet]) -> None:
+    with pytest.raises(ConfigError, match="--model efficientnet_b0.imagenet"):
+        read_tf_checkpoint(google[0], narrow("tnet_efficientnet_b0.cub"))
 
 
 # --- the command
@@ -262,16 +285,16 @@ def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["import-tf", str(checkpoint), str(out), "backbone.kwargs.width=0.25"]
     code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
     assert code == 0 and "327 variables used" in text and (out / "model.safetensors").is_file()
-    assert load_model(out).config.class_names == CATEGORIES and "numbers for names" not in text
+    assert load_model(out).config.class_names == CATEGORIES and "--data" not in text
     code, text = run_cli(*arguments, "--model", "tnet_efficientnet_b0.fmow_448")
-    assert code == 1 and "exists; name another folder, or replace it with --overwrite" in text
+    assert code == 1 and "--overwrite" in text
     code, text = run_cli(*arguments, "num_classes=9", "--overwrite", "--model", "tnet_efficientnet_b0.fmow_448")
     assert code == 1 and "add num_classes=62" in text and (out / "model.safetensors").is_file()
     code, text = run_cli("import-tf", str(checkpoint), str(tmp_path / "other"))
-    assert code == 1 and "give --model" in text and not (tmp_path / "other").exists()
+    assert code == 1 and "--model" in text and not (tmp_path / "other").exists()
 
 
-def test_names_of_classes_from_the_data_set(checkpoint: Path, tmp_path: Path) -> None:
+def test_class_names_from_the_dataset(checkpoint: Path, tmp_path: Path) -> None:
     root = make_fake("nabirds", tmp_path / "birds", classes=3, images_per_class=2, side_px=32)
     (root / "images.txt").write_text("\n".join(reversed((root / "images.txt").read_text().splitlines())))
     config = replace(model_config("efficientnet_b0.nabirds"), num_classes=3)
@@ -279,16 +302,15 @@ def test_names_of_classes_from_the_data_set(checkpoint: Path, tmp_path: Path) ->
     assert list(names) == NABIRDS.author_classes(root) and with_class_names(config, "nabirds", None) == config
     arguments = ["import-tf", str(checkpoint), str(tmp_path / "model"), "--model", "efficientnet_b0.nabirds"]
     code, text = run_cli(*arguments, "--data", str(root))
-    assert code == 1 and f"{root} has 3 classes but the model 555" in text and not (tmp_path / "model").exists()
+    assert code == 1 and "555" in text and not (tmp_path / "model").exists()
     code, text = run_cli("import-tf", str(checkpoint), str(tmp_path), "--model", "ips.digits", "--data", str(root))
     assert code == 1
 
 
-def test_nameless_classes_are_told(tmp_path: Path) -> None:
-    google_checkpoint(tmp_path / "model.ckpt", narrow("efficientnet_b0.imagenet"), True)
-    code, text = run_cli("import-tf", str(tmp_path / "model.ckpt"), str(tmp_path / "out"), "backbone.kwargs.width=0.25",
+def test_missing_class_names_are_reported(google: tuple[Path, TNet], tmp_path: Path) -> None:
+    code, text = run_cli("import-tf", str(google[0]), str(tmp_path / "out"), "backbone.kwargs.width=0.25",
                          "--model", "efficientnet_b0.imagenet")  # fmt: skip
-    assert code == 0 and "its classes have numbers for names (ImageNet's 1,000 classes" in " ".join(text.split())
+    assert code == 0 and "ImageNet's 1,000 classes" in " ".join(text.split()) and "--data" in text
 
 
 def test_a_narrow_backbone_has_no_pretrained_weights() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from tnet.errors import ConfigError
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
-    from tnet.scenes.reading import Reading
+    from tnet.scenes.reading import Reading, ReadOptions
     from tnet.training.recipe import Recipe
 
 Looks = int | tuple[int, ...]
@@ -123,36 +123,35 @@ def parse_reading(data: DataConfig, read: ReadName | None, bands: str | None, va
     return Reading(read.value if read else data.read, data.lazy_above_px, scene=scene)
 
 
-class Pictures(TypedDict):
-    """How the pictures that a command is given are read and prepared."""
-
-    max_side_px: int | None
-    max_short_side_px: int | None
-    preprocess: str | None
-    reading: Reading
-
-
-def parse_pictures(
+def parse_read_options(
     run: Path,
     max_side_px: int | None,
     preprocess: str | None,
     read: ReadName | None,
     bands: str | None,
     value_range: str | None,
-) -> Pictures:
-    """How pictures are read and prepared: as the run's recipe says, but for what is given.
+) -> ReadOptions:
+    """Return how images are read: as the run's recipe says, with overrides.
 
     Raises:
         typer.BadParameter: bands or a range that are not numbers.
-        ConfigError: bands or a range that cannot be.
+        ConfigError: values that are out of range or contradict each other.
     """
+    from dataclasses import replace
+
+    from tnet.data.transforms import named_transform
+    from tnet.inference.predictor import read_options
+
     data = data_of(recipe_of(run))
-    return {
-        "max_side_px": data.max_side_px if max_side_px is None else max_side_px,
-        "max_short_side_px": data.max_short_side_px,
-        "preprocess": data.preprocess if preprocess is None else preprocess,
-        "reading": parse_reading(data, read, bands, value_range),
-    }
+    options = read_options(data)
+    scene = parse_reading(data, read, bands, value_range).scene
+    return replace(
+        options,
+        mode=read.value if read else options.mode,
+        scene=scene,
+        max_side_px=options.max_side_px if max_side_px is None else max_side_px,
+        prepare=options.prepare if preprocess is None else named_transform(preprocess),
+    )
 
 
 def set_reading(images: LabelledData, reading: Reading) -> None:

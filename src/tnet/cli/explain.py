@@ -16,7 +16,7 @@ from tnet.cli.common import (
     RangeOption,
     ReadOption,
     parse_looks,
-    parse_pictures,
+    parse_read_options,
     pick_device,
     recipe_of,
 )
@@ -73,7 +73,7 @@ def explain(
             f"tnet explain {model} PICTURES, or tnet explain {model} --samples 4"
         )
 
-    from tnet.explain.many import explain_paths, explain_samples
+    from tnet.explain.batch import explain_paths, explain_samples
     from tnet.inference.inputs import find_inputs
     from tnet.inference.records import Unreadable
     from tnet.models.io import load_model
@@ -92,7 +92,7 @@ def explain(
             geojson=geojson,
             coordinates=crs,
             allow_small=allow_small,
-            **parse_pictures(model, max_side_px, preprocess, read, bands, value_range),
+            read=parse_read_options(model, max_side_px, preprocess, read, bands, value_range),
         )
     else:
         from tnet.data.loading import open_data

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tnet.interop import CONVERT
+
 if TYPE_CHECKING:
     from tnet.models.config import TNetConfig
 
+EPILOG = f"\b\nTo convert a checkpoint, run where TensorFlow is installed:\n{CONVERT}"
+
 
 def import_tf(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: its folder, its prefix, or one of its files.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Variables of a checkpoint (.npz), converted as shown below.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model.")],
     overrides: Annotated[
         list[str] | None,
@@ -22,28 +26,26 @@ def import_tf(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Registered model that the checkpoint belongs to (`tnet models` lists them).")
+        str, typer.Option(help="Registered model that the checkpoint belongs to (see `tnet models`).")
     ] = "",
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the data set that the model is of, for the names of its classes (fMoW needs none)."
-        ),
+        typer.Option(help="Folder of the model's dataset, for the class names (not needed for fMoW)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Turn a TensorFlow checkpoint of the paper's models, or of Google's EfficientNet, into a model.
+    """Convert a TensorFlow checkpoint of the paper's models, or of Google's EfficientNet, to a model.
 
-    Needs no TensorFlow. Every variable must find its place and every weight its variable; the model is written as
-    safetensors, config.json and a model card, read back, and must answer the same.
+    Every variable must match a weight, and every weight a variable. The model is saved as safetensors, config.json and
+    a model card, loaded again, and must give the same output.
     """
     from tnet.errors import ConfigError, OutputError
     from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported, tag_of
 
     if not model:
-        raise ConfigError("which model the checkpoint belongs to was not said; give --model, see `tnet models`")
+        raise ConfigError("--model is missing; give the registered model that the checkpoint belongs to")
     if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists; name another folder, or replace it with --overwrite")
+        raise OutputError(f"{out} exists; choose another folder, or replace it with --overwrite")
     config = with_class_names(_config(model, overrides or []), tag_of(model), data)
     imported = read_tf_checkpoint(checkpoint, config)
     folder = save_imported(imported, out, model)
@@ -51,18 +53,18 @@ def import_tf(
     quoted = shlex.quote(str(folder))
     typer.echo(
         f"{imported.checkpoint}{step}: {imported.variables} variables used, {imported.left_out} of training state not"
-        f"\nwritten and verified by a forward pass: {folder}\nnext: tnet info {quoted}   tnet predict {quoted} IMAGES"
+        f"\nsaved and verified by a forward pass: {folder}\nnext: tnet info {quoted}   tnet predict {quoted} IMAGES"
     )
     if not config.class_names:
-        meaning = CLASS_INDICES.get(tag_of(model), "not known")
-        typer.echo(f"its classes have numbers for names ({meaning}); --data ROOT names them", err=True)
+        meaning = CLASS_INDICES.get(tag_of(model), "unknown order")
+        typer.echo(f"classes are named by their indices ({meaning}); --data ROOT adds their names", err=True)
 
 
 def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetConfig:
-    """The configuration with the names of the classes, in the order of the checkpoint's numbers.
+    """Return the configuration with class names, in the order of the checkpoint's indices.
 
     Raises:
-        ConfigError: the data set has another number of classes, or is not known.
+        ConfigError: the dataset has another number of classes, or is unknown.
     """
     from dataclasses import replace
 
@@ -71,19 +73,19 @@ def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetCon
     from tnet.errors import ConfigError
 
     if data is None:
-        known = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)
-        return replace(config, class_names=CATEGORIES) if known else config
+        is_fmow = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)
+        return replace(config, class_names=CATEGORIES) if is_fmow else config
     names = tuple(PUBLISHED[tag].author_classes(data))
     if len(names) != config.num_classes:
         raise ConfigError(
-            f"{data} has {len(names)} classes but the model {config.num_classes}; name the whole data set with --data, "
-            "or leave that out"
+            f"{data} has {len(names)} classes, but the model has {config.num_classes}; give the complete dataset with "
+            "--data, or omit it"
         )
     return replace(config, class_names=names)
 
 
 def _config(name: str, overrides: list[str]) -> TNetConfig:
-    """The registered configuration, with settings over it."""
+    """Return a registered configuration with overrides."""
     from tnet.config import parse_dataclass, to_plain
     from tnet.models.config import TNetConfig
     from tnet.models.registry import model_config

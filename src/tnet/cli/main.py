@@ -115,9 +115,9 @@ for _verb in (
     info.info,
     pyramid.pyramid,
     doctor.doctor,
-    import_tf.import_tf,
 ):
     app.command()(_verb)
+app.command(epilog=import_tf.EPILOG)(import_tf.import_tf)
 app.add_typer(data.data)
 app.add_typer(recipes.recipes)
 

@@ -18,7 +18,7 @@ from tnet.cli.common import (
     RangeOption,
     ReadOption,
     parse_looks,
-    parse_pictures,
+    parse_read_options,
     pick_device,
 )
 
@@ -71,7 +71,7 @@ def predict(
     chosen = parse_looks(looks) if looks is not None else None
 
     from tnet.inference.inputs import find_inputs
-    from tnet.inference.predict import predict_paths
+    from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
     from tnet.inference.write import check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
@@ -79,7 +79,7 @@ def predict(
     if out is not None:
         check_output(out)
     paths = find_inputs(images, check_exists=not skip_unreadable)
-    found = predict_paths(
+    found = iter_predictions(
         load_model(model),
         paths,
         looks=chosen,
@@ -91,7 +91,7 @@ def predict(
         progress=progress and (out is not None or not sys.stdout.isatty()),
         skip_unreadable=skip_unreadable,
         allow_small=allow_small,
-        **parse_pictures(model, max_side_px, preprocess, read, bands, value_range),
+        read=parse_read_options(model, max_side_px, preprocess, read, bands, value_range),
     )
     skipped = 0
 

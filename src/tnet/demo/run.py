@@ -19,7 +19,7 @@ from tnet.evaluation.looks import evaluate_looks
 from tnet.evaluation.report import LooksRow, looks_table, plot_looks, write_rows_csv
 from tnet.explain.figure import save_explanation
 from tnet.files import make_folder, write_text
-from tnet.inference.predict import predict_paths
+from tnet.inference.predictor import iter_predictions
 from tnet.inference.write import write_predictions
 from tnet.models.base import Model
 from tnet.training.recipe import Recipe, load_recipe
@@ -207,7 +207,7 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
         picture = folder / "explained" / f"scene_{number + 1}.png"
         save_explanation(model, sample.image, picture, title=path.name, truth=fresh.classes[int(sample.target)])
         explained.append(picture)
-    write_predictions(predict_paths(model, paths, progress=False), folder / "predictions.csv")
+    write_predictions(iter_predictions(model, paths, progress=False), folder / "predictions.csv")
     return explained
 
 

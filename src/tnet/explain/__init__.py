@@ -1,6 +1,6 @@
-"""Pictures of where a network looked."""
+"""Figures and GeoJSON of where a model looked."""
 
+from tnet.explain.batch import explain_paths, explain_samples
 from tnet.explain.figure import explain_image, save_explanation
-from tnet.explain.many import explain_paths, explain_samples
 
 __all__ = ["explain_image", "explain_paths", "explain_samples", "save_explanation"]

@@ -1,4 +1,4 @@
-"""One look at one image, and what is to be shown of it."""
+"""Everything that a figure shows of one image: the prediction, glimpses and probabilities of cells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tnet.explain.panels import Bar, CellMap, ShareBox
 from tnet.geometry import cell_boxes, whole_images
+from tnet.inference.predictor import size_of
 from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
 from tnet.models.base import Model, ModelOutput
 from tnet.models.config import TNetConfig
@@ -24,17 +25,17 @@ _DISPLAY_PX = 1000
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model saw of one image and made of it.
+    """A model's output for one image, prepared for a figure.
 
     Attributes:
-        model: that looked.
-        image: levels 0 to 255, or a scene.
-        output: of the traversal.
+        model: the model.
+        image: ``uint8`` pixels, or a scene.
+        output: output of the model.
         prediction: the same as plain data.
-        names: of the classes.
-        located: whether the locator decided where to look.
-        title: of the figure, below the verdict.
-        truth: the right label, if known; several are joined by ``|``.
+        names: class names.
+        located: whether the locator chose the regions.
+        title: of the figure.
+        truth: true label, if known; several are joined by ``|``.
     """
 
     model: Model
@@ -48,29 +49,29 @@ class Explanation:
 
     @property
     def true_labels(self) -> set[str]:
-        """The right labels; none if they are not known."""
+        """True labels; empty if unknown."""
         if self.truth is None:
             return set()
         return set(self.truth.split("|")) - {""} if self.model.config.multilabel else {self.truth}
 
     @property
     def is_right(self) -> bool | None:
-        """Whether the prediction is the truth; ``None`` if that is not known."""
+        """Whether the prediction is correct; ``None`` without a true label."""
         return None if self.truth is None else self.true_labels == set(self.prediction.labels)
 
     @property
     def has_maps(self) -> bool:
-        """Whether there are probabilities of a grid of places to look in each region."""
+        """Whether regions have a grid of location probabilities."""
         return self.located and isinstance(self.output, TNetOutput)
 
     @property
     def whole_weight(self) -> float | None:
-        """Share of the whole image in the decision, if the model says."""
+        """Weight of the whole image in the aggregated feature, if the model has one."""
         weights = self.output.whole_weights
         return None if weights is None else float(weights[0])
 
     def whole_alone(self) -> tuple[str, float] | None:
-        """What the classifier says of the whole image alone, if the model says."""
+        """Return class and probability for the whole image alone, if the model has them."""
         logits = self.output.whole_logits
         if logits is None:
             return None
@@ -78,7 +79,7 @@ class Explanation:
         return self.names[int(index)], float(prob)
 
     def bars(self) -> list[Bar]:
-        """The most probable classes, and after them a true one that is not among them."""
+        """Return the most probable classes, followed by true ones that are not among them."""
         probs = class_probs(self.output.logits[0], self.model.config).tolist()
         shown = list(self.prediction.top5)
         missing = [name for name in self.names if name in self.true_labels and name not in dict(shown)]
@@ -86,11 +87,11 @@ class Explanation:
         return [Bar(name, p, name in self.prediction.labels, name in self.true_labels) for name, p in shown]
 
     def is_divided(self, record: int) -> bool:
-        """Whether the cells of a region have probabilities; ``record`` as for :meth:`cell_map`."""
+        """Return whether the cells of a region have probabilities; ``record`` as in :meth:`cell_map`."""
         return isinstance(self.output, TNetOutput) and record + 1 in self.output.divided.tolist()
 
     def cell_map(self, record: int = -1) -> CellMap:
-        """Probabilities of the cells of a region, and which were chosen.
+        """Return the probabilities of the cells of a region, and which were chosen.
 
         Args:
             record: index into the prediction's regions; -1 for the whole image.
@@ -111,11 +112,7 @@ class Explanation:
         )
 
     def glimpses(self, records: Sequence[int]) -> list[np.ndarray]:
-        """Regions at the resolution at which the model saw them, for display.
-
-        Args:
-            records: indices into the prediction's regions; -1 for the whole image.
-        """
+        """Return regions at the resolution at which the model saw them; indices as in :meth:`cell_map`."""
         config, image = self.model.config, self.image
         regions = self.output.regions.take(torch.tensor(records, dtype=torch.long) + 1)
         scene = self.model.scene([image] if isinstance(image, Tensor) else image)
@@ -123,7 +120,7 @@ class Explanation:
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:
-        """The whole image, no larger than can be seen, and square; a panel stretches it back to its shape."""
+        """Return the whole image, downscaled to a square for display; a panel restores its aspect."""
         image, size_hw = self.image, size_of(self.image)
         batch: SceneBatch = (
             TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], self.model.config.in_channels)
@@ -142,9 +139,9 @@ def look(
     title: str | None = None,
     truth: str | None = None,
     source: str | None = None,
-    own_size_hw: tuple[int, int] | None = None,
+    stored_size_hw: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Look at one image; arguments as for :func:`tnet.explain.save_explanation`."""
+    """Run a model on one image; arguments as in :func:`tnet.explain.save_explanation`."""
     labels = class_labels(model.config, names)
     if policy is None or isinstance(policy, str):
         policy = model.policy(policy)
@@ -152,25 +149,19 @@ def look(
         output: ModelOutput = model([image] if isinstance(image, Tensor) else image, looks, policy)
     located = model.is_located(policy)
     prediction = prediction_of(
-        output, 0, model.config, source or title or "", located=located, names=labels,
-        own_size_hw=own_size_hw,
-    )  # fmt: skip
+        output, 0, model.config, source or title or "", located=located, names=labels, stored_size_hw=stored_size_hw
+    )
     return Explanation(model, image, output, prediction, labels, located, title or source or "", truth)
 
 
-def size_of(image: UInt8[Tensor, "channels height width"] | Scene) -> tuple[int, int]:
-    """Height and width, level-0 pixels."""
-    return (int(image.shape[1]), int(image.shape[2])) if isinstance(image, Tensor) else image.size_hw
-
-
 def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
-    """A box as shares of the frame it lies in."""
+    """Return a box as fractions of its frame."""
     y0, x0, y1, x1 = box_yxyx
     return y0 / size_hw[0], x0 / size_hw[1], y1 / size_hw[0], x1 / size_hw[1]
 
 
 def _display(image: UInt8[Tensor, "channels height width"]) -> np.ndarray:
-    """Grey or colour, as figures take it: of two channels the first, of more than three the first three."""
+    """Return a grey or RGB array: of two channels the first, of more than three the first three."""
     image = image.cpu()
     if image.shape[0] < 3:
         return image[0].numpy()

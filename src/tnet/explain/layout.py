@@ -1,4 +1,4 @@
-"""Where the parts of an explanation are, in inches from the top left corner of the sheet."""
+"""Layout of a figure, in inches from its top left corner."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tnet.explain.panels import INK
 from tnet.inference.records import RegionRecord
 
 MAX_TILES = 12
-"""Regions shown magnified when there is one level of them; half as many a level when there are more."""
+"""Maximum number of regions shown for one level; half as many per level for several levels."""
 
 DPI = 120
 WIDTH_IN, MARGIN_IN, GAP_IN = 13.0, 0.35, 0.35
 COLUMN_IN = 3.3
-"""Width of the column of what was seen first and of the classes."""
+"""Width of the column of the first glimpse and the classes."""
 
 HEAD_IN, TITLE_IN, CAPTION_IN, BAR_IN = 0.95, 0.26, 0.62, 0.29
-ALONE_IN = 0.45  # the line below what was seen first
-_STACK_ABOVE = 2.2  # pictures wider than this go above each other
-_MOST_STRETCH = 5.0  # a longer picture than 5 to 1 is drawn as 5 to 1
+ALONE_IN = 0.45  # the line below the first glimpse
+_STACK_ABOVE = 2.2  # aspect above which the large panels are stacked
+_MOST_STRETCH = 5.0  # largest aspect that is drawn
 
 
 class Sheet:
@@ -35,12 +35,12 @@ class Sheet:
         self.figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, facecolor="white")
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """An axes whose top left corner is ``x``, ``y`` inches from the sheet's."""
+        """Add axes whose top left corner is at ``x``, ``y``."""
         at = (x / WIDTH_IN, 1 - (y + height) / self.height_in, width / WIDTH_IN, height / self.height_in)
         return self.figure.add_axes(at)
 
     def text(self, x: float, y: float, text: str, size: float = 10, colour: str = INK, **options: Any) -> None:
-        """A line of text whose top left corner is at ``x``, ``y`` inches."""
+        """Add a line of text whose top left corner is at ``x``, ``y``."""
         self.figure.text(
             x / WIDTH_IN, 1 - y / self.height_in, text, fontsize=size, color=colour, va="top", parse_math=False,
             **options,
@@ -52,11 +52,11 @@ class Top:
     """Sizes of the upper part, inches.
 
     Attributes:
-        stacked: the two large pictures are above each other.
-        width: of a large picture.
-        height: of a large picture.
-        slot: width that a large picture is given, its title included.
-        seen: width and height of what was seen first.
+        stacked: the two large panels are above each other.
+        width: of a large panel.
+        height: of a large panel.
+        slot: width of a large panel with its title.
+        seen: width and height of the first glimpse.
         bars: height of the most probable classes.
     """
 
@@ -68,23 +68,18 @@ class Top:
     bars: float
 
     @property
-    def pictures(self) -> float:
-        """Height of the large pictures."""
+    def panels(self) -> float:
+        """Height of the large panels."""
         return (2 if self.stacked else 1) * (TITLE_IN + self.height) + (GAP_IN if self.stacked else 0)
 
     @property
     def total(self) -> float:
-        """Height of all."""
-        return max(self.pictures, 2 * TITLE_IN + self.seen[1] + ALONE_IN + self.bars)
+        """Height of the upper part."""
+        return max(self.panels, 2 * TITLE_IN + self.seen[1] + ALONE_IN + self.bars)
 
 
 def top_sizes(aspect: float, classes: int) -> Top:
-    """How large the parts of the upper part are.
-
-    Args:
-        aspect: width over height of the picture.
-        classes: number of bars.
-    """
+    """Return the sizes for an image of this aspect (width / height) and this number of class bars."""
     aspect = clamped(aspect, _MOST_STRETCH)
     inside = WIDTH_IN - 2 * MARGIN_IN - COLUMN_IN
     stacked = aspect > _STACK_ABOVE
@@ -92,25 +87,25 @@ def top_sizes(aspect: float, classes: int) -> Top:
     most_h = 3.8 if stacked else 4.6 if aspect > 0.7 else 6.2
     width = min(most_w, most_h * aspect)
     top = Top(stacked, width, width / aspect, max(width, 2.4), (0.0, 0.0), classes * BAR_IN)
-    # The column is to end where the pictures end, if that leaves it room.
-    seen_h = min(max(top.pictures - 2 * TITLE_IN - ALONE_IN - top.bars, 1.3), 2.4)
+    # The column ends where the panels end, if there is room.
+    seen_h = min(max(top.panels - 2 * TITLE_IN - ALONE_IN - top.bars, 1.3), 2.4)
     seen_w = min(COLUMN_IN, seen_h * aspect)
     return replace(top, seen=(seen_w, seen_w / aspect))
 
 
 @dataclass(frozen=True)
 class Row:
-    """The regions of one level that are shown, and their size, inches.
+    """The regions of one level, sizes in inches.
 
     Attributes:
-        level: theirs.
-        records: those shown, in order of their numbers.
-        total: regions of the level, those not shown included.
-        columns: regions on a line.
+        level: from 1.
+        records: the regions shown, in order of their numbers.
+        total: number of regions of the level, including those not shown.
+        columns: regions per line.
         width: of a region.
         height: of a region.
-        divided: where to look inside them is shown too.
-        beside: that is beside them rather than below.
+        divided: probabilities inside the regions are shown too.
+        beside: they are beside the regions rather than below.
     """
 
     level: int
@@ -124,7 +119,7 @@ class Row:
 
     @property
     def slot(self) -> float:
-        """Width for the text below a region."""
+        """Width of the text below a region."""
         return max(self.width, 1.75)
 
     @property
@@ -137,16 +132,16 @@ class Row:
 
     @property
     def total_height(self) -> float:
-        """Of the row, its heading included."""
+        """Height of the row with its heading."""
         return 0.42 + math.ceil(len(self.records) / self.columns) * self.step_xy[1]
 
 
 def level_rows(records: Sequence[RegionRecord], *, divided: bool) -> list[Row]:
-    """Which regions are shown, and how large.
+    """Choose the regions shown for each level, and their sizes.
 
     Args:
-        records: all regions of one picture.
-        divided: whether to show where to look inside the regions of all levels but the last.
+        records: all regions of one image.
+        divided: whether to show the probabilities inside the regions of all levels but the last.
     """
     levels = max((record.level for record in records), default=0)
     most = MAX_TILES if levels == 1 else MAX_TILES // 2
@@ -167,11 +162,11 @@ def level_rows(records: Sequence[RegionRecord], *, divided: bool) -> list[Row]:
 
 
 def _path_chance(records: Sequence[RegionRecord], record: RegionRecord) -> float:
-    """Probability of a location and of all those it lies in."""
+    """Return the product of the probabilities of a location and its ancestors."""
     own = 1.0 if record.location_probability is None else record.location_probability
     return own if record.parent < 0 else own * _path_chance(records, records[record.parent])
 
 
 def clamped(aspect: float, most: float) -> float:
-    """An aspect between ``1 / most`` and ``most``."""
+    """Clamp an aspect to between ``1 / most`` and ``most``."""
     return min(max(aspect, 1 / most), most)

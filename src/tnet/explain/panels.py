@@ -1,8 +1,4 @@
-"""The drawings that an explanation is put together from.
-
-Every panel is an axes whose coordinates run from 0 to 1 over the picture (or region) it shows, y down, so that boxes
-are drawn as shares of their frame whatever the size of the pixels behind them.
-"""
+"""Panels of a figure: axes whose coordinates run from 0 to 1 over the image or region they show, y down."""
 
 from __future__ import annotations
 
@@ -17,12 +13,12 @@ from matplotlib.patheffects import Normal, withStroke
 
 INK, FAINT, GOOD, BAD, ACCENT, BAR = "#16202c", "#66717f", "#15803d", "#c62828", "#2563eb", "#b9c6d8"
 LEVEL_COLOURS = ("#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b")
-"""Colour of the regions of levels 1, 2, ...; used again from the first if there are more."""
+"""Colours of the regions of levels 1, 2, ...; repeated for more levels."""
 
 ShareBox = tuple[float, float, float, float]
-"""``(y0, x0, y1, x1)`` as shares of a frame."""
+"""``(y0, x0, y1, x1)`` as fractions of a frame."""
 
-# Where in a box x and y of its badge are, for levels 1, 2, ...
+# Indices into a box of x and y of its badge, and the alignment, for levels 1, 2, ...
 _CORNERS = ((1, 0, "left", "top"), (3, 0, "right", "top"), (3, 2, "right", "bottom"), (1, 2, "left", "bottom"))
 _HALO = [withStroke(linewidth=4.2, foreground="#000000b0"), Normal()]
 _TEXT_HALO = [withStroke(linewidth=2, foreground="#000000c0")]
@@ -32,7 +28,7 @@ _SMALLEST_PT = 5.5
 
 @dataclass(frozen=True)
 class Frame:
-    """A box to draw: where, how it is called, which level."""
+    """A box to draw."""
 
     box: ShareBox
     number: str
@@ -44,11 +40,11 @@ class CellMap:
     """Probabilities of the cells of one region.
 
     Attributes:
-        probs: one a cell, raster order.
-        boxes: of the cells, as shares of the region.
+        probs: one per cell, raster order.
+        boxes: of the cells, as fractions of the region.
         rows: cells down.
         cols: cells across.
-        chosen: the chosen cells.
+        chosen: indices of the chosen cells.
         level: of the chosen cells.
     """
 
@@ -61,31 +57,26 @@ class CellMap:
 
 
 def level_colour(level: int) -> str:
-    """Colour of the regions of a level, from 1."""
+    """Return the colour of a level, from 1."""
     return LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
 
 
-def picture(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: bool = False) -> None:
-    """Pixels over the whole panel.
+def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: bool = False) -> None:
+    """Show pixels over the whole panel.
 
     Args:
         axes: the panel.
-        pixels: ``[height, width]`` or ``[height, width, 3]``, levels 0 to 255.
-        dim: grey and darkened, as a ground for something else.
-        smooth: interpolate; otherwise pixels stay squares.
+        pixels: ``uint8``, ``[height, width]`` or ``[height, width, 3]``.
+        dim: grey and darkened, as a background.
+        smooth: interpolate; otherwise pixels are squares.
     """
     if dim:
         grey = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
         pixels = (0.55 * grey).astype(np.uint8)
     axes.imshow(
-        pixels,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        extent=(0, 1, 1, 0),
-        aspect="auto",
+        pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect="auto",
         interpolation="antialiased" if smooth else "nearest",
-    )
+    )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color="#9aa5b1", linewidth=0.8)
@@ -98,7 +89,7 @@ def outline(axes: Axes, colour: str) -> None:
 
 
 def badge(axes: Axes, box: ShareBox, number: str, level: int, size: float = 10, *, nested: bool = True) -> None:
-    """A region's number at a corner of its box: another one at each level, since nested boxes can share one corner."""
+    """Draw a region's number at a corner of its box that depends on the level, since nested boxes can share one."""
     x_at, y_at, ha, va = _CORNERS[(level - 1) % 4 if nested else 0]
     style = {"boxstyle": "round,pad=0.22", "facecolor": level_colour(level), "edgecolor": "#000000a0", "linewidth": 0.8}
     axes.text(
@@ -107,9 +98,9 @@ def badge(axes: Axes, box: ShareBox, number: str, level: int, size: float = 10, 
     )  # fmt: skip
 
 
-def frames(axes: Axes, found: Sequence[Frame], numbered: set[str]) -> None:
-    """Boxes over a picture; those of ``numbered`` with their numbers."""
-    inside = [(frame, _inside(frame.box)) for frame in found]
+def draw_frames(axes: Axes, frames: Sequence[Frame], numbered: set[str]) -> None:
+    """Draw boxes over an image; those in ``numbered`` with their numbers."""
+    inside = [(frame, _clip_box(frame.box)) for frame in frames]
     for frame, (y0, x0, y1, x1) in inside:
         bold = frame.number in numbered
         axes.add_patch(
@@ -124,39 +115,38 @@ def frames(axes: Axes, found: Sequence[Frame], numbered: set[str]) -> None:
             badge(axes, box, frame.number, frame.level, 10 if frame.level == 1 else 8.5)
 
 
-def _inside(box: ShareBox) -> ShareBox:
-    """The part of a box that lies in its frame."""
+def _clip_box(box: ShareBox) -> ShareBox:
     y0, x0, y1, x1 = (min(max(value, 0.0), 1.0) for value in box)
     return y0, x0, y1, x1
 
 
-def cell_map(axes: Axes, found: CellMap, size_in: tuple[float, float]) -> None:
-    """Probabilities over a (dimmed) picture, every cell at its true extent.
+def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> None:
+    """Draw probabilities over a (dimmed) image, every cell at its true extent.
 
-    Cells may overlap; a spot takes the largest probability of the cells it lies in. The numbers, per cent, are in the
-    middle of each cell, those of chosen cells on their level's colour.
+    Where cells overlap, the largest probability is shown. Numbers are per cent, those of chosen cells on their level's
+    colour.
 
     Args:
         axes: the panel.
-        found: what to draw.
-        size_in: width and height of the panel, inches, to choose the size of the text by.
+        cells: what to draw.
+        size_in: width and height of the panel, inches, from which the text size follows.
     """
-    boxes = np.asarray(found.boxes, dtype=float).clip(0, 1)
-    probs = np.asarray(found.probs, dtype=float)
+    boxes = np.asarray(cells.boxes, dtype=float).clip(0, 1)
+    probs = np.asarray(cells.probs, dtype=float)
     axes.imshow(_heat(boxes, probs / max(float(probs.max()), 1e-12)), extent=(0, 1, 1, 0), aspect="auto", zorder=2)
     axes.set(xlim=(0, 1), ylim=(1, 0))
-    middles = boxes.reshape(found.rows, found.cols, 4)
+    middles = boxes.reshape(cells.rows, cells.cols, 4)
     pitch_h = _pitch((middles[:, 0, 0] + middles[:, 0, 2]) / 2)
     pitch_w = _pitch((middles[0, :, 1] + middles[0, :, 3]) / 2)
     text_pt = min(10.0, 72 * min(pitch_h * size_in[1] * 0.5, pitch_w * size_in[0] * 0.32))
-    edge = level_colour(found.level)
-    for cell in found.chosen:
+    edge = level_colour(cells.level)
+    for cell in cells.chosen:
         y0, x0, y1, x1 = boxes[cell]
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=1.6, zorder=4))
     if text_pt < _SMALLEST_PT:
         return
     for cell, ((y0, x0, y1, x1), prob) in enumerate(zip(boxes, probs, strict=True)):
-        chosen = cell in found.chosen
+        chosen = cell in cells.chosen
         box = {"boxstyle": "round,pad=0.2", "facecolor": edge, "edgecolor": "#000000a0", "linewidth": 0.8}
         axes.text(
             (x0 + x1) / 2, (y0 + y1) / 2, _percent(prob), fontsize=text_pt, ha="center", va="center", zorder=5,
@@ -166,7 +156,7 @@ def cell_map(axes: Axes, found: CellMap, size_in: tuple[float, float]) -> None:
 
 
 def _heat(boxes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Colours ``[height, width, 4]`` of spots by the largest share of the cells they lie in; faint where small."""
+    """Return RGBA colours ``[side, side, 4]``, per pixel by the largest share of the cells that cover it."""
     side = 400
     values = np.zeros((side, side))
     for (y0, x0, y1, x1), share in zip((boxes * side).round().astype(int), shares, strict=True):
@@ -182,35 +172,35 @@ def _pitch(middles: np.ndarray) -> float:
 
 
 def _percent(share: float) -> str:
-    """A share as a number of per cent in at most three characters."""
+    """Format a share as per cent in at most three characters."""
     value = 100 * share
     return f"{value:.0f}" if value >= 9.95 or value < 0.05 else f"{value:.1f}"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A class and its probability; ``told`` if it is (one of) the prediction, ``true`` if it is (one of) the truth."""
+    """Probability of a class, and whether it is (one of) the predicted or the true labels."""
 
     label: str
     prob: float
-    told: bool
+    predicted: bool
     true: bool
 
 
-def bars(axes: Axes, found: Sequence[Bar], threshold: float | None) -> None:
-    """Probabilities of classes, most probable first."""
+def draw_bars(axes: Axes, bars: Sequence[Bar], threshold: float | None) -> None:
+    """Draw probabilities of classes."""
     axes.set_axis_off()
-    axes.set(xlim=(0, 1), ylim=(len(found), 0))
+    axes.set(xlim=(0, 1), ylim=(len(bars), 0))
     right = 0.82
-    labels = [clip(bar.label, 20) for bar in found]
+    labels = [clip(bar.label, 20) for bar in bars]
     left = min(0.52, 0.06 + 0.026 * max(map(len, labels)))
-    for row, bar in enumerate(found):
+    for row, bar in enumerate(bars):
         axes.add_patch(Rectangle((left, row + 0.16), right - left, 0.68, facecolor="#eef2f6", edgecolor="none"))
-        colour = ACCENT if bar.told else BAR
+        colour = ACCENT if bar.predicted else BAR
         axes.add_patch(
             Rectangle((left, row + 0.16), (right - left) * bar.prob, 0.68, facecolor=colour, edgecolor="none")
         )
-        weight = "bold" if bar.told else "normal"
+        weight = "bold" if bar.predicted else "normal"
         ink = GOOD if bar.true else INK
         axes.text(
             left - 0.02, row + 0.5, labels[row], fontsize=9.5, ha="right", va="center", weight=weight, color=ink,
@@ -219,22 +209,22 @@ def bars(axes: Axes, found: Sequence[Bar], threshold: float | None) -> None:
         axes.text(right + 0.02, row + 0.5, f"{bar.prob:.1%}", fontsize=9.5, va="center", weight=weight, color=INK)
     if threshold is not None:
         x = left + (right - left) * threshold
-        axes.plot([x, x], [0, len(found)], color=FAINT, lw=0.9, ls=(0, (3, 2)))
+        axes.plot([x, x], [0, len(bars)], color=FAINT, lw=0.9, ls=(0, (3, 2)))
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and other characters that do not print."""
+    """Replace line breaks and other characters that do not print by spaces."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def clip(text: str, most: int) -> str:
-    """A name's first ``most`` characters."""
+    """Shorten a name to its first ``most`` characters."""
     line = one_line(text)
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def shorten(text: str, most: int) -> str:
-    """A path with its middle left out, so that it has at most ``most`` characters."""
+    """Shorten a path to ``most`` characters by leaving out its middle."""
     line = one_line(text)
     head = (most - 1) // 3
     return line if len(line) <= most else f"{line[:head]}…{line[len(line) - (most - 1 - head) :]}"

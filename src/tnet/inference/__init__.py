@@ -1,7 +1,7 @@
-"""Many pictures, one model."""
+"""Predictions of one model for many images."""
 
 from tnet.inference.inputs import find_inputs
-from tnet.inference.predict import check_image_size, predict_paths, read_picture
+from tnet.inference.predictor import check_image_size, iter_predictions, load_input, predict
 from tnet.inference.records import Prediction, RegionRecord, Unreadable
 from tnet.inference.write import prediction_line, write_predictions
 
@@ -11,8 +11,9 @@ __all__ = [
     "Unreadable",
     "check_image_size",
     "find_inputs",
-    "predict_paths",
+    "iter_predictions",
+    "load_input",
+    "predict",
     "prediction_line",
-    "read_picture",
     "write_predictions",
 ]

@@ -1,4 +1,4 @@
-"""Which pictures a command is asked about: files, folders, manifests."""
+"""Image files from files, folders and manifests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tnet.data.folder import shorten
 from tnet.data.table import read_columns
 from tnet.errors import DataError
-from tnet.scenes.images import find_images, image_exists
+from tnet.scenes.find import find_images, image_exists
 
 PATH_COLUMN = "path"
 """Column of a manifest that holds the paths."""
@@ -19,62 +19,54 @@ _LISTS = (".txt",)
 
 
 def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool = True) -> list[Path]:
-    """Spell out pictures, folders and manifests as a list of pictures; none is opened.
+    """List image files without opening them.
 
     Args:
-        inputs: each a picture; a folder, of which all pictures are taken, also those in folders inside it, sorted;
-            or a manifest: a table (``.csv``, ``.parquet``) with a column ``path``, or a ``.txt`` file with one path a
-            line. Relative paths in a manifest start from the manifest's folder.
-        check_exists: refuse at once if a picture is missing, rather than when its turn comes.
+        inputs: image files; folders, whose images are taken recursively and sorted; or manifests: tables (``.csv``,
+            ``.parquet``) with a column ``path``, or ``.txt`` files with one path per line. Relative paths in a
+            manifest start from its folder.
+        check_exists: raise an error if an image is missing, before any is read.
 
     Returns:
-        Paths in the order given; at least one.
+        At least one path, in the order given.
 
     Raises:
-        DataError: nothing was given, or a folder is empty, a manifest cannot be read or lacks the column, or a
-            picture is missing.
+        DataError: there are no inputs, a folder is empty, a manifest cannot be read or lacks the column, or an image is
+            missing.
     """
     if not inputs:
-        raise DataError(
-            "No picture was named; give pictures, folders of pictures, or a manifest (.csv, .parquet, .txt)."
-        )
+        raise DataError("no images given; give image files, folders, or a manifest (.csv, .parquet, .txt)")
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.suffix.lower() in (*_TABLES, *_LISTS) and not item.is_dir():
             paths += _read_manifest(item, check_exists)
-        elif item.is_dir():
-            paths += find_images(item)
         else:
-            paths.append(item)
+            paths += find_images(item) if item.is_dir() else [item]
     missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
-        raise DataError(
-            f"Of {len(paths)} picture(s) asked for, {len(missing)} do not exist: {shorten(missing)}; correct the "
-            "path(s)."
-        )
+        raise DataError(f"{len(missing)} of {len(paths)} images do not exist: {shorten(missing)}; correct the paths")
     return paths
 
 
 def _read_manifest(manifest: Path, check_exists: bool) -> list[Path]:
-    """The pictures that a manifest lists."""
     if manifest.suffix.lower() in _TABLES:
         rows = read_columns(manifest, [PATH_COLUMN])[PATH_COLUMN]
         empty = [str(row) for row, value in enumerate(rows, start=1) if not value.strip()]
         if empty:
             raise DataError(
-                f"The manifest {manifest} has an empty path (column '{PATH_COLUMN}') in {len(empty)} row(s), first row "
-                f"{', '.join(empty[:3])}; name the picture, or remove the row."
+                f"manifest {manifest} has an empty {PATH_COLUMN!r} in {len(empty)} rows, first row "
+                f"{', '.join(empty[:3])}; add the path, or remove the row"
             )
     else:
         rows = [line.strip() for line in _read_lines(manifest) if line.strip()]
         if not rows:
-            raise DataError(f"The manifest {manifest} lists no picture; write one path a line.")
+            raise DataError(f"manifest {manifest} is empty; write one path per line")
     paths = [manifest.parent / row for row in rows]
     missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
         raise DataError(
-            f"The manifest {manifest} lists {len(missing)} picture(s) (of {len(paths)}) that do not exist: "
-            f"{shorten(missing)}; restore them, or correct the paths (relative ones start from {manifest.parent})."
+            f"{len(missing)} of {len(paths)} images in manifest {manifest} do not exist: {shorten(missing)}; restore "
+            f"them, or correct the paths (relative ones start from {manifest.parent})"
         )
     return paths
 
@@ -83,8 +75,8 @@ def _read_lines(manifest: Path) -> list[str]:
     try:
         return manifest.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"The manifest {manifest} does not exist; correct the path.") from None
+        raise DataError(f"manifest {manifest} does not exist; correct the path") from None
     except UnicodeDecodeError:
-        raise DataError(f"The manifest {manifest} is not UTF-8 text; save it as that, one path a line.") from None
+        raise DataError(f"manifest {manifest} is not UTF-8 text; save it as UTF-8, one path per line") from None
     except OSError as error:
-        raise DataError(f"The manifest {manifest} cannot be read ({error.strerror}); make it readable.") from None
+        raise DataError(f"manifest {manifest} cannot be read ({error.strerror}); make it readable") from None

@@ -1,4 +1,4 @@
-"""A progress bar that leaves standard output alone."""
+"""A progress bar on standard error."""
 
 from __future__ import annotations
 
@@ -9,19 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A bar on standard error, so that standard output can be read by another program.
-
-    Args:
-        shown: whether to draw it at all.
-
-    Returns:
-        A context manager; see Rich's ``Progress``.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)
+    """Return a progress bar (a context manager) that leaves standard output to results."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, *times, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)

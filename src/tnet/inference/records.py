@@ -1,4 +1,4 @@
-"""What a model says of one picture, as plain data: for tables, JSON and figures alike."""
+"""The prediction for one image as plain data, for tables, JSON and figures."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from tnet.geometry import scaled_box
 from tnet.models.base import ModelConfig, ModelOutput
 
 LABEL_THRESHOLD = 0.5
-"""Probability above which a label counts as present where a picture can have several."""
+"""Probability above which a label of a multi-label model counts as present."""
 
 TOP = 5
-"""Classes that are kept beside the most probable one, itself included."""
+"""Number of most probable classes that are kept."""
 
-_DIGITS = 6  # what a float32 softmax is worth in a file
+_DIGITS = 6  # precision of a float32 softmax
 
 
 @dataclass(frozen=True)
 class RegionRecord:
-    """One region that was looked at after the whole picture.
+    """One region that the model looked at.
 
     Attributes:
-        number: what figures call it: ``2`` is the second most probable location of the picture, ``2.1`` the most
-            probable one inside that. Where the locator was not asked, raster order; of
-            models that look at one place after the other, the order in which they did.
-        level: 1 for regions of the whole picture, 2 for regions inside those, ...
-        box_l0_yxyx: ``(y0, x0, y1, x1)`` in the picture's own pixels, ``y1`` and ``x1`` exclusive. May reach past the
-            edge by a few pixels, where the network sees padding.
+        number: label in figures: ``2`` is the second most probable location in the image, ``2.1`` the most probable one
+            inside it. Raster order if the locator was not used; the order of looking for sequential models.
+        level: 1 for regions of the whole image, 2 for regions inside those, ...
+        box_l0_yxyx: ``(y0, x0, y1, x1)`` in level-0 pixels, end exclusive. May reach past the edge by a few pixels,
+            where the network sees padding.
         cell: flat (row-major) cell of the grid in the parent.
-        parent: index of the region it lies in, into the prediction's ``regions``; -1 for the whole picture.
-        location_probability: of this cell among those of its parent, by the locator; ``None`` if it was not asked.
-        weight: this region's share of the feature that was classified; with that of the whole picture they sum to 1.
-            ``None`` if the model does not say.
-        label: what the classifier says of this region alone (the most probable class); of a recurrent model, after
-            this region and those before. ``None`` if the model does not say.
-        probability: of that class.
+        parent: index of the parent in the prediction's ``regions``; -1 for the whole image.
+        location_probability: probability of this cell among those of its parent; ``None`` without the locator.
+        weight: share of this region in the aggregated feature; with that of the whole image they sum to 1. ``None`` if
+            the model has none.
+        label: most probable class for this region alone; for a recurrent model, after this region and those before.
+            ``None`` if the model has none.
+        probability: probability of that class.
     """
 
     number: str
@@ -55,17 +54,17 @@ class RegionRecord:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """The prediction for one image.
 
     Attributes:
-        path: where the picture came from.
-        label: the class; where a picture can have several, those above 0.5 joined by ``|``, possibly none.
-        labels: the same one by one, most probable first.
-        index: of the most probable class, from 0.
-        probability: of the most probable class.
+        path: source of the image; for tensors and scenes their position in the input.
+        label: name of the class; for a multi-label model those above 0.5 joined by ``|``, possibly none.
+        labels: the same as a tuple, most probable first.
+        index: index of the most probable class.
+        probability: probability of the most probable class.
         top5: the five most probable classes and their probabilities, in order.
-        size_hw: height and width of the picture, pixels: the frame of the boxes.
-        regions: what was looked at after the whole picture, level by level in raster order; empty for 0 looks.
+        size_hw: height and width of the image, level-0 pixels: the frame of the boxes.
+        regions: regions after the whole image, level by level in raster order; empty for 0 looks.
     """
 
     path: str
@@ -80,11 +79,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that was skipped.
+    """An image that was skipped.
 
     Attributes:
-        path: of the picture.
-        error: why, and what to do about it, in one sentence.
+        path: source of the image.
+        error: the reason, in one sentence.
     """
 
     path: str
@@ -92,20 +91,20 @@ class Unreadable:
 
 
 def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> list[str]:
-    """Names of the classes: those given, those of the model, or their indices.
+    """Return the class names: those given, those of the model, or indices.
 
     Raises:
-        ConfigError: another number of names than classes.
+        ConfigError: the number of names is not that of the classes.
     """
     if names is None:
         names = config.class_names or tuple(str(index) for index in range(config.num_classes))
     if len(names) != config.num_classes:
-        raise ConfigError(f"{len(names)} class names for {config.num_classes} classes; give one for each")
+        raise ConfigError(f"{len(names)} class names for {config.num_classes} classes; give one per class")
     return list(names)
 
 
 def class_probs(logits: Float[Tensor, "*rows classes"], config: ModelConfig) -> Float[Tensor, "*rows classes"]:
-    """Probabilities: softmax, or sigmoid where a picture can have several labels."""
+    """Return probabilities on the CPU: softmax, or sigmoid for a multi-label model."""
     logits = logits.detach().float().cpu()
     return logits.sigmoid() if config.multilabel else logits.softmax(dim=-1)
 
@@ -118,43 +117,40 @@ def prediction_of(
     *,
     located: bool = True,
     names: Sequence[str] | None = None,
-    own_size_hw: tuple[int, int] | None = None,
+    stored_size_hw: tuple[int, int] | None = None,
 ) -> Prediction:
-    """Put what a traversal found of one image of its batch into plain data.
+    """Return the prediction for one image of a batch.
 
     Args:
-        output: of the traversal.
+        output: output of the model.
         image: index in the batch.
         config: of the model.
-        path: of the picture.
-        located: whether the locator decided where to look.
-        names: of the classes; the model's own if ``None``.
-        own_size_hw: height and width of the picture where it was shrunk on reading: boxes are scaled back to it.
+        path: source of the image.
+        located: whether the locator chose the regions.
+        names: class names; the model's own if ``None``.
+        stored_size_hw: height and width before downscaling, to which boxes are scaled back.
     """
     labels = class_labels(config, names)
     probs = class_probs(output.logits[image], config)
     top = probs.topk(min(TOP, len(labels)))
     top5 = tuple((labels[i], _rounded(p)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
-    found = _above_threshold(probs, labels) if config.multilabel else (top5[0][0],)
+    present = (top5[0][0],)
+    if config.multilabel:
+        order = probs.sort(descending=True, stable=True).indices.tolist()
+        present = tuple(labels[index] for index in order if probs[index] > LABEL_THRESHOLD)
     y1, x1 = output.regions.box_l0_yxyx[image, 2:].tolist()  # whole images come first
-    size_hw = (y1, x1) if own_size_hw is None else own_size_hw
+    size_hw = (y1, x1) if stored_size_hw is None else stored_size_hw
     scale_yx = (size_hw[0] / y1, size_hw[1] / x1)
     return Prediction(
         path=path,
-        label="|".join(found),
-        labels=found,
+        label="|".join(present),
+        labels=present,
         index=int(top.indices[0]),
         probability=top5[0][1],
         top5=top5,
         size_hw=size_hw,
         regions=tuple(_records(output, image, config, labels, located, scale_yx)),
     )
-
-
-def _above_threshold(probs: Float[Tensor, " classes"], labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels that count as present, most probable first."""
-    order = probs.sort(descending=True, stable=True).indices.tolist()
-    return tuple(labels[index] for index in order if probs[index] > LABEL_THRESHOLD)
 
 
 def _records(
@@ -165,7 +161,7 @@ def _records(
     located: bool,
     scale_yx: tuple[float, float],
 ) -> list[RegionRecord]:
-    """Records of the regions of one image after the whole, in the order in which they were looked at."""
+    """Return the regions of one image after the whole, in the order of looking."""
     alone = None if output.region_logits is None else class_probs(output.region_logits[image], config).max(dim=1)
     weights = _row(output.region_weights, image)
     probs = _row(output.region_probs if located else None, image)
@@ -197,12 +193,11 @@ def _records(
 
 
 def _row(values: Float[Tensor, "batch n"] | None, image: int) -> list[float] | None:
-    """One image's values as numbers."""
     return None if values is None else values[image].detach().float().cpu().tolist()
 
 
 def _ranks(parents: Sequence[int], chances: Sequence[float]) -> list[int]:
-    """Place of each region among its siblings by falling probability, from 1; ties in the order given."""
+    """Return the rank of each region among its siblings by probability, from 1; ties keep their order."""
     order = sorted(range(len(parents)), key=lambda i: (parents[i], -chances[i]))
     ranks = [0] * len(parents)
     for position, i in enumerate(order):

@@ -1,4 +1,4 @@
-"""Writing predictions: CSV, JSON lines, and one readable line a picture."""
+"""Predictions as CSV, JSON lines, or one readable line per image."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tnet.files import atomic_path
 from tnet.inference.records import Prediction, Unreadable
 
 CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
-"""Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` why a picture was skipped."""
+"""Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` is set for a skipped image."""
 
 
 def write_predictions(predictions: Iterable[Prediction | Unreadable], path: str | Path) -> int:
-    """Write predictions as they come, one row or line a picture, in a file that is there whole or not at all.
+    """Write predictions as they come, one row or line per image; the file is complete or does not exist.
 
-    ``.csv``: columns :data:`CSV_COLUMNS`. ``.jsonl``: one object a line with the attributes of
-    :class:`~tnet.inference.records.Prediction`, or ``path`` and ``error`` for a skipped picture.
+    ``.csv``: columns :data:`CSV_COLUMNS`. ``.jsonl``: one object per line with the attributes of
+    :class:`~tnet.inference.records.Prediction`, or ``path`` and ``error`` for a skipped image.
 
     Args:
         predictions: consumed one by one.
-        path: chooses the format by its ending.
+        path: file whose suffix selects the format.
 
     Returns:
-        Pictures written, skipped ones included.
+        Number of images written, including skipped ones.
 
     Raises:
-        OutputError: another ending, or no place that can be written; before the first prediction is asked for.
+        OutputError: the suffix is unsupported or the file cannot be written; raised before the first prediction.
     """
     path = Path(path)
     check_output(path)
@@ -41,41 +41,41 @@ def write_predictions(predictions: Iterable[Prediction | Unreadable], path: str 
 
 
 def _open(path: Path) -> IO[str]:
-    # A name that is not UTF-8 comes as lone surrogates, which this writes as \\udcXX: in JSON that is their escape.
+    # Names that are not UTF-8 hold lone surrogates, which become \\udcXX, their escape in JSON.
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_output(path: str | Path) -> None:
-    """Refuse a file of predictions that could not be written, before any work.
+    """Check the name of a file of predictions, before any work.
 
     Raises:
-        OutputError: a folder, or an ending that is not known.
+        OutputError: it is a folder, or its suffix is unsupported.
     """
     path = Path(path)
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it, such as {path / 'predictions.csv'}")
+        raise OutputError(f"{path} is a folder; give a file in it, such as {path / 'predictions.csv'}")
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise OutputError(f"{path} ends with {path.suffix!r}, but predictions are written as .csv or .jsonl; use one")
+        raise OutputError(f"{path} has suffix {path.suffix!r}; use .csv or .jsonl")
 
 
 def _write_csv(predictions: Iterable[Prediction | Unreadable], file: IO[str]) -> int:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     count = 0
-    for found in predictions:
-        if isinstance(found, Unreadable):
-            writer.writerow([found.path, "", "", "", "", found.error])
+    for item in predictions:
+        if isinstance(item, Unreadable):
+            writer.writerow([item.path, "", "", "", "", item.error])
         else:
-            regions = [asdict(region) for region in found.regions]
-            writer.writerow([found.path, found.label, found.probability, _json(found.top5), _json(regions), ""])
+            regions = [asdict(region) for region in item.regions]
+            writer.writerow([item.path, item.label, item.probability, _json(item.top5), _json(regions), ""])
         count += 1
     return count
 
 
 def _write_json_lines(predictions: Iterable[Prediction | Unreadable], file: IO[str]) -> int:
     count = 0
-    for found in predictions:
-        file.write(_json(asdict(found)) + "\n")
+    for item in predictions:
+        file.write(_json(asdict(item)) + "\n")
         count += 1
     return count
 
@@ -85,7 +85,7 @@ def _json(value: object) -> str:
 
 
 def prediction_line(prediction: Prediction) -> str:
-    """Path, label, probability, runners-up and boxes on one line."""
+    """Return path, label, probability, runners-up and boxes as one line."""
     others = ", ".join(f"{label} {p:.1%}" for label, p in prediction.top5 if label not in prediction.labels)
     boxes = "  ".join(f"{r.number}:({', '.join(map(str, r.box_l0_yxyx))})" for r in prediction.regions)
     line = f"{prediction.path}\t{prediction.label or '(none above 50%)'}\t{prediction.probability:.1%}\t[{others}]"

@@ -1,17 +1,13 @@
-"""Which variable of a TensorFlow checkpoint fills which tensor of a model.
+"""Mapping between variables of a TensorFlow checkpoint and tensors of a model.
 
-Two families of names are known:
-
-* *reference*: what the reference implementation's training saves. Levels of names are joined by ``/``; in the
-  checkpoint's keys that is ``.S``, and ``/.ATTRIBUTES/VARIABLE_VALUE`` follows.
-* *google*: Google's EfficientNet classifiers for ImageNet (NoisyStudent's among them), which the bird models start
-  from: one prefix for the network, blocks numbered through, moving averages of the weights beside them.
+There are two naming schemes: *reference* is that of the reference implementation's training; *google* that of Google's
+EfficientNet classifiers for ImageNet (NoisyStudent's among them), which the bird models start from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +23,7 @@ Family = Literal["reference", "google"]
 _BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _LAYER = {"weight": "kernel", "bias": "bias"}
 
-# Modules of TNet whose names are the same for every backbone; the locator's depend on its form.
+# Modules of TNet outside the backbone; the locator's depend on its form.
 _HEADS = {
     "position.linear": "feature_posBurn/linear",
     "classifier": "feature_extraction/logits_layer/linear",
@@ -53,7 +49,7 @@ _LOCATORS = {
     },
 }
 _BAGNET = {"reduce": "comp_1", "look": "comp_2", "expand": "comp_3", "shortcut": "shortcut_comp"}
-# Names in a timm block: one whose first layer is the depthwise one, and one that expands first.
+# Layers of a timm block without and with an expansion.
 _PLAIN_BLOCK = {"conv_dw": "depthwise", "bn1": "depthwise", "conv_pw": "bottleneck", "bn2": "bottleneck"}
 _EXPANDING_BLOCK = {
     "conv_pw": "expand",
@@ -66,34 +62,30 @@ _EXPANDING_BLOCK = {
 
 
 def tensors_of(model: TNet) -> dict[str, Tensor]:
-    """The tensors of a model that a checkpoint has to fill: all but the counters of batch norm."""
+    """Return the tensors that a checkpoint must fill: all but the batch counters of batch norm."""
     return {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 def variable_names(model: TNet, family: Family) -> dict[str, str]:
-    """The variable for each tensor of a model.
+    """Return the variable name for each name in the model's state dict.
 
     Args:
-        model: one of the registered forms, in any width and with any number of classes.
-        family: whose names.
-
-    Returns:
-        From names in the model's state dict to names of variables.
+        model: one of the registered forms, of any width and number of classes.
+        family: naming scheme.
 
     Raises:
-        ConfigError: a model of a form that the family does not have.
+        ConfigError: there are no such checkpoints of this model.
     """
     config = model.config
     if config.backbone.name != "bagnet77" and not config.backbone.name.startswith("tf_efficientnet_b"):
         raise ConfigError(
-            f"there are no TensorFlow checkpoints of backbone {config.backbone.name}; give a model with bagnet77 or "
+            f"there are no TensorFlow checkpoints of backbone {config.backbone.name}; choose a model with bagnet77 or "
             "tf_efficientnet_b0 to b7"
         )
     if family == "google" and (config.levels > 1 or config.backbone.name == "bagnet77"):
         raise ConfigError(
-            "this is a checkpoint of Google's EfficientNet, which is a plain classifier; import it with --model "
-            "efficientnet_b0.imagenet (to b7), and start the training of another model from it with "
-            "model.backbone.weights"
+            "checkpoints of Google's EfficientNet are plain classifiers; import them with --model "
+            "efficientnet_b0.imagenet (to b7), and use the result as model.backbone.weights of another model"
         )
     name_of: Callable[[str, TNet], str] = _google if family == "google" else _reference
     return {name: name_of(name, model) for name in tensors_of(model)}
@@ -153,7 +145,7 @@ def _google(name: str, model: TNet) -> str:
         return f"{prefix}/se/{ {'conv_reduce': 'conv2d', 'conv_expand': 'conv2d_1'}[layer[1]] }/{_LAYER[leaf]}"
     if layer[0] == "conv_dw":
         return f"{prefix}/depthwise_conv2d/depthwise_kernel"
-    # Layers of a kind are numbered in the order in which they run, the first without a number.
+    # Layers of a kind are numbered in order of execution, the first without a number.
     kind = "tpu_batch_normalization" if layer[0].startswith("bn") else "conv2d"
     of_kind = sorted(key for key in _block_layers(model, stage, block) if key.startswith(layer[0][:2]))
     of_kind = [key for key in of_kind if key != "conv_dw"]
@@ -163,7 +155,7 @@ def _google(name: str, model: TNet) -> str:
 
 
 def tensorflow_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
-    """The shape that a variable has in TensorFlow for a tensor of this shape."""
+    """Return the TensorFlow shape of a variable, given the shape of its tensor."""
     if name.endswith("depthwise_kernel"):
         return (shape[2], shape[3], shape[0], 1)
     if len(shape) == 4:
@@ -172,7 +164,7 @@ def tensorflow_shape(name: str, shape: torch.Size) -> tuple[int, ...]:
 
 
 def to_tensor(name: str, value: NDArray[Any]) -> Tensor:
-    """A variable in PyTorch's layout: kernels HWIO to OIHW, depthwise ones HWC1 to C1HW, dense ones transposed."""
+    """Convert a variable to PyTorch's layout: kernels HWIO to OIHW, depthwise HWC1 to C1HW, dense transposed."""
     if name.endswith("depthwise_kernel"):
         value = value.transpose(2, 3, 0, 1)
     elif value.ndim == 4:
@@ -182,6 +174,6 @@ def to_tensor(name: str, value: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
 
 
-def family_of(variables: list[str]) -> Family:
-    """Whose names these are."""
+def family_of(variables: Iterable[str]) -> Family:
+    """Return the naming scheme of some variables."""
     return "google" if any(re.match(r"efficientnet-b\d/", name) for name in variables) else "reference"

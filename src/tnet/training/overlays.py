@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tnet.data.loading import LabelledData
-from tnet.explain.many import explain_samples
+from tnet.explain.batch import explain_samples
 from tnet.files import atomic_folder
 from tnet.models.base import Model
 

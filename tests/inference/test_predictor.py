@@ -12,14 +12,19 @@ from PIL import Image
 from tests.helpers import three_levels, tiny_config
 from torch import Tensor
 
+import tnet
+from tnet.data.transforms import named_transform
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError, ImageError
 from tnet.geometry import axis_cells
-from tnet.inference import predict as module
-from tnet.inference.predict import check_image_size, predict_paths, read_picture
+from tnet.inference import predictor as module
+from tnet.inference.predictor import check_image_size, iter_predictions, load_input
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.models.io import save_model
 from tnet.models.tnet import TNet
-from tnet.scenes.images import load_image
+from tnet.scenes import FileScene
+from tnet.scenes.decode import load_image
+from tnet.scenes.reading import ReadOptions
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 CONFIG = tiny_config(class_names=NAMES, locator=LocatorConfig("squeeze", logits="none"))
@@ -55,7 +60,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def predict(model: TNet, paths: Sequence[Path], **options: Any) -> list[Prediction | Unreadable]:
-    return list(predict_paths(model, paths, **{"progress": False, **options}))
+    return list(iter_predictions(model, paths, **{"progress": False, **options}))
 
 
 def same(found: Sequence[Prediction | Unreadable], expected: Sequence[Prediction | Unreadable]) -> None:
@@ -159,7 +164,7 @@ def test_looks_and_policy_are_passed_on(model: TNet, paths: list[Path]) -> None:
 def test_boxes_of_a_shrunk_picture_are_in_its_own_pixels(model: TNet, tmp_path: Path) -> None:
     path = put(tmp_path / "large.png", 200, 320)
     (own,) = predict(model, [path])
-    (shrunk,) = predict(model, [path], max_side_px=80)
+    (shrunk,) = predict(model, [path], read=ReadOptions("auto", max_side_px=80))
     assert isinstance(own, Prediction) and isinstance(shrunk, Prediction)
     assert own.size_hw == shrunk.size_hw == (200, 320)
     by_cell = {region.cell: region.box_l0_yxyx for region in own.regions}
@@ -176,20 +181,20 @@ def test_boxes_of_a_shrunk_picture_are_those_of_it_upright(model: TNet, tmp_path
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = put(tmp_path / "turned.jpg", 100, 200, exif=exif)
-    (found,) = predict(model, [path], max_side_px=100)
+    (found,) = predict(model, [path], read=ReadOptions("auto", max_side_px=100))
     assert isinstance(found, Prediction)
     assert found.size_hw == ((200, 100) if orientation == 6 else (100, 200))
-    picture = read_picture(path, model.config, max_side_px=100)
+    picture = load_input(path, model.config, read=ReadOptions("auto", max_side_px=100))
     assert picture.image.shape == ((1, 100, 50) if orientation == 6 else (1, 50, 100))
 
 
 def test_colour_models_get_colour(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path / "colour.png")
-    picture = read_picture(tmp_path / "colour.png", replace(CONFIG, in_channels=3))
+    picture = load_input(tmp_path / "colour.png", replace(CONFIG, in_channels=3))
     assert torch.equal(picture.image, torch.from_numpy(colours).permute(2, 0, 1))
-    with pytest.raises(ConfigError, match="4 channels"):
-        read_picture(tmp_path / "colour.png", replace(CONFIG, in_channels=4))
+    with pytest.raises(ConfigError, match="channels"):
+        load_input(tmp_path / "colour.png", replace(CONFIG, in_channels=4))
 
 
 def test_several_labels_are_those_above_one_half(paths: list[Path]) -> None:
@@ -234,7 +239,7 @@ def test_pictures_that_cannot_be_read_stop_or_are_skipped(model: TNet, paths: li
 
 def test_predictions_before_a_bad_picture_come_out(model: TNet, paths: list[Path]) -> None:
     paths[3].write_bytes(b"no picture")
-    found = predict_paths(model, paths, progress=False, batch_size=2)
+    found = iter_predictions(model, paths, progress=False, batch_size=2)
     assert [next(found).path for _ in range(3)] == [str(path) for path in paths[:3]]
     with pytest.raises(ImageError, match="3.png"):
         next(found)
@@ -247,7 +252,7 @@ def test_only_bad_pictures_and_skipping(model: TNet, tmp_path: Path) -> None:
 
 def test_a_picture_smaller_than_the_base_is_refused_unless_allowed(model: TNet, tmp_path: Path) -> None:
     path = put(tmp_path / "small.png", 31, 200)
-    with pytest.raises(ImageError, match=r"small\.png has 200 x 31 pixels.*32 px; give a larger"):
+    with pytest.raises(ImageError, match=r"small\.png has 200 x 31 pixels.*32 px"):
         predict(model, [path])
     (skipped,) = predict(model, [path], skip_unreadable=True)
     assert isinstance(skipped, Unreadable)
@@ -255,7 +260,7 @@ def test_a_picture_smaller_than_the_base_is_refused_unless_allowed(model: TNet, 
     assert isinstance(told, Prediction) and told.size_hw == (31, 200)
     check_image_size((32, 200), model.config, "exact")
     with pytest.raises(ImageError, match="small"):  # what counts is the picture as the model gets it
-        predict(model, [put(path, 64, 128)], max_side_px=60)
+        predict(model, [put(path, 64, 128)], read=ReadOptions("auto", max_side_px=60))
 
 
 def test_a_picture_without_a_pixel_for_each_cell_is_refused(tmp_path: Path) -> None:
@@ -281,12 +286,55 @@ def test_options_that_cannot_be_are_refused_at_once(
     model: TNet, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):  # before the first picture is asked for
-        predict_paths(model, [Path("not-read.png")], progress=False, **options)
+        iter_predictions(model, [Path("not-read.png")], progress=False, **options)
 
 
-def test_no_pictures_are_refused_at_once(model: TNet) -> None:
-    with pytest.raises(DataError, match="no pictures"):
-        predict_paths(model, [])
+# --- the public function
+
+
+def test_predict_takes_models_folders_files_and_tensors(model: TNet, paths: list[Path], tmp_path: Path) -> None:
+    expected = predict(model, paths)
+    saved = save_model(model, tmp_path / "run" / "model")
+    assert tnet.predict(model, paths[0].parent) == tnet.predict(saved.parent, paths, device="cpu") == expected
+    same(tnet.predict(model, str(paths[0])), expected[:1])
+    same(tnet.predict(str(saved), [paths[0]], device="cpu"), expected[:1])
+    tensors = [load_image(path, channels=1) for path in paths]
+    found = tnet.predict(model, tensors)
+    assert [item.path for item in found] == ["0", "1", "2", "3", "4"]
+    same([replace(item, path=str(path)) for item, path in zip(found, paths, strict=True)], expected)
+    assert [item.label for item in tnet.predict(model, torch.stack([tensors[0], tensors[2]]))] == [
+        expected[0].label,  # type: ignore[union-attr]
+        expected[2].label,  # type: ignore[union-attr]
+    ]
+    assert tnet.predict(model, tensors[3], looks=0)[0].regions == ()
+    (scene,) = tnet.predict(model, FileScene(paths[3]))
+    same([replace(scene, path=str(paths[3]))], expected[3:4])
+
+
+def test_predict_reads_files_as_the_runs_recipe_says(model: TNet, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", put(tmp_path / "large.png", 200, 320)
+    save_model(model, run / "model")
+    (run / "recipe.yaml").write_text("data: {max_side_px: 80, preprocess: reference_64}")
+    read = ReadOptions("auto", max_side_px=80, prepare=named_transform("reference_64"))
+    for folder in (run, run / "model"):
+        assert tnet.predict(folder, path, device="cpu") == tnet.predict(model, path, read=read)
+    assert tnet.predict(run, path, device="cpu", read=ReadOptions()) == tnet.predict(model, path)
+    for text in ("base: other.yaml", "data: {max_side_px: x}", "a: [", "[]"):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(tnet.TnetError, match=r"recipe\.yaml"):
+            tnet.predict(run, path)
+
+
+def test_predict_refuses_small_images_and_nothing(model: TNet) -> None:
+    with pytest.raises(tnet.ImageError, match="8 pixels"):
+        tnet.predict(model, torch.zeros(1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(tnet.DataError):
+        tnet.predict(model, [])
+
+
+def test_no_images_are_refused_at_once(model: TNet) -> None:
+    with pytest.raises(DataError, match="no images"):
+        iter_predictions(model, [])
 
 
 def test_a_model_whose_weights_are_damaged_is_told(paths: list[Path]) -> None:

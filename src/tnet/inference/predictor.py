@@ -1,0 +1,383 @@
+"""Predictions of one model for many images: decoding in workers, batches of any sizes, plain records in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from jaxtyping import Num
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tnet.config import parse_dataclass
+from tnet.data.config import DataConfig
+from tnet.data.transforms import named_transform
+from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
+from tnet.inference.inputs import find_inputs
+from tnet.inference.progress import progress_bar
+from tnet.inference.records import Prediction, Unreadable, prediction_of
+from tnet.models.base import Model, ModelConfig
+from tnet.models.io import load_model
+from tnet.scenes.base import Scene
+from tnet.scenes.memory import MemoryScene
+from tnet.scenes.reading import ReadOptions
+from tnet.traversal import Policy
+
+AnyPath = str | os.PathLike[str]
+AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
+"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point."""
+
+DEFAULT_READ = ReadOptions("auto")
+"""Read large images, slides and OME-Zarr lazily, and decode all others."""
+
+_BATCH_BYTES = 2**29
+_MAX_RECIPE_BYTES = 2**20
+
+
+def predict(
+    model: Model | AnyPath,
+    images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage],
+    *,
+    looks: int | Sequence[int] | None = None,
+    policy: Policy | str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    read: ReadOptions | None = None,
+    allow_small: bool = False,
+    progress: bool = False,
+) -> list[Prediction]:
+    """Classify images and return what the model saw of them.
+
+    Example::
+
+        for prediction in tnet.predict("runs/photos", "holiday/", looks=5):
+            print(prediction.path, prediction.label, prediction.probability)
+            print([region.box_l0_yxyx for region in prediction.regions])
+
+    Args:
+        model: a model, the folder of a saved model, or a run folder.
+        images: an image file, a folder of images, a manifest (see :func:`tnet.inference.find_inputs`), a tensor of one
+            image or of a batch, a scene, or a sequence of image files, folders, tensors and scenes.
+        looks: number of looks, as in ``model(images, looks)``; the model's default if ``None``.
+        policy: how locations are chosen; the model's default for evaluation if ``None``.
+        batch_size: maximum number of images per batch.
+        workers: processes that decode files.
+        device: where the model runs. If ``None``, a model stays where it is, and one that is loaded uses the GPU if
+            there is one.
+        read: how files are read. If ``None``, as in the recipe of the run folder, or :data:`DEFAULT_READ`.
+        allow_small: enlarge images below the model's base resolution instead of refusing them.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        One prediction per image, in order. Boxes are in level-0 pixels of the image as stored, upright.
+
+    Raises:
+        CheckpointError: the model cannot be loaded, or its outputs are not finite.
+        DataError: there are no images, or files are missing.
+        GeometryError: the model does not allow this number of looks.
+        ImageError: an image cannot be read, or is too small.
+    """
+    if not isinstance(model, Model):
+        folder = Path(model)
+        read = run_read_options(folder) if read is None else read
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(folder)
+    found = iter_predictions(
+        model,
+        list_images(images),
+        looks=looks,
+        policy=policy,
+        batch_size=batch_size,
+        workers=workers,
+        device=next(model.parameters()).device if device is None else device,
+        read=read or DEFAULT_READ,
+        allow_small=allow_small,
+        progress=progress,
+    )
+    return [item for item in found if isinstance(item, Prediction)]
+
+
+def list_images(
+    images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage],
+) -> list[Path | Scene | Tensor]:
+    """Return single images: files of folders and manifests, images of a batch."""
+    if isinstance(images, Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, (str, os.PathLike)):
+        return [*find_inputs([images])]
+    items: Sequence[AnyImage] = [images] if isinstance(images, Scene) else images
+    single: list[Path | Scene | Tensor] = []
+    for item in items:
+        single += find_inputs([item]) if isinstance(item, (str, os.PathLike)) else [item]
+    return single
+
+
+def read_options(config: DataConfig) -> ReadOptions:
+    """Return how a recipe's data section says that images are read."""
+    return ReadOptions(
+        config.read,
+        config.lazy_above_px,
+        scene=config.scene,
+        max_side_px=config.max_side_px,
+        max_short_side_px=config.max_short_side_px,
+        prepare=None if config.preprocess is None else named_transform(config.preprocess),
+    )
+
+
+def run_read_options(folder: Path) -> ReadOptions:
+    """Return how the recipe of a run folder says that images are read; the default if it has no recipe.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+    """
+    parent = folder.resolve().parent if folder.resolve().name == "model" else folder
+    path = next((p for p in (folder / "recipe.yaml", parent / "recipe.yaml") if p.is_file()), None)
+    if path is None:
+        return DEFAULT_READ
+    try:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path} is larger than {_MAX_RECIPE_BYTES:,} bytes; pass read= instead")
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path} cannot be read ({type(error).__name__}); repair it, or pass read=") from None
+    if not isinstance(recipe, dict) or "base" in recipe:
+        raise RecipeError(f"{path} is not the recipe of a run; pass read= instead")
+    return read_options(parse_dataclass(DataConfig, recipe.get("data") or {}, f"{path}: data"))
+
+
+def check_image_size(
+    size_hw: tuple[int, int],
+    config: ModelConfig,
+    name: str,
+    *,
+    looks: Sequence[int] | None = None,
+    allow_small: bool = False,
+) -> None:
+    """Refuse an image that is too small for looks to show anything new.
+
+    Args:
+        size_hw: height and width, pixels, as the model gets it.
+        config: of the model: base resolution and grid.
+        name: of the image, for the message.
+        looks: number of looks per region for each level; the model's default if ``None``.
+        allow_small: enlarge images whose shorter side is below the base resolution.
+
+    Raises:
+        ImageError: too small.
+    """
+    height, width = size_hw
+    if min(size_hw) < config.needed_px and not allow_small:
+        raise ImageError(
+            f"image {name} has {width} x {height} pixels, but its shorter side must be at least the model's base "
+            f"resolution, {config.needed_px} px; give a larger image, or enlarge small ones with --allow-small"
+        )
+    problem = config.size_problem(size_hw, config.default_looks if looks is None else looks)
+    if problem:
+        raise ImageError(
+            f"image {name} has {width} x {height} pixels, {problem}; give a larger image, or use fewer levels (--looks)"
+        )
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image, ready for a model.
+
+    Attributes:
+        path: its source.
+        image: pixels, or a scene of which only regions are read.
+        stored_size_hw: height and width before downscaling, upright: the frame of the boxes.
+    """
+
+    path: str
+    image: Num[Tensor, "channels height width"] | Scene
+    stored_size_hw: tuple[int, int]
+
+
+def size_of(image: Num[Tensor, "channels height width"] | Scene) -> tuple[int, int]:
+    """Return height and width, level-0 pixels."""
+    return (int(image.shape[1]), int(image.shape[2])) if isinstance(image, Tensor) else image.size_hw
+
+
+def load_input(
+    image: AnyImage,
+    config: ModelConfig,
+    *,
+    looks: Sequence[int] | None = None,
+    allow_small: bool = False,
+    read: ReadOptions = DEFAULT_READ,
+    name: str = "",
+) -> LoadedImage:
+    """Decode one image for a model, or open it as a scene.
+
+    Args:
+        image: a file, scene or tensor.
+        config: of the model: channels, base resolution and grid.
+        looks: as in :func:`check_image_size`.
+        allow_small: as in :func:`check_image_size`.
+        read: how a file is read.
+        name: of a scene or tensor.
+
+    Raises:
+        ImageError: it cannot be read, or is too small.
+        ConfigError: it is decoded, but the model takes neither 1 nor 3 channels.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        name, loaded = str(image), replace(read, channels=config.in_channels).load(image)
+        stored_hw = read.size_hw(image) if read.changes_images else size_of(loaded)
+    else:
+        loaded, stored_hw = image, size_of(image)
+    check_image_size(size_of(loaded), config, name, looks=looks, allow_small=allow_small)
+    return LoadedImage(name, loaded, stored_hw)
+
+
+class _Images(Dataset[LoadedImage | Unreadable]):
+    """Loads images in a loader's workers; returns errors, since a worker's exception carries its whole traceback."""
+
+    def __init__(self, images: Sequence[AnyImage], load: Callable[..., LoadedImage]) -> None:
+        self.images, self.load = images, load
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> LoadedImage | Unreadable:
+        try:
+            return self.load(self.images[index], name=str(index))
+        except ImageError as error:
+            image = self.images[index]
+            return Unreadable(str(image) if isinstance(image, (str, os.PathLike)) else str(index), str(error))
+
+
+def iter_predictions(
+    model: Model,
+    images: Sequence[AnyImage],
+    *,
+    looks: int | Sequence[int] | None = None,
+    policy: Policy | str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    skip_unreadable: bool = False,
+    allow_small: bool = False,
+    read: ReadOptions = DEFAULT_READ,
+) -> Iterator[Prediction | Unreadable]:
+    """Classify images one batch after the other, for any number of them.
+
+    A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
+    but time.
+
+    Args:
+        model: moved to ``device`` and set to evaluation mode.
+        images: image files, scenes or tensors.
+        looks: as in :func:`predict`.
+        policy: as in :func:`predict`.
+        batch_size: as in :func:`predict`.
+        workers: as in :func:`predict`.
+        device: where the model runs.
+        progress: show a progress bar on standard error.
+        skip_unreadable: yield :class:`Unreadable` for an image that cannot be read or is too small, and continue.
+        allow_small: as in :func:`predict`.
+        read: how files are read. Boxes of downscaled images are in pixels of the image as stored.
+
+    Returns:
+        One record per image, in order.
+
+    Raises:
+        DataError: there are no images; raised at once.
+        GeometryError: the model does not allow this number of looks; raised at once.
+        ConfigError: wrong batch size or number of workers, raised at once; unsupported channels, at the image.
+        ImageError: an image cannot be read or is too small, unless ``skip_unreadable``; raised at the image.
+    """
+    if not images:
+        raise DataError("there are no images to predict; give at least one")
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
+    chosen = model.config.resolve_looks(looks)
+    model = model.to(device).eval()
+    policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
+    load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
+    # Images come one by one, so that a batch can be closed by its size in memory.
+    loader = DataLoader(_Images(images, load), batch_size=None, num_workers=workers)
+    return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)
+
+
+def _predict(
+    model: Model,
+    loader: DataLoader[LoadedImage | Unreadable],
+    looks: tuple[int, ...],
+    policy: Policy | str,
+    batch_size: int,
+    progress: bool,
+    skip_unreadable: bool,
+) -> Iterator[Prediction | Unreadable]:
+    with progress_bar(progress) as bar:
+        task = bar.add_task("predicting", total=len(loader))
+        for batch in _batches(loader, batch_size, skip_unreadable):
+            yield from _predict_or_skip(model, batch, looks, policy, skip_unreadable)
+            bar.advance(task, len(batch))
+
+
+def _batches(
+    loader: DataLoader[LoadedImage | Unreadable], batch_size: int, skip_unreadable: bool
+) -> Iterator[list[LoadedImage | Unreadable]]:
+    """Collect entries until there are enough or they take too much memory."""
+    batch: list[LoadedImage | Unreadable] = []
+    used_bytes = 0
+    for entry in loader:
+        if isinstance(entry, Unreadable) and not skip_unreadable:
+            yield batch
+            raise ImageError(entry.error)
+        size_bytes = entry.image.numel() if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
+        if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
+            yield batch
+            batch, used_bytes = [], 0
+        batch.append(entry)
+        used_bytes += size_bytes
+    yield batch
+
+
+def _predict_or_skip(
+    model: Model, batch: Sequence[LoadedImage | Unreadable], looks: tuple[int, ...], policy: Policy | str, skip: bool
+) -> list[Prediction | Unreadable]:
+    """Predict a batch; if a lazily read file turns out to be damaged, image by image, to skip only that one."""
+    try:
+        return list(_predict_batch(model, batch, looks, policy))
+    except ImageError as error:
+        if not skip:
+            raise
+        if len(batch) == 1:
+            return [Unreadable(batch[0].path, str(error))]
+    return [item for entry in batch for item in _predict_or_skip(model, [entry], looks, policy, skip)]
+
+
+def _predict_batch(
+    model: Model, batch: Sequence[LoadedImage | Unreadable], looks: tuple[int, ...], policy: Policy | str
+) -> Iterator[Prediction | Unreadable]:
+    """Predict the readable images of a batch; yields all entries in order."""
+    loaded = [entry for entry in batch if isinstance(entry, LoadedImage)]
+    if not loaded:
+        yield from (entry for entry in batch if isinstance(entry, Unreadable))
+        return
+    images: list[Tensor] | list[Scene] = [entry.image for entry in loaded if isinstance(entry.image, Tensor)]
+    if len(images) < len(loaded):
+        images = [MemoryScene(e.image, e.path) if isinstance(e.image, Tensor) else e.image for e in loaded]
+    with torch.inference_mode():
+        output = model(images, looks, policy)
+    if not bool(torch.isfinite(output.logits).all()):
+        raise CheckpointError(
+            f"the model outputs infinite or NaN values (first image {loaded[0].path}); load an earlier checkpoint"
+        )
+    number = 0
+    for entry in batch:
+        if isinstance(entry, Unreadable):
+            yield entry
+            continue
+        located, stored_hw = model.is_located(policy), entry.stored_size_hw
+        yield prediction_of(output, number, model.config, entry.path, located=located, stored_size_hw=stored_hw)
+        number += 1

@@ -1,0 +1,134 @@
+"""Variables of a TensorFlow checkpoint from an ``.npz`` file, which :data:`tnet.interop.CONVERT` writes.
+
+Files come from elsewhere: counts and sizes are compared with limits, and every shape with the bytes that are there,
+before anything is allocated, and nothing is unpickled. Knows no model.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from tnet.errors import CheckpointError
+from tnet.interop import CONVERT
+
+# EfficientNet-B7 with its optimizer: some 5,000 variables, 1 GiB.
+MAX_VARIABLES = 1 << 16
+MAX_BYTES = 1 << 32
+
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, EOFError, OSError, RuntimeError, SyntaxError,
+    ValueError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+class Variables:
+    """Arrays of an ``.npz`` file: shapes and types are read at once, values on request.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        path: as given.
+        shapes: shape per name; names contain slashes, as in TensorFlow.
+        dtypes: type per name.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, too large, or not an ``.npz`` file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype[Any]] = {}
+        _check_is_npz(self.path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                members = archive.infolist()
+                _check_size(self.path, members)
+                for member in members:
+                    name = member.filename.removesuffix(".npy")
+                    if name in self.shapes or not member.filename.endswith(".npy"):
+                        raise CheckpointError(
+                            f"{self.path} holds {member.filename!r}, which is not an array or is there twice; write it "
+                            "with numpy.savez"
+                        )
+                    self.shapes[name], self.dtypes[name] = _read_header(archive, member)
+        except _DAMAGE as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{self.path} cannot be read as .npz ({error}); convert or copy it again") from None
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return the value of one variable.
+
+        Raises:
+            CheckpointError: it holds Python objects, or is damaged.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+                value: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+                file.read(1)  # at the end, where the checksum is compared
+                return value
+        except (*_DAMAGE, KeyError) as error:
+            raise CheckpointError(
+                f"variable {name!r} of {self.path} cannot be read ({error}); convert or copy it again"
+            ) from None
+
+    def scalar(self, name: str) -> float | None:
+        """Return a number such as the training step, or ``None`` if there is none of that name.
+
+        Raises:
+            CheckpointError: it is not a single number.
+        """
+        if name not in self.shapes:
+            return None
+        if self.shapes[name] != () or self.dtypes[name].kind not in "iuf":
+            shape = list(self.shapes[name])
+            raise CheckpointError(
+                f"variable {name!r} of {self.path} has shape {shape}, type {self.dtypes[name]}; it must be one number"
+            )
+        return float(self.read(name))
+
+
+def _check_is_npz(path: Path) -> None:
+    """Refuse what is not a zip file; TensorFlow's own files with the command that converts them."""
+    if path.is_dir() or ".data-" in path.name or path.suffix in (".index", ".meta") or Path(f"{path}.index").exists():
+        raise CheckpointError(
+            f"{path} is a TensorFlow checkpoint, but only .npz files of variables are read; make one where TensorFlow "
+            f"is installed: {CONVERT}"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is truncated or not an .npz file; write one from the checkpoint with: {CONVERT}")
+
+
+def _check_size(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    total = sum(member.file_size for member in members)
+    if len(members) > MAX_VARIABLES or total > MAX_BYTES:
+        raise CheckpointError(
+            f"{path} holds {len(members):,} arrays of {total:,} bytes in all; at most {MAX_VARIABLES:,} and "
+            f"{MAX_BYTES:,} are read"
+        )
+
+
+def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of an array, whose bytes must be in the file."""
+    with archive.open(member) as file:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        needed, stored = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if min(shape, default=0) < 0 or (needed != stored and not dtype.hasobject):
+        raise ValueError(f"{member.filename!r} has shape {list(shape)} of {dtype}, but {stored:,} bytes")
+    return shape, dtype
