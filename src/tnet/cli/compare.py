@@ -27,9 +27,9 @@ def compare(
 ) -> None:
     """Train and measure several systems, and compare them in one table.
 
-    Prints locations, top-1 and top-5 accuracy, accuracy without context, FLOPs, parameters, time and peak memory of each
-    row, and writes them as comparison.md, comparison.csv and plots. Results are cached: the same command resumes after
-    an interruption, and repeats only rows that have changed. Exits with status 1 if a row failed.
+    Prints locations, top-1 and top-5 accuracy, accuracy without context, FLOPs, parameters, time and peak memory of
+    each row, and writes them as comparison.md, comparison.csv and plots. Results are cached: the same command resumes
+    after an interruption, and repeats only rows that have changed. Exits with status 1 if a row failed.
     """
     from tnet.evaluation.comparison.run import compare as run
     from tnet.evaluation.comparison.suite import load_suite

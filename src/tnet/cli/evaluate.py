@@ -170,8 +170,8 @@ def _open_images(
         return _open_path(model, config, data), str(data)
     if recipe is None:
         raise DataError(
-            f"{run} has no recipe.yaml that names the images to evaluate on; add a folder of class folders, or a table: "
-            f"tnet evaluate {run} IMAGES"
+            f"{run} has no recipe.yaml that names the images to evaluate on; name a folder of class folders, or a "
+            f"table: tnet evaluate {run} IMAGES"
         )
     images = open_split(config, model.in_channels, recipe.seed, split)
     if config.kind == "digits":
@@ -188,8 +188,8 @@ def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledDa
 
     if model.in_channels not in (1, 3):
         raise ConfigError(
-            f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}; evaluate it on the data of "
-            "its recipe"
+            f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}; evaluate it on "
+            "the data of its recipe"
         )
     classes = model.class_names or None
     reading = read_options(config, model.in_channels)
