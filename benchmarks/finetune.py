@@ -1,20 +1,20 @@
-"""Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
+"""Does fine-tuning a TNet pay on real images, and does its locator know where to look?
 
-For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
-costs much more than a TNet, at the one at which it costs as much. Then the TNet: of small pictures from the weights of
-the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then has too; of
-fundus photographs from ImageNet weights, or (``fundus_from_full``) from those of the plain network at full resolution.
-All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported is
-measured on others. Resumable: what is finished is read back.
+For each seed the plain network is trained at full resolution, at TNet's base resolution and, if full resolution costs
+much more than a TNet, at the resolution at which it costs as much. Then the TNet is trained. On small images it starts
+from the weights of the plain network at full resolution and has it as a teacher, and so does the plain network at
+TNet's cost; on fundus photographs it starts from ImageNet weights or (``fundus_from_full``) from those of the plain
+network at full resolution. All use recipes of ``recipes/finetune/``; the best epoch is chosen on validation images and
+results are measured on others. Resumable: finished runs are read back.
 
-Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
-others chooses the epoch.
+There are few fundus photographs, so each seed is a fold: a fifth of the patients is tested on, a sixth of the others
+chooses the epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/finetune.py birds --root FOLDER --weights FILE.pth --out runs/finetune
     python benchmarks/finetune.py birds --root FOLDER --out runs/finetune --report
 
 Writes ``OUT/TASK.md``: accuracy (with two classes also the area under the ROC curve) as the mean over seeds with a
-95 % interval (pictures resampled, the same for all that is compared), cross entropy, multiply-adds, time, differences.
+95 % interval (bootstrap over images, the same for all systems), cross entropy, multiply-adds, time, differences.
 """
 
 from __future__ import annotations
