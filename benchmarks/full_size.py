@@ -168,14 +168,14 @@ def table(rows: list[tuple[Row, tuple[Cost, ...]]], config: CostsConfig) -> str:
     header += ["published: GPU ms/image", "GPU GB", "reference on CPU: ms, batch 1 / 16"]
     body = []
     for row, costs in rows:
-        for (looks, known), cost in zip(row.looks.items(), costs, strict=True):
+        for (looks, published), cost in zip(row.looks.items(), costs, strict=True):
             cells = [row.name, str(row.side_px), "-" if looks == () else cost.setting.looks]
-            cells += [f"{cost.total_parameters / 1e6:.3f}", _number(known.params_m, 3)]
-            cells += [f"{cost.macs / 1e9:.3f}", _number(known.gmacs, 3)]
+            cells += [f"{cost.total_parameters / 1e6:.3f}", _number(published.params_m, 3)]
+            cells += [f"{cost.macs / 1e9:.3f}", _number(published.gmacs, 3)]
             cells += [f"{time.median_ms:.1f} ({time.min_ms:.1f} to {time.max_ms:.1f})" for time in cost.times]
             cells += [f"{use.peak_bytes / 1e6:.0f}" for use in cost.memory]
-            cells += [_number(known.gpu_ms), _number(known.gpu_gb)]
-            cells.append("-" if known.cpu_ms is None else f"{known.cpu_ms[0]:g} / {known.cpu_ms[1]:g}")
+            cells += [_number(published.gpu_ms), _number(published.gpu_gb)]
+            cells.append("-" if published.cpu_ms is None else f"{published.cpu_ms[0]:g} / {published.cpu_ms[1]:g}")
             body.append(cells)
     return markdown_table(header, body)
 

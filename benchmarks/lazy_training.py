@@ -137,7 +137,7 @@ def write_pyramids(source: Path, root: Path) -> Path:
 def run_rows(rows: list[tuple[str, Path, str, int]]) -> None:
     """Measure each row and print the table."""
     print(
-        "| pictures | read | workers | memory, MiB | first epoch, s | later epochs, s | waiting for data, s |\n"
+        "| images | read | workers | memory, MiB | first epoch, s | later epochs, s | waiting for data, s |\n"
         "|---|---|---|---|---|---|---|"
     )
     for label, folder, read, workers in rows:
