@@ -193,12 +193,10 @@ class FileScene:
         level = info.levels[index]
         down_y, down_x = level.downsample_yx
         height, width = info.levels[0].size_hw
+        extent_hw = math.ceil(height / down_y - 1e-6), math.ceil(width / down_x - 1e-6)
         pixels = LevelPixels(
             size_hw=level.size_hw,
-            extent_hw=(
-                max(level.size_hw[0], math.ceil(height / down_y - 1e-6)),
-                max(level.size_hw[1], math.ceil(width / down_x - 1e-6)),
-            ),
+            extent_hw=(max(level.size_hw[0], extent_hw[0]), max(level.size_hw[1], extent_hw[1])),
             read=partial(self._read if tile_rows else self._crop, key, index),
             prepare=partial(mapping.apply, fill=fill),
             channels=channels,
@@ -253,11 +251,8 @@ class FileScene:
             reason = f"it claims {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} per side"
             raise unreadable(self.path, reason)
         if math.prod(coarsest) > _MAX_COARSEST_PX:
-            raise unreadable(
-                self.path,
-                f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}",
-                f"write one with: tnet pyramid {self.path} OUT.tif",
-            )
+            reason = f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}"
+            raise unreadable(self.path, reason, f"write one with: tnet pyramid {self.path} OUT.tif")
 
     def _warn_if_slow(self, info: ImageInfo) -> None:
         (height, width), coarsest = info.levels[0].size_hw, info.levels[-1].size_hw

@@ -36,13 +36,10 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
     except TnetError:
         raise
     except MemoryError as error:
-        raise unreadable(
-            path, "there is not enough memory for it", "lower max_pixels, or read fewer or smaller images at a time"
-        ) from error
+        raise unreadable(path, "there is not enough memory for it", "read fewer or smaller images at a time") from error
     except Exception as error:  # on damaged files, libraries raise nearly every type there is
-        raise unreadable(
-            path, f"it is truncated, damaged or in an unsupported format ({one_line(error)})", remedy
-        ) from error
+        reason = f"it is truncated, damaged or in an unsupported format ({one_line(error)})"
+        raise unreadable(path, reason, remedy) from error
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -63,12 +63,8 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
     height, width = block_hw
     pixels = height * width
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
-        raise unreadable(
-            path,
-            f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
-            f"max_pixels={options.max_pixels:,} of up to 4 bytes",
-            "raise max_pixels if there is memory for it",
-        )
+        reason = f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
+        raise unreadable(path, f"{reason}max_pixels={options.max_pixels:,} of up to 4 bytes", "raise max_pixels")
 
 
 def check_deflated(data: bytes, limit: int) -> None:
@@ -84,9 +80,7 @@ def check_deflated(data: bytes, limit: int) -> None:
         data = decoder.unconsumed_tail
         total += step
         if total > limit or not (step or data):
-            raise ValueError(
-                f"a tile decompresses to {total:,} bytes{' or more' if total > limit else ', and ends early'}"
-            )
+            raise ValueError(f"a tile ends early, or decompresses to more than {limit:,} bytes ({total:,})")
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:

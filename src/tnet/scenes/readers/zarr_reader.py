@@ -188,11 +188,8 @@ class ZarrReader:
             foreign = [codec] if codec not in _CODECS_V2 else []
             foreign += [each.get("id") for each in described.get("filters") or []]
         if foreign:
-            raise unreadable(
-                self._path,
-                f"its codec {clip_text(foreign[0])!r} is not supported",
-                "save it with blosc, zstd or gzip and without filters",
-            )
+            reason = f"its codec {clip_text(foreign[0])!r} is not supported"
+            raise unreadable(self._path, reason, "save it with blosc, zstd or gzip and without filters")
 
     def _levels(self, scales: list[tuple[float, ...] | None]) -> tuple[StoredLevel, ...]:
         """Return resolutions that get ever smaller, with their stated scales if these fit their sizes."""
