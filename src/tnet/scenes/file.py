@@ -21,7 +21,7 @@ from tnet.errors import ConfigError, SlowImageWarning
 from tnet.scenes import cache
 from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.channels import Alpha, map_channels
-from tnet.scenes.guard import guarded, unreadable
+from tnet.scenes.guard import accessing, guarded, unreadable
 from tnet.scenes.readers import open_reader
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, Window
 from tnet.scenes.resample import LevelPixels, resample
@@ -94,7 +94,6 @@ class FileScene:
         self.name = str(path)
         self._info: ImageInfo | None = None
         self._key: cache.FileKey | None = None
-        self._stats: cache.FileStats | None = None  # held, so that it lasts while the file is closed
 
     def __reduce__(self) -> tuple[type[FileScene], tuple[Path, SceneOptions]]:
         return type(self), (self.path, self.options)
@@ -141,11 +140,8 @@ class FileScene:
 
     @property
     def stats(self) -> cache.FileStats:
-        """What this process has read of the file so far, through any scene."""
-        _ = self.info
-        assert self._key is not None
-        self._stats = cache.readers.stats(self._key)
-        return self._stats
+        """What this process has read of the file since it was opened, through any scene."""
+        return cache.readers.stats(self._key or self._file_key())
 
     def close(self) -> None:
         """Close the file and drop its pixels; it is reopened at the next use."""
@@ -227,18 +223,13 @@ class FileScene:
     @contextmanager
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
         """Borrow a reader from the pool."""
-        self._stats = cache.readers.stats(key)
         opener = partial(open_reader, self.path, self.options.read, self.options.reader)
         with guarded(self.path), cache.readers.lend(key, opener) as reader:
             yield reader
 
     def _file_key(self) -> cache.FileKey:
-        try:
+        with accessing(self.path):
             status = self.path.stat()
-        except FileNotFoundError as error:
-            raise unreadable(self.path, "there is no such file", "correct the path, or restore the file") from error
-        except (OSError, ValueError) as error:
-            raise unreadable(self.path, f"it cannot be accessed ({error})", "correct the path") from error
         # A folder changes whenever something is added to it, an image file only if it is written again.
         stamp: tuple[int, ...] = (status.st_dev, status.st_ino)
         if not stat.S_ISDIR(status.st_mode):

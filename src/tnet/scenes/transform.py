@@ -68,11 +68,7 @@ class ImageChange:
                 raise ConfigError(f"{name} is changed by {factor}; give {low:g} to {high:g}")
 
     def crop_of(self, size_hw: tuple[int, int]) -> BoxL0:
-        """Return the crop of an image of this size.
-
-        Raises:
-            GeometryError: it is empty, or not inside the image.
-        """
+        """Return the crop of an image of this size; raises ``GeometryError`` if it is empty, or not inside."""
         if self.crop_yxyx is None:
             return (0, 0, *size_hw)
         y0, x0, y1, x1 = self.crop_yxyx
