@@ -62,15 +62,7 @@ class TensorBatch:
         return self.images[0].device
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Return the pixels of each region, resized to ``size_px`` squared.
-
-        Args:
-            regions: boxes in level-0 pixels; outside the image is ``fill``.
-            size_px: side of the result.
-
-        Returns:
-            ``float32`` in [0, 1] for ``uint8`` images, else the images' own floating type.
-        """
+        """Return the pixels of each region: ``float32`` in [0, 1] for ``uint8`` images, else their own type."""
         boxes = list(zip(regions.image.tolist(), regions.box_l0_yxyx.tolist(), strict=True))
         result: list[Tensor] = []
         group: list[Tensor] = []
