@@ -99,9 +99,7 @@ def test_settings_load(page: str) -> None:
     assert len(settings) > 12
     for setting in settings:
         plain = setting.startswith(("model.levels=1", "model.looks=[]"))
-        load_recipe(
-            ROOT / "recipes" / "own_images.yaml", ["model.levels=1", "model.looks=[]"] if plain else [setting]
-        )
+        load_recipe(ROOT / "recipes" / "own_images.yaml", ["model.levels=1", "model.looks=[]"] if plain else [setting])
 
 
 def test_the_readme_python_example_runs() -> None:
