@@ -35,9 +35,9 @@ from torch.nn import functional as F
 
 from tnet.allocator import keep_freed_memory
 from tnet.data.loading import eval_loader, open_split
-from tnet.evaluation.compare_measure import machine
 from tnet.evaluation.cost import multiply_adds, time_per_image_ms
 from tnet.evaluation.report import looks_label
+from tnet.evaluation.resources import machine
 from tnet.models.base import Model
 from tnet.models.io import load_model
 from tnet.training.recipe import load_recipe

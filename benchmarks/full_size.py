@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tnet.allocator import keep_freed_memory
 from tnet.config import parse_dataclass, to_plain
-from tnet.evaluation.compare_measure import Cost, devices_here, machine, measure_costs
-from tnet.evaluation.compare_suite import LEARNED, CostsConfig
+from tnet.evaluation.evaluator import LEARNED
 from tnet.evaluation.report import markdown_table
+from tnet.evaluation.resources import Cost, CostsConfig, devices_here, machine, measure_costs
 from tnet.files import make_folder, write_text
 from tnet.models.io import save_model
 from tnet.models.registry import create_model

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
@@ -29,8 +30,7 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
         TnetError: a value that the dataclass itself refuses.
     """
     _check_keys(cls, data, source, "")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, None)
+    parser = _parser(cls)  # type: ignore[arg-type]
     try:
         values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
@@ -38,6 +38,14 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
         raise type(error)(f"{source}: {error}") from None
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
         raise RecipeError(f"{source}: {_one_sentence(str(error))}") from None
+
+
+@lru_cache(maxsize=32)
+def _parser(cls: type) -> jsonargparse.ArgumentParser:
+    """Building a parser takes longer than parsing."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, None)
+    return parser
 
 
 def _check_keys(cls: type, data: object, source: str, path: str) -> None:

@@ -13,7 +13,7 @@ from tests.helpers import pictures, tiny_config, tiny_recipe
 from tnet.baselines.saccader import SaccaderConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.errors import CheckpointError, ConfigError, RecipeError
-from tnet.evaluation.looks import evaluate_looks
+from tnet.evaluation.evaluator import evaluate
 from tnet.explain import explain_image
 from tnet.explain.batch import explain_samples
 from tnet.inference.records import prediction_of
@@ -115,7 +115,7 @@ def test_evaluation_measures_every_policy_and_is_repeatable(repository: Path, na
     looks = model.config.listed_looks()[:3]
     known = [kind for kind in model.config.policies if kind != "learned"]
     kinds = known if model.config.default_looks else [model.config.eval_policy]
-    rows = [evaluate_looks(model, data, looks=looks, policies=kinds, progress=False) for _ in range(2)]
+    rows = [evaluate(model, data, looks=looks, policies=kinds, progress=False) for _ in range(2)]
     assert len(rows[0]) == sum(1 if not look else len(kinds) for look in looks)
     assert all(row.macs > 0 and row.images == 4 for row in rows[0])
     # Random and sampled locations follow from the seed.

@@ -15,7 +15,7 @@ from tests.helpers import tiny_recipe
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.evaluation.compare_suite import load_suite
+from tnet.evaluation.comparison.suite import load_suite
 from tnet.training.recipe import load_recipe, save_recipe
 
 COSTS = {"devices": ["cpu"], "batch_sizes": [1], "repeats": 1, "memory_batch_size": 0}
@@ -102,7 +102,7 @@ def test_a_comparison_that_was_killed_goes_on(suite: Path, tmp_path: Path) -> No
     assert not json.loads((run.parent / "effort.json").read_text())["finished"]
     assert not (out / "comparison.md").exists()
     code, shown, said = compare(suite, "--out", out)
-    assert code == 0 and "training goes on in" in said
+    assert code == 0 and "resuming in" in said
     assert list(out.glob("cache/*/run")) == [run]
     assert (run / "logs" / "csv" / "version_1").is_dir()
     done = json.loads((run.parent / "effort.json").read_text())

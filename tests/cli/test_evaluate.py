@@ -320,7 +320,7 @@ def test_a_picture_that_cannot_be_read_stops_it_and_leaves_nothing(cats_and_dogs
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "evaluation").write_text("in the way")
-    monkeypatch.setattr("tnet.evaluation.looks.evaluate_looks", lambda *_, **__: pytest.fail("evaluated for nothing"))
+    monkeypatch.setattr("tnet.evaluation.evaluator.evaluate", lambda *_, **__: pytest.fail("evaluated for nothing"))
     code, output = evaluate(run)
     assert code == 1
     assert "evaluation cannot be written" in output and "--out" in output

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.fakes import make_fake
 
 from tnet.data.annotated import AnnotatedImages
+from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.fmow import CATEGORIES, FMOW, read_boxes_json
 from tnet.errors import DataError
 
@@ -149,7 +150,7 @@ def test_crops_with_the_published_context(root: Path) -> None:
 
 
 def test_metadata_is_read_only_for_boxes(root: Path) -> None:
-    data = FMOW.read(root)
+    data = FMOW.read(root, augment=Augment(AugmentConfig(horizontal_flip=True)))
     data.paths[3].with_suffix(".json").unlink()
     assert isinstance(FMOW.read(root), AnnotatedImages) and data[3].image.shape[0] == 3
     with pytest.raises(DataError, match=r"airport_1_1_rgb\.json is missing"):

@@ -22,7 +22,7 @@ from tnet.data.folder import LabelledImages
 from tnet.data.loading import check_sizes, eval_loader, open_data, read_options, train_loader
 from tnet.data.sample import Batch, Sample, collate
 from tnet.errors import ConfigError, ImageError
-from tnet.evaluation.looks import evaluate_looks
+from tnet.evaluation.evaluator import evaluate
 from tnet.models.tnet import TNet
 from tnet.scenes import FileScene, Scene, SceneOptions, overview
 from tnet.scenes.memory import MemoryScene
@@ -186,7 +186,10 @@ def test_workers_do_not_change_what_is_seen(root: Path, store: OverviewStore, wo
         assert all(map(torch.equal, logits_of(batches, model), expected))
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method",
+    ["fork", pytest.param("forkserver", marks=pytest.mark.slow), pytest.param("spawn", marks=pytest.mark.slow)],
+)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_way_to_start_a_worker(root: Path, store: OverviewStore, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
@@ -266,7 +269,7 @@ def test_batches_are_pinned() -> None:
 def test_evaluation_looks_at_scenes(root: Path) -> None:
     model = TNet(tiny_config(in_channels=3, num_classes=2)).eval()
     lazy, memory = (opened(lazily(root, read=read), base_px=None)[1] for read in ("lazy", "memory"))
-    rows = [evaluate_looks(model, data, looks=[0, 2], batch_size=3, progress=False) for data in (lazy, memory)]
+    rows = [evaluate(model, data, looks=[0, 2], batch_size=3, progress=False) for data in (lazy, memory)]
     for one, other in zip(*rows, strict=True):
         assert one.accuracy == other.accuracy and one.confidence == pytest.approx(other.confidence, abs=1e-5)
 

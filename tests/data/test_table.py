@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,6 +132,7 @@ def test_whole_numbers_and_categories_of_parquet_are_labels(folder: Path) -> Non
     assert ImageTable(folder / "categories.parquet").targets.tolist() == [1, 0, 1]
 
 
+@settings(max_examples=15)
 @given(labels=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), min_size=1))
 def test_csv_and_parquet_give_the_same(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
     labels = [label.strip() or "blank" for label in labels]
@@ -286,5 +287,5 @@ def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
 def test_parquet_columns_of_other_types_are_refused(folder: Path) -> None:
     for labels in ([1.0, 2.0], [["a"], ["b"]], [True, False]):
         table = write(folder, "parquet", {"path": ["a.png", "c.png"], "label": labels})
-        with pytest.raises(DataError, match=r"Column 'label' .* holds values of type .*; convert it"):
+        with pytest.raises(DataError, match="column 'label'"):
             ImageTable(table)

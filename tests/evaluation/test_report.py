@@ -11,16 +11,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from tnet.errors import OutputError
-from tnet.evaluation.report import (
-    LooksRow,
-    looks_label,
-    looks_notes,
-    looks_table,
-    plot_looks,
-    short_number,
-    wilson_interval,
-    write_rows_csv,
-)
+from tnet.evaluation.evaluator import LooksRow, wilson_interval
+from tnet.evaluation.plots import plot_looks
+from tnet.evaluation.report import looks_label, looks_notes, looks_table, short_number, write_rows_csv
 
 ZERO = LooksRow(
     looks=(), total_looks=0, policy="none", images=200, accuracy=0.25, accuracy_low=0.195, accuracy_high=0.314,
@@ -84,7 +77,8 @@ def test_csv_can_be_read_back(tmp_path: Path) -> None:
         zero, deep = csv.DictReader(file)
     assert (zero["looks"], deep["looks"]) == ("0", "2x1")
     assert (zero["auc"], float(zero["accuracy"]), int(zero["macs"])) == ("", 0.25, 1_500_000)
-    assert list(zero) == list(LooksRow.__dataclass_fields__)
+    names = [name for name in LooksRow.__dataclass_fields__ if not name.startswith("right")]
+    assert list(zero) == names
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tnet.errors import ImageError
-from tnet.scenes import readers
+from tnet.scenes import file
 from tnet.scenes.readers.base import ImageInfo, ReaderOptions, StoredLevel
 
 Window = tuple[int, int, int, int]
@@ -92,9 +92,9 @@ class Shelf:
         self.pictures[path] = (info, levels, thread_safe)
         return path
 
-    def open_reader(self, path: Path, options: ReaderOptions, kind: str | None = None) -> FakeReader:
+    def open_reader(self, path: Path, options: ReaderOptions, name: str | None = None) -> FakeReader:
         if path not in self.pictures:
-            raise ImageError(f"The image {path} is of no known kind.")
+            raise ImageError(f"image {path} has an unsupported format")
         info, levels, thread_safe = self.pictures[path]
         self.opened.append(FakeReader(info, levels, path, thread_safe))
         return self.opened[-1]
@@ -114,9 +114,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     from tnet.scenes import cache
 
     made = Shelf(tmp_path)
-    monkeypatch.setattr(readers, "open_reader", made.open_reader, raising=False)
+    monkeypatch.setattr(file, "open_reader", made.open_reader)
     monkeypatch.setattr(cache, "readers", cache.ReaderPool())
-    monkeypatch.setattr(cache, "decoded", cache.DecodedPictures())
+    monkeypatch.setattr(cache, "decoded", cache.DecodedImages())
     return made
 
 

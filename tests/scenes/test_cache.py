@@ -14,7 +14,7 @@ import pytest
 from tests.scenes.fakes import FakeReader, noise
 
 from tnet.scenes import cache
-from tnet.scenes.cache import DecodedPictures, FileKey, ReaderPool
+from tnet.scenes.cache import DecodedImages, FileKey, ReaderPool
 from tnet.scenes.readers.base import ImageInfo, ReaderOptions, StoredLevel
 
 
@@ -111,7 +111,7 @@ def test_counts_go_on_when_readers_are_closed_and_end_when_nobody_asks() -> None
 
 
 def test_pictures_are_kept_within_the_budget() -> None:
-    kept, made = DecodedPictures(budget_bytes=250), []
+    kept, made = DecodedImages(budget_bytes=250), []
 
     def picture(name: str, nbytes: int = 100) -> None:
         def decode() -> np.ndarray:
@@ -133,7 +133,7 @@ def test_pictures_are_kept_within_the_budget() -> None:
 
 
 def test_a_picture_is_decoded_by_one_thread_and_no_more_at_a_time_than_fit() -> None:
-    kept = DecodedPictures(budget_bytes=250)
+    kept = DecodedImages(budget_bytes=250)
     at_work, most, made = 0, 0, []
     lock = threading.Lock()
 
@@ -158,7 +158,7 @@ def test_a_picture_is_decoded_by_one_thread_and_no_more_at_a_time_than_fit() -> 
 
 
 def test_a_picture_that_cannot_be_decoded_blocks_nobody() -> None:
-    kept = DecodedPictures(budget_bytes=100)
+    kept = DecodedImages(budget_bytes=100)
 
     def fail() -> np.ndarray:
         raise ValueError("damaged")
@@ -176,7 +176,7 @@ def test_a_picture_that_cannot_be_decoded_blocks_nobody() -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_starts_with_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "readers", ReaderPool(limit=7))
-    monkeypatch.setattr(cache, "decoded", DecodedPictures(budget_bytes=123))
+    monkeypatch.setattr(cache, "decoded", DecodedImages(budget_bytes=123))
     opener = Opener()
     use(cache.readers, "a", opener)
     before = cache.readers

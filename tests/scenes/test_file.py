@@ -210,13 +210,6 @@ def test_what_the_file_says_is_passed_on(shelf: Shelf) -> None:
     scene = FileScene(shelf.add("a", noise(40, 40), **known))
     assert scene.spacing_m_yx == (5e-7, 2.5e-7) and scene.georeference == where
     assert scene.properties == {"stain": "H&E"} and scene.name == str(scene.path)
-    assert scene.size_px_at((0, 0, 40, 40), 1e-6) == 20 and scene.size_px_at((0, 0, 10, 40), 1e-6) == 10
-    assert scene.size_px_at((0, 0, 4, 4), 1.0) == 1
-    assert scene.box_hw_at(8, 1e-6) == (16, 32)
-    with pytest.raises(GeometryError, match="spacing_m is 0"):
-        scene.box_hw_at(8, 0)
-    with pytest.raises(ImageError, match="plain does not say how large its pixels are"):
-        FileScene(shelf.add("plain", noise(40, 40))).size_px_at((0, 0, 4, 4), 1e-6)
 
 
 def test_it_is_a_scene(shelf: Shelf) -> None:

@@ -1,15 +1,13 @@
-"""Attention sampling: draw patches from an attention map of the downsized image, and learn where to draw.
+"""Attention sampling: draw patches from an attention map of the downscaled image, and learn where to draw.
 
-A baseline for large images, after Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling
-Models" (2019). An image is represented by the expectation of patch features under the attention; it is estimated from a
-few patches, and so is its gradient, for features and attention alike. No REINFORCE is needed, because the expectation
-is differentiable with respect to the attention.
+Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", 2019. An image is
+represented by the expectation of patch features under the attention. The expectation and its gradient, for features
+and attention alike, are estimated from a few patches, without REINFORCE.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,22 +19,23 @@ from typing_extensions import override
 
 from tnet.backbones import create_backbone
 from tnet.baselines.geometry import chosen_patches, position_boxes
+from tnet.baselines.objective import Target, Terms
 from tnet.baselines.patches import (
+    Looks,
     PatchModel,
     PatchModelConfig,
     PatchObjective,
     PatchObjectiveConfig,
+    PatchPolicy,
     control_policy,
     count_macs,
     images_by_size,
 )
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
-from tnet.losses import check_weights
 from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
-from tnet.traversal import Policy
 
 _FIRST_KERNEL, _KERNEL = 7, 3
 
@@ -46,17 +45,17 @@ class AttentionSamplingConfig(PatchModelConfig):
     """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
 
     Attributes:
-        scale: side of what the attention network sees, over the longer side of the image. Like TNet's first look it is
-            a square, whatever the image's shape.
+        scale: side of the attention network's input over the longer side of the image. Like TNet's first glimpse, the
+            input is square for any aspect ratio.
         low_px: that side in pixels, the same for images of all sizes; 0 to use ``scale``.
         attention_channels: of the attention network's hidden layers (3x3 convolutions, tanh).
-        features: what sees a patch: ``conv``, the published plain network, or ``backbone``.
-        feature_channels: of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU, maximum over
-            positions).
-        normalize_features: bring features to length 1, for which drawing from the attention has the least variance.
-        replacement: draw patches independently, so that one may be drawn again, instead of each at most once.
-        eval: how patches are chosen in evaluation: ``sample``, as in training (published), or ``topk``, the ones with
-            most attention, weighted by it; a control of ours.
+        features: patch encoder: ``conv``, the published plain network, or ``backbone``.
+        feature_channels: of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU, global
+            maximum).
+        normalize_features: scale features to length 1, for which drawing from the attention has the least variance.
+        replacement: draw patches independently, so that one may repeat.
+        eval: patches in evaluation: ``sample``, as in training (published), or ``topk``, those with most attention,
+            weighted by it (not in the paper).
     """
 
     title: ClassVar[str] = "Attention sampling"
@@ -79,14 +78,14 @@ class AttentionSamplingConfig(PatchModelConfig):
             raise ConfigError(f"model.scale is {self.scale}; give a fraction above 0 and at most 1")
         if min(self.attention_channels, default=1) < 1 or min(self.feature_channels, default=0) < 1:
             raise ConfigError(
-                f"model.attention_channels {list(self.attention_channels)} and feature_channels "
-                f"{list(self.feature_channels)} must be positive numbers, at least one for the features"
+                f"model.attention_channels is {list(self.attention_channels)} and model.feature_channels "
+                f"{list(self.feature_channels)}; give positive numbers, at least one for the features"
             )
         needed = _FIRST_KERNEL + (_KERNEL - 1) * (len(self.feature_channels) - 1)
         if self.features == "conv" and self.patch_px < needed:
             raise ConfigError(
-                f"model.patch_px is {self.patch_px} but {len(self.feature_channels)} layers of features without "
-                f"padding need {needed} px; raise it or give fewer model.feature_channels"
+                f"model.patch_px is {self.patch_px} but {len(self.feature_channels)} layers without padding need "
+                f"{needed} px; give at least that, or fewer model.feature_channels"
             )
 
     @property
@@ -112,16 +111,16 @@ class AttentionSamplingConfig(PatchModelConfig):
 
 @dataclass(frozen=True)
 class AttentionSamplingOutput(ModelOutput):
-    """What attention sampling found.
+    """Patches are in the order drawn.
 
     Attributes:
         logits: class logits.
         features: of each patch.
-        aggregate: the estimate of the expected feature, which the classifier saw.
-        log_prob: logarithm of the attention at each patch's position; 0 where a control chose.
+        aggregate: the estimated expectation of the feature, input of the classifier.
+        log_prob: log-attention at each patch's position; 0 if a control policy chose.
         entropy: of each image's attention, nats.
-        attention: for each image, its attention over positions; adds up to 1.
-        regions: whole images, and patches in the order drawn.
+        attention: for each image, its attention over positions; sums to 1.
+        regions: whole images, then patches.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -146,21 +145,19 @@ class AttentionSamplingOutput(ModelOutput):
 def draw_positions(
     log_attention: Float[Tensor, "batch positions"], count: int, replacement: bool
 ) -> Int[Tensor, "batch {count}"]:
-    """Positions drawn from the attention, in the order drawn.
-
-    Without replacement each draw is from the attention over what is left.
+    """Draw positions from the attention; without replacement, each from the attention over what is left.
 
     Raises:
-        GeometryError: more positions asked for than there are, without replacement.
+        GeometryError: more positions than there are, without replacement.
     """
     positions = log_attention.shape[1]
     if not replacement and count > positions:
         raise GeometryError(
-            f"{count} patches cannot be drawn without replacement from {positions} positions; give fewer looks, a "
-            "larger model.scale or model.low_px, or model.replacement: true"
+            f"looks is {count} but there are {positions} positions to draw without replacement; give fewer looks, or a "
+            "larger model.scale or model.low_px, or set model.replacement to true"
         )
     probs = log_attention.detach().float().exp()
-    # Without replacement even positions whose probability underflows can be needed.
+    # Without replacement, positions whose probability underflows may be needed too.
     return torch.multinomial(probs.clamp_min(torch.finfo(probs.dtype).tiny), count, replacement)
 
 
@@ -169,12 +166,8 @@ def expect_with_replacement(
 ) -> Float[Tensor, "batch dim"]:
     """Estimate the expected feature from positions drawn independently.
 
-    The value is the mean feature. The gradient is the mean of ``d(a f) / a``, with ``a`` the attention at a position
-    drawn; both are unbiased (paper, equations for sampling with replacement).
-
-    Args:
-        log_attention: at the positions drawn.
-        features: at the positions drawn.
+    The value is the mean feature, the gradient the mean of ``d(a f) / a`` with ``a`` the attention at a drawn position;
+    both are unbiased (paper, equations for sampling with replacement).
     """
     ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
     return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
@@ -183,17 +176,12 @@ def expect_with_replacement(
 def expect_without_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from different positions, drawn one after the other.
+    """Estimate the expected feature from distinct positions, in the order drawn.
 
-    After each draw ``i`` there is an unbiased estimate: what was drawn before counts with its own attention, and the
-    new position stands for all that was left: ``sum_{k<i} a_k f_k + (1 - sum_{k<i} a_k) f_i``. The value is the mean of
-    these over all draws (paper, sampling without replacement). In the gradient what was drawn before counts in full,
-    and the new position with ``d(a f) / p``, with ``p`` the probability with which it was drawn from what was left:
-    unbiased as well.
-
-    Args:
-        log_attention: at the positions drawn, in the order drawn.
-        features: at the positions drawn.
+    After each draw ``i`` there is an unbiased estimate: earlier draws count with their own attention, and the new
+    position stands for all that was left: ``sum_{k<i} a_k f_k + (1 - sum_{k<i} a_k) f_i``. The value is the mean of
+    these over all draws (paper, sampling without replacement). In the gradient earlier draws count in full, and the
+    new position with ``d(a f) / p``, with ``p`` the probability of drawing it from what was left: unbiased as well.
     """
     attention, draws = log_attention.exp(), features.shape[1]
     left = (1 - (attention.cumsum(dim=1) - attention)).clamp_min(0).detach()
@@ -203,14 +191,12 @@ def expect_without_replacement(
 
 
 class _GlobalMax(nn.Module):
-    """The maximum of each channel."""
-
     def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels"]:
         return x.amax(dim=(2, 3))
 
 
 def _attention_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
-    """One logit a position: 3x3 convolutions that keep the size, tanh between them."""
+    """One logit per position: 3x3 convolutions that keep the size, with tanh between them."""
     layers: list[nn.Module] = []
     for width in channels:
         layers += [nn.Conv2d(in_channels, width, _KERNEL, padding=_KERNEL // 2), nn.Tanh()]
@@ -219,7 +205,7 @@ def _attention_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequen
 
 
 def _feature_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
-    """One feature a patch: convolutions without padding, ReLU, the maximum over positions."""
+    """One feature per patch: convolutions without padding, ReLU, the maximum over positions."""
     layers: list[nn.Module] = []
     for index, width in enumerate(channels):
         layers += [nn.Conv2d(in_channels, width, _KERNEL if index else _FIRST_KERNEL), nn.ReLU()]
@@ -230,15 +216,8 @@ def _feature_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequenti
 class AttentionSampling(PatchModel):
     """Attention sampling.
 
-    Takes a batch of images of any size. The attention network sees each image downsized and gives a probability to
-    every position; a patch is centred on each position drawn, and may reach past the image's edge, where the scene's
-    padding is.
-
-    Args:
-        config: what it is made of.
-
-    Raises:
-        ConfigError: a configuration that cannot be built.
+    The attention network sees each image downscaled and gives a probability to every position. A patch is centred on
+    each position drawn; it may reach past the image, where it shows the scene's padding.
     """
 
     config: AttentionSamplingConfig
@@ -255,24 +234,16 @@ class AttentionSampling(PatchModel):
             dim = config.feature_channels[-1]
         self.classifier = nn.Linear(dim, config.num_classes)
 
-    def forward(
-        self,
-        images: Images,
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
-    ) -> AttentionSamplingOutput:
-        """Draw patches and classify images by them.
+    def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> AttentionSamplingOutput:
+        """Draw patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
-        Args:
-            images: a batch tensor, a list of images of different sizes, or a scene.
-            looks: patches to draw of each image; as configured if ``None``.
-            policy: ``sample``: drawn from the attention. ``topk``: those with most attention. ``None``: drawn in
-                training, as configured in evaluation. ``random``, ``centre``, or any policy that needs no logits:
-                chosen by it, and all patches count the same.
+        ``sample`` draws from the attention, ``topk`` takes the positions with most attention; ``None`` draws in
+        training and does as configured in evaluation. With any policy that needs no logits, such as ``random`` and
+        ``centre``, all patches have equal weight.
 
         Raises:
-            GeometryError: no looks, or more than there are positions to draw without replacement.
-            ConfigError: a policy that patches cannot be chosen by, or images of other channels.
+            GeometryError: no looks, or more than positions without replacement.
+            ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, count = self.scene(images), self.config.count_looks(looks)
         boxes: dict[int, Tensor] = {}
@@ -303,21 +274,21 @@ class AttentionSampling(PatchModel):
         )
 
     def low_px(self, size_hw: tuple[int, int]) -> int:
-        """Side of what the attention network sees of an image of this size, pixels."""
+        """Return the side of the attention network's input for an image of this size, pixels."""
         return self.config.low_px or max(1, round(self.config.scale * max(size_hw)))
 
     def _attend(
         self, scene: SceneBatch, members: list[int], side_px: int
     ) -> Float[Tensor, "images {side_px} {side_px}"]:
-        """Logarithm of the attention over positions, of images of one size."""
+        """Compute the log-attention over positions, of images of one size."""
         regions = whole_images(scene.sizes_hw).take(torch.tensor(members))
         logits = self.attention(self.pixels(scene, regions, side_px)).squeeze(1)
         return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 
     def _choose(
-        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: Policy | str | None
+        self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
     ) -> tuple[Int[Tensor, "images looks"], str]:
-        """Positions of the patches, and the name of the estimate that fits how they were chosen."""
+        """Choose positions; also return the name of the estimate that fits the choice."""
         if policy is None:
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
@@ -325,36 +296,21 @@ class AttentionSampling(PatchModel):
             drawn = draw_positions(flat, count, self.config.replacement)
             return drawn, "with_replacement" if self.config.replacement else "without_replacement"
         if count > flat.shape[1]:
-            raise GeometryError(f"{count} looks were asked for, but there are {flat.shape[1]} positions; give fewer")
+            raise GeometryError(f"looks is {count} but there are {flat.shape[1]} positions; give at most that")
         control = control_policy(policy, log_attention.shape[1], log_attention.shape[2])
         if control is not None:
             return control(torch.zeros(flat.shape), count).cells, "control"
         return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], "topk"
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
-        """Features of patches."""
-        found = self.backbone(self.pixels(scene, regions, self.config.patch_px))
-        pooled = found if isinstance(found, Tensor) else found.pooled
+        encoded = self.backbone(self.pixels(scene, regions, self.config.patch_px))
+        pooled = encoded if isinstance(encoded, Tensor) else encoded.pooled
         return F.normalize(pooled, dim=1) if self.config.normalize_features else pooled
 
+    @override
     def multiply_adds(
-        self,
-        image_size_hw: tuple[int, int],
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
+        self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
-        """Multiply-adds for one image of this size, part by part; nothing is computed.
-
-        They depend on the size of the image through ``scale``, and not at all with ``low_px``.
-
-        Args:
-            image_size_hw: height and width, pixels.
-            looks: as for ``forward``.
-            policy: as for ``forward``; the attention is computed, and counted, whatever it is.
-
-        Returns:
-            ``attention``, ``backbone`` (the patches), ``aggregation`` and ``classifier``.
-        """
         count, outline = self.config.count_looks(looks), copy.deepcopy(self).to("meta").eval()
         low, patch = (
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
@@ -373,7 +329,7 @@ class AttentionSampling(PatchModel):
 def _weigh_by_attention(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """The mean feature, each weighted by its share of the attention of all that are there."""
+    """Average features, weighted by their share of the attention."""
     return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
 
 
@@ -390,33 +346,28 @@ class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
     """Weights of the terms.
 
     Attributes:
-        entropy_weight: of the attention's entropy, which is to be high so that the attention does not settle too soon
-            (published for megapixel digits: 1e-4).
+        entropy_weight: of the attention's entropy, which keeps it from settling too soon (published for megapixel
+            digits: 1e-4).
     """
 
     entropy_weight: float = 1e-4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_weights(self, "entropy_weight")
-
 
 class AttentionSamplingObjective(PatchObjective):
-    """Cross entropy, less the entropy of the attention.
-
-    Args:
-        config: weights of the terms.
-    """
+    """Cross entropy minus the entropy of the attention, and L2."""
 
     config: AttentionSamplingObjectiveConfig
 
     @override
-    def further_terms(self, output: ModelOutput) -> dict[str, Float[Tensor, ""]]:
+    def terms(self, output: ModelOutput, target: Target) -> Terms:
         assert isinstance(output, AttentionSamplingOutput)
-        weight = self.config.entropy_weight
-        return {"entropy": -weight * output.entropy.mean()} if weight else {}
+        terms, *rewards = super().terms(output, target)
+        if self.config.entropy_weight:
+            terms["entropy"] = -self.config.entropy_weight * output.entropy.mean()
+        return terms, rewards[0], rewards[1]
 
 
-MODEL_KINDS.register("attention_sampling")(
-    ModelKind(AttentionSamplingConfig, AttentionSampling, AttentionSamplingObjectiveConfig, AttentionSamplingObjective)
+_KIND = ModelKind(
+    AttentionSamplingConfig, AttentionSampling, AttentionSamplingObjectiveConfig, AttentionSamplingObjective
 )
+MODEL_KINDS.register("attention_sampling")(_KIND)

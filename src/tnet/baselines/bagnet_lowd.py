@@ -1,7 +1,7 @@
-"""BagNet-77-lowD, the representation network of Saccader: what is at each position, described from 77 pixels around it.
+"""BagNet-77-lowD, the representation network of Saccader: describes every position from the 77 pixels around it.
 
 Elsayed, Kornblith and Le, "Saccader: Improving accuracy of hard attention models for vision", NeurIPS 2019. All
-convolutions are valid, so that no position sees padding; batch norm, no biases.
+convolutions are valid, so that no position sees padding, and have batch norm instead of biases.
 """
 
 from __future__ import annotations
@@ -22,36 +22,27 @@ ShortcutNorm = Literal["branch", "shortcut"]
 
 @dataclass(frozen=True)
 class PositionGrid:
-    """How the positions of the last map lie on an image.
-
-    Attributes:
-        field_px: receptive field of a position, pixels a side.
-        stride_px: pixels between receptive fields of neighbours.
-    """
+    """Receptive fields of the positions of a map: their side and the distance between neighbours, pixels."""
 
     field_px: int
     stride_px: int
 
     def side(self, image_px: int) -> int:
-        """Positions along a side of ``image_px`` pixels; 0 where not one receptive field fits."""
+        """Return the number of positions along a side of an image; 0 if it is smaller than a receptive field."""
         return max((image_px - self.field_px) // self.stride_px + 1, 0)
 
 
 def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Sequence[int]) -> PositionGrid:
-    """Receptive field and stride of the last map of a :class:`BagNetLowD`.
+    """Compute receptive field and stride of the last map of a :class:`BagNetLowD`.
 
     Raises:
-        ConfigError: not as many strides and wide blocks as stages, or a stage without a block, or a stride below 1.
+        ConfigError: the arguments are not of the same length, or a value is too small.
     """
-    if not blocks or len({len(blocks), len(strides), len(wide_blocks)}) > 1:
+    equal = len({len(blocks), len(strides), len(wide_blocks)}) == 1
+    if not (equal and blocks and min(*blocks, *strides) >= 1 and min(wide_blocks) >= 0):
         raise ConfigError(
-            f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)} must hold one "
-            "number for each stage"
-        )
-    if min(*blocks, *strides) < 1 or min(wide_blocks) < 0:
-        raise ConfigError(
-            f"blocks {tuple(blocks)} and strides {tuple(strides)} must be 1 or more, wide_blocks {tuple(wide_blocks)} "
-            "0 or more"
+            f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)} do not fit; give "
+            "one number per stage, at least 1 (wide_blocks: 0)"
         )
     field_px, stride_px = 3, 1  # of the stem
     for count, stride, wide in zip(blocks, strides, wide_blocks, strict=True):
@@ -62,13 +53,13 @@ def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Se
 
 
 def conv_norm_relu(in_dim: int, out_dim: int, kernel: int = 1, *, dilation: int = 1, padding: int = 0) -> nn.Sequential:
-    """A convolution without bias, batch norm, ReLU."""
+    """Build a convolution without bias, batch norm and ReLU."""
     conv = nn.Conv2d(in_dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_dim), nn.ReLU())
 
 
 def init_glorot(module: nn.Module) -> None:
-    """Glorot uniform weights, biases at 0, for every convolution and linear layer (the original's initialisation)."""
+    """Initialise convolutions and linear layers as the original does: Glorot uniform weights, biases 0."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)
@@ -77,15 +68,9 @@ def init_glorot(module: nn.Module) -> None:
 
 
 class NormBottleneck(nn.Module):
-    """1x1, k x k, 1x1, each with batch norm, and a shortcut; nothing is padded.
+    """Valid 1x1, k x k and 1x1 convolutions, each with batch norm, and a shortcut.
 
-    Args:
-        in_dim: channels of the input.
-        planes: channels of the first two convolutions.
-        expansion: output channels over planes.
-        kernel: 1 or 3.
-        stride: of the middle convolution.
-        norms_branch: apply the shortcut's norm to the branch; see :class:`BagNetLowD`.
+    ``norms_branch`` applies the shortcut's norm to the branch; see :class:`BagNetLowD`.
     """
 
     def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, norms_branch: bool) -> None:
@@ -103,11 +88,11 @@ class NormBottleneck(nn.Module):
         self.shortcut_norm = nn.BatchNorm2d(out_dim) if changes else None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        """Transform a feature map."""
+        """Apply the block."""
         y = F.relu(self.reduce_norm(self.reduce(x)))
         y = F.relu(self.look_norm(self.look(y)))
         y = self.expand_norm(self.expand(y))
-        # A valid 3x3 loses a pixel a side; the shortcut loses the same.
+        # A valid 3x3 convolution loses a pixel per side; the shortcut must lose the same.
         short = x[..., 1:-1, 1:-1] if self.kernel > 1 else x
         if self.shortcut is not None and self.shortcut_norm is not None:
             short = self.shortcut(short)
@@ -119,41 +104,36 @@ class NormBottleneck(nn.Module):
 
 
 class LowDMaps(NamedTuple):
-    """What the network says of each position.
-
-    Attributes:
-        features: output of the last stage (2048 channels as published), from which a location network reads.
-        what: its low-dimensional form (512), from which positions are classified.
-    """
+    """Output of the last stage (2048 channels as published), and its projection (512), which is classified."""
 
     features: Float[Tensor, "images channels rows cols"]
     what: Float[Tensor, "images dim rows cols"]
 
 
 class BagNetLowD(Backbone):
-    """The representation network without its classifier (batch norm: momentum 0.1 in PyTorch's sense, epsilon 1e-5).
+    """The representation network without its classifier.
 
-    As a backbone its pooled feature is the mean of ``what`` over the positions, so that a linear classifier on it gives
-    the mean of the positions' logits; cell features are those of the last stage.
+    The pooled feature is the mean of ``what`` over the positions, so that a linear classifier on it gives the mean of
+    the positions' logits; cell features are those of the last stage.
 
     In a block that changes the shape, the original's code applies the batch norm meant for the shortcut to the branch,
-    after the branch's own, and leaves the shortcut unnormalised; parameters and multiply-adds are the same.
-    ``shortcut_norm`` chooses. In these blocks the second norm undoes the branch's own last scale, which starts at 0 so
-    that blocks start as their shortcuts: the first step turns the branch on at once, along a gradient some hundred
-    times as large. Prefer ``shortcut`` where published weights need not fit.
+    after the branch's own, and leaves the shortcut unnormalised (``shortcut_norm="branch"``). The second norm undoes
+    the branch's last scale, which starts at 0 so that blocks start as their shortcuts: the first step then turns the
+    branch on at once, along a gradient some hundred times as large. Prefer ``shortcut`` unless published weights must
+    fit; parameters and multiply-adds are the same.
 
     Args:
         in_channels: channels of an image.
         planes: width of the stages; the stem has the first one's.
         blocks: bottlenecks in each stage.
         strides: of the first bottleneck of each stage.
-        wide_blocks: bottlenecks of each stage, from its first, that look 3 pixels wide; the others look 1.
-        expansion: output channels of a stage over its planes (4 as published).
+        wide_blocks: bottlenecks of each stage, from its first, that are 3 pixels wide; the others are 1.
+        expansion: output channels of a stage over its planes.
         feature_dim: channels of ``what``; 0 for a quarter of the last stage's.
-        shortcut_norm: ``branch``, the original's code, or ``shortcut``, as a residual network has it.
+        shortcut_norm: ``branch``, the original's code, or ``shortcut``, the usual residual block.
 
     Raises:
-        ConfigError: numbers that make no network.
+        ConfigError: sizes that contradict each other.
     """
 
     def __init__(
@@ -172,11 +152,11 @@ class BagNetLowD(Backbone):
         self.grid = position_grid(blocks, strides, wide_blocks)
         if len(planes) != len(blocks) or min(*planes, expansion) < 1 or feature_dim < 0:
             raise ConfigError(
-                f"bagnet77_lowd planes {tuple(planes)} must be as many positive numbers as blocks {tuple(blocks)}, "
-                f"expansion {expansion} positive, feature_dim {feature_dim} 0 or more"
+                f"planes {tuple(planes)}, expansion {expansion} or feature_dim {feature_dim} is wrong; give as many "
+                f"planes as blocks {tuple(blocks)}, 1 or more each, expansion 1 or more, feature_dim 0 or more"
             )
         if shortcut_norm not in get_args(ShortcutNorm):
-            raise ConfigError(f"shortcut_norm {shortcut_norm!r} is not known; give 'branch' or 'shortcut'")
+            raise ConfigError(f"shortcut_norm is {shortcut_norm!r}; give 'branch' or 'shortcut'")
         self.min_px = self.grid.field_px
         self.cell_dim = planes[-1] * expansion
         self.feature_dim = feature_dim or max(1, self.cell_dim // 4)

@@ -1,19 +1,18 @@
-"""DRAM: two recurrent networks that look around an image, one to classify and one to move (Ba et al. 2015).
+"""DRAM: two recurrent networks that glimpse around an image, one to classify and one to move (Ba et al. 2015).
 
-The form is that of the Saccader paper (Elsayed et al. 2019), to which the paper compares. Parameters count 45,610,219
-with 1001 classes and all four vectors of a batch norm. Of the choices that the description leaves open, only this one
-gives that number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its
-first two do not; a norm follows the last stage; an LSTM has one bias vector a gate.
+This is the form that the Saccader paper compares to (Elsayed et al. 2019). It has 45,610,219 parameters with 1001
+classes and all four vectors of a batch norm. Of the choices that the description leaves open, only these give that
+number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its first two
+do not; a norm follows the last stage; an LSTM has one bias vector per gate.
 
-A pass (look, describe, both LSTMs, location, classes) is 565,831,616 multiply-adds. The published 1.86, 3.1, 5.58 and
-13.03 G for 2, 4, 8 and 20 glimpses fit 0.620 G a pass, n + 1 passes; where the other 0.055 G come from is not known.
-Neither what is counted besides convolutions and matrix products (about a million activations a pass), nor the stride
-in a stage's first unit (0.639 G), nor another glimpse size (0.570 G up to 80 px, from 0.673 G at 81 px) gives it. We
-also leave out what is never used, the first pass's classes and the last pass's next location: n looks cost n passes
-and one that ends after the first LSTM.
+A pass (glimpse, encoder, both LSTMs, location, classes) is 565,831,616 multiply-adds. The published 1.86, 3.1, 5.58 and
+13.03 G for 2, 4, 8 and 20 glimpses fit n + 1 passes of 0.620 G; the source of the other 0.055 G is unknown (neither
+activations, nor the stride in a stage's first unit, nor another glimpse size gives it). We also leave out what is never
+used, the first pass's classes and the last pass's next location: n looks cost n passes and one that ends after the
+first LSTM.
 
-Where this differs from the original: a crop that reaches past the image repeats the edge of the glimpse rather than of
-the image (only averages of such crops are used); glimpses are resized with half-pixel centres.
+Differences from the original: a crop that reaches past the image repeats the edge of the glimpse rather than of the
+image (only averages of such crops are used); glimpses are resized with half-pixel centres.
 """
 
 from __future__ import annotations
@@ -30,26 +29,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones.base import BatchNormMode, PopulationNorms
-from tnet.baselines.dram_encoder import (
-    RecurrentCell,
-    ResNetV2,
-    position_channels,
-    replicate_edges,
-    sample_points,
-)
+from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
 from tnet.baselines.geometry import box_regions, clip_boxes, crop_boxes, crop_sizes_px
+from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
-from tnet.losses import (
-    Loss,
-    ModelObjective,
-    check_smoothing,
-    check_weights,
-    classification_loss,
-    l2_term,
-    penalised_parameters,
-    reward,
-)
+from tnet.losses import classification_loss, penalised_parameters, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import Resize, SceneBatch
@@ -58,12 +43,7 @@ DRAMPolicy = Literal["learned", "topk", "sample", "random", "centre"]
 Supervision = Literal["last", "all"]
 
 _POSITION_CHANNELS = 2
-_MOVES = ("location_cell.", "locator.")  # parameters of the network that moves
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(known)}")
+_MOVES = ("location_cell.", "locator.")  # parameters of the moving network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,26 +51,25 @@ class DRAMConfig(ModelConfig):
     """A DRAM; the defaults are the published sizes.
 
     Attributes:
-        num_classes: outputs of the classifier.
-        input_px: side of the image that glimpses are measured against. Images may have any size: a glimpse covers
+        input_px: side of the image that glimpses are measured in. Images may have any size: a glimpse covers
             ``glimpse_px / input_px`` of each side. Set it to the images' own size to see them at full resolution.
-        glimpse_px: side of the finest crop, and of what every crop is resized to.
+        glimpse_px: side of the finest crop, and to which every crop is resized.
         scales: concentric crops, from ``glimpse_px`` to ``input_px`` in equal steps.
         looks: glimpses after the first pass: the default at inference and the number in training.
-        policy: where to look: ``learned`` (``sample`` in training, ``topk`` in evaluation); ``sample``, from the normal
-            distribution around the proposed location, clipped so that the finest crop stays in the image; ``topk``,
-            that distribution's most probable place, the proposal; or the controls ``random`` (uniform) and ``centre``.
-        location_std: of the normal distribution that locations are drawn from in training; the image is 2 wide.
+        policy: ``learned`` (``sample`` in training, ``topk`` in evaluation); ``sample``, from the normal distribution
+            around the proposed location, clipped so that the finest crop stays in the image; ``topk``, the proposal;
+            or the controls ``random`` (uniform) and ``centre``.
+        location_std: of the normal distribution; the image is 2 wide.
         stem_dim: channels of the encoder's stem.
         planes: width of each of the encoder's stages.
         blocks: bottlenecks in each stage.
         expansion: output channels of a stage over its planes.
-        norm_momentum: share of a new batch in the encoder's running statistics; 0.003 suits long training (it is met
-            once a pass), a few hundred steps need about 0.1.
+        norm_momentum: of the encoder's running statistics; 0.003 suits long training (they are updated once per pass),
+            a few hundred steps need about 0.1.
         batch_norm: running statistics ``shared`` by the first and the later passes (the original's), or kept apart,
-            ``per_level``: the two see so different things that their average describes neither.
-        classifier_dim: units of the LSTM that classifies.
-        location_dim: units of the LSTM that moves.
+            ``per_level``: the two see such different things that their average describes neither.
+        classifier_dim: units of the classifying LSTM.
+        location_dim: units of the moving LSTM.
         resize: ``bilinear`` (the original's), or ``antialias``.
     """
 
@@ -115,19 +94,16 @@ class DRAMConfig(ModelConfig):
     resize: Resize = "bilinear"
 
     def __post_init__(self) -> None:
-        _check_choice("model.policy", self.policy, get_args(DRAMPolicy))
         self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
         for name in ("planes", "blocks"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number for each stage")
+                raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number per stage")
         if len(self.planes) != len(self.blocks):
             raise ConfigError(
-                f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}; give one number each"
+                f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}; match them"
             )
         if self.input_px < self.glimpse_px:
-            raise ConfigError(
-                f"model.glimpse_px is {self.glimpse_px} but model.input_px {self.input_px}; a glimpse must fit"
-            )
+            raise ConfigError(f"model.glimpse_px is {self.glimpse_px}; give at most model.input_px, {self.input_px}")
         if not 0 < self.location_std < math.inf:
             raise ConfigError(f"model.location_std is {self.location_std}; give a number above 0")
         if not 0 < self.norm_momentum <= 1:
@@ -156,28 +132,26 @@ class DRAMConfig(ModelConfig):
 
     def _check_looks(self, looks: int) -> None:
         if looks < 1:
-            raise GeometryError(f"looks is {looks}; DRAM classifies after its first glimpse, so give at least 1")
+            raise GeometryError(f"looks is {looks} but DRAM classifies after glimpses; give at least 1")
 
     @property
     def location_scale(self) -> float:
-        """Largest coordinate of a location: the finest crop then touches the image's edge."""
+        """Largest coordinate of a location, where the finest crop touches the image's edge."""
         return 1 - self.glimpse_px / self.input_px
 
 
 @dataclass(frozen=True)
 class DRAMOutput(ModelOutput):
-    """What a DRAM saw and said.
-
-    Locations are the centres of glimpses, row and column, -1 to 1 from one edge of the image to the other.
+    """Locations are the centres of glimpses, row and column, -1 to 1 from one edge of the image to the other.
 
     Attributes:
         logits: class logits after the last glimpse.
-        step_logits: class logits after each glimpse: what a shorter run would have answered.
-        regions: the whole images, then the finest crop of every glimpse in the order in which they were made.
-        location_yx: where glimpses were made; without gradient.
-        location_mean_yx: where the network proposed to look.
+        step_logits: class logits after each glimpse, the answer of a run with fewer looks.
+        regions: whole images, then the finest crop of every glimpse in order.
+        location_yx: location of each glimpse, without gradient.
+        location_mean_yx: location that the network proposed.
         log_prob: log-density of each location under the normal distribution around its proposal (at the clipped
-            place, as in the original); 0 where it was not drawn from that distribution.
+            location, as in the original); 0 if it was not sampled.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -198,14 +172,9 @@ class DRAMOutput(ModelOutput):
 class DRAM(Model):
     """A deep recurrent attention model.
 
-    A first pass at the centre sees all crops; it sets the state of the LSTM that moves and the first location, and is
-    then forgotten by the LSTM that classifies. Every later pass sees the finest crop only, the channels of the others
-    replaced by their averages. The class is what the classifying LSTM says after the last glimpse.
-
-    Takes what ``TNet`` takes: a batch, a list of images of any size, or a scene; ``uint8`` images are normalised.
-
-    Args:
-        config: what it is made of.
+    A first pass at the centre sees all crops; it sets the state of the moving LSTM and the first location, and the
+    classifying LSTM then starts from zeros. Every later pass sees the finest crop only, the channels of the others
+    replaced by their averages. The class is the classifying LSTM's answer after the last glimpse.
     """
 
     config: DRAMConfig
@@ -226,25 +195,16 @@ class DRAM(Model):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self,
-        images: Images,
-        looks: int | Sequence[int] | None = None,
-        policy: str | None = None,
+        self, images: Images, looks: int | Sequence[int] | None = None, policy: str | None = None
     ) -> DRAMOutput:
-        """Look at images and classify them.
-
-        Args:
-            images: a batch tensor, a list of images of different sizes, or a scene.
-            looks: glimpses after the first pass, at least 1 and as many as wanted; the configured number if ``None``.
-            policy: as in the configuration, which decides if ``None``.
+        """Classify images; see :class:`~tnet.models.base.Model`.
 
         Raises:
-            ConfigError: images of another number of channels, or an unknown policy.
+            ConfigError: unknown policy or wrong number of channels.
             GeometryError: looks below 1.
         """
         looks = self.config.count_looks(looks)
-        policy = policy or self.config.policy
-        _check_choice("policy", policy, get_args(DRAMPolicy))
+        policy = str(self.policy(policy or self.config.policy))
         if policy == "learned":
             policy = "sample" if self.training else "topk"
         scene = self.scene(images)
@@ -277,14 +237,14 @@ class DRAM(Model):
         )
 
     def _describe(self, glimpse: Float[Tensor, "batch channels h w"], level: int) -> Float[Tensor, "batch dim"]:
-        """Features of glimpses of the first pass (level 0) or a later one (1)."""
+        """Encode glimpses of the first pass (level 0) or a later one (1)."""
         with nullcontext() if self.population_norms is None else self.population_norms.of_level(level):
             return self.encoder(glimpse)
 
     def _choose(
         self, proposal: Float[Tensor, "batch 2"], policy: str
     ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
-        """Where to look, without gradient, and the log-density of that, whose gradient goes into the proposal."""
+        """Choose a location, without gradient, and compute its log-density, with gradient to the proposal."""
         limit = self.config.location_scale
         nothing = proposal.new_zeros(len(proposal))
         if policy == "centre":
@@ -302,13 +262,13 @@ class DRAM(Model):
     def _look(
         self, scene: SceneBatch, location_yx: Float[Tensor, "batch 2"]
     ) -> tuple[Float[Tensor, "batch channels side side"], Int[Tensor, "batch 4"]]:
-        """All crops around one location of each image, stacked finest first, and the box of the finest.
+        """Crop around one location of each image: all crops, finest first, and the box of the finest.
 
-        Each crop has the image's channels, then the two of position. There is no gradient through this.
+        Each crop has the image's channels, then two of position.
         """
         config, mean = self.config, self.get_buffer("mean")
         sizes = scene.sizes_hw
-        if location_yx.is_meta:  # an outline: what looking costs does not depend on where
+        if location_yx.is_meta:  # the cost does not depend on the location
             location_yx = torch.zeros(len(sizes), 2)
         crops: list[Tensor] = []
         boxes: list[Tensor] = []
@@ -324,77 +284,58 @@ class DRAM(Model):
     def _only_finest(
         self, glimpse: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """The glimpse with every channel but those of the finest crop replaced by its average."""
+        """Replace every channel but those of the finest crop by its average."""
         finest = self.config.in_channels + _POSITION_CHANNELS
         rest = glimpse[:, finest:].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *glimpse.shape[2:])
         return torch.cat([glimpse[:, :finest], rest], dim=1)
 
 
 @dataclass(frozen=True)
-class DRAMObjectiveConfig:
-    """Weights of the terms; the defaults are the published ones (the original's code has no training loop to follow).
+class DRAMObjectiveConfig(BaselineObjectiveConfig):
+    """Weights of the terms; the defaults are the published ones (the original's code has no training loop).
 
     Attributes:
+        l2_weight: of the sum of squares of weights (no biases, no norms) but those of the moving network, whose
+            separate weight in the original is 0.
         ce_weight: of the cross entropy.
         reinforce_weight: of the REINFORCE term.
-        l2_weight: of the sum of squares of weights (no biases, no norms), those of the network that moves left out:
-            the original has a separate weight for these, 0.
-        supervise: classify and reward after the ``last`` glimpse (what the paper reports at a number of glimpses), or
-            after ``all``, each location rewarded by the answer right after it, which serves any number of looks.
-        label_smoothing: of the cross entropy.
+        supervise: classify and reward after the ``last`` glimpse (what the paper reports for a number of glimpses), or
+            after ``all``, each location rewarded by the answer right after it, which suits any number of looks.
     """
 
+    l2_weight: float = 8e-5
     ce_weight: float = 1.0
     reinforce_weight: float = 0.1
-    l2_weight: float = 8e-5
     supervise: Supervision = "last"
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_choice("objective.supervise", self.supervise, get_args(Supervision))
-        check_weights(self, "ce_weight", "reinforce_weight", "l2_weight")
-        check_smoothing(self.label_smoothing)
 
 
-class DRAMObjective(ModelObjective):
-    """Cross entropy, and REINFORCE with the batch's mean reward as baseline.
+class DRAMObjective(BaselineObjective):
+    """Cross entropy, REINFORCE and L2.
 
-    Locations carry no gradient: the LSTM that moves and the locator learn by REINFORCE alone, which also reaches the
-    encoder through them.
-
-    Args:
-        config: weights of the terms.
+    Locations have no gradient: the moving LSTM and the locator learn by REINFORCE alone, which also reaches the encoder
+    through them.
     """
 
     config: DRAMObjectiveConfig
 
-    def forward(
-        self,
-        output: DRAMOutput,
-        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-        model: nn.Module | None = None,
-    ) -> Loss:
-        """All terms for one batch.
-
-        Args:
-            output: of the model in training mode.
-            target: class indices, or 0/1 values for several labels.
-            model: whose parameters the L2 term penalises; needed only if that term has a weight.
-        """
+    @override
+    def terms(self, output: ModelOutput, target: Target) -> Terms:
+        assert isinstance(output, DRAMOutput)
         config = self.config
         logits = output.step_logits if config.supervise == "all" else output.logits[:, None]
-        repeated = target[:, None].expand(-1, logits.shape[1], *target.shape[1:]).flatten(0, 1)
-        ce = classification_loss(logits.flatten(0, 1), repeated, config.label_smoothing).mean()
-        rewards = reward(logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2]).expand_as(output.log_prob)
+        repeated = repeat_target(target, logits.shape[1])
+        ce = classification_loss(logits.flatten(0, 1), repeated.flatten(0, 1), config.label_smoothing).mean()
+        rewards = reward(logits, repeated).expand_as(output.log_prob)
         terms = {
             "cross_entropy": ce * config.ce_weight,
-            "reinforce": ((rewards - rewards.mean()) * -output.log_prob).mean() * config.reinforce_weight,
+            "reinforce": reinforce(rewards, output.log_prob) * config.reinforce_weight,
         }
-        if config.l2_weight and model is not None:
-            moves = {id(p) for name, p in model.named_parameters() if name.startswith(_MOVES)}
-            weights = [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
-            terms["l2"] = l2_term(weights, config.l2_weight)
-        return Loss.of(terms, rewards[:, -1].mean(), rewards.mean())
+        return terms, rewards[:, -1].mean(), rewards.mean()
+
+    @override
+    def penalised(self, model: nn.Module) -> list[nn.Parameter]:
+        moves = {id(p) for name, p in model.named_parameters() if name.startswith(_MOVES)}
+        return [p for p in penalised_parameters(model, "all") if p.ndim > 1 and id(p) not in moves]
 
 
 MODEL_KINDS.register("dram")(ModelKind(DRAMConfig, DRAM, DRAMObjectiveConfig, DRAMObjective))

@@ -1,4 +1,4 @@
-"""What DRAM is made of: concentric glimpses, the ResNet v2 that describes them, and its recurrent cell."""
+"""Parts of DRAM: concentric glimpses, the ResNet v2 that encodes them, and its recurrent cell."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _EPS = 1e-5
 def sample_points(
     box_l0_yxyx: Int[Tensor, "batch 4"], clipped_l0_yxyx: Int[Tensor, "batch 4"], count: int
 ) -> Float[Tensor, "batch 2 {count}"]:
-    """Where the pixels of a resized crop come from: rows, then columns, in level-0 pixel indices (half-pixel centres).
+    """Return the rows, then the columns that a resized crop's pixels come from, in level-0 pixel indices.
 
-    Kept to the pixels of the clipped box, so that what lies outside the image comes from the nearest pixel inside.
+    They are half-pixel centres, clamped to the clipped box so that those outside the image repeat the nearest pixel.
     """
     start, side = box_l0_yxyx[:, :2, None].double(), (box_l0_yxyx[:, 2:] - box_l0_yxyx[:, :2])[:, :, None].double()
     points = start + (torch.arange(count, dtype=torch.float64) + 0.5) * side / count - 0.5
@@ -33,14 +33,13 @@ def replicate_edges(
 ) -> Float[Tensor, "batch channels side side"]:
     """Put clipped crops back into the frame of their whole boxes, edges repeated outward.
 
-    A crop that was not clipped stays as it is. One that was is resampled from its glimpse, so that it is a little
-    softer than a crop of a padded image.
+    A crop that was clipped is resampled from its glimpse, and is a little softer than a crop of a padded image.
     """
     cut = (box_l0_yxyx != clipped_l0_yxyx).any(dim=1)
     if not bool(cut.any()):
         return pixels
     low, side = clipped_l0_yxyx[:, :2, None], (clipped_l0_yxyx[:, 2:] - clipped_l0_yxyx[:, :2])[:, :, None]
-    # -1 to 1 from edge to edge of the glimpse, as grid_sample has it.
+    # -1 to 1 from edge to edge of the glimpse, as grid_sample expects.
     scaled = (2 * (points + 0.5 - low) / side - 1).to(pixels)
     y, x = scaled[:, 0, :, None], scaled[:, 1, None, :]
     grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
@@ -51,17 +50,16 @@ def replicate_edges(
 def position_channels(
     points: Float[Tensor, "batch 2 side"], sizes_hw: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "batch 2 side side"]:
-    """Two channels that say where in the image each pixel comes from: row and column, -1 first pixel to 1 last."""
+    """Return two channels with each pixel's row and column in the image, from -1, the first pixel, to 1, the last."""
     last = (torch.tensor(sizes_hw).reshape(-1, 2, 1) - 1).clamp_min(1)
     y, x = (2 * points / last - 1).float().unbind(dim=1)
     return torch.stack(torch.broadcast_tensors(y[:, :, None], x[:, None, :]), dim=1)
 
 
 class PreActBottleneck(nn.Module):
-    """Norm and ReLU before each of three convolutions (1x1, 3x3, 1x1); the 3x3 may stride.
+    """Norm and ReLU before each of three convolutions (1x1, 3x3, 1x1), as in TensorFlow's slim models.
 
-    As in TensorFlow's slim models: the last convolution and that of the shortcut have a bias and no norm; without a
-    change of width the shortcut takes every ``stride``-th position.
+    The last convolution and the shortcut's have a bias and no norm; if the width stays, the shortcut is subsampling.
     """
 
     def __init__(self, in_dim: int, planes: int, expansion: int, stride: int, momentum: float) -> None:
@@ -77,7 +75,7 @@ class PreActBottleneck(nn.Module):
         self.shortcut = nn.Conv2d(in_dim, out_dim, 1, stride) if in_dim != out_dim else None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        """Transform a feature map."""
+        """Apply the block."""
         active = F.relu(self.norm_in(x))
         short = self.shortcut(active) if self.shortcut is not None else x[..., :: self.stride, :: self.stride]
         y = F.relu(self.norm_reduced(self.reduce(active)))
@@ -88,16 +86,8 @@ class PreActBottleneck(nn.Module):
 class ResNetV2(nn.Module):
     """ResNet v2 with the stride in the last unit of each stage but the last, averaged over positions.
 
-    timm's pre-activation ResNets stride in the first unit of stages 2 to 4 and have no biases before a sum; neither
-    can be configured, and both change what this costs and counts.
-
-    Args:
-        in_channels: channels of a glimpse.
-        planes: width of each stage.
-        blocks: bottlenecks in each stage.
-        stem_dim: channels of the 7x7 stem.
-        expansion: output channels of a stage over its planes.
-        norm_momentum: share of a new batch in the running statistics.
+    timm's pre-activation ResNets stride in the first unit of stages 2 to 4 and have no biases before a sum; neither is
+    configurable, and both change parameters and cost.
     """
 
     def __init__(
@@ -129,13 +119,13 @@ class ResNetV2(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, glimpse: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch dim"]:
-        """One feature for each glimpse."""
+        """Encode glimpses."""
         x = self.units(self.pool(self.stem(glimpse)))
         return F.relu(self.norm(x)).mean(dim=(2, 3))
 
 
 class RecurrentCell(nn.Module):
-    """An LSTM cell with one bias vector a gate, that of the forget gate starting at 1 (PyTorch's cell has two)."""
+    """An LSTM cell with one bias vector per gate (PyTorch's has two), 1 at first for the forget gate."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -149,7 +139,7 @@ class RecurrentCell(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch features"], state: tuple[Tensor, Tensor] | None
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
-        """One step: hidden state and memory; ``None`` starts from zeros."""
+        """Return hidden state and memory after one step; ``None`` starts from zeros."""
         zeros = x.new_zeros(x.shape[0], self.dim)
         hidden, memory = (zeros, zeros) if state is None else state
         write, forget, read, value = self.gates(torch.cat([x, hidden], dim=1)).chunk(4, dim=1)

@@ -24,22 +24,16 @@ def _level_1(
 
 
 def patch_boxes(size_hw: tuple[int, int], patch_px: int, stride_px: int) -> Int[Tensor, "rows cols 4"]:
-    """Place square patches on a regular grid that covers an image with as few patches as possible.
+    """Place square patches, with starts ``stride_px`` apart, to cover an image with as few as possible.
 
     Patches reach past the image by equal parts on both sides, as cells do: ``ceil(total / 2)`` before, the rest after.
-
-    Args:
-        size_hw: height and width of the image, pixels.
-        patch_px: side of a patch, pixels.
-        stride_px: pixels between starts of neighbours; ``patch_px`` for patches side by side, less for overlap.
 
     Raises:
         GeometryError: a side is below 1 px, or the stride leaves gaps.
     """
     if min(*size_hw, patch_px) < 1 or not 1 <= stride_px <= patch_px:
         raise GeometryError(
-            f"patches of {patch_px} px with stride {stride_px} cannot cover an image of {size_hw[0]} x {size_hw[1]} "
-            "px; give sides of at least 1 px and a stride from 1 to the patch's side"
+            f"patch_px {patch_px} and stride_px {stride_px} leave gaps in {size_hw} px; give 1 to patch_px as stride_px"
         )
     starts = []
     for size in size_hw:
@@ -55,19 +49,11 @@ def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: 
     Position ``i`` of ``n`` stands for ``[i, i + 1) / n`` of the image's side; its patch is centred in the middle of
     that, to the nearest pixel (halves round up), and may reach past the image's edge.
 
-    Args:
-        size_hw: height and width of the image, pixels.
-        map_hw: rows and columns of the map.
-        patch_px: side of a patch, pixels.
-
     Raises:
         GeometryError: a side is below 1.
     """
     if min(*size_hw, *map_hw, patch_px) < 1:
-        raise GeometryError(
-            f"patches of {patch_px} px cannot be placed by a map of {map_hw[0]} x {map_hw[1]} on an image of "
-            f"{size_hw[0]} x {size_hw[1]} px; each side must be at least 1"
-        )
+        raise GeometryError(f"patch_px {patch_px}, map {map_hw} or image {size_hw} is empty; give at least 1 each")
     starts = [
         torch.div((2 * torch.arange(n) + 1) * size - patch_px * n + n, 2 * n, rounding_mode="floor")
         for size, n in zip(size_hw, map_hw, strict=True)

@@ -1,13 +1,14 @@
 """Iterative patch selection (IPS): encode every patch without gradient, keep the best, learn from those.
 
-A baseline for large images, after Bergner, Lippert and Mahendran, "Iterative Patch Selection for High-Resolution Image
-Recognition" (2023). Its memory does not depend on the size of the image; its computation does.
+Bergner, Lippert and Mahendran, "Iterative Patch Selection for High-Resolution Image Recognition", 2023. Memory does not
+depend on the size of the image; computation does.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,10 +22,12 @@ from typing_extensions import override
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
 from tnet.baselines.geometry import chosen_patches, patch_boxes
 from tnet.baselines.patches import (
+    Looks,
     PatchModel,
     PatchModelConfig,
     PatchObjective,
     PatchObjectiveConfig,
+    PatchPolicy,
     control_policy,
     count_macs,
     evaluating,
@@ -36,7 +39,6 @@ from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
-from tnet.traversal import Policy
 
 _MIN_POSITION_DIM = 6
 
@@ -46,21 +48,21 @@ class IPSConfig(PatchModelConfig):
     """IPS, by default as published for megapixel digits: 100 of 900 patches of 50 px, ResNet-18's first two stages.
 
     Attributes:
-        backbone_stages: stages of a timm ResNet that are kept, 1 to 4; 0 for all of any backbone.
+        backbone_stages: stages of a timm ResNet to keep, 1 to 4; 0 for all of any backbone.
         stride_px: pixels between starts of neighbouring patches; 0 for ``patch_px``, patches side by side.
         step: patches of an image that are encoded at a time during selection; memory grows with it.
-        score: what patches are compared by. ``attention`` (published): their attention among the candidates at hand,
-            averaged over heads and queries; with several heads, what is kept then depends a little on which patches
-            were compared with which. ``logit``: the attention logits, averaged likewise, before the softmax, which
-            belong to a patch alone: the result is exactly the best of all patches, whatever ``step``.
-        shuffle: visit patches in a new random order at each training step, so that of equal ones not always the first
-            in raster order are kept. In evaluation the order is always raster order.
-        reuse_embeddings: in evaluation, aggregate what selection computed instead of encoding kept patches again.
-        position: add an encoding of a patch's row and column to its embedding before it is scored and aggregated.
+        score: ``attention`` (published): patches are compared by their attention among the current candidates, averaged
+            over heads and queries; with several heads the result depends a little on which were compared with which.
+            ``logit``: by their attention logits before the softmax, averaged likewise; the result is exactly the best
+            of all patches, for any ``step``.
+        shuffle: visit patches in a new random order at each training step, as ties go to the first visited. Evaluation
+            uses raster order.
+        reuse_embeddings: in evaluation, aggregate the features computed by selection instead of encoding again.
+        position: add an encoding of a patch's row and column to its feature before it is scored and aggregated.
         queries: learned queries, each of which gathers one summary; the classifier sees all of them.
         heads: attention heads.
-        key_dim: size of queries and keys of a head.
-        value_dim: size of values of a head.
+        key_dim: size of a head's queries and keys.
+        value_dim: size of a head's values.
         hidden: hidden layer of the MLP after attention.
         attention_dropout: probability, of attention weights.
         dropout: probability, after attention and after the MLP.
@@ -86,11 +88,13 @@ class IPSConfig(PatchModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(1, "step", "queries", "heads", "key_dim", "value_dim", "hidden")
-        self._check_probability("attention_dropout", "dropout")
+        for name in ("attention_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a probability in [0, 1)")
         if not 0 <= self.stride_px <= self.patch_px:
             raise ConfigError(
-                f"model.stride_px is {self.stride_px} but patches of {self.patch_px} px would leave gaps; give 1 to "
-                f"{self.patch_px}, or 0 for patches side by side"
+                f"model.stride_px is {self.stride_px}; give 1 to {self.patch_px}, model.patch_px, to leave no gaps, or "
+                "0 for patches side by side"
             )
         if not 0 <= self.backbone_stages <= 4:
             raise ConfigError(f"model.backbone_stages is {self.backbone_stages}; give 1 to 4, or 0 for all")
@@ -98,15 +102,13 @@ class IPSConfig(PatchModelConfig):
 
 @dataclass(frozen=True)
 class IPSOutput(ModelOutput):
-    """What IPS found.
-
-    ``n`` is the largest number of patches kept of any image: ``looks``, unless all images have fewer patches.
+    """``n`` is the largest number of kept patches of any image: ``looks``, unless all images have fewer patches.
 
     Attributes:
         logits: class logits.
-        features: of kept patches, in raster order, before positions are added; 0 where an image has fewer than ``n``.
-        weights: attention that each kept patch got, averaged over heads and queries; adds up to 1.
-        regions: whole images, and kept patches in raster order.
+        features: of kept patches, in raster order, before positions are added; 0 if an image has fewer than ``n``.
+        weights: attention to each kept patch, averaged over heads and queries; sums to 1.
+        regions: whole images, then kept patches in raster order.
     """
 
     logits: Float[Tensor, "batch classes"]
@@ -120,66 +122,50 @@ class IPSOutput(ModelOutput):
         return self.weights
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Patches kept of each of some images.
-
-    Attributes:
-        patches: their indices, ascending.
-        features: what they were described as, without gradient.
-    """
-
-    patches: Int[Tensor, "images kept"]
-    features: Float[Tensor, "images kept dim"]
-
-
 @torch.no_grad()
 def select_patches(
     describe: Callable[[Tensor], Tensor],
-    rate: Callable[[Tensor, Tensor], Tensor],
+    score: Callable[[Tensor, Tensor], Tensor],
     combine: Callable[[Tensor], Tensor],
     order: Int[Tensor, " patches"],
     keep: int,
     step: int,
-) -> Selection:
-    """Keep the best patches, seeing only ``step`` new ones at a time.
+) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"]]:
+    """Keep the best patches of each image, encoding only ``step`` new ones at a time.
 
-    At each step the new patches join those kept so far, all are scored, and the best ``keep`` stay. Of equal ones those
-    visited earlier stay. What is held is the ratings and features of at most ``keep + step`` patches an image.
+    At each step the new patches join those kept so far, all are compared, and the best ``keep`` stay; ties go to those
+    visited first. At most ``keep + step`` patches per image are in memory.
 
     Args:
-        describe: features ``[images, n, dim]`` of the patches with these indices ``[n]``, in all images.
-        rate: from features and indices, ratings ``[images, n, ratings]`` that belong to each patch alone.
-        combine: scores ``[images, n]`` from the ratings of the patches that are compared.
+        describe: returns features ``[images, n, dim]`` of the patches with indices ``[n]`` in all images.
+        score: from features and indices, returns scores ``[images, n, scores]`` that belong to each patch alone.
+        combine: from the scores of the patches to compare, returns one score each, ``[images, n]``.
         order: patch indices in the order of visiting.
         keep: patches to keep, at least 1; all if there are no more.
         step: patches to describe at a time, at least 1.
+
+    Returns:
+        Indices of the kept patches, ascending, and their features.
     """
     held: tuple[Tensor, ...] = ()
     for seen in order.split(step):
         features = describe(seen)
-        new = (seen.to(features.device).expand(len(features), -1), features, rate(features, seen))
+        new = (seen.to(features.device).expand(len(features), -1), features, score(features, seen))
         held = tuple(torch.cat(pair, dim=1) for pair in zip(held, new, strict=True)) if held else new
         if held[0].shape[1] > keep:
-            # A stable sort settles ties; topk leaves them open.
+            # A stable sort settles ties; topk does not.
             best = combine(held[2]).sort(dim=1, descending=True, stable=True).indices[:, :keep]
             held = tuple(_take(part, best) for part in held)
     patches, raster = held[0].sort(dim=1)
-    return Selection(patches, _take(held[1], raster))
+    return patches, _take(held[1], raster)
 
 
 def _take(values: Tensor, index: Int[Tensor, "images k"]) -> Tensor:
-    """Entries of each image's values ``[images, n, ...]``."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 class CrossAttentionPool(nn.Module):
-    """Learned queries attend to tokens; an MLP follows (both with residual connection and layer norm).
-
-    Args:
-        dim: size of a token.
-        config: queries, heads, sizes and dropouts.
-    """
+    """Learned queries attend to tokens of size ``dim``; an MLP follows (both with residual connection and norm)."""
 
     def __init__(self, dim: int, config: IPSConfig) -> None:
         super().__init__()
@@ -198,7 +184,7 @@ class CrossAttentionPool(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def logits(self, tokens: Float[Tensor, "batch n dim"]) -> Float[Tensor, "batch heads queries n"]:
-        """Scaled products of queries and keys."""
+        """Compute the scaled products of queries and keys."""
         query = self.to_query(self.queries).unflatten(1, (self.heads, self.key_dim)) * self.key_dim**-0.5
         key = self.to_key(tokens).unflatten(2, (self.heads, self.key_dim))
         return torch.einsum("qhd,bnhd->bhqn", query, key)
@@ -206,10 +192,10 @@ class CrossAttentionPool(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch n dim"], counts: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch n"]]:
-        """Summaries of the tokens, and the attention each token got, averaged over heads and queries.
+        """Summarise the tokens; also return the attention to each token, averaged over heads and queries.
 
         Args:
-            tokens: of each image; what comes after its count is left out.
+            tokens: of each image, padded.
             counts: number of tokens of each image, at least 1.
         """
         beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
@@ -222,13 +208,12 @@ class CrossAttentionPool(nn.Module):
 
 
 def _keep_stages(backbone: Backbone, stages: int) -> None:
-    """Cut a timm ResNet after some of its stages; its pooled feature is then the last kept stage's."""
+    """Cut a timm ResNet after some of its stages, so that its pooled feature is the last kept stage's."""
     model = backbone.model if isinstance(backbone, TimmBackbone) else None
     names = [f"layer{stage}" for stage in range(1, 5)]
     if model is None or not all(hasattr(model, name) for name in (*names, "global_pool")):
         raise ConfigError(
-            f"model.backbone_stages is {stages}, but only timm ResNets can be cut after a stage; give 0 for all of "
-            "another backbone"
+            f"model.backbone_stages is {stages} but only timm ResNets can be cut; give 0 for other backbones"
         )
     backbone.feature_dim = int(model.feature_info[stages]["num_chs"])
     for name in names[stages:]:
@@ -238,16 +223,9 @@ def _keep_stages(backbone: Backbone, stages: int) -> None:
 class IPS(PatchModel):
     """Iterative patch selection.
 
-    Takes a batch of images of any size. Patches on a grid that covers the image are encoded without gradient and in
-    evaluation mode, ``step`` at a time; the ``looks`` that get most attention are kept, encoded again with gradient and
-    aggregated by the same attention. Patches at the edge may stick out of the image by equal parts on both sides; what
-    is there is the scene's padding. An image with no more than ``looks`` patches keeps them all.
-
-    Args:
-        config: what it is made of.
-
-    Raises:
-        ConfigError: a configuration that cannot be built.
+    Patches on a grid that covers the image are encoded without gradient and in evaluation mode, ``step`` at a time; the
+    ``looks`` with most attention are kept, encoded again with gradient and aggregated by the same attention. Patches at
+    the edge may reach past the image, where they show the scene's padding.
     """
 
     config: IPSConfig
@@ -260,29 +238,21 @@ class IPS(PatchModel):
         dim = self.backbone.feature_dim
         if config.position and dim < _MIN_POSITION_DIM:
             raise ConfigError(
-                f"features of {dim} numbers cannot hold a positional encoding, which needs {_MIN_POSITION_DIM}; "
-                "set model.position: false"
+                f"features of size {dim} are too small for a positional encoding, which needs {_MIN_POSITION_DIM}; set "
+                "model.position to false"
             )
         self.pool = CrossAttentionPool(dim, config)
         self.classifier = nn.Linear(config.queries * dim, config.num_classes)
 
-    def forward(
-        self,
-        images: Images,
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
-    ) -> IPSOutput:
-        """Select patches and classify images by them.
+    def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> IPSOutput:
+        """Select patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
-        Args:
-            images: a batch tensor, a list of images of different sizes, or a scene.
-            looks: patches to keep of each image; as configured if ``None``.
-            policy: ``topk`` or ``None``: selected by score. ``random``, ``centre``, or any policy that needs no
-                logits: chosen by it, and nothing else is encoded.
+        ``topk`` or ``None`` select by score. With any policy that needs no logits, such as ``random`` and ``centre``,
+        nothing else is encoded.
 
         Raises:
             GeometryError: no looks.
-            ConfigError: a policy that patches cannot be chosen by, or images of other channels.
+            ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, keep = self.scene(images), self.config.count_looks(looks)
         boxes: dict[int, Tensor] = {}
@@ -290,24 +260,24 @@ class IPS(PatchModel):
         features: dict[int, Tensor] = {}
         for size_hw, members in images_by_size(scene).items():
             grid = patch_boxes(size_hw, self.config.patch_px, self.stride_px)
-            patches, found = self._choose(scene, members, grid, keep, policy)
+            patches, described = self._choose(scene, members, grid, keep, policy)
             for row, image in enumerate(members):
                 boxes[image], chosen[image] = grid, patches[row]
-                if found is not None:
-                    features[image] = found[row]
+                if described is not None:
+                    features[image] = described[row]
         every = sorted(boxes)
         regions = chosen_patches([boxes[i] for i in every], [chosen[i] for i in every])
         counts = [len(chosen[i]) for i in every]
         if len(features) == len(every) and self.config.reuse_embeddings and not self.training:
-            described = torch.cat([features[i] for i in every])
+            kept = torch.cat([features[i] for i in every])
         else:
-            described = self._encode(scene, regions)
-        tokens = described + self._positions(regions).to(described) if self.config.position else described
+            kept = self._encode(scene, regions)
+        tokens = kept + self._positions(regions).to(kept) if self.config.position else kept
         padded = pad_sequence(list(tokens.split(counts)), batch_first=True)
         summary, weights = self.pool(padded, torch.tensor(counts, device=padded.device))
         return IPSOutput(
             logits=self.classifier(summary.flatten(1)),
-            features=pad_sequence(list(described.split(counts)), batch_first=True),
+            features=pad_sequence(list(kept.split(counts)), batch_first=True),
             weights=weights,
             regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
         )
@@ -318,11 +288,10 @@ class IPS(PatchModel):
         return self.config.stride_px or self.config.patch_px
 
     def _encode(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
-        """Features of patches."""
         return self.backbone(self.pixels(scene, regions, self.config.patch_px)).pooled
 
     def _positions(self, regions: Regions) -> Float[Tensor, "regions dim"]:
-        """Encoding of the patches' rows and columns (TNet's encoding, at level 0)."""
+        """Encode the patches' rows and columns as TNet does, at level 0."""
         return positional_encoding(F.pad(regions.position_yx.float(), (0, 1)), self.backbone.feature_dim)
 
     def _choose(
@@ -331,9 +300,9 @@ class IPS(PatchModel):
         members: list[int],
         grid: Int[Tensor, "rows cols 4"],
         keep: int,
-        policy: Policy | str | None,
+        policy: PatchPolicy,
     ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"] | None]:
-        """Patches to keep of images of one size, and their features if these are known."""
+        """Choose patches of images of one size; also return their features if computed."""
         rows, cols = grid.shape[:2]
         control = control_policy(policy, rows, cols)
         keep = min(keep, rows * cols)
@@ -342,65 +311,44 @@ class IPS(PatchModel):
         if keep == rows * cols:
             return torch.arange(keep).expand(len(members), keep), None
 
-        def regions_of(patches: Tensor) -> Regions:
-            return chosen_patches([grid] * len(members), [patches] * len(members), members)
-
         def describe(patches: Tensor) -> Tensor:
-            return self._encode(scene, regions_of(patches)).unflatten(0, (len(members), -1))
+            regions = chosen_patches([grid] * len(members), [patches] * len(members), members)
+            return self._encode(scene, regions).unflatten(0, (len(members), -1))
 
-        def rate(features: Tensor, patches: Tensor) -> Tensor:
+        def score(features: Tensor, patches: Tensor) -> Tensor:
             if self.config.position:
-                one_image = chosen_patches([grid], [patches])
-                features = features + self._positions(one_image).to(features)
+                features = features + self._positions(chosen_patches([grid], [patches])).to(features)
             return self.pool.logits(features).flatten(1, 2).transpose(1, 2)
 
         shuffled = self.config.shuffle and self.training
         order = torch.randperm(rows * cols) if shuffled else torch.arange(rows * cols)
         with evaluating(self.backbone, self.pool):
-            selection = select_patches(describe, rate, self._combine, order, keep, self.config.step)
-        return selection.patches, selection.features
+            return select_patches(describe, score, self._combine, order, keep, self.config.step)
 
-    def _combine(self, logits: Float[Tensor, "images n ratings"]) -> Float[Tensor, "images n"]:
-        """Scores from the attention logits of the patches that are compared."""
+    def _combine(self, logits: Float[Tensor, "images n scores"]) -> Float[Tensor, "images n"]:
         return (logits.softmax(dim=1) if self.config.score == "attention" else logits).mean(dim=2)
 
+    @override
     def multiply_adds(
-        self,
-        image_size_hw: tuple[int, int],
-        looks: int | Sequence[int] | None = None,
-        policy: Policy | str | None = None,
+        self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
-        """Multiply-adds for one image of this size in evaluation, part by part; nothing is computed.
-
-        Args:
-            image_size_hw: height and width, pixels.
-            looks: as for ``forward``.
-            policy: as for ``forward``.
-
-        Returns:
-            ``selection`` (encoding and rating all patches), ``backbone`` (encoding kept ones; 0 where embeddings are
-            reused), ``pool`` and ``classifier``.
-        """
         rows, cols = patch_boxes(image_size_hw, self.config.patch_px, self.stride_px).shape[:2]
         patches, keep = rows * cols, min(self.config.count_looks(looks), rows * cols)
         outline = copy.deepcopy(self).to("meta").eval()
-        side, dim = self.config.patch_px, self.backbone.feature_dim
-        patch = torch.zeros(1, self.config.in_channels, side, side, device="meta")
+        patch = torch.zeros(1, self.config.in_channels, self.config.patch_px, self.config.patch_px, device="meta")
         encoder = count_macs(lambda: outline.backbone(patch))
 
         def tokens(count: int) -> Tensor:
-            return torch.zeros(1, count, dim, device="meta")
+            return torch.zeros(1, count, self.backbone.feature_dim, device="meta")
 
-        def rate(count: int) -> int:
+        def scoring(count: int) -> int:
             return count_macs(lambda: outline.pool.logits(tokens(count)))
 
         selects = control_policy(policy, rows, cols) is None and keep < patches
-        steps = [min(self.config.step, patches - start) for start in range(0, patches, self.config.step)]
-        rating = {count: rate(count) for count in set(steps)}
-        reused = selects and self.config.reuse_embeddings
+        steps = Counter(len(part) for part in torch.arange(patches).split(self.config.step))
         return {
-            "selection": patches * encoder + sum(rating[count] for count in steps) if selects else 0,
-            "backbone": 0 if reused else keep * encoder,
+            "selection": patches * encoder + sum(n * scoring(k) for k, n in steps.items()) if selects else 0,
+            "backbone": 0 if selects and self.config.reuse_embeddings else keep * encoder,
             "pool": count_macs(lambda: outline.pool(tokens(keep), torch.tensor([keep], device="meta"))),
             "classifier": self.classifier.weight.numel(),
         }
@@ -408,17 +356,11 @@ class IPS(PatchModel):
 
 @dataclass(frozen=True)
 class IPSObjectiveConfig(PatchObjectiveConfig):
-    """Weights of the terms: those of every patch model."""
+    """Weights of the terms."""
 
 
 class IPSObjective(PatchObjective):
-    """Cross entropy of the one prediction; nothing is sampled, and locations get no gradient.
-
-    Args:
-        config: weights of the terms.
-    """
-
-    config: IPSObjectiveConfig
+    """Cross entropy and L2: nothing is sampled, and locations have no gradient."""
 
 
 MODEL_KINDS.register("ips")(ModelKind(IPSConfig, IPS, IPSObjectiveConfig, IPSObjective))

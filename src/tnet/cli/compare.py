@@ -31,8 +31,8 @@ def compare(
     every row, and writes them as comparison.md, comparison.csv and pictures. What is done is kept: the same command
     goes on after an interruption, and works again only on rows that have changed. Ends with status 1 if a row failed.
     """
-    from tnet.evaluation.compare import compare as run
-    from tnet.evaluation.compare_suite import load_suite
+    from tnet.evaluation.comparison.run import compare as run
+    from tnet.evaluation.comparison.suite import load_suite
 
     loaded = load_suite(suite, overrides or [])
     result = run(

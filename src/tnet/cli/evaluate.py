@@ -87,8 +87,9 @@ def evaluate(
 
     from tnet.data.folder import shorten
     from tnet.data.loading import number_classes_as
-    from tnet.evaluation.looks import default_looks, evaluate_looks
-    from tnet.evaluation.report import looks_notes, looks_table, plot_looks, write_rows_csv
+    from tnet.evaluation.evaluator import evaluate as measure
+    from tnet.evaluation.plots import plot_looks
+    from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
     from tnet.training.recipe import load_recipe
@@ -120,10 +121,10 @@ def evaluate(
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
-    rows = evaluate_looks(
+    rows = measure(
         model,
         images,
-        looks=chosen or default_looks(model.config),
+        looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size,
         workers=workers,

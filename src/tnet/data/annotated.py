@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import cast
 
 import numpy as np
 import torch
@@ -115,9 +115,9 @@ class AnnotatedImages(LabelledImages):
         super().order_classes(names)
         self.class_names = [readable[name] for name in self.classes]
 
-    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> Self:
+    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> AnnotatedImages:
         """Return some of the images with the same classes, boxes and options, and with ``augment``."""
-        part = super().subset(indices, augment=augment)
+        part = cast("AnnotatedImages", super().subset(indices, augment=augment))
         if isinstance(self.boxes, BoxFiles):
             part.boxes = self.boxes.take(indices)
         elif self.boxes is not None:
@@ -138,7 +138,7 @@ class AnnotatedImages(LabelledImages):
             )
         self.cover = True
 
-    def cropped_to_boxes(self, box_context: float | None = None) -> Self:
+    def cropped_to_boxes(self, box_context: float | None = None) -> AnnotatedImages:
         """Return every box as a sample with the label of its image.
 
         All boxes are read. Boxes with a side of up to 2 px are left out, and so are images without boxes. Split off

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -124,7 +124,7 @@ class LabelledImages(Dataset[Sample]):
         """Return the boxes that random crops should respect, in pixels of the loaded image."""
         return None
 
-    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> Self:
+    def subset(self, indices: Sequence[int], *, augment: Augment | None) -> LabelledImages:
         """Return some of the images with the same classes and options, and with ``augment``."""
         part = copy.copy(self)
         part.paths = [self.paths[index] for index in indices]
@@ -132,7 +132,7 @@ class LabelledImages(Dataset[Sample]):
         part.augment = augment
         return part
 
-    def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[Self, Self]:
+    def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
         """Split the images in two, for training and validation.
 
         The split depends on a hash of ``split_seed`` and each path below the common folder: it is the same on every

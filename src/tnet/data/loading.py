@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
@@ -186,7 +187,8 @@ def _open_images(config: DataConfig, reading: ReadOptions, seed: int) -> tuple[L
     dataset = PUBLISHED[config.kind]
     train = dataset.read(root, config.train, **options)
     if config.val is None:
-        train, val = train.split_off(config.val_fraction)  # before boxes are cropped to
+        # AnnotatedImages.subset keeps the boxes.
+        train, val = cast("tuple[AnnotatedImages, AnnotatedImages]", train.split_off(config.val_fraction))
     else:
         val = dataset.read(root, config.val, **options)
     if config.boxes == "crop":

@@ -1,11 +1,11 @@
-"""What a model costs: parameters, multiply-adds and time, in all and module by module.
+"""Parameters, multiply-adds and time of a model, in total and per module.
 
-Multiply-adds (MACs) are what PyTorch's FLOP counter counts, halved: it counts a multiplication and an addition as two.
-Convolutions, linear layers, matrix products and attention count; element-wise operations, normalisation, pooling and
-the resizing of pixels count as zero. Everything that ``TNet.forward`` runs is counted, the classification of each
-single feature included. The published figures count the same way, but classify only the aggregate, form it for nothing,
-scale coordinates once a cell instead of once a row and column, and count the location module at 0 looks too, where ours
-does not run: in all less than 0.1 %, that last one aside (1 % for ImageNet).
+Multiply-adds (MACs) are the count of PyTorch's FLOP counter divided by two. Convolutions, linear layers, matrix
+products and attention count; element-wise operations, normalisation, pooling and the resizing of pixels are free.
+Everything that ``TNet.forward`` runs is counted, including the classification of each single feature. The published
+figures differ in four places: they classify only the aggregate, treat aggregation as free, scale coordinates once per
+cell instead of once per row and column, and count the location module at 0 looks, where ours does not run. Together
+that is less than 0.1 %, except for the last (1 % for ImageNet).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from tnet.models.tnet import PARTS, TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy
 
-_OWN = "aggregation"  # what TNet itself computes (cell pooling) is counted here
+_OWN = "aggregation"  # what TNet computes outside of its parts (cell pooling) is counted here
 MODULES = PARTS
 """The parts of a TNet, in the order in which they run."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers that a model consists of.
+    """Size of a model.
 
     Attributes:
-        trainable: what an optimiser changes.
-        total: that, frozen parameters, and the running statistics of batch norm (one mean and one variance a channel),
-            as the paper's tables count. Not in it: counters of batches, and the second set of statistics that
+        trainable: number of trainable parameters.
+        total: trainable and frozen parameters and the running statistics of batch norm (one mean and one variance per
+            channel), as in the paper's tables. Excludes batch counters and the second set of statistics that
             ``batch_norm: per_level`` keeps.
     """
 
@@ -53,13 +53,13 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """What one part of a model costs for one image.
+    """Cost of one part of a model for one image.
 
     Attributes:
-        name: of the part: one of :data:`MODULES`.
-        parameters: what it consists of.
-        macs: multiply-adds over all glimpses of the image. Those of a TNet's ``aggregation``, or else of the last part,
-            include what no part owns, such as the pooling of cell features.
+        name: name of the part, one of :data:`MODULES` for a TNet.
+        parameters: size of the part.
+        macs: multiply-adds over all glimpses of the image. Operations outside of any part, such as the pooling of cell
+            features, are counted with a TNet's ``aggregation``, otherwise with the last part.
     """
 
     name: str
@@ -72,11 +72,11 @@ class Timing:
     """Wall-clock time of a forward pass, per image.
 
     Attributes:
-        median_ms: over repeats, milliseconds an image.
+        median_ms: median over repeats, milliseconds per image.
         min_ms: fastest repeat.
         max_ms: slowest repeat.
-        batch_size: images a pass.
-        repeats: passes that were timed, after those that warmed up.
+        batch_size: images per pass.
+        repeats: number of timed passes, after warm-up.
     """
 
     median_ms: float
@@ -87,7 +87,7 @@ class Timing:
 
 
 class _BlankScene:
-    """One image of zeros that takes no memory: costs do not depend on what an image shows."""
+    """One image of zeros that takes no memory: costs do not depend on pixel values."""
 
     is_normalized = True
 
@@ -103,10 +103,10 @@ class _BlankScene:
 
 
 class _FirstCells(Policy):
-    """Chooses the first cells: what looking costs does not depend on where, and an outline could not say where.
+    """Chooses the first cells: the cost does not depend on the choice, and meta tensors cannot be ranked.
 
     Args:
-        needs_logits: whether the locator is asked, and so counted.
+        needs_logits: whether the locator runs, and so is counted.
     """
 
     def __init__(self, needs_logits: bool) -> None:
@@ -119,13 +119,12 @@ class _FirstCells(Policy):
 
 
 def build_outline(config: ModelConfig) -> Model:
-    """Build a model of shapes without numbers, to count what it consists of and costs.
+    """Build a model on PyTorch's ``meta`` device, to count its parameters and multiply-adds.
 
-    It is on PyTorch's ``meta`` device: no weights are drawn, loaded or downloaded, it takes no memory, and counting
-    computes nothing.
+    No weights are initialised, loaded or downloaded, and counting computes nothing.
 
     Args:
-        config: what the model is made of; the weights it may name are left aside.
+        config: configuration of the model; weights that it names are ignored.
 
     Raises:
         ConfigError: a configuration that cannot be built.
@@ -135,7 +134,7 @@ def build_outline(config: ModelConfig) -> Model:
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Count the parameters of a model, or of a part of one; see :class:`ParameterCount`."""
+    """Count the parameters of a module; see :class:`ParameterCount`."""
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
     statistics_ = 0
@@ -157,11 +156,10 @@ def multiply_adds(
     Args:
         model: any model.
         looks: as for its ``forward``.
-        image_size_hw: height and width, pixels. Where every glimpse is resized to one size this changes nothing, but
-            an image too small to be divided is refused; models of patches look at a larger image longer. If ``None``,
-            one that the model is made for.
-        policy: how locations are chosen, the model's own way if ``None``; ``random`` and ``centre`` may not ask the
-            locator, which then costs nothing.
+        image_size_hw: height and width, pixels; ``None`` for a size typical of the model. Matters only for models whose
+            number of patches grows with the image; others resize every glimpse to one size.
+        policy: how locations are chosen; ``None`` for the model's own policy. Controls such as ``random`` may not run
+            the locator, which then costs nothing.
 
     Raises:
         GeometryError: looks that the model or the image does not allow.
@@ -184,7 +182,7 @@ def cost_by_module(
         policy: as for :func:`multiply_adds`.
 
     Returns:
-        One entry for each part of the model: for a TNet those of :data:`MODULES` that it has.
+        One entry per part of the model: for a TNet those of :data:`MODULES` that it has.
 
     Raises:
         GeometryError: looks that the model or the image does not allow.
@@ -204,7 +202,6 @@ def cost_by_module(
             model(scene, looks=chosen, policy=kind if isinstance(kind, str) else _FirstCells(kind.needs_logits))
     finally:
         model.train(training)
-    # What no part owns: a TNet's pooling of cells is counted with its aggregation.
     own = _OWN if _OWN in model.parts else model.parts[-1]
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     parts = {name: _flops_of(flops, f"{type(model).__name__}.{name}") for name in model.parts}
@@ -218,7 +215,7 @@ def cost_by_module(
 
 
 def _flops_of(flops: dict[str, int], name: str) -> int:
-    """What a module ran, or, where its ``forward`` was not what ran, the modules inside it."""
+    """FLOPs of a module; if its ``forward`` was bypassed, the sum over the modules inside it."""
     if name in flops:
         return flops[name]
     inside = {other for other in flops if other.startswith(f"{name}.")}
@@ -227,23 +224,23 @@ def _flops_of(flops: dict[str, int], name: str) -> int:
 
 
 def _own_count(model: PatchModel, macs: dict[str, int]) -> list[ModuleCost]:
-    """Costs of a model that counts itself, which may run a part in several roles; parameters stand at the first."""
+    """Cost of a model that counts itself and may run a part in several roles; the first role has its parameters."""
     counts = {name: count_parameters(getattr(model, name)) for name in model.parts}
     nothing = ParameterCount(0, 0)
     return [ModuleCost(name, counts.get(name, nothing), number) for name, number in macs.items()]
 
 
 def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int:
-    """Multiply-adds of the model's own backbone on one image at full resolution: what looking at all of it would cost.
+    """Multiply-adds of the model's backbone and classifier on one whole image at full resolution.
 
-    Nothing is computed, so the image may be of any size.
+    Runs on the ``meta`` device, so the image may have any size.
 
     Args:
         model: any TNet.
         image_size_hw: height and width, pixels.
 
     Raises:
-        ConfigError: the backbone takes images of one size only, as many transformers do, or larger ones.
+        ConfigError: the backbone does not take images of this size, as many transformers do not.
     """
     backbone = copy.deepcopy(model.backbone).to("meta").eval()
     image = torch.zeros(1, model.config.in_channels, *image_size_hw, device="meta")
@@ -254,7 +251,7 @@ def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"backbone {model.config.backbone.name} does not take a whole image of {image_size_hw[0]} x "
-            f"{image_size_hw[1]} px ({str(error).splitlines()[0]})"
+            f"{image_size_hw[1]} px ({str(error).splitlines()[0]}); choose another backbone or image size"
         ) from None
     return counter.get_total_flops() // 2 + described.pooled.shape[1] * model.config.num_classes
 
@@ -270,18 +267,18 @@ def time_per_image_ms(
 ) -> Timing:
     """Time the forward pass of one batch in evaluation mode.
 
-    Reading and decoding are not in it, unless the images are scenes; cropping and resizing are.
+    Includes cropping and resizing; excludes reading and decoding, unless the images are scenes.
 
     Args:
-        model: on its device.
-        images: one batch, as for ``TNet.forward``, on the device where it is to be cropped.
+        model: model on its device.
+        images: one batch, as for ``TNet.forward``, on the device on which it is cropped.
         looks: as for ``TNet.forward``.
         policy: how locations are chosen.
-        repeats: passes that are timed, at least 1.
-        warmup: passes before them.
+        repeats: number of timed passes, at least 1.
+        warmup: number of passes before them.
 
     Raises:
-        ConfigError: no repeats.
+        ConfigError: ``repeats`` is below 1.
         GeometryError: looks that the model or the images do not allow.
     """
     if repeats < 1:
@@ -305,6 +302,6 @@ def time_per_image_ms(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was told, so that a clock beside it tells the truth."""
+    """Wait for pending CUDA work, so that wall-clock time is meaningful."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

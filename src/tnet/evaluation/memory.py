@@ -1,8 +1,8 @@
-"""How much memory a forward pass takes at its peak, measured in a process of its own.
+"""Peak memory of a forward pass, measured in a separate process.
 
-On the CPU it is how far the resident memory of a fresh process rises above what it is with the model loaded: images and
-activations, and what the library sets aside at its first pass. On CUDA it is the peak of what PyTorch allocates:
-weights, images and activations.
+On the CPU: how far the resident memory of a fresh process rises above its level with the model loaded (images,
+activations, buffers that libraries allocate on the first pass). On CUDA: PyTorch's peak allocation (weights, images,
+activations).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def peak_memory_bytes(
     """Measure the peak memory of one forward pass in evaluation mode.
 
     Args:
-        model: folder of a saved model or of a run, or the name of a registered one.
-        image_size_hw: height and width of the images (``uint8`` noise, in memory), pixels.
+        model: folder of a saved model or of a run, or name of a registered model.
+        image_size_hw: height and width of the images (``uint8`` noise in memory), pixels.
         looks: as for the model's ``forward``.
-        policy: as for the model's ``forward``; ``None`` for the model's own.
-        batch_size: images.
-        device: to run on.
-        timeout_s: the process is ended then.
+        policy: as for the model's ``forward``.
+        batch_size: number of images.
+        device: device to run on.
+        timeout_s: time limit, seconds.
 
     Returns:
-        Bytes; see the module's description for what is counted.
+        Bytes; see the module docstring for what is counted.
 
     Raises:
-        ConfigError: the process failed, with its reason, or took too long.
+        ConfigError: the process failed or exceeded the time limit.
     """
     job = {
         "model": str(model),
@@ -86,7 +86,7 @@ def _threads() -> int:
 
 
 def _measure(job: dict[str, Any]) -> int:
-    """What the process of its own does."""
+    """Run in the separate process."""
     import torch
 
     from tnet.models.io import load_model
@@ -108,10 +108,10 @@ def _measure(job: dict[str, Any]) -> int:
 
 
 def _restart_peak() -> int:
-    """Let the peak of resident memory start anew where the system can, and say what it is now; bytes."""
+    """Reset the peak of resident memory, if the system allows it, and return the current peak in bytes."""
     try:
         _CLEAR.write_text("5", encoding="ascii")
-    except OSError:  # no Linux, or not allowed: what loading took at its peak is then left out
+    except OSError:  # not Linux, or not permitted: the peak of loading is then subtracted too
         return _peak_bytes()
     return _peak_bytes()
 
@@ -133,7 +133,7 @@ def _peak_bytes() -> int:
 
 
 def _main() -> None:
-    """Read a job from standard input and write what was measured to standard output."""
+    """Read a job from standard input and write the measurement to standard output."""
     sys.stdout.write(json.dumps({"bytes": _measure(json.load(sys.stdin))}) + "\n")
 
 

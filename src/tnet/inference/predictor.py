@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
-from tnet.data.transforms import named_transform
+from tnet.data.loading import read_options
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
@@ -118,16 +118,9 @@ def list_images(
     return single
 
 
-def read_options(config: DataConfig) -> ReadOptions:
-    """Return how a recipe's data section says that images are read."""
-    return ReadOptions(
-        config.read,
-        config.lazy_above_px,
-        scene=config.scene,
-        max_side_px=config.max_side_px,
-        max_short_side_px=config.max_short_side_px,
-        prepare=None if config.preprocess is None else named_transform(config.preprocess),
-    )
+def data_read_options(config: DataConfig) -> ReadOptions:
+    """Return how a recipe's data section says that images are read, without overviews, which serve training."""
+    return replace(read_options(config, channels=3), overview_px=0, overview_folder=None)
 
 
 def run_read_options(folder: Path) -> ReadOptions:
@@ -148,7 +141,7 @@ def run_read_options(folder: Path) -> ReadOptions:
         raise RecipeError(f"{path} cannot be read ({type(error).__name__}); repair it, or pass read=") from None
     if not isinstance(recipe, dict) or "base" in recipe:
         raise RecipeError(f"{path} is not the recipe of a run; pass read= instead")
-    return read_options(parse_dataclass(DataConfig, recipe.get("data") or {}, f"{path}: data"))
+    return data_read_options(parse_dataclass(DataConfig, recipe.get("data") or {}, f"{path}: data"))
 
 
 def check_image_size(

@@ -1,4 +1,4 @@
-"""What can be looked at."""
+"""Images that can be glimpsed: in files, in memory, changed, and in batches."""
 
 from tnet.scenes.base import BoxL0, Resize, Scene, SceneBatch
 from tnet.scenes.batch import LazyBatch

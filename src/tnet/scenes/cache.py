@@ -1,7 +1,7 @@
-"""What a process keeps of files between looks: a few open readers, and pictures that can only be decoded as a whole.
+"""What a process keeps of files between glimpses: some open readers, and images that can only be decoded as a whole.
 
-Both belong to one process. A forked child starts with none, and leaves those of its parent alone: they share file
-positions with it, and locks that nobody would release.
+A forked child starts with neither, and leaves those of its parent alone: it shares file positions with them, and locks
+that nobody would release.
 """
 
 from __future__ import annotations
@@ -23,36 +23,29 @@ MAX_OPEN_READERS = 32
 """Files that a process keeps open."""
 
 MAX_DECODED_BYTES = 512 * 2**20
-"""Decoded pictures that a process keeps, of formats that cannot be read in windows."""
+"""Size of the decoded images that a process keeps."""
 
 
 @dataclass(frozen=True)
 class FileKey:
-    """One state of one file, read in one way.
+    """One version of one file, read in one way."""
 
-    Attributes:
-        path: absolute.
-        kind: the reader asked for, ``None`` for the one that suits the content.
-        options: for the reader.
-        stamp: tells the file from another that took its place.
-    """
-
-    path: str
-    kind: str | None
+    path: str  # absolute
+    reader: str | None  # requested, not the one that was chosen
     options: ReaderOptions
-    stamp: tuple[int, ...]
+    stamp: tuple[int, ...]  # distinguishes the file from another that took its place
 
 
 class FileStats:
-    """What was read of one file in this process, so far."""
+    """Counts of what this process has read of one file."""
 
     def __init__(self) -> None:
-        self.readers: list[Reader] = []  # open ones, which go on counting
+        self.readers: list[Reader] = []  # open ones, which continue to count
         self._closed_bytes = self._closed_tiles = 0
 
     @property
     def bytes_read(self) -> int:
-        """Encoded bytes, as the file's readers count them."""
+        """Encoded bytes, as counted by the readers."""
         return self._closed_bytes + sum(reader.bytes_read for reader in tuple(self.readers))
 
     @property
@@ -61,7 +54,7 @@ class FileStats:
         return self._closed_tiles + sum(reader.tiles_read for reader in tuple(self.readers))
 
     def finish(self, reader: Reader) -> None:
-        """Keep what a reader counted that is about to be closed."""
+        """Keep the counts of a reader that is about to be closed."""
         self._closed_bytes += reader.bytes_read
         self._closed_tiles += reader.tiles_read
         self.readers = [other for other in self.readers if other is not reader]
@@ -77,10 +70,10 @@ class _Open:
 
 
 class ReaderPool:
-    """Open readers, those least recently used closed first.
+    """Open readers; the least recently used are closed first.
 
-    A reader that is not thread-safe is lent to one thread at a time; a second thread that wants the same file
-    meanwhile gets a reader of its own.
+    A reader that is not thread-safe is lent to one thread at a time; another thread that needs the same file meanwhile
+    gets a reader of its own.
 
     Args:
         limit: readers kept open. More are open only while more than that are in use at once.
@@ -96,13 +89,13 @@ class ReaderPool:
         return len(self._entries)
 
     def stats(self, key: FileKey) -> FileStats:
-        """Counts for a file; they last while somebody holds them, or a reader of the file is open."""
+        """Return the counts of a file; they last while somebody holds them, or a reader of the file is open."""
         with self._lock:
             return self._stats.setdefault(key, FileStats())
 
     @contextmanager
     def lend(self, key: FileKey, opener: Callable[[], Reader]) -> Iterator[Reader]:
-        """Lend a reader of a file, open already or opened now; one that failed is closed when it comes back."""
+        """Lend a reader of a file, already open or opened now; one that failed is closed when it is returned."""
         entry = self._take(key) or self._add(key, opener())
         try:
             yield entry.reader
@@ -113,15 +106,15 @@ class ReaderPool:
         finally:
             with self._lock:
                 entry.users -= 1
-                surplus = self._take_out()
+                surplus = self._remove_surplus()
             _close(surplus)
 
     def close(self, key: FileKey) -> None:
-        """Close the readers of a file; those in use, as soon as they come back."""
+        """Close the readers of a file; those in use as soon as they are returned."""
         with self._lock:
             for entry in self._entries:
                 entry.wanted = entry.wanted and entry.key != key
-            surplus = self._take_out()
+            surplus = self._remove_surplus()
         _close(surplus)
 
     def _take(self, key: FileKey) -> _Open | None:
@@ -140,21 +133,20 @@ class ReaderPool:
         with self._lock:
             stats.readers.append(reader)
             self._entries.append(entry)
-            surplus = self._take_out()
+            surplus = self._remove_surplus()
         _close(surplus)
         return entry
 
-    def _take_out(self) -> list[_Open]:
-        """Take out, of those not in use, what nobody wants and what is beyond the limit; the caller holds the lock."""
+    def _remove_surplus(self) -> list[_Open]:
+        """Remove idle entries that are unwanted or beyond the limit, to be closed; the caller holds the lock."""
         idle = [entry for entry in self._entries if entry.users == 0]
-        taken = [entry for entry in idle if not entry.wanted]
+        removed = [entry for entry in idle if not entry.wanted]
         kept = [entry for entry in idle if entry.wanted]
-        beyond = len(self._entries) - len(taken) - self.limit
-        taken += kept[: max(0, beyond)]
-        for entry in taken:
+        removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
+        for entry in removed:
             self._entries.remove(entry)
             entry.stats.finish(entry.reader)
-        return taken
+        return removed
 
 
 def _close(entries: list[_Open]) -> None:
@@ -162,11 +154,11 @@ def _close(entries: list[_Open]) -> None:
         entry.reader.close()
 
 
-class DecodedPictures:
-    """Decoded pictures, those least recently used dropped first; each is decoded by one thread, others wait for it.
+class DecodedImages:
+    """Decoded images; the least recently used are dropped first. Each is decoded by one thread; others wait for it.
 
     Args:
-        budget_bytes: of those kept and those being decoded together; a single larger picture is kept alone.
+        budget_bytes: of those kept and those being decoded together; a single larger image is kept alone.
     """
 
     def __init__(self, budget_bytes: int = MAX_DECODED_BYTES) -> None:
@@ -178,16 +170,10 @@ class DecodedPictures:
     @property
     def nbytes(self) -> int:
         """Bytes kept."""
-        return sum(picture.nbytes for picture in self._kept.values())
+        return sum(image.nbytes for image in self._kept.values())
 
     def get(self, key: tuple[FileKey, int], nbytes: int, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """A picture that is kept, else what ``decode`` makes.
-
-        Args:
-            key: file and level.
-            nbytes: what it will take.
-            decode: how to get it.
-        """
+        """Return the image of a file and level that is kept, else the result of ``decode``, of ``nbytes`` bytes."""
         with self._changed:
             while key not in self._kept:
                 if key not in self._decoding and self._make_room(nbytes):
@@ -198,23 +184,23 @@ class DecodedPictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         try:
-            picture = decode()
+            image = decode()
             with self._changed:
-                self._kept[key] = picture
-            return picture
+                self._kept[key] = image
+            return image
         finally:
             with self._changed:
                 del self._decoding[key]
                 self._changed.notify_all()
 
     def drop(self, file: FileKey) -> None:
-        """Forget the pictures of a file."""
+        """Drop the images of a file."""
         with self._changed:
             for key in [key for key in self._kept if key[0] == file]:
                 del self._kept[key]
 
     def _make_room(self, nbytes: int) -> bool:
-        """Drop pictures for one of that size; whether there is room now."""
+        """Drop images to make room for one of that size; return whether there is room now."""
         while self._kept and self.nbytes + sum(self._decoding.values()) + nbytes > self.budget_bytes:
             self._kept.popitem(last=False)
         return not self._decoding or sum(self._decoding.values()) + nbytes <= self.budget_bytes
@@ -223,17 +209,17 @@ class DecodedPictures:
 readers = ReaderPool()
 """This process's open readers; set its ``limit`` to keep more or fewer."""
 
-decoded = DecodedPictures()
-"""This process's decoded pictures; set its ``budget_bytes`` to keep more or fewer."""
+decoded = DecodedImages()
+"""This process's decoded images; set its ``budget_bytes`` to keep more or fewer."""
 
 _of_parent: list[object] = []
 
 
-def _start_anew() -> None:
+def _after_fork() -> None:
     global readers, decoded
-    _of_parent.extend((readers, decoded))  # not even closed: a lock inside a library may be held for ever
-    readers, decoded = ReaderPool(readers.limit), DecodedPictures(decoded.budget_bytes)
+    _of_parent.extend((readers, decoded))  # not even closed: a lock inside a library may be held forever
+    readers, decoded = ReaderPool(readers.limit), DecodedImages(decoded.budget_bytes)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_start_anew)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

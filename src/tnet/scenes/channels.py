@@ -1,17 +1,17 @@
-"""From stored values to the channels that a model takes: the same for every format.
+"""Conversion of stored values to the channels of a model, the same for every format.
 
 ==========================================  =====================================================================
-stored as                                   given out as
+stored as                                   becomes
 ==========================================  =====================================================================
-8 bits a channel                            value / 255
+8 bits per channel                          value / 255
 16 bits, unsigned                           value / 65535, unless there is a ``value_range``
-any other type                              by ``value_range``; an error without
-alpha                                       laid over white, or over black
-as many channels as the model takes         as they are (alpha too, if it takes that to make up the number)
-grey, three wanted                          the same value three times
-RGB, one wanted                             luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B)
-more than three bands, three wanted         the first three
-any other number                            an error: ``bands`` says which are meant
+any other type                              scaled by ``value_range``, which is required
+alpha                                       composited onto white or black
+as many channels as the model takes         unchanged (alpha too, if only that makes up the number)
+grey, for three channels                    the same value three times
+RGB, for one channel                        luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B)
+more than three bands, for three channels   the first three
+any other number                            an error; choose with ``bands``
 ==========================================  =====================================================================
 """
 
@@ -31,28 +31,18 @@ from tnet.scenes.readers.base import ImageInfo
 Alpha = Literal["white", "black"]
 
 _LUMA = (0.299, 0.587, 0.114)
-_LUMA_FIXED = (19595, 38470, 7471)  # in 1/65536, so that 8-bit luma is what Pillow makes of the same picture
+_LUMA_FIXED = (19595, 38470, 7471)  # in 1/65536, so that 8-bit luma equals Pillow's
 
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """How the pixels of one image become those that a model takes; made by :func:`map_channels`.
+    """Conversion of one image's channels; made by :func:`map_channels`."""
 
-    Attributes:
-        take: stored channels, in order; ``None`` for all.
-        alpha: stored channel to lay the others over the background by, if any.
-        background: what a transparent pixel shows, 0 (black) or 1 (white).
-        mix: what is done with those taken: nothing, ``repeat`` one three times, or ``luma`` of three.
-        value_range: stored values that become 0 and 1; ``None`` for 8-bit values, which stay as they are.
-        channels: that result.
-    """
-
-    take: tuple[int, ...] | None
-    alpha: int | None
-    background: int
-    mix: Literal["none", "repeat", "luma"]
-    value_range: tuple[float, float] | None
-    channels: int
+    take: tuple[int, ...] | None  # stored channels, in order; None for all
+    alpha: int | None  # stored channel to composite with
+    background: int  # of transparent pixels: 0 (black) or 1 (white)
+    mix: Literal["none", "repeat", "luma"]  # repeat one channel three times, or luma of three
+    value_range: tuple[float, float] | None  # stored values that become 0 and 1; None for 8-bit, which are unchanged
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -60,14 +50,9 @@ class ChannelMap:
         return np.dtype(np.uint8 if self.value_range is None else np.float32)
 
     def apply(self, stored: NDArray[Any], fill: Sequence[float] = (0.0,)) -> NDArray[Any]:
-        """Map pixels.
+        """Convert ``[height, width, stored channels]`` to ``[height, width, channels]`` of :attr:`dtype`.
 
-        Args:
-            stored: ``[height, width, stored channels]``.
-            fill: for values that are not a number (no data), one, or one a channel.
-
-        Returns:
-            ``[height, width, channels]`` of :attr:`dtype`.
+        NaN (no data) becomes ``fill``: one value, or one per channel.
         """
         pixels = stored if self.take is None else np.stack([stored[..., c] for c in self.take], axis=-1)
         alpha = None if self.alpha is None else stored[..., self.alpha : self.alpha + 1]
@@ -103,7 +88,7 @@ class ChannelMap:
     def _scaled(self, values: NDArray[Any]) -> NDArray[Any]:
         assert self.value_range is not None
         low, high = self.value_range
-        # float32 holds 16 bits and no more than 24: a large offset is taken off before it is used.
+        # float32 holds integers of up to 24 bits: subtract a large offset before converting to it.
         exact: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
         return ((exact - low) / (high - low)).clip(0, 1).astype(np.float32)
 
@@ -117,31 +102,21 @@ def map_channels(
     alpha: Alpha = "white",
     value_range: tuple[float, float] | None = None,
 ) -> ChannelMap:
-    """Decide how the pixels of an image become ``channels`` channels; see the table in :mod:`tnet.scenes.channels`.
+    """Choose the conversion of an image to ``channels`` channels; see the table in :mod:`tnet.scenes.channels`.
 
-    Args:
-        path: of the image, for messages.
-        info: what is stored.
-        channels: how many are wanted.
-        bands: stored channels that are meant, counted from 0.
-        alpha: what to lay transparent pixels over.
-        value_range: stored values that become 0 and 1; what is beyond is cut off.
+    Arguments are those of :class:`tnet.scenes.SceneOptions`; ``path`` is for messages.
 
     Raises:
-        ImageError: there is no such band, a number of channels that cannot be made of those stored, or values whose
-            range is not known.
+        ImageError: a band does not exist, the number of channels does not fit, or the range of values is unknown.
     """
     stored = tuple(range(info.channels))
     colors = stored[:-1] if info.has_alpha else stored
     taken = bands
     if bands is not None:
         if not set(bands) <= set(stored):
-            raise ImageError(
-                f"The image {path} has {info.channels} bands, so that bands={bands} cannot be taken; count from 0 to "
-                f"{info.channels - 1}."
-            )
+            raise ImageError(f"image {path} has {info.channels} bands, not bands={bands}; count from 0")
     elif channels == len(stored) != len(colors) and channels != 3:
-        taken = stored  # alpha is one of those that the model takes
+        taken = stored  # alpha is one of the model's channels
     elif channels == 3 and len(colors) > 3:
         taken = colors[:3]
     else:
@@ -155,8 +130,8 @@ def map_channels(
             mix = "luma"
         else:
             raise ImageError(
-                f"The image {path} has {len(taken)} bands{' chosen' if bands else ''}, but {channels} are wanted; "
-                f"choose {channels} of its {info.channels} with bands=(...), --bands on the command line."
+                f"image {path} has {len(taken)}{' chosen' if bands else ''} bands, but the model takes {channels}; "
+                f"choose {channels} of its {info.channels} with bands=(...) (--bands)"
             )
     below = info.has_alpha and stored[-1] not in taken
     return ChannelMap(
@@ -165,19 +140,20 @@ def map_channels(
         background=1 if alpha == "white" else 0,
         mix=mix,
         value_range=_value_range(path, info.dtype, value_range),
-        channels=channels,
     )
 
 
-def _value_range(path: Path, dtype: np.dtype[Any], asked: tuple[float, float] | None) -> tuple[float, float] | None:
+def _value_range(
+    path: Path, dtype: np.dtype[Any], value_range: tuple[float, float] | None
+) -> tuple[float, float] | None:
     if dtype.kind not in "buif":
-        raise ImageError(f"The image {path} holds values of type {dtype}; only real numbers can be looked at.")
-    if asked is not None:
-        return asked
-    known: dict[str, tuple[float, float] | None] = {"uint8": None, "uint16": (0, 65535), "bool": (0, 1)}
-    if dtype.name not in known:
+        raise ImageError(f"image {path} holds values of type {dtype}; only real numbers are supported")
+    if value_range is not None:
+        return value_range
+    defaults: dict[str, tuple[float, float] | None] = {"uint8": None, "uint16": (0, 65535), "bool": (0, 1)}
+    if dtype.name not in defaults:
         raise ImageError(
-            f"The image {path} holds {dtype.name} values, of which it is not known which is black and which is white; "
-            "give value_range=(black, white), --value-range on the command line."
+            f"image {path} holds {dtype.name} values, whose black and white are unknown; give "
+            "value_range=(black, white) (--value-range)"
         )
-    return known[dtype.name]
+    return defaults[dtype.name]

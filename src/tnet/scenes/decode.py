@@ -26,7 +26,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -132,12 +132,11 @@ def shrunk_size(
 def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.ImageFile:
     """Recognise the format by the first bytes, read the header, and check the size.
 
-    ``Image.open`` would compare the size with a process-wide limit, and warn or raise before ours is checked; so the
-    plugins that it would call are called here.
+    This calls Pillow's plugins itself: ``Image.open`` would compare the size with a process-wide limit first.
 
     Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or an unsupported format. Whatever else Pillow raises on a
-            damaged header is passed on.
+        ImageError: it has more than ``max_pixels`` pixels, or an unsupported format.
+        Exception: whatever Pillow raises on a damaged header.
     """
     Image.init()
     prefix = stream.read(16)
@@ -167,11 +166,7 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
 
 @contextmanager
 def pillow_limit(pixels: int) -> Iterator[None]:
-    """Let Pillow's plugins decode this many pixels, once our own limit has allowed them.
-
-    Pillow's limit is process-wide. It is raised no further than to ``pixels``, only for images that need it, one at a
-    time, and restored.
-    """
+    """Raise Pillow's process-wide limit to this many pixels meanwhile, for one image at a time and if it needs it."""
     if pixels <= _PILLOW_NEVER_COMPLAINS_PX:
         yield
         return
@@ -211,10 +206,8 @@ def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], siz
     if converted.size != (width, height):
         converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=box_px, reducing_gap=_REDUCING_GAP)
     converted.info = image.info
-    try:
+    with suppress(Exception):  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
         ImageOps.exif_transpose(converted, in_place=True)
-    except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
-        return converted
     return converted
 
 

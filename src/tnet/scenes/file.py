@@ -1,4 +1,4 @@
-"""An image in a file of any kind and size, of which only what is looked at is read."""
+"""An image in a file of any format and size, of which only the seen regions are read."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
+from tnet.errors import ConfigError, SlowImageWarning
 from tnet.scenes import cache
 from tnet.scenes.base import BoxL0, Resize, check_look
 from tnet.scenes.channels import Alpha, map_channels
 from tnet.scenes.guard import guarded, unreadable
-from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
-from tnet.scenes.resample import LevelPixels, Window, resample
+from tnet.scenes.readers import open_reader
+from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, Window
+from tnet.scenes.resample import LevelPixels, resample
 
-# A level that is this much coarser than asked for will do: sizes of levels are rounded to whole pixels, so that a
-# level at half the resolution is rarely at exactly half.
+# A level may be this much coarser than requested: sizes of levels are rounded to whole pixels, so a level at half the
+# resolution is rarely at exactly half.
 _TOLERANCE = 0.01
 
 _WARN_FLAT_PX = 50_000_000  # of an image that is decoded as a whole: seconds, and 150 MB
-_WARN_TILED_PX = 1_000_000_000  # of a tiled image's coarsest level, which the first look reads all of
+_WARN_TILED_PX = 1_000_000_000  # of a tiled image's coarsest level, all of which the first glimpse reads
 
-# What is larger is a damaged header, or would not end: a row has to fit into memory, the coarsest level is read whole.
+# Larger values are a damaged header, or would not end: a row must fit into memory, the coarsest level is read whole.
 _MAX_SIDE_PX = 2**24
 _MAX_COARSEST_PX = 2**36
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How a file is to be looked at.
+    """How the values in a file become pixels.
 
     Attributes:
-        reader: name of the reader to use; ``None`` for the one that suits the file's content.
-        read: what the reader has to know.
-        bands: stored bands to take, counted from 0; ``None`` for what suits the model (:mod:`tnet.scenes.channels`).
-        alpha: what transparent pixels are laid over, ``white`` or ``black``.
-        value_range: stored values that become 0 and 1; ``None`` for the whole range of 8 and 16 bits. Other types have
-            no range of their own and need it.
+        reader: name of the reader; ``None`` for the one that suits the content.
+        read: options of the reader.
+        bands: stored bands to use, counted from 0; ``None`` for those that suit the model
+            (:mod:`tnet.scenes.channels`).
+        alpha: background of transparent pixels, ``white`` or ``black``.
+        value_range: stored values that become 0 and 1; ``None`` for the full range of 8 and 16 bits. Required for other
+            types.
     """
 
     reader: str | None = None
@@ -58,7 +60,7 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 0):
-            raise ConfigError(f"bands is {self.bands}; name at least one band, counted from 0")
+            raise ConfigError(f"bands is {self.bands}; give at least one band, counted from 0")
         if self.alpha not in ("white", "black"):
             raise ConfigError(f"alpha is {self.alpha!r}; give white or black")
         if self.value_range is not None:
@@ -70,20 +72,20 @@ class SceneOptions:
 class FileScene:
     """One image in a file.
 
-    The file is opened when it is first asked about or looked at, in each process anew: a scene pickles as its path and
-    options. Open files are kept in a pool of the process (:mod:`tnet.scenes.cache`) and closed when others need their
-    place. Pictures that can only be decoded as a whole are kept decoded, within a budget.
+    The file is opened at its first use in each process: a scene pickles as its path and options. Open files are kept in
+    a pool per process (:mod:`tnet.scenes.cache`) and closed when others need their place. Images that can only be
+    decoded as a whole are kept decoded, within a budget.
 
-    The level that is read is the coarsest whose resolution is at or above what is asked for, in both directions (1%
-    below is let pass). What lies outside the image is ``fill``. Channels: see :mod:`tnet.scenes.channels`.
+    A glimpse reads the coarsest level whose resolution is at or above the requested one in both directions (within 1%).
+    Outside the image is ``fill``. Channels: see :mod:`tnet.scenes.channels`.
 
     Args:
-        path: a file, or the folder of a format that is one.
-        options: how it is looked at.
+        path: a file, or the folder of an OME-Zarr.
+        options: how stored values become pixels.
 
     Raises:
-        ImageError: by everything that needs the file: it is missing, damaged, of an unknown kind, was replaced since
-            it was first opened, or cannot be made into what is asked for. The message names the path.
+        ImageError: on whatever needs the file: it is missing, damaged, in an unsupported format, was replaced since it
+            was first opened, or cannot be converted as requested.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: SceneOptions | None = None) -> None:
@@ -102,12 +104,12 @@ class FileScene:
 
     @property
     def info(self) -> ImageInfo:
-        """What the file says of itself."""
+        """Description of the image; opens the file."""
         if self._info is None:
             key = self._file_key()
             with self._reader(key) as reader:
                 info = reader.info
-            self._refuse_absurd(info)
+            self._check_size(info)
             self._key, self._info = key, info
             self._warn_if_slow(info)
         return self._info
@@ -129,58 +131,31 @@ class FileScene:
 
     @property
     def georeference(self) -> GeoReference | None:
-        """Where the image lies on a map; ``None`` if unknown."""
+        """Position on a map; ``None`` if unknown."""
         return self.info.georeference
 
     @property
     def properties(self) -> dict[str, str]:
-        """What else the file says, for people."""
+        """Further metadata, for people."""
         return self.info.properties
 
     @property
     def stats(self) -> cache.FileStats:
-        """What this process has read of the file so far, through this scene or another."""
+        """What this process has read of the file so far, through any scene."""
         _ = self.info
         assert self._key is not None
         self._stats = cache.readers.stats(self._key)
         return self._stats
 
     def close(self) -> None:
-        """Close the file and forget its pixels; it is opened again when it is looked at again."""
+        """Close the file and drop its pixels; it is reopened at the next use."""
         if self._key is not None:
             cache.readers.close(self._key)
             cache.decoded.drop(self._key)
         self._info = self._key = None
 
-    def size_px_at(self, box_l0_yxyx: BoxL0, spacing_m: float) -> int:
-        """Side of a glimpse that shows a box at a physical resolution.
-
-        Args:
-            box_l0_yxyx: what to look at; its longer side counts.
-            spacing_m: metres a pixel of the glimpse (0.5 um is 5e-7).
-
-        Raises:
-            ImageError: the file does not say how large its pixels are.
-        """
-        y0, x0, y1, x1 = box_l0_yxyx
-        spacing_y, spacing_x = self._known_spacing(spacing_m)
-        return max(1, round(max((y1 - y0) * spacing_y, (x1 - x0) * spacing_x) / spacing_m))
-
-    def box_hw_at(self, size_px: int, spacing_m: float) -> tuple[int, int]:
-        """Height and width, in level-0 pixels, of a box that a glimpse shows at a physical resolution.
-
-        Args:
-            size_px: side of the glimpse.
-            spacing_m: metres a pixel of the glimpse.
-
-        Raises:
-            ImageError: the file does not say how large its pixels are.
-        """
-        spacing_y, spacing_x = self._known_spacing(spacing_m)
-        return max(1, round(size_px * spacing_m / spacing_y)), max(1, round(size_px * spacing_m / spacing_x))
-
     def level_for(self, box_l0_yxyx: BoxL0, size_px: int) -> int:
-        """Index of the stored level that a glimpse is made from."""
+        """Return the index of the stored level that a glimpse is made from."""
         y0, x0, y1, x1 = box_l0_yxyx
         levels = self.info.levels
         full_hw = levels[0].size_hw
@@ -199,17 +174,7 @@ class FileScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Pixels of one box.
-
-        Args:
-            box_l0_yxyx: ``(y0, x0, y1, x1)`` in level-0 pixels; may reach past the image.
-            size_px: side of the result.
-            channels: of the result; see :mod:`tnet.scenes.channels` for how they come about.
-            resize: the filter.
-            fill: value outside the image, in [0, 1]: one, or one a channel.
-
-        Returns:
-            ``float32`` in [0, 1].
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`.
 
         Raises:
             GeometryError: an empty box or size.
@@ -221,7 +186,9 @@ class FileScene:
         mapping = map_channels(
             self.path, info, channels, bands=options.bands, alpha=options.alpha, value_range=options.value_range
         )
-        key = self._unchanged_key()
+        key = self._file_key()
+        if key != self._key:
+            raise unreadable(self.path, "it was replaced or modified after it was first opened", "make a new scene")
         tile_rows = _tile_rows(info)
         level = info.levels[index]
         down_y, down_x = level.downsample_yx
@@ -232,7 +199,7 @@ class FileScene:
                 max(level.size_hw[0], math.ceil(height / down_y - 1e-6)),
                 max(level.size_hw[1], math.ceil(width / down_x - 1e-6)),
             ),
-            read=partial(self._read if tile_rows else self._cut, key, index),
+            read=partial(self._read if tile_rows else self._crop, key, index),
             prepare=partial(mapping.apply, fill=fill),
             channels=channels,
             dtype=mapping.dtype,
@@ -248,11 +215,12 @@ class FileScene:
         y0, x0, y1, x1 = window
         expected = (y1 - y0, x1 - x0, self.info.channels)
         if pixels.shape != expected or pixels.dtype != self.info.dtype:
-            self._refuse(f"level {level} gives pixels {pixels.shape} of {pixels.dtype} instead of {expected}")
+            reason = f"level {level} has pixels {pixels.shape} of {pixels.dtype} instead of {expected}"
+            raise unreadable(self.path, reason)
         return pixels
 
-    def _cut(self, key: cache.FileKey, level: int, window: Window) -> NDArray[Any]:
-        """A window of a level that can only be decoded as a whole."""
+    def _crop(self, key: cache.FileKey, level: int, window: Window) -> NDArray[Any]:
+        """Crop a window from a level that can only be decoded as a whole."""
         height, width = self.info.levels[level].size_hw
         nbytes = height * width * self.info.channels * self.info.dtype.itemsize
         whole = cache.decoded.get((key, level), nbytes, partial(self._read, key, level, (0, 0, height, width)))
@@ -260,74 +228,53 @@ class FileScene:
 
     @contextmanager
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
-        """A reader out of the pool; whatever goes wrong with it becomes an error that names the file."""
+        """Borrow a reader from the pool."""
         self._stats = cache.readers.stats(key)
-        with guarded(self.path), cache.readers.lend(key, self._open) as reader:
+        opener = partial(open_reader, self.path, self.options.read, self.options.reader)
+        with guarded(self.path), cache.readers.lend(key, opener) as reader:
             yield reader
-
-    def _open(self) -> Reader:
-        from tnet.scenes.readers import open_reader
-
-        return open_reader(self.path, self.options.read, self.options.reader)
 
     def _file_key(self) -> cache.FileKey:
         try:
             status = self.path.stat()
-        except FileNotFoundError:
-            self._refuse("there is no such file", "correct the path, or restore it")
+        except FileNotFoundError as error:
+            raise unreadable(self.path, "there is no such file", "correct the path, or restore the file") from error
         except (OSError, ValueError) as error:
-            self._refuse(f"it cannot be reached ({error})", "correct the path")
-        # A folder changes whenever something is put into it, the file of a picture only if it is written again.
+            raise unreadable(self.path, f"it cannot be accessed ({error})", "correct the path") from error
+        # A folder changes whenever something is added to it, an image file only if it is written again.
         stamp: tuple[int, ...] = (status.st_dev, status.st_ino)
         if not stat.S_ISDIR(status.st_mode):
             stamp += (status.st_size, status.st_mtime_ns)
         return cache.FileKey(str(self.path.absolute()), self.options.reader, self.options.read, stamp)
 
-    def _unchanged_key(self) -> cache.FileKey:
-        key = self._file_key()
-        if key != self._key:
-            self._refuse("it was replaced or written to after it was first opened", "make a new scene of it")
-        return key
-
-    def _refuse(self, reason: str, remedy: str = "fetch or save it again, or leave it out") -> NoReturn:
-        raise unreadable(self.path, reason, remedy)
-
-    def _known_spacing(self, spacing_m: float) -> tuple[float, float]:
-        if not spacing_m > 0:
-            raise GeometryError(f"spacing_m is {spacing_m}; give metres a pixel, above 0 (0.5 um is 5e-7)")
-        if self.spacing_m_yx is None:
-            raise ImageError(
-                f"The image {self.path} does not say how large its pixels are, so that it cannot be looked at at "
-                f"{spacing_m:g} m a pixel; ask for a size in pixels."
-            )
-        return self.spacing_m_yx
-
-    def _refuse_absurd(self, info: ImageInfo) -> None:
+    def _check_size(self, info: ImageInfo) -> None:
         (height, width), coarsest = info.levels[0].size_hw, info.levels[-1].size_hw
         if max(height, width) > _MAX_SIDE_PX:
-            self._refuse(f"it is said to have {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} a side")
+            reason = f"it claims {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} per side"
+            raise unreadable(self.path, reason)
         if math.prod(coarsest) > _MAX_COARSEST_PX:
-            self._refuse(
+            raise unreadable(
+                self.path,
                 f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}",
-                f"make one with: tnet pyramid {self.path} OUT.tif",
+                f"write one with: tnet pyramid {self.path} OUT.tif",
             )
 
     def _warn_if_slow(self, info: ImageInfo) -> None:
-        first, coarsest = info.levels[0].size_hw, info.levels[-1].size_hw
-        flat = _tile_rows(info) is None and math.prod(first) > _WARN_FLAT_PX
-        if not flat and math.prod(coarsest) <= _WARN_TILED_PX:
+        (height, width), coarsest = info.levels[0].size_hw, info.levels[-1].size_hw
+        is_flat = _tile_rows(info) is None and height * width > _WARN_FLAT_PX
+        if not is_flat and math.prod(coarsest) <= _WARN_TILED_PX:
             return
-        what = "can only be decoded as a whole" if flat else "has no smaller versions of itself stored with it"
+        reason = "can only be decoded as a whole" if is_flat else "has no smaller versions stored with it"
         warnings.warn(
-            f"{self.path} has {first[0]:,} x {first[1]:,} pixels and {what}, which makes looks at it expensive; "
-            f"`tnet pyramid {self.path} OUT.tif` writes a copy that is quick to look at.",
+            f"{self.path} has {height:,} x {width:,} pixels and {reason}, which makes glimpses slow; "
+            f"`tnet pyramid {self.path} OUT.tif` writes a copy that is fast to read",
             SlowImageWarning,
             stacklevel=3,
         )
 
 
 def _tile_rows(info: ImageInfo) -> int | None:
-    """Height of the stored tiles; ``None`` where any window costs decoding the whole, one tile included."""
+    """Return the height of the stored tiles; ``None`` if any window costs decoding the whole, even as a single tile."""
     if info.tile_hw is None:
         return None
     is_one_tile = all(tile >= side for tile, side in zip(info.tile_hw, info.levels[0].size_hw, strict=True))
@@ -335,7 +282,7 @@ def _tile_rows(info: ImageInfo) -> int | None:
 
 
 def open_scene(path: str | os.PathLike[str], **options: Any) -> FileScene:
-    """Open an image of any kind and size, to be looked at.
+    """Open an image of any format and size as a scene.
 
     Example:
         >>> scene = tnet.open_scene("slide.svs")
@@ -343,23 +290,22 @@ def open_scene(path: str | os.PathLike[str], **options: Any) -> FileScene:
         >>> output = model(scene)
 
     Args:
-        path: a file, or the folder of a format that is one.
+        path: a file, or the folder of an OME-Zarr.
         options: attributes of :class:`SceneOptions` and :class:`tnet.scenes.readers.base.ReaderOptions`, by name.
 
     Raises:
-        ImageError: the file is missing, damaged, of an unknown kind, or of one whose reader is not installed.
-        ConfigError: an option that does not exist or cannot be.
+        ImageError: the file is missing, damaged, in an unsupported format, or its reader is not installed.
+        ConfigError: an unknown or invalid option.
     """
-    of_scene = {option.name for option in fields(SceneOptions)}
-    of_reader = {option.name for option in fields(ReaderOptions)}
-    unknown = sorted(options.keys() - of_scene - of_reader)
+    scene_names = {option.name for option in fields(SceneOptions)}
+    reader_names = {option.name for option in fields(ReaderOptions)}
+    unknown = sorted(options.keys() - scene_names - reader_names)
     if unknown:
-        known = ", ".join(sorted(of_scene | of_reader))
-        raise ConfigError(f"option {unknown[0]} of {path} does not exist; there are {known}")
-    reading = {name: value for name, value in options.items() if name in of_reader}
-    chosen = {name: value for name, value in options.items() if name in of_scene}
-    if reading:
-        chosen["read"] = ReaderOptions(**{**vars(chosen.get("read", ReaderOptions())), **reading})
+        raise ConfigError(f"unknown option {unknown[0]}; give some of {', '.join(sorted(scene_names | reader_names))}")
+    read = {name: value for name, value in options.items() if name in reader_names}
+    chosen = {name: value for name, value in options.items() if name in scene_names}
+    if read:
+        chosen["read"] = ReaderOptions(**{**vars(chosen.get("read", ReaderOptions())), **read})
     scene = FileScene(path, SceneOptions(**chosen))
-    _ = scene.info  # what is wrong with it should be known now
+    _ = scene.info  # fail now if it cannot be opened
     return scene

@@ -25,7 +25,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextmanager
-def guarded(path: Path, remedy: str = RESTORE) -> Iterator[None]:
+def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
     """Turn whatever a library raises on a file into an error that names the file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One image in memory, looked at like any other."""
+"""One image in memory as a scene."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from tnet.errors import GeometryError
 from tnet.scenes.base import BoxL0, Resize, check_look
-from tnet.scenes.resample import LevelPixels, Window, resample
+from tnet.scenes.readers.base import Window
+from tnet.scenes.resample import LevelPixels, resample
 
 
 class MemoryScene:
-    """An image in memory, beside images in files.
+    """An image in memory, to be used together with images in files.
 
-    What it shows is what :class:`tnet.scenes.TensorBatch` shows of the same image, bit for bit.
+    Its glimpses equal those of :class:`tnet.scenes.TensorBatch` bit for bit.
 
     Args:
-        image: levels 0 to 255, ``[channels, height, width]``.
+        image: values 0 to 255.
         name: of the image.
 
     Raises:
@@ -44,27 +45,27 @@ class MemoryScene:
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """Its own size, alone."""
+        """Its own size alone."""
         return (self.size_hw,)
 
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Pixels of one box; as for :meth:`tnet.scenes.Scene.glimpse`.
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`.
 
         Raises:
-            GeometryError: an empty box, or another number of channels than the image has.
+            GeometryError: an empty box, or a number of channels other than the image's.
         """
         y0, x0, y1, x1 = box_l0_yxyx
         check_look(box_l0_yxyx, size_px)
         if channels != self.image.shape[0]:
-            raise GeometryError(f"image {self.name} has {self.image.shape[0]} channels, but {channels} are wanted")
+            raise GeometryError(f"image {self.name} has {self.image.shape[0]} channels, not {channels}")
         level = level_in_memory(self.image.permute(1, 2, 0).numpy())
         return resample(level, (y0, x0, y1, x1), size_px, resize=resize, fill=fill)
 
 
 def level_in_memory(pixels: NDArray[Any]) -> LevelPixels:
-    """An array ``[height, width, channels]`` (``uint8``, or ``float32`` in [0, 1]) as something to resample."""
+    """Wrap an array ``[height, width, channels]`` (``uint8``, or ``float32`` in [0, 1]) for :func:`resample`."""
     height, width, channels = pixels.shape
 
     def read(window: Window) -> NDArray[Any]:

@@ -1,14 +1,12 @@
-"""A small copy of a scene, kept, so that coarse looks cost no reads.
+"""A small copy of a scene, kept so that coarse glimpses cost no reads.
 
-The copy is square like every look, ``px`` a side, antialiased and of 8 bits. It serves a look, at the whole or a part,
-that asks for no more resolution than it has, exactly as a stored level of a pyramid would; every other look goes to the
-scene. Which it is depends on the look alone, not on what happens to be kept, so results do not either.
+The copy is square like every glimpse, ``px`` per side, antialiased, 8-bit. It serves any glimpse that needs no more
+resolution than it has, exactly as a stored level of a pyramid would; all other glimpses go to the scene. The choice
+depends on the glimpse alone, not on what happens to be kept, so results do not either.
 
-What difference it makes: a look that it serves is an average of averages, where a direct one averages stored pixels
-once (with a triangle filter as wide as the reduction). Where ``px`` is twice what is asked for, looks at the whole
-differ by 0.2 to 0.8 of 255 levels on average in photographs of eyes and of a landscape, by 1.0 in a slide and 2.6 in a
-grainy scan of a print, and by 5 to 35 at the sharpest edges; contrast falls by less than 1%. Looks at parts that need
-all that the copy has differ by up to twice that. More than 8 bits are rounded.
+A glimpse that it serves is an average of averages. With ``px`` twice the requested size, glimpses of the whole differ
+from direct ones by 0.2 to 2.6 of 255 levels on average (photographs to grainy scans), and by 5 to 35 at the sharpest
+edges; glimpses of parts that need its full resolution by up to twice that.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -35,37 +33,23 @@ from tnet.scenes.memory import level_in_memory
 from tnet.scenes.resample import resample
 
 MAX_OVERVIEW_BYTES = 512 * 2**20
-"""Overviews that a process keeps."""
+"""Size of the overviews that a process keeps."""
 
-_TOLERANCE = 0.01  # a copy this much coarser than asked for will do, as for stored levels
-_HEADER_BYTES = 2**16  # more than a file of an overview has besides its pixels
+_TOLERANCE = 0.01  # a copy may be this much coarser than requested, as stored levels may
+_HEADER_BYTES = 2**16  # more than an overview's file has besides its pixels
 
 
-@dataclass(frozen=True, eq=False)
-class Overview:
-    """A small copy of a scene.
-
-    Attributes:
-        pixels: ``[channels, px, px]`` of the whole scene, whatever its shape.
-        levels: of the scene: height and width of each, finest first.
-    """
+class Overview(NamedTuple):
+    """A small copy of a whole scene, and the height and width of each of the scene's levels, finest first."""
 
     pixels: UInt8[Tensor, "channels px px"]
     levels: tuple[tuple[int, int], ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return self.pixels.numel()
-
 
 class OverviewStore:
-    """Overviews of a process, those least recently used dropped first.
+    """Overviews of a process; the least recently used are dropped first.
 
     A forked child starts with those of its parent, which cost it nothing until either drops them.
-
-    Args:
-        budget_bytes: of those kept.
     """
 
     def __init__(self, budget_bytes: int = MAX_OVERVIEW_BYTES) -> None:
@@ -79,18 +63,18 @@ class OverviewStore:
     @property
     def nbytes(self) -> int:
         """Bytes kept."""
-        return sum(overview.nbytes for overview in self._kept.values())
+        return sum(overview.pixels.numel() for overview in self._kept.values())
 
     def get(self, key: str) -> Overview | None:
-        """One that is kept."""
+        """Return an overview that is kept."""
         with self.lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
     def put(self, key: str, overview: Overview) -> None:
-        """Keep one, unless it is larger than the whole budget."""
-        if overview.nbytes > self.budget_bytes:
+        """Keep an overview, unless it is larger than the whole budget."""
+        if overview.pixels.numel() > self.budget_bytes:
             return
         with self.lock:
             self._kept[key] = overview
@@ -107,35 +91,33 @@ def _new_lock() -> None:
     overviews.lock = threading.Lock()  # another thread of the parent may have held it
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_new_lock)
 
 
 class OverviewScene:
-    """A scene whose coarse looks are served from a small copy of it, made at the first of them.
+    """A scene whose coarse glimpses are served from a small copy of it, made at the first of them.
 
-    Copies of files are kept in a store of the process (:data:`overviews`), and in a folder if one is given, and told
-    apart by path, size, time of the last change, and options; those of other scenes are kept by this object alone. A
-    scene that has fewer pixels on a side than the copy would have gets none.
+    Copies of files are kept in a store of the process (:data:`overviews`) and in a folder, if given, and identified by
+    path, size, modification time and options; those of other scenes are kept by this object alone. A scene with fewer
+    pixels per side than the copy would have gets none. Glimpses with the ``bilinear`` filter, whose result depends on
+    single pixels, and with another number of channels go to the scene.
 
-    Looks with the ``bilinear`` filter, whose result depends on single pixels, and with another number of channels go to
-    the scene.
-
-    It pickles with its copy, if it has one: a loader's worker that has made it saves the process that trains the read.
+    It pickles with its copy: a data loader's worker that has made it saves the training process the read.
 
     Args:
         scene: the scene.
         px: side of the copy.
-        channels: of the looks it is to serve.
-        folder: where copies are kept between runs, ``channels * px * px`` bytes each; ``None`` keeps none.
+        channels: number of channels of the glimpses that it serves.
+        folder: where copies are kept between runs, ``channels * px * px`` bytes each; ``None`` for nowhere.
 
     Raises:
-        ConfigError: a size or number of channels below 1.
+        ConfigError: ``px`` or ``channels`` is below 1.
     """
 
     def __init__(self, scene: Scene, px: int, channels: int, folder: Path | None = None) -> None:
         if px < 1 or channels < 1:
-            raise ConfigError(f"an overview of {px} px and {channels} channels cannot be; give at least 1 of each")
+            raise ConfigError(f"an overview has {px} px and {channels} channels; give at least 1 of each")
         self.scene = scene
         self.px = px
         self.channels = channels
@@ -145,15 +127,14 @@ class OverviewScene:
         self._overview: Overview | None = None
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        made = (self._key, self._overview.pixels, self._overview.levels) if self._overview is not None else None
-        return _restored, (self.scene, self.px, self.channels, self.folder, made)
+        return _restored, (self.scene, self.px, self.channels, self.folder, self._key, self._overview)
 
     def __repr__(self) -> str:
         return f"OverviewScene({self.scene!r}, {self.px})"
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width, level-0 pixels; asks the scene only where no overview is kept."""
+        """Height and width, level-0 pixels; opens the scene only if no overview is kept."""
         return self.levels[0]
 
     @property
@@ -169,10 +150,10 @@ class OverviewScene:
             ImageError: the scene cannot be read.
             OutputError: the folder cannot be written.
         """
-        self._made()
+        self._get_or_make()
 
     def serves(self, box_l0_yxyx: BoxL0, size_px: int) -> bool:
-        """Whether a look asks for no more resolution than the overview has."""
+        """Return whether a glimpse needs no more resolution than the overview has."""
         height, width = self.size_hw
         if min(height, width) < self.px:
             return False
@@ -183,9 +164,9 @@ class OverviewScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Pixels of one box; as for :meth:`tnet.scenes.Scene.glimpse`."""
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`."""
         if resize == "antialias" and channels == self.channels and size_px > 0 and self.serves(box_l0_yxyx, size_px):
-            overview = self._made()
+            overview = self._get_or_make()
             assert overview is not None
             down_y, down_x = (side / self.px for side in self.size_hw)
             y0, x0, y1, x1 = box_l0_yxyx
@@ -195,7 +176,7 @@ class OverviewScene:
         return self.scene.glimpse(box_l0_yxyx, size_px, channels=channels, resize=resize, fill=fill)
 
     def _kept(self) -> Overview | None:
-        """The overview, if it is kept here, by the process or in the folder."""
+        """Return the overview if it is kept by this object, by the process or in the folder."""
         if self._overview is None:
             if self._key is None:
                 self._key = _key_of(self.scene, self.px, self.channels)
@@ -207,17 +188,16 @@ class OverviewScene:
             self._overview = overview
         return self._overview
 
-    def _made(self) -> Overview | None:
-        """The overview, made if it is not kept; ``None`` for a scene that gets none."""
+    def _get_or_make(self) -> Overview | None:
+        """Return the overview, made if it is not kept; ``None`` for a scene that gets none."""
         kept = self._kept()
         if kept is not None:
             return kept
         levels = self.scene.levels
         if min(levels[0]) < self.px:
             return None
-        pixels = self.scene.glimpse(
-            (0, 0, *levels[0]), self.px, channels=self.channels, resize="antialias", fill=(0.0,)
-        )
+        whole = (0, 0, *levels[0])
+        pixels = self.scene.glimpse(whole, self.px, channels=self.channels, resize="antialias", fill=(0.0,))
         overview = Overview((pixels * 255).round().to(torch.uint8), levels)
         if self._key:
             overviews.put(self._key, overview)
@@ -228,38 +208,32 @@ class OverviewScene:
 
 
 def _restored(
-    scene: Scene,
-    px: int,
-    channels: int,
-    folder: Path | None,
-    made: tuple[str, Tensor, tuple[tuple[int, int], ...]] | None,
+    scene: Scene, px: int, channels: int, folder: Path | None, key: str | None, overview: Overview | None
 ) -> OverviewScene:
-    """An unpickled scene, whose overview this process now keeps too."""
+    """Unpickle a scene; this process then keeps its overview too."""
     restored = OverviewScene(scene, px, channels, folder)
-    if made is not None:
-        key, pixels, levels = made
-        overview = overviews.get(key) if key else None
-        if overview is None:
-            # Out of the memory shared with the worker that made it: each piece of that keeps a file open.
-            overview = Overview(pixels.clone(), levels)
+    if overview is not None:
+        kept = overviews.get(key) if key else None
+        if kept is None:
+            # Copied from the memory shared with the worker that made it, each piece of which keeps a file open.
+            kept = overview._replace(pixels=overview.pixels.clone())
             if key:
-                overviews.put(key, overview)
-        restored._key, restored._overview = key, overview
+                overviews.put(key, kept)
+        restored._key, restored._overview = key, kept
     return restored
 
 
 def _key_of(scene: Scene, px: int, channels: int) -> str:
-    """What tells the overview of a file from all others; empty for what is not in a file."""
+    """Return a key of the overview of a file; empty for other scenes."""
     if not isinstance(scene, FileScene):
         return ""
     path = scene.path.absolute()
     try:
-        is_folder = path.is_dir()
-        # A folder changes whenever something is put into it; what its format keeps its description in does not.
-        files = sorted(file for file in path.iterdir() if file.is_file()) if is_folder else [path]
+        # A folder changes whenever something is added to it; the files with the description of its format do not.
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
         stamps = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
     except OSError:
-        return ""  # the scene will say what is wrong with it
+        return ""  # the scene will report the problem
     text = repr((str(path), stamps, scene.options, px, channels))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -278,7 +252,7 @@ def _save(overview: Overview, path: Path) -> None:
 
 
 def _load(path: Path, px: int, channels: int) -> Overview | None:
-    """An overview out of a file; ``None`` if there is none, or it is damaged and has to be made anew."""
+    """Load an overview; ``None`` if it is missing or damaged."""
     try:
         if path.stat().st_size > channels * px * px + _HEADER_BYTES:
             return None
@@ -286,8 +260,8 @@ def _load(path: Path, px: int, channels: int) -> Overview | None:
             pixels, levels = file.get_tensor("pixels"), file.get_tensor("levels")
     except (OSError, SafetensorError):
         return None
-    is_sound = pixels.dtype == torch.uint8 and pixels.shape == (channels, px, px)
-    is_sound = is_sound and levels.dtype == torch.int64 and levels.ndim == 2 and levels.shape[1] == 2
-    if not is_sound or len(levels) < 1 or int(levels.min()) < 1 or int(levels[0].min()) < px:
+    is_valid = pixels.dtype == torch.uint8 and pixels.shape == (channels, px, px)
+    is_valid = is_valid and levels.dtype == torch.int64 and levels.ndim == 2 and levels.shape[1] == 2
+    if not is_valid or len(levels) < 1 or int(levels.min()) < 1 or int(levels[0].min()) < px:
         return None
     return Overview(pixels, tuple((int(height), int(width)) for height, width in levels.tolist()))

@@ -1,7 +1,7 @@
-"""Changes that need a picture's pixels in memory: to another size, in colours as published, shifted and turned.
+"""Changes that need all pixels in memory: resizing, published colour changes, shift, rotation, RandAugment.
 
-They come after those of :class:`tnet.scenes.transform.ImageChange`, in this order: resizing, colours, shift, turn,
-RandAugment. Levels are rounded once, before RandAugment.
+They follow those of :class:`tnet.scenes.transform.ImageChange`, in this order. Values are rounded once, before
+RandAugment.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from tnet.errors import ConfigError
 
 ResizeMethod = Literal["bilinear", "nearest", "area", "bicubic", "mitchell", "gaussian", "lanczos3", "lanczos5"]
-"""TensorFlow's 8 methods, without antialiasing: but for ``area``, reducing reads no more pixels than enlarging."""
+"""TensorFlow's 8 methods, without antialiasing: except for ``area``, downscaling uses no more taps than upscaling."""
 
 RESIZE_METHODS: tuple[ResizeMethod, ...] = get_args(ResizeMethod)
 
 PixelColour = Literal["brightness", "contrast", "saturation", "hue"]
-"""What is changed about colours, as TensorFlow does it: ``brightness`` is added, ``contrast`` is multiplied about each
-channel's mean, ``saturation`` multiplies that of HSV, ``hue`` turns it by a part of the circle."""
+"""Colour changes as in TensorFlow: ``brightness`` is added, ``contrast`` multiplies the distance from each channel's
+mean, ``saturation`` multiplies that of HSV, ``hue`` rotates it by a fraction of the circle."""
 
 _RADIUS_PX = {"bilinear": 1.0, "bicubic": 2.0, "mitchell": 2.0, "gaussian": 1.5, "lanczos3": 3.0, "lanczos5": 5.0}
 
@@ -32,9 +32,9 @@ class RandAugmentDraw(NamedTuple):
     """One draw of RandAugment.
 
     Attributes:
-        operations: one after another.
+        operations: number of operations in sequence.
         magnitude: 0 to 30.
-        seed: which operations, and in which direction.
+        seed: decides which operations, and in which direction.
     """
 
     operations: int
@@ -47,12 +47,12 @@ class PixelChange:
     """One change of pixels in memory.
 
     Attributes:
-        size_px: side of the square that the picture becomes, whatever its shape; ``None`` keeps its size.
+        size_px: resize to a square of this side, whatever the shape; ``None`` keeps the size.
         method: of resizing.
-        colours: changes of colours, in order; cut off at black and white after the last (after a change of hue too).
-        angle_deg: turn counterclockwise about the middle, after the shift; the size stays, and what comes in is black.
-        shift_yx: move down and right, by a share of the sides; what comes in is black, and what leaves is lost.
-        nearest: shift and turn take the nearest pixel; else they interpolate.
+        colours: colour changes, in order; clipped to black and white after the last (and after each change of hue).
+        angle_deg: rotate counterclockwise about the centre, after the shift; the size is kept, the corners are black.
+        shift_yx: move down and right, by a fraction of the sides; the exposed area is black.
+        nearest: shift and rotation use the nearest pixel instead of interpolating.
         rand_augment: RandAugment's draw; ``None`` for none.
     """
 
@@ -68,17 +68,17 @@ class PixelChange:
 def change_pixels(
     image: UInt8[Tensor, "channels height width"], change: PixelChange
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Make a change.
+    """Return a changed image.
 
     Args:
-        image: levels 0 to 255; one or three channels where colours are changed or RandAugment is on. Not modified.
-        change: what to do.
+        image: values 0 to 255; one or three channels for colour changes and RandAugment. Not modified.
+        change: the change.
 
     Raises:
-        ConfigError: neither one channel nor three.
+        ConfigError: colours are changed, but there are neither one nor three channels.
     """
     if (change.colours or change.rand_augment) and image.shape[0] not in (1, 3):
-        raise ConfigError(f"colours of an image of {image.shape[0]} channels cannot be changed; it needs 1 or 3")
+        raise ConfigError(f"colour changes need an image of 1 or 3 channels, not {image.shape[0]}")
     pixels = image.float() / 255
     if change.size_px is not None:
         pixels = resize_by(pixels, (change.size_px, change.size_px), change.method)
@@ -92,21 +92,16 @@ def change_pixels(
 def resize_by(
     pixels: Float[Tensor, "channels height width"], size_hw: tuple[int, int], method: ResizeMethod
 ) -> Float[Tensor, "channels new_height new_width"]:
-    """Resize without antialiasing: the filter keeps the width that it has in an enlargement, whatever the reduction.
+    """Resize without antialiasing: the filter has the same width for downscaling as for upscaling.
 
-    Pixel centres are at halves; taps outside the picture are left out and the others' weights scaled up. ``area``
-    averages what an output pixel covers. Filters with negative lobes can leave the range of the input.
-
-    Args:
-        pixels: of any range.
-        size_hw: of the result.
-        method: which filter.
+    Pixel centres are at halves; taps outside the image are dropped and the other weights renormalised. ``area``
+    averages what an output pixel covers. Filters with negative lobes can exceed the range of the input.
     """
     for axis, size in ((1, size_hw[0]), (2, size_hw[1])):
         index, weight = _taps(pixels.shape[axis], size, method)
         shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
         total = pixels.new_zeros([size if axis == dim else length for dim, length in enumerate(pixels.shape)])
-        for tap in range(index.shape[1]):  # one after another: all together would take that many times the memory
+        for tap in range(index.shape[1]):  # in sequence: all at once would take that many times the memory
             total += pixels.index_select(axis, index[:, tap]) * weight[:, tap].view(shape)
         pixels = total
     return pixels
@@ -115,7 +110,7 @@ def resize_by(
 def _taps(
     size: int, new_size: int, method: ResizeMethod
 ) -> tuple[Int[Tensor, "{new_size} taps"], Float[Tensor, "{new_size} taps"]]:
-    """For each new pixel of an axis, which old ones it is made of, and their weights."""
+    """Return, for each new pixel of an axis, the old ones that contribute to it and their weights."""
     scale = size / new_size
     new = torch.arange(new_size, dtype=torch.float64)[:, None]
     if method == "nearest":
@@ -134,7 +129,7 @@ def _taps(
 
 
 def _filter(distance: Tensor, method: ResizeMethod) -> Tensor:
-    """Weight of a pixel by its distance, in pixels."""
+    """Return the weight of a pixel by its distance in pixels."""
     radius = _RADIUS_PX[method]
     if method == "bilinear":
         weight = 1 - distance
@@ -153,7 +148,7 @@ def _filter(distance: Tensor, method: ResizeMethod) -> Tensor:
 
 
 def _coloured(pixels: Tensor, colours: tuple[tuple[PixelColour, float], ...]) -> Tensor:
-    """Change colours; the result can leave 0 to 1."""
+    """Change colours; the result can exceed [0, 1]."""
     from torchvision.transforms.v2 import functional
 
     for name, amount in colours:
@@ -176,17 +171,17 @@ def _coloured(pixels: Tensor, colours: tuple[tuple[PixelColour, float], ...]) ->
 
 
 def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
-    """Shifted, then turned (as published), with black around."""
+    """Shift, then rotate (as published), with black around."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     height, width = pixels.shape[-2:]
     down, right = change.shift_yx
-    # Two passes: what a shift moves out of the picture must not come back with a turn.
+    # Two passes: what a shift moves out of the image must not come back with the rotation.
     for angle_deg, shift_xy in ((0.0, (right * width, down * height)), (change.angle_deg, (0.0, 0.0))):
         if angle_deg or shift_xy != (0.0, 0.0):
             pixels = functional.affine(
                 pixels,
-                angle=-angle_deg,  # torchvision turns clockwise
+                angle=-angle_deg,  # torchvision rotates clockwise
                 translate=list(shift_xy),
                 scale=1.0,
                 shear=[0.0, 0.0],
@@ -197,7 +192,7 @@ def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
 
 
 def _rand_augmented(levels: Tensor, draw: RandAugmentDraw) -> Tensor:
-    """RandAugment by torchvision, which draws from PyTorch's own generator: from a copy that the seed decides."""
+    """Apply torchvision's RandAugment, which draws from PyTorch's global generator, with that seeded and restored."""
     from torchvision.transforms.v2 import RandAugment
 
     with torch.random.fork_rng(devices=[]):

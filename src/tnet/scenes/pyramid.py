@@ -1,4 +1,4 @@
-"""Pyramids: an image written once more so that any look at it, coarse or fine, reads a few tiles."""
+"""Write an image as a tiled pyramid, of which any glimpse reads only a few tiles."""
 
 from __future__ import annotations
 
@@ -6,39 +6,34 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import product
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnet.errors import ConfigError, ImageError, OutputError, TnetError
+from tnet.errors import ConfigError, ImageError, OutputError
 from tnet.files import atomic_path
+from tnet.scenes.guard import guarded
+from tnet.scenes.readers import open_reader
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 
 Compression = Literal["deflate", "zstd", "jpeg"]
-"""``deflate``: lossless, read by all. ``zstd``: lossless, faster, read by newer programs. ``jpeg``: lossy, small."""
+"""``deflate``: lossless, widely supported; ``zstd``: lossless, faster, newer programs only; ``jpeg``: lossy, small."""
 
 TILE_PX = 256
 
-_READ_BYTES = 64 * 2**20  # pixels that are asked of a reader at once, unless one row of tiles is more
-_ENCODE_BYTES = 16 * 2**20  # pixels that wait to be compressed together
-_CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB; what follows the pixels needs some room
+_READ_BYTES = 64 * 2**20  # read at once, unless one row of tiles is larger
+_ENCODE_BYTES = 16 * 2**20  # compressed together
+_CLASSIC_BYTES = 3_900_000_000  # a classic TIFF ends at 4 GiB, and metadata follow the pixels
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # scale, tie point, transform, keys, numbers, texts
 
 
-@dataclass(frozen=True)
-class PyramidInfo:
-    """What was written.
-
-    Attributes:
-        path: of the file.
-        levels_hw: height and width of each level, finest first.
-        bytes: size of the file.
-    """
+class PyramidInfo(NamedTuple):
+    """A pyramid that was written: its file, height and width of each level (finest first), and size of the file."""
 
     path: Path
     levels_hw: tuple[tuple[int, int], ...]
@@ -46,11 +41,11 @@ class PyramidInfo:
 
 
 def level_sizes(size_hw: tuple[int, int], smallest_px: int = TILE_PX) -> tuple[tuple[int, int], ...]:
-    """Height and width of the levels of a pyramid: each half of the one before, rounded up.
+    """Return the height and width of each level: half of the one before, rounded up.
 
     Args:
         size_hw: of the image.
-        smallest_px: no level is added to one whose longer side is at most this.
+        smallest_px: levels are added until the longer side is at most this.
     """
     sizes = [size_hw]
     while max(sizes[-1]) > max(smallest_px, 1):
@@ -70,53 +65,47 @@ def write_pyramid(
     options: ReaderOptions | None = None,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> PyramidInfo:
-    """Write an image as a tiled TIFF with a pyramid of coarser levels (BigTIFF where it may get large).
+    """Write an image as a tiled TIFF with coarser levels (BigTIFF if it may get large).
 
-    The image is read once, a few rows of tiles at a time; memory follows its width, not its height. A format that
-    cannot be read in windows (JPEG, PNG) is decoded as a whole once, within ``options.max_pixels``. The coarser levels
-    wait on disk beside ``out``, uncompressed (a third of the image), in files without a name that go with the process.
+    The image is read once, a few rows of tiles at a time; memory grows with its width, not its height. Formats without
+    tiles (JPEG, PNG) are decoded as a whole, within ``options.max_pixels``. The coarser levels are kept uncompressed
+    (a third of the image) in anonymous temporary files beside ``out``.
 
-    A pixel of level ``n`` is the mean of those of the 2^n x 2^n level-0 pixels of its cell that exist, rounded once
-    (integers: half up); its downsample is exactly 2^n, also where the image's size is odd. Colours of an image with
-    alpha are weighted by it. Levels are pages marked as reduced, as OpenSlide, GDAL, QuPath and libvips read them.
-    Spacing and georeference are kept, colour profiles are not (``options.apply_icc`` converts to sRGB).
+    A pixel of level ``n`` is the mean of the existing level-0 pixels of its 2^n x 2^n cell, rounded once (integers:
+    half up); its downsample is exactly 2^n, even for odd sizes. Colours of images with alpha are weighted by it. Levels
+    are pages marked as reduced, as read by OpenSlide, GDAL, QuPath and libvips. Spacing and georeference are kept,
+    colour profiles are not (``options.apply_icc`` converts to sRGB).
 
     Args:
         source: open reader (left open), or a path.
-        out: ``.tif`` or ``.tiff``; it is there whole or not at all.
-        compression: see :data:`Compression`; ``jpeg`` is for 8 bit, grey or RGB, without alpha.
+        out: ``.tif`` or ``.tiff``; written completely or not at all.
+        compression: see :data:`Compression`; ``jpeg`` needs 8-bit grey or RGB without alpha.
         quality: of JPEG, 1 to 100; colours are not subsampled.
         smallest_px: levels are added until the longer side is at most this.
-        overwrite: replace ``out`` if it is there.
-        options: how a path is read.
-        on_tile: told tiles written so far and tiles in all, for a progress bar.
-
-    Returns:
-        What was written.
+        overwrite: replace an existing ``out``.
+        options: for reading a path.
+        on_tile: called with the number of tiles written and in total, for a progress bar.
 
     Raises:
-        ConfigError: a quality or size that cannot be.
-        ImageError: the image cannot be read, is of a type that TIFF or JPEG do not hold, or a library is missing.
-        OutputError: ``out`` exists, has another ending, is the image itself, or cannot be written (no room).
+        ConfigError: ``quality`` or ``smallest_px`` is out of range.
+        ImageError: the image cannot be read, has a type that TIFF or JPEG do not support, or a library is missing.
+        OutputError: ``out`` exists, has another suffix, is the image itself, or cannot be written (disk full).
     """
     out = Path(out)
     if compression == "jpeg" and not 1 <= quality <= 100:
-        raise ConfigError(f"quality {quality} is no JPEG quality; give 1 to 100")
+        raise ConfigError(f"quality is {quality}; give 1 to 100")
     if smallest_px < 1:
-        raise ConfigError(f"smallest_px {smallest_px} is no size; give at least 1")
+        raise ConfigError(f"smallest_px is {smallest_px}; give at least 1")
     _check_out(out, source, overwrite)
-    _need("tifffile", "to write TIFF")
+    _require("tifffile", "write TIFF")
     if compression != "deflate":
-        _need("imagecodecs", f"to compress by {compression}")
+        _require("imagecodecs", f"compress with {compression}")
     with ExitStack() as stack:
         if isinstance(source, str | Path):
-            from tnet.scenes.readers import open_reader
-
-            reader = open_reader(Path(source), options or ReaderOptions())
+            name, reader = str(source), open_reader(source, options)
             stack.callback(reader.close)
-            name = str(source)
         else:
-            reader, name = source, "the image"
+            name, reader = "of the reader", source
         _check_type(reader.info, compression, name)
         sizes_hw = level_sizes(reader.info.levels[0].size_hw, smallest_px)
         plan = _Plan(name, reader.info, sizes_hw, compression, quality)
@@ -128,37 +117,35 @@ def write_pyramid(
 
 def _check_out(out: Path, source: object, overwrite: bool) -> None:
     if out.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"{out} ends with {out.suffix!r}, but a pyramid is written as .tif or .tiff; use one")
+        raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
     if out.is_dir():
-        raise OutputError(f"{out} is a folder; name a file in it, such as {out / 'pyramid.tif'}")
+        raise OutputError(f"{out} is a folder; give a file in it, such as {out / 'pyramid.tif'}")
     if out.exists():
         if isinstance(source, str | Path) and Path(source).exists() and out.samefile(source):
-            raise OutputError(f"{out} is the image itself; choose another name for its pyramid")
+            raise OutputError(f"{out} is the image itself; choose another name")
         if not overwrite:
-            raise OutputError(f"{out} exists already; choose another name, or allow to replace it (--overwrite)")
+            raise OutputError(f"{out} exists already; choose another name, or set overwrite (--overwrite)")
 
 
-def _need(library: str, purpose: str) -> None:
+def _require(library: str, purpose: str, extra: str = "ome") -> None:
     if find_spec(library) is None:
-        raise ImageError(f"{library} is needed {purpose}, but is not installed; run: pip install 'tnet[ome]'")
+        raise ImageError(f"{library} is needed to {purpose}, but is not installed; run: pip install 'tnet[{extra}]'")
 
 
 def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
     dtype = info.dtype
-    if dtype.kind not in "uif" or (dtype.kind in "ui" and dtype.itemsize > 4):
-        raise ImageError(f"{name} has pixels of type {dtype}, which a pyramid cannot hold; convert it to 8 or 16 bit")
-    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
-        raise ImageError(f"{name} has pixels of type {dtype}, which a pyramid cannot hold; convert it to float32")
+    if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (4, 8))}:
+        raise ImageError(f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to 16 bits")
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
         raise ImageError(
-            f"{name} has {info.channels} channel(s) of {dtype}{alpha}, but JPEG holds 1 or 3 of uint8 without alpha; "
-            "use deflate or zstd"
+            f"image {name} has {info.channels} channel(s) of {dtype}{alpha}, but JPEG needs 1 or 3 of uint8 without "
+            "alpha; use deflate or zstd"
         )
 
 
 class _Plan:
-    """What is written, settled before the first pixel is read."""
+    """Layout of the file, decided before the first pixel is read."""
 
     def __init__(
         self, name: str, info: ImageInfo, sizes_hw: tuple[tuple[int, int], ...], compression: Compression, quality: int
@@ -174,38 +161,30 @@ class _Plan:
         self._quality = quality
         self._geo_tags = geo_tags(info.georeference) if info.georeference is not None else []
 
-    @property
-    def sums_dtype(self) -> np.dtype[Any]:
-        """A type that holds the sum of all pixels of one of the coarsest level, times alpha where there is one."""
+        self.sums_dtype = self._sums_dtype()
+        # Whether the file could exceed a classic TIFF.
+        self.is_big = sum(self.tile_counts) * self.tile_bytes * 1.01 > _CLASSIC_BYTES
+
+    def _sums_dtype(self) -> np.dtype[Any]:
+        """Return a type that holds the sum of all pixels of one of the coarsest level, times alpha if there is one."""
         if self.dtype.kind == "f":
             return np.dtype(np.float64)
         bits = 8 * self.dtype.itemsize * (2 if self.info.has_alpha else 1) + 2 * (len(self.sizes_hw) - 1)
-        if self.dtype.kind == "i":
-            return np.dtype(np.int64)
-        return np.dtype(np.uint32 if bits <= 32 else np.uint64)
+        return np.dtype(np.int64 if self.dtype.kind == "i" else np.uint32 if bits <= 32 else np.uint64)
 
     def check_room(self, folder: Path) -> None:
-        """Refuse what cannot fit: the coarser levels wait uncompressed beside the file.
-
-        Raises:
-            OutputError: there is less room than that.
-        """
+        """Check that the coarser levels fit beside the file, uncompressed."""
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         wanted, free = sum(self.tile_counts[1:]) * self.tile_bytes, shutil.disk_usage(folder).free
         if wanted > free:
             raise OutputError(
-                f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels alone need {wanted / 1e9:.2f} GB while "
-                "the pyramid is made; make room, or choose another place"
+                f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels need {wanted / 1e9:.2f} GB meanwhile; "
+                "make room, or choose another place"
             )
 
-    @property
-    def is_big(self) -> bool:
-        """Whether the file could pass the end of a classic TIFF."""
-        return sum(self.tile_counts) * self.tile_bytes * 1.01 > _CLASSIC_BYTES
-
     def page(self, level: int) -> dict[str, Any]:
-        """Arguments of tifffile for one level."""
+        """Return tifffile's arguments for one level."""
         info, size_hw = self.info, self.sizes_hw[level]
         is_rgb = info.color == "rgb" and info.channels - info.has_alpha == 3
         extra = info.channels - (3 if is_rgb else 1)
@@ -229,7 +208,7 @@ class _Plan:
             page |= {"compression": "jpeg", "compressionargs": {"level": self._quality}}
             page |= {"subsampling": (1, 1)} if is_rgb else {}
         elif self._compression == "deflate":
-            # A tenth more bytes than by the default level, in a third of the time.
+            # A tenth more bytes than with the default level, in a third of the time.
             page |= {"compression": "zlib", "compressionargs": {"level": 1}}
         else:
             page |= {"compression": "zstd"}
@@ -239,17 +218,14 @@ class _Plan:
 
 
 def geo_tags(georeference: GeoReference) -> list[tuple[int, int, int, Any, bool]]:
-    """GeoTIFF tags of a georeference, as tifffile's ``extratags``.
+    """Return the GeoTIFF tags of a georeference, as tifffile's ``extratags``.
 
-    GDAL writes them into a file of one pixel in memory, so that none of the rules for map projections is ours.
+    GDAL writes them into a file of one pixel in memory, so that its rules for map projections apply.
 
     Raises:
-        ImageError: rasterio is missing, or knows no such coordinate system.
+        ImageError: rasterio is not installed, or does not support the coordinate system.
     """
-    if find_spec("rasterio") is None:
-        raise ImageError(
-            "rasterio is needed to keep the georeference, but is not installed; run: pip install 'tnet[geo]'"
-        )
+    _require("rasterio", "keep the georeference", "geo")
     import rasterio
     import tifffile
 
@@ -268,7 +244,7 @@ def geo_tags(georeference: GeoReference) -> list[tuple[int, int, int, Any, bool]
 
 
 def _write(reader: Reader, plan: _Plan, path: Path, on_tile: Callable[[int, int], None]) -> None:
-    """Sweep over the image once; the finest level goes to the file, the others to spools that are appended after."""
+    """Write the finest level in one sweep over the image, then the others, which are spooled meanwhile."""
     import tifffile
 
     total = sum(plan.tile_counts)
@@ -294,11 +270,11 @@ def _write(reader: Reader, plan: _Plan, path: Path, on_tile: Callable[[int, int]
 
 
 def _sweep(reader: Reader, plan: _Plan, below: _Level | None) -> Iterator[NDArray[Any]]:
-    """Tiles of the finest level in the order of the file; what is coarser is made on the way."""
+    """Yield the tiles of the finest level in order, and push their sums to the coarser levels."""
     rows_left = plan.sizes_hw[0][0]
     for band in _bands(reader, plan):
         rows_left -= len(band)
-        # Before the tiles are handed out: nobody asks for more after the last one.
+        # Before the tiles are yielded: nothing is requested after the last one.
         if below is not None:
             below.push(_pair_sums(_weighted(band, plan), plan.sums_dtype))
             if rows_left == 0:
@@ -307,32 +283,21 @@ def _sweep(reader: Reader, plan: _Plan, below: _Level | None) -> Iterator[NDArra
 
 
 def _bands(reader: Reader, plan: _Plan) -> Iterator[NDArray[Any]]:
-    """Rows of tiles of the finest level, ``[rows, width, channels]``."""
+    """Yield rows of tiles of the finest level, ``[rows, width, channels]``."""
     height, width = plan.sizes_hw[0]
-    # Stored tiles need not divide ours: reading several rows of them at once decodes few twice.
+    # Stored tiles need not align with ours: reading several rows at once decodes few twice.
     rows = max(_READ_BYTES // (width * plan.pixel_bytes * TILE_PX), 1) * TILE_PX
     if reader.info.tile_hw is None:
         rows = height
     for top in range(0, height, rows):
-        part = _read(reader, (top, 0, min(top + rows, height), width), plan.name)
+        with guarded(plan.name):
+            part = reader.read(0, (top, 0, min(top + rows, height), width))
         for start in range(0, len(part), TILE_PX):
             yield part[start : start + TILE_PX]
 
 
-def _read(reader: Reader, box_yxyx: tuple[int, int, int, int], name: str) -> NDArray[Any]:
-    try:
-        return reader.read(0, box_yxyx)
-    except TnetError:
-        raise
-    except MemoryError:
-        raise ImageError(f"{name} cannot be read: there is not enough memory for it") from None
-    except Exception as error:  # on damaged files, libraries raise nearly every kind there is
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ImageError(f"{name} cannot be read: it is damaged or incomplete ({what}); fetch it again") from error
-
-
 def _tiles(band: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Tiles of a row of them, full-sized: the last pixels are repeated, which compresses well and rings least."""
+    """Yield full-sized tiles of a row: the last pixels are repeated, which compresses well and rings least."""
     for left in range(0, band.shape[1], TILE_PX):
         tile = band[:, left : left + TILE_PX]
         missing = [(0, TILE_PX - side) for side in tile.shape[:2]]
@@ -342,7 +307,7 @@ def _tiles(band: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _weighted(band: NDArray[Any], plan: _Plan) -> NDArray[Any]:
-    """Colours times alpha, where there is one: what is transparent must not colour its surroundings."""
+    """Multiply colours by alpha, if there is one, so that transparent pixels do not bleed."""
     if not plan.info.has_alpha:
         return band
     weighted = band.astype(plan.sums_dtype)
@@ -351,7 +316,7 @@ def _weighted(band: NDArray[Any], plan: _Plan) -> NDArray[Any]:
 
 
 def _pair_sums(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Sums over 2 x 2, of what there is of them at an odd end."""
+    """Sum over 2 x 2 pixels, or as many as exist at an odd end."""
     rows = values[0::2].astype(dtype)
     rows[: len(values) // 2] += values[1::2]
     sums = rows[:, 0::2].copy()
@@ -360,7 +325,7 @@ def _pair_sums(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 class _Level:
-    """A level below the finest: takes sums of level-0 pixels from above, row by row, and spools tiles of means."""
+    """A coarser level: receives sums of level-0 pixels from the finer one by rows, and spools tiles of their means."""
 
     def __init__(self, plan: _Plan, number: int, spool: IO[bytes], below: _Level | None) -> None:
         self.number = number
@@ -371,20 +336,20 @@ class _Level:
         self._next_row = 0
 
     def push(self, sums: NDArray[Any]) -> None:
-        """Take the next rows; those above are pushed in halves of a row of tiles."""
+        """Receive the next rows, half a row of tiles at a time."""
         self._waiting.append(sums)
         if sum(map(len, self._waiting)) >= TILE_PX:
             self._flush()
 
     def finish(self) -> None:
-        """Write what is left, here and below."""
+        """Write the rest, here and below."""
         if self._waiting:
             self._flush()
         if self._below is not None:
             self._below.finish()
 
     def tiles(self) -> Iterator[NDArray[Any]]:
-        """The tiles, in order."""
+        """Yield the tiles in order."""
         plan = self._plan
         shape = (TILE_PX, TILE_PX) if plan.info.channels == 1 else (TILE_PX, TILE_PX, plan.info.channels)
         self.spool.seek(0)
@@ -401,7 +366,7 @@ class _Level:
         self._next_row += len(sums)
 
     def _means(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """Means over the level-0 pixels that each pixel stands for."""
+        """Return the mean over the level-0 pixels of each pixel."""
         plan, (height, width) = self._plan, self._plan.sizes_hw[0]
         rows = _counts(self._next_row, len(sums), height, self.number)
         columns = _counts(0, sums.shape[1], width, self.number)
@@ -414,11 +379,11 @@ class _Level:
 
 
 def _counts(first: int, count: int, size: int, level: int) -> NDArray[np.int64]:
-    """How many level-0 pixels there are along one axis in each of ``count`` pixels of a level, from ``first`` on."""
+    """Return the number of level-0 pixels along one axis in each of ``count`` pixels of a level, from ``first`` on."""
     starts = np.arange(first, first + count, dtype=np.int64) << level
     return np.minimum(starts + (1 << level), size) - starts
 
 
 def _divided(sums: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
-    """Quotients; of integers rounded half up."""
+    """Divide; integers are rounded half up."""
     return sums / counts if sums.dtype.kind == "f" else (sums + counts // 2) // counts

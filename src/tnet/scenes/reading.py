@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -139,14 +139,3 @@ class ReadOptions:
         if get_worker_info() is not None:
             with_overview.warm()
         return with_overview
-
-
-@dataclass(frozen=True)
-class Reading(ReadOptions):
-    """Former name of :class:`ReadOptions`, whose ``channels`` may be left to the caller; to be removed."""
-
-    channels: int | None = None  # type: ignore[assignment]
-
-    def open_scene(self, path: str | os.PathLike[str], channels: int) -> FileScene | OverviewScene:
-        """Make a scene of an image, with its overview if it has one."""
-        return replace(self, channels=self.channels or channels)._open_scene(path)

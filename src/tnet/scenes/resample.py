@@ -1,8 +1,7 @@
-"""From a window of a stored level to a glimpse, at exact positions and in bounded memory.
+"""Resample a box of a stored level to a glimpse, at exact positions and in bounded memory.
 
-What lies outside the image is painted first, in whole pixels, and the filter sees the window of the box alone: a
-glimpse does not depend on what is around its box. A box need not lie on pixels of the level: positions are
-kept as fractions.
+The area outside the image is filled first, in whole pixels, and the filter sees only the window of the box: a glimpse
+does not depend on the surroundings of its box. Positions in the level are fractional.
 """
 
 from __future__ import annotations
@@ -22,40 +21,36 @@ from PIL import Image
 from torch import Tensor
 
 from tnet.scenes.base import Resize
+from tnet.scenes.readers.base import Window
 
-# What is smaller is resized in one go; a larger window has its columns resized in bands of rows first, and then its
-# rows. The extra memory of a glimpse therefore hardly depends on the size of the image.
+# Smaller windows are resized in one go; larger ones have their columns resized in bands of rows first, then their rows,
+# so that the extra memory of a glimpse hardly depends on the size of the image.
 CHUNK_BYTES = 8 * 2**20
 BAND_BYTES = 2**20
 
-# Rows are read in whole tiles, so that none is decoded twice, at least this much at a time; unless a row of tiles is
-# larger than the second number.
+# Rows are read in whole tiles, so that none is decoded twice, at least this much at a time, unless a row of tiles is
+# larger than the second limit.
 _READ_BYTES = 8 * 2**20
 _MAX_READ_BYTES = 64 * 2**20
 
-# Reduction from which plain bilinear resizing reads only the rows that it needs.
-_SPARSE = 8
-
-_SNAP_PX = 1e-6  # what arithmetic leaves of a position that is a whole number
-
-Window = tuple[int, int, int, int]
-"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
+_SPARSE = 8  # reduction from which plain bilinear resizing reads only the rows that it needs
+_SNAP_PX = 1e-6  # rounding error of a position that is a whole number
 
 
 @dataclass(frozen=True)
 class LevelPixels:
-    """How to get at the pixels of one stored level.
+    """Access to the pixels of one stored level.
 
     Attributes:
         size_hw: stored height and width.
-        extent_hw: height and width of the image in pixels of this level, rounded up: a pixel more than is stored where
-            the level was cut down to whole pixels. The last stored pixel is then repeated.
-        read: ``[height, width, stored channels]`` of a window that lies inside what is stored.
-        prepare: what was read, any number of rows of it, as ``[height, width, channels]`` of ``dtype``.
-        channels: of what ``prepare`` returns.
-        dtype: of what ``prepare`` returns: ``uint8``, or ``float32`` in [0, 1].
+        extent_hw: height and width of the image in pixels of this level, rounded up: a pixel more than is stored if the
+            level was cut down to whole pixels. The last stored pixel is then repeated.
+        read: returns ``[height, width, stored channels]`` of a window inside the stored pixels.
+        prepare: converts rows that were read to ``[height, width, channels]`` of ``dtype``.
+        channels: of prepared pixels.
+        dtype: of prepared pixels: ``uint8``, or ``float32`` in [0, 1].
         pixel_bytes: size of a pixel as it is read.
-        tile_rows: height of the stored tiles; ``None`` if a window costs nothing to read, so that it is read at once.
+        tile_rows: height of the stored tiles; ``None`` if reading is free, so that a window is read in one go.
     """
 
     size_hw: tuple[int, int]
@@ -71,11 +66,11 @@ class LevelPixels:
 def interpolate(
     pixels: Num[Tensor, "n channels _ _"], size_hw: tuple[int, int], resize: Resize
 ) -> Num[Tensor, "n channels _ _"]:
-    """Resize whole images; the same tensor where they already have that size."""
+    """Resize whole images; returns the same tensor if they have that size already."""
     if tuple(pixels.shape[-2:]) == size_hw:
         return pixels
     if resize == "bilinear" and pixels.dtype == torch.uint8 and pixels.shape[-2] > _SPARSE * size_hw[0]:
-        # Torch resizes the width of every row first, though most rows are then not looked at.
+        # PyTorch resizes the width of every row first, though most rows are then unused.
         rows = _rows_between(pixels.shape[-2], size_hw[0]).to(pixels.device)
         narrow = pixels.new_zeros(*pixels.shape[:-1], size_hw[1])
         narrow[:, :, rows] = _interpolate(pixels[:, :, rows], (len(rows), size_hw[1]), resize)
@@ -84,15 +79,14 @@ def interpolate(
 
 
 def _interpolate(pixels: Tensor, size_hw: tuple[int, int], resize: Resize) -> Tensor:
-    """Resize whole images in one go."""
     exact = pixels.float() if pixels.dtype == torch.uint8 and size_hw[1] == 1 else pixels
     resized = F.interpolate(exact, size_hw, mode="bilinear", align_corners=False, antialias=resize == "antialias")
-    # Torch's uint8 kernels give wrong values, or an internal error, for a result one pixel wide (seen in 2.15).
+    # PyTorch's uint8 kernels return wrong values, or an internal error, for a result one pixel wide (seen in 2.15).
     return resized if exact is pixels else resized.round().to(torch.uint8)
 
 
 def _rows_between(height: int, size: int) -> Int[Tensor, " rows"]:
-    """Rows that the result's rows lie between, in order, and a neighbour each way, so that rounding leaves none out."""
+    """Return the rows that the result's rows lie between, and a neighbour each way as a margin for rounding."""
     centre = ((torch.arange(size, dtype=torch.float64) + 0.5) * height / size - 0.5).floor().long()
     return (centre[:, None] + torch.arange(-1, 3)).clamp(0, height - 1).unique()
 
@@ -105,35 +99,37 @@ def resample(
     resize: Resize,
     fill: Sequence[float],
 ) -> Float[Tensor, "channels size size"]:
-    """Make a glimpse of a box.
+    """Resample a box to a glimpse.
 
-    Where the box lies on whole pixels and these are ``uint8``, this gives what :class:`tnet.scenes.TensorBatch` gives
-    for the same pixels, bit for bit; in all other cases nothing is rounded.
+    If the box lies on whole ``uint8`` pixels, the result equals that of :class:`tnet.scenes.TensorBatch` for the same
+    pixels bit for bit; in all other cases nothing is rounded.
 
     Args:
-        level: where pixels come from.
-        box_yxyx: ``(y0, x0, y1, x1)`` in pixels of that level, fractions included; may reach past the image.
+        level: source of pixels.
+        box_yxyx: ``(y0, x0, y1, x1)`` in fractional pixels of that level; may reach past the image.
         size_px: side of the glimpse.
         resize: the filter; see :data:`tnet.scenes.base.Resize`.
-        fill: value outside the image in [0, 1], one, or one a channel.
+        fill: value outside the image in [0, 1]: one, or one per channel.
 
     Returns:
         ``float32`` in [0, 1].
     """
     y0, x0, y1, x1 = box = tuple(_snap(position) for position in box_yxyx)
     top, left, bottom, right = window = (math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1))
-    paint = np.broadcast_to(np.asarray(fill, dtype=np.float32), level.channels)
+    fill_values = np.broadcast_to(np.asarray(fill, dtype=np.float32), level.channels)
     if level.dtype == np.uint8:
-        paint = (paint * 255).round().astype(np.uint8)
+        fill_values = (fill_values * 255).round().astype(np.uint8)
     dtype = level.dtype if box == window else np.dtype(np.float32)
     height, width = bottom - top, right - left
     row_bytes = width * level.channels * dtype.itemsize
     if height * row_bytes <= CHUNK_BYTES:
-        ((_, pixels),) = _pieces(level, window, paint, height, height)
+        ((_, pixels),) = _pieces(level, window, fill_values, height, height)
         pixels = pixels.astype(dtype, copy=False)
     else:
         pixels = np.empty((height, size_px, level.channels), dtype)
-        for row, band in _pieces(level, window, paint, _rows_to_read(level, width), max(1, BAND_BYTES // row_bytes)):
+        for row, band in _pieces(
+            level, window, fill_values, _rows_to_read(level, width), max(1, BAND_BYTES // row_bytes)
+        ):
             rows = band.shape[0]
             across = (0, x0 - left, rows, x1 - left)
             pixels[row : row + rows] = _resized(band.astype(dtype, copy=False), across, (rows, size_px), resize)
@@ -149,14 +145,14 @@ def _snap(position: float) -> float:
 
 
 def _pieces(
-    level: LevelPixels, window: Window, paint: NDArray[Any], rows_to_read: int, rows: int
+    level: LevelPixels, window: Window, fill_values: NDArray[Any], rows_to_read: int, rows: int
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Bands of at most ``rows`` rows of a window, painted outside the image, each with its first row in the window."""
+    """Yield bands of at most ``rows`` rows of a window, filled outside the image, each with its first row."""
     top, left, bottom, right = window
     x0, x1 = _clip(left, right, level.extent_hw[1])
     start = top
     while start < bottom:
-        # Reading starts anew at each row of tiles, counted from the level's first.
+        # Reads are aligned to rows of tiles, counted from the first of the level.
         stop = bottom if rows_to_read >= bottom - top else min(bottom, (start // rows_to_read + 1) * rows_to_read)
         y0, y1 = _clip(start, stop, level.extent_hw[0])
         stored = _read(level, (y0, x0, y1, x1)) if y1 > y0 and x1 > x0 else None
@@ -164,7 +160,7 @@ def _pieces(
             last = min(first + rows, stop)
             band = stored[max(first - y0, 0) : max(last - y0, 0)] if stored is not None else None
             inside_yx = (max(y0 - first, 0), x0 - left)
-            yield first - top, _painted(level, band, (last - first, right - left), inside_yx, paint)
+            yield first - top, _filled(level, band, (last - first, right - left), inside_yx, fill_values)
         start = stop
 
 
@@ -181,7 +177,7 @@ def _clip(start: int, stop: int, extent: int) -> tuple[int, int]:
 
 
 def _read(level: LevelPixels, window: Window) -> NDArray[Any]:
-    """Read a window that lies inside the image, if not altogether inside what is stored of it."""
+    """Read a window inside the image, of which the last row and column may not be stored."""
     (height, width), (y0, x0, y1, x1) = level.size_hw, window
     first_y, first_x = min(y0, height - 1), min(x0, width - 1)
     pixels = level.read((first_y, first_x, max(min(y1, height), first_y + 1), max(min(x1, width), first_x + 1)))
@@ -189,29 +185,29 @@ def _read(level: LevelPixels, window: Window) -> NDArray[Any]:
     return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
 
 
-def _painted(
+def _filled(
     level: LevelPixels,
     stored: NDArray[Any] | None,
     size_hw: tuple[int, int],
     at_yx: tuple[int, int],
-    paint: NDArray[Any],
+    fill_values: NDArray[Any],
 ) -> NDArray[Any]:
-    """Pixels ready to be resized, with paint around what is stored of them."""
+    """Prepare pixels for resizing, with ``fill_values`` around the stored ones."""
     pixels = level.prepare(stored) if stored is not None and stored.size else None
     if pixels is not None and pixels.shape[:2] == size_hw:
         return pixels
-    painted = np.empty((*size_hw, level.channels), level.dtype)
-    painted[:] = paint
+    filled = np.empty((*size_hw, level.channels), level.dtype)
+    filled[:] = fill_values
     if pixels is not None:
         (y, x), (height, width) = at_yx, pixels.shape[:2]
-        painted[y : y + height, x : x + width] = pixels
-    return painted
+        filled[y : y + height, x : x + width] = pixels
+    return filled
 
 
 def _resized(
     pixels: NDArray[Any], box_yxyx: tuple[float, float, float, float], size_hw: tuple[int, int], resize: Resize
 ) -> NDArray[Any]:
-    """Resize a box of an array: the whole of it in its own type, any other, which has to be ``float32``, in that."""
+    """Resize a box of an array: the whole array in its own type, any other box of a ``float32`` array."""
     if box_yxyx == (0, 0, *pixels.shape[:2]):
         whole = _tensor(pixels).permute(2, 0, 1)[None]
         return interpolate(whole, size_hw, resize)[0].permute(1, 2, 0).numpy()
@@ -227,7 +223,7 @@ def _resized(
 
 
 def _two_taps(pixels: NDArray[Any], axis: int, start: float, stop: float, size_px: int) -> NDArray[Any]:
-    """Linear interpolation along one axis, at the centres of the result's pixels."""
+    """Interpolate linearly along one axis, at the centres of the result's pixels."""
     last = pixels.shape[axis] - 1
     centres = start + (np.arange(size_px) + 0.5) * ((stop - start) / size_px)
     position = (centres - 0.5).clip(0, last)

@@ -1,4 +1,4 @@
-"""Scenes whose pixels are in memory."""
+"""A batch of images in memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from tnet.scenes.resample import BAND_BYTES, CHUNK_BYTES, interpolate
 class TensorBatch:
     """Images in memory, of one size or several.
 
-    Only the chosen regions are cropped and resized; nothing is copied at full size, so a look costs memory for its
+    Only the chosen regions are cropped and resized; nothing is copied at full size, so a glimpse costs memory for its
     result and a few megabytes, whatever the image's size.
 
     Args:
-        images: ``[batch, channels, height, width]``, or one ``[channels, height, width]`` an image. ``uint8`` pixels
-            are given out as 0 to 1; floating point pixels are taken as normalised already and given out as they are.
-        resize: ``antialias`` (triangle filter as wide as the reduction; what Pillow does) or ``bilinear`` (the
-            reference implementation: half-pixel centres, two taps, whatever the reduction).
-        fill: value outside the image, one for each channel, in the same units as what is given out. The reference
-            implementation pads with 0, mid-grey after its normalisation.
+        images: ``[batch, channels, height, width]``, or one ``[channels, height, width]`` per image. ``uint8`` pixels
+            are returned as 0 to 1; floating-point pixels must be normalised already and are returned unchanged.
+        resize: see :data:`tnet.scenes.base.Resize`.
+        fill: value outside the image, one or one per channel, in the units of the result. The reference implementation
+            pads with 0, mid-grey after its normalisation.
 
     Raises:
-        GeometryError: no image, not three-dimensional images, or types or channels that cannot be looked at together.
+        GeometryError: no images, images that are not three-dimensional, or mixed types or numbers of channels.
     """
 
     def __init__(
@@ -48,15 +47,12 @@ class TensorBatch:
         first = images[0]
         self.is_normalized = first.dtype.is_floating_point
         if not self.is_normalized and first.dtype != torch.uint8:
-            raise GeometryError(
-                f"images are {first.dtype}; give uint8 pixels, or floating point ones that are normalised"
-            )
+            raise GeometryError(f"images are {first.dtype}; give uint8 or normalised floating-point pixels")
         for image in images:
             if (image.dtype, image.shape[0]) != (first.dtype, first.shape[0]):
                 raise GeometryError(
                     f"images are {first.dtype} with {first.shape[0]} channel(s) and {image.dtype} with "
-                    f"{image.shape[0]}; "
-                    "give one type and number of channels"
+                    f"{image.shape[0]}; give one type and number of channels"
                 )
 
     @property
@@ -66,18 +62,18 @@ class TensorBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the pixels are."""
+        """Device of the pixels."""
         return self.images[0].device
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Pixels of each region, resized to ``size_px`` squared.
+        """Return the pixels of each region, resized to ``size_px`` squared.
 
         Args:
-            regions: boxes in level-0 pixels; what lies outside the image is filled.
+            regions: boxes in level-0 pixels; outside the image is ``fill``.
             size_px: side of the result.
 
         Returns:
-            ``float32`` (or the images' own floating dtype), in [0, 1] for ``uint8`` images.
+            ``float32`` in [0, 1] for ``uint8`` images, else the images' own floating type.
         """
         boxes = list(zip(regions.image.tolist(), regions.box_l0_yxyx.tolist(), strict=True))
         result: list[Tensor] = []
@@ -92,11 +88,10 @@ class TensorBatch:
                 group = []
             group.append(crop)
         result.append(self._resized(group, size_px))
-        pixels = torch.cat(result) if len(result) > 1 else result[0]
-        return pixels
+        return torch.cat(result) if len(result) > 1 else result[0]
 
     def _crop(self, image: int, y0: int, x0: int, y1: int, x1: int) -> Tensor:
-        """One region: a view where it lies inside the image, else a padded copy."""
+        """Crop one region: a view if it lies inside the image, else a padded copy."""
         source = self.images[image]
         height, width = source.shape[-2:]
         # A negative end would count from the far edge.
@@ -113,26 +108,21 @@ class TensorBatch:
         return padded
 
     def _resized(self, crops: list[Tensor], size_px: int) -> Tensor:
-        """Resize crops of one shape, and bring ``uint8`` to [0, 1]."""
+        """Resize crops of one shape, and scale ``uint8`` to [0, 1]."""
         # uint8 interpolation exists on the CPU only, where it is several times faster than float.
         if not self.is_normalized and crops[0].device.type != "cpu":
             crops = [crop.float() for crop in crops]
-        pixels = (
-            torch.stack([self._resize_banded(crop, size_px) for crop in crops])
-            if self._is_large(crops[0])
-            else (interpolate(torch.stack(crops), (size_px, size_px), self.resize))
-        )
+        if crops[0].numel() * crops[0].element_size() > CHUNK_BYTES:
+            pixels = torch.stack([self._resize_banded(crop, size_px) for crop in crops])
+        else:
+            pixels = interpolate(torch.stack(crops), (size_px, size_px), self.resize)
         return pixels if self.is_normalized else pixels.float() / 255
-
-    @staticmethod
-    def _is_large(crop: Tensor) -> bool:
-        return crop.numel() * crop.element_size() > CHUNK_BYTES
 
     def _resize_banded(self, crop: Tensor, size_px: int) -> Tensor:
         """Resize one large crop: a channel at a time, its columns in bands of rows first, then its rows.
 
-        Both filters are separable and keep an axis as it is when its size does not change, so this is the same result
-        as in one go. One call on the whole crop would first copy it.
+        Both filters are separable and leave an axis alone if its size does not change, so the result is the same as in
+        one call, which would first copy the whole crop.
         """
         _, height, width = crop.shape
         rows = max(1, BAND_BYTES // (width * crop.element_size()))

@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
+from tnet.scenes.guard import guarded
 from tnet.scenes.readers.base import ImageInfo, StoredLevel
-from tnet.scenes.readers.common import guarded, oriented, pyramid_of, ratio_levels, unpremultiplied
+from tnet.scenes.readers.common import oriented, pyramid_of, ratio_levels, unpremultiplied
 
 
 class ArrayReader:

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tnet.scenes.readers import READER_KINDS, doctor
+from tnet.scenes.readers import READERS, base, doctor, pillow_reader
 from tnet.scenes.readers.doctor import reader_status
 
 
 def test_all_readers_work_here() -> None:
     found = reader_status()
-    assert tuple(status.kind for status in found) == READER_KINDS
+    assert [status.kind for status in found] == list(READERS)
     for status in found:
         assert status.installed and status.works, status
         assert status.versions and all(status.versions.values())
@@ -19,19 +20,19 @@ def test_all_readers_work_here() -> None:
     assert "GDAL" in found[2].detail and "OpenSlide" in found[1].detail
 
 
-def test_what_is_missing_or_broken_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "rasterio" else find_spec(name))
+def test_missing_and_broken_readers_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = base.find_spec
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "rasterio" else find_spec(name))
     monkeypatch.setattr(doctor, "version", _no_version)
 
     def write_other(path: Any, pixels: Any) -> None:
-        doctor._write_png(path, np.ascontiguousarray(255 - pixels))
+        pillow_reader._write_sample(path, np.ascontiguousarray(255 - pixels))
 
     def fail(path: Any, pixels: Any) -> None:
         raise OSError("libfoo.so.3: cannot open\nshared object")
 
-    monkeypatch.setitem(doctor._WRITERS, "pillow", write_other)
-    monkeypatch.setitem(doctor._WRITERS, "zarr", fail)
+    for name, write in (("pillow", write_other), ("zarr", fail)):
+        monkeypatch.setitem(READERS._entries, name, replace(READERS[name], write_sample=write))
     found = {status.kind: status for status in reader_status()}
     assert not found["rasterio"].installed and not found["rasterio"].works and found["rasterio"].versions == {}
     assert found["pillow"].installed and not found["pillow"].works and "other pixels" in found["pillow"].detail

@@ -13,8 +13,9 @@ import pytest
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
-from tnet.scenes.readers import READER_KINDS, open_reader
+from tnet.scenes.readers import READERS, open_reader
 
+NAMES = list(READERS)
 SIZE_HW = (243, 317)
 SOON_S = 10
 
@@ -28,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _read_all(path: Path, kind: str | None = None) -> None:
+def _read_all(path: Path, name: str | None = None) -> None:
     """Read what can be read; only an ImageError that names the file may come of it."""
     started = time.monotonic()
     reader = None
     refusal = f"{path} was read"
     try:
-        reader = open_reader(path, kind=kind)
+        reader = open_reader(path, name=name)
         for index, level in enumerate(reader.info.levels):
             height, width = level.size_hw
             reader.read(index, (0, 0, min(height, 512), min(width, 512)))
@@ -68,9 +69,8 @@ def test_damage_at_random(form: str, folder: Path, tmp_path: Path) -> None:
             make.flipped(file, number, count=12)
         else:
             make.truncated(file, float(random.random()))
-        kinds = (None, *READER_KINDS[:4]) if path.is_file() else (None,)
-        for kind in kinds:
-            _read_all(path, kind)
+        for name in (None, *NAMES[:4]) if path.is_file() else (None,):
+            _read_all(path, name)
 
 
 @pytest.mark.parametrize("form", [form for form in [*make.WRITERS, "slide"] if "zarr" not in form])
@@ -86,13 +86,13 @@ def test_half_a_file_is_never_taken_for_a_whole(form: str, folder: Path, tmp_pat
 HOSTILE = {maker.__name__: maker for maker in (make.giant_png, make.giant_jpeg, make.giant_tiff, make.cyclic_tiff)}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("kind", [None, *READER_KINDS[:4]])
-def test_hostile_files_in_every_reader(name: str, kind: str | None, tmp_path: Path) -> None:
-    path = HOSTILE[name](tmp_path / "hostile")
+@pytest.mark.parametrize("write", HOSTILE)
+@pytest.mark.parametrize("name", [None, *NAMES[:4]])
+def test_hostile_files_in_every_reader(write: str, name: str | None, tmp_path: Path) -> None:
+    path = HOSTILE[write](tmp_path / "hostile")
     started = time.monotonic()
     with pytest.raises(ImageError, match="hostile"):
-        reader = open_reader(path, kind=kind)
+        reader = open_reader(path, name=name)
         try:
             height, width = reader.info.levels[0].size_hw
             reader.read(0, (height // 2, width // 2, min(height, height // 2 + 64), min(width, width // 2 + 64)))
@@ -101,12 +101,12 @@ def test_hostile_files_in_every_reader(name: str, kind: str | None, tmp_path: Pa
     assert time.monotonic() - started < SOON_S
 
 
-@pytest.mark.parametrize("kind", READER_KINDS)
-def test_nothing_is_no_image(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_and_missing_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    for name in ("empty", "missing", "missing/deeper"):
-        with pytest.raises(ImageError, match=name):
-            open_reader(tmp_path / name, kind=kind)
+    for path in ("empty", "missing", "missing/deeper"):
+        with pytest.raises(ImageError, match=path):
+            open_reader(tmp_path / path, name=name)
 
 
 def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
@@ -117,19 +117,19 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from tnet.errors import ImageError\n"
-        "from tnet.scenes.readers import READER_KINDS, open_reader\n"
+        "from tnet.scenes.readers import READERS, open_reader\n"
         "from tnet.scenes.readers.doctor import reader_status\n"
         "reader_status()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for path in sys.argv[1:]:\n"
-        "    for kind in (None, *READER_KINDS[:4]):\n"
+        "    for name in (None, *list(READERS)[:4]):\n"
         "        try:\n"
-        "            reader = open_reader(path, kind=kind)\n"
+        "            reader = open_reader(path, name=name)\n"
         "            reader.read(0, (0, 0, 64, 64))\n"
         "        except ImageError:\n"
         "            continue\n"
         "        if 'bomb' not in path:\n"
-        "            raise SystemExit(f'{path} was read by {kind}')\n"
+        "            raise SystemExit(f'{path} was read by {name}')\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
     command = [sys.executable, "-c", program, *map(str, files)]

@@ -10,7 +10,7 @@ from tests.scenes.readers import make
 
 from tnet.errors import ImageError
 from tnet.scenes.readers import ReaderOptions, open_reader, sniff
-from tnet.scenes.readers.openslide_reader import open_openslide
+from tnet.scenes.readers.openslide_reader import OpenSlideReader
 
 pytest.importorskip("openslide")
 
@@ -29,7 +29,7 @@ def test_a_slide_is_told_by_its_content(tmp_path: Path) -> None:
 
 
 def test_pixels_are_those_stored(tmp_path: Path) -> None:
-    reader = open_openslide(make.slide(tmp_path / "slide", RAMPS), ReaderOptions())
+    reader = OpenSlideReader(make.slide(tmp_path / "slide", RAMPS), ReaderOptions())
     np.testing.assert_array_equal(reader.read(0, (0, 0, 243, 317)), RAMPS)
     np.testing.assert_array_equal(reader.read(0, (100, 90, 163, 221)), RAMPS[100:163, 90:221])
     for number, level in enumerate(make.fitted(RAMPS, 3)[1:], 1):
@@ -47,7 +47,7 @@ def test_tiles_that_are_not_stored_are_background(tmp_path: Path) -> None:
     with tifffile.TiffFile(path, mode="r+") as file:
         tag = file.pages[0].tags["TileByteCounts"]
         tag.overwrite([0, *tag.value[1:]])
-    reader = open_openslide(path, ReaderOptions())
+    reader = OpenSlideReader(path, ReaderOptions())
     pixels = reader.read(0, (0, 0, 128, 128))
     assert (pixels[:64, :64] == 255).all()
     np.testing.assert_array_equal(pixels[64:], RAMPS[64:128, :128])
@@ -55,7 +55,7 @@ def test_tiles_that_are_not_stored_are_background(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mpp", "expected"), [(None, None), (0.25, 0.25e-6)])
 def test_spacing_is_that_of_the_file(tmp_path: Path, mpp: float | None, expected: float | None) -> None:
-    info = open_openslide(make.slide(tmp_path / "slide", RAMPS, mpp=mpp), ReaderOptions()).info
+    info = OpenSlideReader(make.slide(tmp_path / "slide", RAMPS, mpp=mpp), ReaderOptions()).info
     assert info.spacing_m_yx == (None if expected is None else pytest.approx((expected, expected)))
 
 
@@ -70,7 +70,7 @@ def _damage(path: Path, tile: int) -> None:
 def test_one_damaged_tile_leaves_the_others_readable(tmp_path: Path) -> None:
     path = make.slide(tmp_path / "slide", RAMPS)
     _damage(path, 7)
-    reader = open_openslide(path, ReaderOptions())
+    reader = OpenSlideReader(path, ReaderOptions())
     reader.read(0, (0, 0, 64, 64))
     for _ in range(2):
         with pytest.raises(ImageError, match=r"slide.*window \(64, 128, 128, 192\) of level 0 is damaged"):
@@ -84,7 +84,7 @@ def test_a_tile_too_large_for_memory_is_refused_before_openslide_ends_the_proces
         file.pages[0].tags["TileWidth"].overwrite(1 << 18)
         file.pages[0].tags["TileLength"].overwrite(1 << 18)
     with pytest.raises(ImageError, match="262,144 x 262,144 pixels"):
-        open_openslide(path, ReaderOptions())
+        OpenSlideReader(path, ReaderOptions())
 
 
 @pytest.mark.parametrize("content", [b"", b"no slide", b"II*\0\x08\0\0\0"])
@@ -92,15 +92,15 @@ def test_what_is_no_slide_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "image.svs"
     path.write_bytes(content)
     with pytest.raises(ImageError, match="image.svs"):
-        open_openslide(path, ReaderOptions())
+        OpenSlideReader(path, ReaderOptions())
 
 
 def test_there_is_one_picture(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="series 1"):
-        open_openslide(make.slide(tmp_path / "slide", RAMPS), ReaderOptions(series=1))
+        OpenSlideReader(make.slide(tmp_path / "slide", RAMPS), ReaderOptions(series=1))
 
 
 def test_closing_twice_is_harmless(tmp_path: Path) -> None:
-    reader: Any = open_openslide(make.slide(tmp_path / "slide", RAMPS), ReaderOptions())
+    reader: Any = OpenSlideReader(make.slide(tmp_path / "slide", RAMPS), ReaderOptions())
     reader.close()
     reader.close()

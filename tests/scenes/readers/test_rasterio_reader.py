@@ -9,7 +9,7 @@ from tests.scenes.readers import make
 
 from tnet.errors import ImageError
 from tnet.scenes.readers import ReaderOptions, open_reader, sniff
-from tnet.scenes.readers.rasterio_reader import open_rasterio
+from tnet.scenes.readers.rasterio_reader import RasterioReader
 
 pytest.importorskip("rasterio")
 
@@ -17,7 +17,7 @@ RAMPS = make.ramps(100, 150)
 
 
 def whole(path: Path, level: int = 0, options: ReaderOptions | None = None) -> Any:
-    reader = open_rasterio(path, options or ReaderOptions())
+    reader = RasterioReader(path, options or ReaderOptions())
     try:
         pixels = reader.read(level, (0, 0, *reader.info.levels[level].size_hw))
         assert pixels.dtype == reader.info.dtype and pixels.shape[2] == reader.info.channels
@@ -27,7 +27,7 @@ def whole(path: Path, level: int = 0, options: ReaderOptions | None = None) -> A
 
 
 def test_where_it_lies_is_told(tmp_path: Path) -> None:
-    info = open_rasterio(make.geotiff(tmp_path / "a", RAMPS), ReaderOptions()).info
+    info = RasterioReader(make.geotiff(tmp_path / "a", RAMPS), ReaderOptions()).info
     assert info.georeference is not None
     assert info.georeference.transform == make.GEO_TRANSFORM and info.georeference.crs == "EPSG:32632"
     assert info.spacing_m_yx == (10.0, 10.0)
@@ -35,19 +35,19 @@ def test_where_it_lies_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("crs", "metres"), [("EPSG:4326", None), ("EPSG:2263", 10 * 0.3048006096)])
 def test_spacing_is_in_metres_or_unknown(tmp_path: Path, crs: str, metres: float | None) -> None:
-    info = open_rasterio(make.geotiff(tmp_path / "a", RAMPS, crs=crs), ReaderOptions()).info
+    info = RasterioReader(make.geotiff(tmp_path / "a", RAMPS, crs=crs), ReaderOptions()).info
     assert info.georeference is not None and info.georeference.crs == crs
     assert info.spacing_m_yx == (None if metres is None else pytest.approx((metres, metres)))
 
 
 def test_a_crs_without_a_number_is_text(tmp_path: Path) -> None:
     crs = "+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84 +units=m"
-    info = open_rasterio(make.geotiff(tmp_path / "a", RAMPS, crs=crs), ReaderOptions()).info
+    info = RasterioReader(make.geotiff(tmp_path / "a", RAMPS, crs=crs), ReaderOptions()).info
     assert info.georeference is not None and "Lambert_Azimuthal" in info.georeference.crs
 
 
 def test_a_tiff_without_georeference_has_none(tmp_path: Path) -> None:
-    info = open_rasterio(make.geotiff(tmp_path / "a", RAMPS, crs=None), ReaderOptions()).info
+    info = RasterioReader(make.geotiff(tmp_path / "a", RAMPS, crs=None), ReaderOptions()).info
     assert info.georeference is None and info.spacing_m_yx is None
 
 
@@ -56,18 +56,18 @@ def test_a_tiff_without_georeference_has_none(tmp_path: Path) -> None:
 def test_types_and_bands_stay(tmp_path: Path, dtype: str, channels: int) -> None:
     pixels = make.ramps(100, 150, dtype, channels)
     path = make.geotiff(tmp_path / "a", pixels)
-    info = open_rasterio(path, ReaderOptions()).info
+    info = RasterioReader(path, ReaderOptions()).info
     assert info.color == ("grey" if channels == 1 else "bands") and not info.has_alpha
     np.testing.assert_array_equal(whole(path), pixels)
     np.testing.assert_array_equal(
-        whole(path)[20:30, 90:], open_rasterio(path, ReaderOptions()).read(0, (20, 90, 30, 150))
+        whole(path)[20:30, 90:], RasterioReader(path, ReaderOptions()).read(0, (20, 90, 30, 150))
     )
 
 
 @pytest.mark.parametrize("interleave", ["band", "pixel"])
 def test_bytes_are_those_of_the_tiles(tmp_path: Path, interleave: str) -> None:
     path = make.geotiff(tmp_path / "a", make.ramps(128, 128), overviews=(), interleave=interleave)
-    reader = open_rasterio(path, ReaderOptions())
+    reader = RasterioReader(path, ReaderOptions())
     reader.read(0, (0, 0, 128, 128))
     size = path.stat().st_size
     assert reader.tiles_read == (12 if interleave == "band" else 4)
@@ -78,7 +78,7 @@ def test_no_data_is_transparent(tmp_path: Path) -> None:
     pixels = make.ramps(100, 150, "uint16")
     pixels[:40, :30] = 7
     path = make.geotiff(tmp_path / "a", pixels, nodata=7)
-    info = open_rasterio(path, ReaderOptions()).info
+    info = RasterioReader(path, ReaderOptions()).info
     assert info.has_alpha and info.channels == 4 and info.color == "rgb"
     got = whole(path)
     assert (got[:40, :30] == 0).all() and (got[40:, :, 3] == 65535).all()
@@ -108,8 +108,8 @@ def test_an_alpha_band_is_alpha(tmp_path: Path) -> None:
     pixels = make.ramps(100, 150, channels=4)
     path = make.geotiff(tmp_path / "a", pixels, alpha="unspecified")
     path_alpha = make.geotiff(tmp_path / "b", pixels, alpha="yes")
-    assert not open_rasterio(path, ReaderOptions()).info.has_alpha
-    info = open_rasterio(path_alpha, ReaderOptions()).info
+    assert not RasterioReader(path, ReaderOptions()).info.has_alpha
+    info = RasterioReader(path_alpha, ReaderOptions()).info
     assert info.has_alpha and info.channels == 4 and info.color == "rgb"
     np.testing.assert_array_equal(whole(path_alpha), pixels)
 
@@ -121,7 +121,7 @@ def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     table = {0: (255, 0, 0, 255), 1: (0, 255, 0, 255), 2: (0, 0, 255, 255), 3: (9, 8, 7, 255)}
     with rasterio.open(path, "r+") as dataset:
         dataset.write_colormap(1, table)
-    reader = open_rasterio(path, ReaderOptions())
+    reader = RasterioReader(path, ReaderOptions())
     assert reader.info.color == "rgb" and reader.info.channels == 3
     indices = (make.ramps(100, 150, channels=1) // 64)[..., 0]
     np.testing.assert_array_equal(whole(path), np.array([table[value][:3] for value in range(4)], np.uint8)[indices])
@@ -144,10 +144,10 @@ def test_levels_of_tnet_are_exact_halves(tmp_path: Path) -> None:
     import rasterio
 
     path = make.geotiff(tmp_path / "a", make.ramps(101, 151))
-    assert open_rasterio(path, ReaderOptions()).info.levels[1].downsample_yx == (101 / 51, 151 / 76)
+    assert RasterioReader(path, ReaderOptions()).info.levels[1].downsample_yx == (101 / 51, 151 / 76)
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(TIFFTAG_SOFTWARE="tnet")
-    assert open_rasterio(path, ReaderOptions()).info.levels[1].downsample_yx == (2.0, 2.0)
+    assert RasterioReader(path, ReaderOptions()).info.levels[1].downsample_yx == (2.0, 2.0)
 
 
 def test_tiles_that_are_left_out_are_zero(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_tiles_that_are_left_out_are_zero(tmp_path: Path) -> None:
         path, "w", SPARSE_OK=True, crs="EPSG:32632", transform=rasterio.Affine(*make.GEO_TRANSFORM), **form
     ):
         pass
-    reader = open_rasterio(path, ReaderOptions())
+    reader = RasterioReader(path, ReaderOptions())
     assert not reader.read(0, (0, 0, 512, 512)).any() and reader.bytes_read == 0
 
 
@@ -168,7 +168,7 @@ def test_files_beside_it_are_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset><SRS>EPSG:4326</SRS></PAMDataset>")
     (tmp_path / "a.tfw").write_text("1\n0\n0\n-1\n0\n0\n")
     (tmp_path / "a.tif.ovr").write_bytes(make.geotiff(tmp_path / "b.tif", make.ramps(50, 75), crs=None).read_bytes())
-    info = open_rasterio(path, ReaderOptions()).info
+    info = RasterioReader(path, ReaderOptions()).info
     assert info.georeference is None and len(info.levels) == 1
 
 
@@ -179,14 +179,14 @@ def test_a_vrt_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match="VRT, which refers to data elsewhere.*remote=True"):
         open_reader(path)
     with pytest.raises(ImageError, match="neither a TIFF nor a JPEG 2000"):
-        open_rasterio(path, ReaderOptions())
+        RasterioReader(path, ReaderOptions())
     assert sniff(path, ReaderOptions(remote=True)) == "rasterio"
     np.testing.assert_array_equal(whole(path, options=ReaderOptions(remote=True)), make.ramps(64, 64, channels=1))
 
 
 @pytest.mark.parametrize("name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "GTIFF_DIR:1:a"])
 def test_names_that_gdal_would_resolve_are_no_files(name: str) -> None:
-    for open_it in (open_reader, lambda path: open_rasterio(path, ReaderOptions())):
+    for open_it in (open_reader, lambda path: RasterioReader(path, ReaderOptions())):
         with pytest.raises(ImageError, match="no such file"):
             open_it(Path(name))
 
@@ -201,4 +201,4 @@ def test_a_georeferenced_jpeg2000_has_levels(tmp_path: Path) -> None:
 
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="1 bands of complex64"):
-        open_rasterio(make.geotiff(tmp_path / "a", np.zeros((64, 64, 1), np.complex64), overviews=()), ReaderOptions())
+        RasterioReader(make.geotiff(tmp_path / "a", np.zeros((64, 64, 1), np.complex64), overviews=()), ReaderOptions())

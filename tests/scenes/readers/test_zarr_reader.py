@@ -18,7 +18,7 @@ from tests.scenes.readers import make
 from tnet.errors import ImageError
 from tnet.scenes.readers import Reader, ReaderOptions, open_reader
 from tnet.scenes.readers.zarr_limits import check_encoded
-from tnet.scenes.readers.zarr_reader import open_zarr
+from tnet.scenes.readers.zarr_reader import ZarrReader
 
 pytest.importorskip("zarr")
 
@@ -33,7 +33,7 @@ def whole(reader: Reader, level: int = 0) -> Any:
 
 
 def opened(path: Path, **options: Any) -> Reader:
-    return open_zarr(path, ReaderOptions(**options))
+    return ZarrReader(path, ReaderOptions(**options))
 
 
 def edit(file: Path, **changes: Any) -> None:

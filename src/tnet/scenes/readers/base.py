@@ -1,15 +1,28 @@
-"""The one interface between a scene in a file and the library that reads the file."""
+"""The interface between a scene in a file and the library that reads the file, and the registry of readers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.registry import Registry
+
+if TYPE_CHECKING:
+    from tnet.scenes.readers.content import Content
+
+Window = tuple[int, int, int, int]
+"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
+
 Color = Literal["grey", "rgb", "bands"]
-"""What the channels are: one grey, three colours, or bands of any number and meaning."""
+"""Meaning of the channels: one grey, three colours, or any number of bands."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +30,8 @@ class StoredLevel:
     """One stored resolution.
 
     Attributes:
-        size_hw: height and width, its own pixels.
-        downsample_yx: level-0 pixels for each of its pixels, down and across; (1, 1) for level 0.
+        size_hw: height and width in its own pixels.
+        downsample_yx: level-0 pixels per pixel, down and across; (1, 1) for level 0.
     """
 
     size_hw: tuple[int, int]
@@ -27,12 +40,12 @@ class StoredLevel:
 
 @dataclass(frozen=True)
 class GeoReference:
-    """Where on Earth (or on a map) an image lies.
+    """Position of an image on a map.
 
     Attributes:
         transform: ``(a, b, c, d, e, f)``: map x = a * column + b * row + c, map y = d * column + e * row + f, for
             level-0 pixel edges.
-        crs: of the map coordinates, as WKT or ``EPSG:n``; empty if unknown.
+        crs: coordinate reference system, as WKT or ``EPSG:n``; empty if unknown.
     """
 
     transform: tuple[float, float, float, float, float, float]
@@ -41,15 +54,14 @@ class GeoReference:
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What a reader has to know; a part of the options of a scene.
+    """Options of readers.
 
     Attributes:
-        max_pixels: largest picture (width x height) that is decoded as a whole, for formats that cannot be read in
-            windows.
-        series: which image of a file that holds several (pages of different pictures, OME series, HDF groups).
-        apply_orientation: turn the picture upright by its EXIF orientation.
+        max_pixels: largest image (width x height) that is decoded as a whole, for formats without tiles.
+        series: index of the image in a file with several (pages of different images, OME series).
+        apply_orientation: turn the image upright by its EXIF orientation.
         apply_icc: convert colours to sRGB by the embedded profile.
-        remote: allow files that refer to data elsewhere (a VRT's sources, URLs).
+        remote: allow files that refer to data elsewhere (sources of a VRT, URLs).
     """
 
     max_pixels: int = 2**28
@@ -61,18 +73,18 @@ class ReaderOptions:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an open image without reading pixels.
+    """Description of an open image, without its pixels.
 
     Attributes:
         levels: stored resolutions, finest first; at least one.
-        channels: values of a pixel, alpha included.
+        channels: number of channels, alpha included.
         dtype: of the stored values.
-        color: what the channels (without alpha) are.
-        has_alpha: the last channel says how opaque a pixel is (same type and range as the others).
-        spacing_m_yx: physical height and width of a level-0 pixel, metres (0.5 um is 5e-7); ``None`` if unknown.
-        georeference: where it lies; ``None`` if unknown.
-        tile_hw: size of the stored tiles of level 0; ``None`` where any window costs reading the whole.
-        properties: what else the file says, for people.
+        color: meaning of the channels other than alpha.
+        has_alpha: the last channel is opacity (same type and range as the others).
+        spacing_m_yx: physical height and width of a level-0 pixel in metres (0.5 um is 5e-7); ``None`` if unknown.
+        georeference: position on a map; ``None`` if unknown.
+        tile_hw: size of the stored tiles of level 0; ``None`` if any window costs decoding the whole image.
+        properties: further metadata, for people.
     """
 
     levels: tuple[StoredLevel, ...]
@@ -88,38 +100,90 @@ class ImageInfo:
 
 @runtime_checkable
 class Reader(Protocol):
-    """One open file.
-
-    Made in the process that uses it; never pickled. Readers with ``thread_safe`` set may be read from several threads
-    at once, the others are used by one thread at a time.
+    """One open file, used in the process that opened it; never pickled.
 
     Attributes:
-        info: what the file says of itself.
+        info: description of the image.
         thread_safe: whether ``read`` may run in several threads at once.
-        bytes_read: encoded bytes fetched from the file so far (an estimate where the library does not say).
-        tiles_read: stored tiles decoded so far (1 for a picture decoded as a whole).
     """
 
     info: ImageInfo
     thread_safe: bool
-    bytes_read: int
-    tiles_read: int
 
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window.
+    @property
+    def bytes_read(self) -> int:
+        """Encoded bytes fetched so far (an estimate if the library does not report it)."""
+        ...
+
+    @property
+    def tiles_read(self) -> int:
+        """Stored tiles decoded so far (1 for an image decoded as a whole)."""
+        ...
+
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read the pixels of a window.
 
         Args:
             level: index into ``info.levels``.
-            box_yxyx: ``(y0, x0, y1, x1)`` in that level's own pixels, inside the level, ends exclusive.
+            box_yxyx: window inside the level.
 
         Returns:
-            ``[height, width, channels]`` of ``info.dtype``, as stored (no scaling, no alpha applied).
+            ``[height, width, channels]`` of ``info.dtype``, as stored (no scaling, alpha not applied).
 
         Raises:
-            ImageError: the pixels cannot be read: damaged, missing, or the file has gone.
+            ImageError: the pixels cannot be read: damaged, missing, or the file is gone.
         """
         ...
 
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderEntry:
+    """One reader in the registry.
+
+    Attributes:
+        open: opens a file; raises ``ImageError`` if that is impossible.
+        score: how well the reader suits some content, 0 for not at all. The best installed reader is used.
+        modules: modules that it imports.
+        packages: distributions that provide them.
+        extra: extra of tnet that installs them; empty if they are always installed.
+        has_library: importing fails if a shared library is missing, so only an import shows whether it is installed.
+        write_sample: writes ``uint8`` pixels ``[height, width, 3]`` for ``tnet doctor``; ``None`` if it reads TIFF.
+    """
+
+    open: Callable[[Path, ReaderOptions], Reader]
+    score: Callable[[Content], int]
+    modules: tuple[str, ...]
+    packages: tuple[str, ...]
+    extra: str = ""
+    has_library: bool = False
+    write_sample: Callable[[Path, NDArray[np.uint8]], None] | None = None
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether its modules are present, whether or not they work."""
+        return all(find_spec(module) is not None for module in self.modules)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its modules can be imported."""
+        return _is_installed(self)
+
+
+@cache
+def _is_installed(entry: ReaderEntry) -> bool:
+    if not entry.has_modules:
+        return False
+    try:
+        for module in entry.modules if entry.has_library else ():
+            import_module(module)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+READERS: Registry[ReaderEntry] = Registry("reader")
+"""Readers of image files by name."""

@@ -1,11 +1,11 @@
-"""What several readers share: errors, limits, orientation, colour profiles."""
+"""Limits, levels, orientation and colour profiles, shared by readers."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,17 +16,17 @@ from PIL import Image
 
 from tnet.errors import GeometryError
 from tnet.scenes.guard import unreadable
-from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
+from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel, Window
 
 _T = TypeVar("_T")
 
 MAX_CHANNELS = 4096
-"""Most values of a pixel that are believed."""
+MAX_LEVELS = 64
 
 _TEXT_LIMIT = 500
 _STEP_BYTES = 1 << 20
 
-# (transposed, then flipped vertically, then horizontally): what turns a stored picture upright, by EXIF orientation.
+# (transpose, then flip vertically, then horizontally): what turns a stored image upright, by EXIF orientation.
 _TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -40,46 +40,46 @@ INVERSE_ORIENTATION = {6: 8, 8: 6}
 """Orientations that are undone by another; the others undo themselves."""
 
 
-def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: tuple[int, int, int, int]) -> None:
-    """Refuse a window that is empty or not inside its level.
+def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> None:
+    """Check that a window is not empty and lies inside its level.
 
     Raises:
-        GeometryError: it is.
+        GeometryError: it does not, or there is no such level.
     """
     y0, x0, y1, x1 = box_yxyx
     if not 0 <= level < len(info.levels):
-        raise GeometryError(f"{path} has no level {level}; it has {len(info.levels)}, counted from 0")
+        raise GeometryError(f"{path} has {len(info.levels)} levels, but not level {level}, counted from 0")
     height, width = info.levels[level].size_hw
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise GeometryError(f"window {box_yxyx} is empty or not inside level {level} of {path}, {height} x {width}")
 
 
 def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options: ReaderOptions) -> None:
-    """Hold what has to be decoded at once against the limit, before anything is.
+    """Check the size of a stored tile or strip before it is decoded.
 
     Raises:
-        ImageError: a stored tile or strip is larger than ``max_pixels``, or takes more than 4 bytes for each of them.
+        ImageError: it has more than ``max_pixels`` pixels, or takes more than 4 bytes for each of them.
     """
     height, width = block_hw
     pixels = height * width
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
         raise unreadable(
             path,
-            f"its tiles or strips of {width:,} x {height:,} pixels of {pixel_bytes:,} bytes are decoded as a whole, "
-            f"over the limit max_pixels={options.max_pixels:,} of up to 4 bytes",
+            f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
+            f"max_pixels={options.max_pixels:,} of up to 4 bytes",
             "raise max_pixels if there is memory for it",
         )
 
 
 def check_deflated(data: bytes, limit: int) -> None:
-    """Hold zlib's data against the checksum that they end with; what they unpack to is thrown away.
+    """Decompress zlib data to verify their checksum.
 
     Args:
         data: as stored.
-        limit: most bytes that they may unpack to.
+        limit: largest decompressed size, bytes.
 
     Raises:
-        ValueError: they end early, or unpack to more.
+        ValueError: they end early, or decompress to more.
         zlib.error: they are damaged.
     """
     decoder, total = zlib.decompressobj(), 0
@@ -88,56 +88,51 @@ def check_deflated(data: bytes, limit: int) -> None:
         data = decoder.unconsumed_tail
         total += step
         if total > limit or not (step or data):
-            raise ValueError(f"a tile unpacks to {total:,} bytes {'or more' if total > limit else 'and ends early'}")
+            raise ValueError(
+                f"a tile decompresses to {total:,} bytes{' or more' if total > limit else ', and ends early'}"
+            )
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
-    """Refuse a ``series`` that a file does not have.
+    """Check that a file has the requested series.
 
     Raises:
         ImageError: there are fewer images.
     """
     if not 0 <= options.series < count:
-        raise unreadable(
-            path, f"series {options.series} was asked for, but it holds {count:,}, counted from 0", "name one of those"
-        )
+        raise unreadable(path, f"series is {options.series}, but it holds {count:,}", "give one, counted from 0")
 
 
 def ratio_levels(
     sizes_hw: list[tuple[int, int]], *, halves: bool = False, cut_off: bool = False
 ) -> tuple[StoredLevel, ...]:
-    """Levels whose downsamples follow from their sizes.
+    """Return levels whose downsamples follow from their sizes.
 
     Args:
-        sizes_hw: of the levels, finest first.
+        sizes_hw: sizes of the levels, finest first.
         halves: a pixel stands for exactly a power of two of level-0 pixels, so that the last one may stand for fewer;
-            otherwise the levels' edges coincide.
-        cut_off: the same of sizes that were rounded down, where the image's edge is left out (slides, as comparing
-            their levels shows; not what GDAL writes).
+            otherwise the edges of the levels coincide.
+        cut_off: likewise for sizes that were rounded down, which leaves out the edge of the image (slides, but not
+            GDAL's overviews).
     """
     height, width = sizes_hw[0]
     levels = []
-    for level_height, level_width in sizes_hw:
-        down_yx = (height / level_height, width / level_width)
+    for size_hw in sizes_hw:
+        down_yx = (height / size_hw[0], width / size_hw[1])
         power = 2 ** round(math.log2(max(down_yx)))
-        size_hw = (level_height, level_width)
         rounded_down = cut_off and (height // power, width // power) == size_hw
         if rounded_down or (halves and (-(-height // power), -(-width // power)) == size_hw):
             down_yx = (float(power), float(power))
-        levels.append(StoredLevel((level_height, level_width), down_yx))
+        levels.append(StoredLevel((size_hw[0], size_hw[1]), down_yx))
     return tuple(levels)
 
 
 def pyramid_of(sizes_hw: list[tuple[int, int]]) -> list[int]:
-    """Which of several stored pictures are reductions of the first, itself included: ever smaller, of its shape.
-
-    Args:
-        sizes_hw: in the order of the file.
-    """
+    """Return the indices of the stored images that are reductions of the first, itself included."""
     (height, width), kept = sizes_hw[0], [0]
     for index, (own_height, own_width) in enumerate(sizes_hw[1:], 1):
         is_smaller = own_height * own_width < math.prod(sizes_hw[kept[-1]])
-        # The factors that come to this size, rounded whichever way, down and across: is there one for both?
+        # The factors that lead to this size, rounded either way, down and across: is there one for both?
         least = max(height / (own_height + 1), width / (own_width + 1))
         most = min(height / max(own_height - 1, 1e-9), width / max(own_width - 1, 1e-9))
         if is_smaller and least <= most:
@@ -146,18 +141,18 @@ def pyramid_of(sizes_hw: list[tuple[int, int]]) -> list[int]:
 
 
 def clip_text(value: object) -> str:
-    """A text out of a file, bounded and on one line."""
+    """Return a text from a file, bounded and on one line."""
     text = " ".join(str(value)[: 4 * _TEXT_LIMIT].split())
     return text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "..."
 
 
 def opaque(dtype: np.dtype[Any]) -> int:
-    """The alpha value that stands for opaque: the largest of an integer type, else 1."""
+    """Return the alpha value of opaque pixels: the largest of an integer type, else 1."""
     return int(np.iinfo(dtype).max) if dtype.kind in "ui" else 1
 
 
 def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Colours that were stored times alpha (the last channel), as they are without it."""
+    """Divide colours by alpha (the last channel), by which they were multiplied."""
     colors, alpha = pixels[..., :-1], pixels[..., -1:]
     full = opaque(pixels.dtype)
     straight = colors.astype(np.float64) * full / np.maximum(alpha.astype(np.float64), 1e-9)
@@ -169,13 +164,10 @@ def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 class SrgbTransform:
-    """From the colours of an embedded profile to sRGB, for 8-bit RGB pixels; safe to use in several threads.
-
-    Args:
-        profile: ICC profile of the file.
+    """Conversion of 8-bit RGB from an embedded ICC profile to sRGB; safe in several threads.
 
     Raises:
-        Exception: whatever LittleCMS makes of a damaged profile, or of one that is not for RGB.
+        Exception: whatever LittleCMS raises on a damaged profile, or on one that is not for RGB.
     """
 
     def __init__(self, profile: bytes) -> None:
@@ -188,7 +180,7 @@ class SrgbTransform:
         )
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert ``[height, width, 3 or 4]``; alpha stays."""
+        """Convert ``[height, width, 3 or 4]``; alpha is kept."""
         from PIL import ImageCms
 
         image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
@@ -196,7 +188,7 @@ class SrgbTransform:
         return np.concatenate([colors, pixels[..., 3:]], axis=2)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _srgb() -> Any:
     from PIL import ImageCms
 
@@ -204,21 +196,14 @@ def _srgb() -> Any:
 
 
 def oriented(reader: Reader, orientation: int) -> Reader:
-    """A reader that hands out a picture turned by its EXIF orientation; ``reader`` itself where nothing is to turn."""
-    if orientation not in _TURNS:
-        return reader
-    return OrientedReader(reader, orientation)
+    """Return a reader of the image turned by an EXIF orientation; ``reader`` itself if there is nothing to turn."""
+    return OrientedReader(reader, orientation) if orientation in _TURNS else reader
 
 
 class OrientedReader:
-    """Another reader's picture, turned.
+    """Another reader's image, turned by an EXIF orientation of 2 to 8; closes that reader.
 
-    Levels whose last pixels stand for less than the others would start with those after a flip; such levels are left
-    out.
-
-    Args:
-        reader: closed by :meth:`close`.
-        orientation: EXIF orientation, 2 to 8.
+    Levels whose last pixels stand for less than the others would start with those after a flip, and are left out.
     """
 
     def __init__(self, reader: Reader, orientation: int) -> None:
@@ -239,8 +224,8 @@ class OrientedReader:
             georeference=None,
         )
 
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window of the turned picture; see :class:`~tnet.scenes.readers.base.Reader`."""
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read a window of the turned image; see :class:`~tnet.scenes.readers.base.Reader`."""
         y0, x0, y1, x1 = box_yxyx
         height, width = self.info.levels[level].size_hw
         if self._flip_y:

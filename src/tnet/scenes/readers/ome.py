@@ -1,4 +1,4 @@
-"""What an OME-XML text says that is needed here: that it is within limits, and how large pixels are."""
+"""Limits and physical pixel sizes of OME-XML."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from xml.etree import ElementTree
 from tnet.scenes.guard import unreadable
 
 MAX_PLANES = 1_000_000
-"""Most planes (times x channels x depths) of an image that are believed."""
-
-_DAMAGED = "fetch or save it again, or leave it out"
+"""Largest number of planes (times x channels x depths) of an image."""
 
 METRES = {
     **{"m": 1.0, "dm": 1e-1, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "nm": 1e-9, "pm": 1e-12},
@@ -19,30 +17,27 @@ METRES = {
     **{"meter": 1.0, "decimeter": 1e-1, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6, "nanometer": 1e-9},
     **{"picometer": 1e-12, "angstrom": 1e-10, "kilometer": 1e3, "inch": 0.0254, "foot": 0.3048, "micron": 1e-6},
 }
-"""Metres of a unit of length, as OME-XML and OME-Zarr write them (lower case)."""
+"""Metres per unit of length, as OME-XML and OME-Zarr write them (lower case)."""
 
 
 def check_ome_xml(path: Path, xml: str) -> None:
-    """Refuse a description that would have room made for planes that no file holds.
+    """Check that a description does not claim more planes than any file holds.
 
     Raises:
-        ImageError: it is no XML, its sizes are no numbers, or there are more than :data:`MAX_PLANES`.
+        ImageError: it is not XML, its sizes are not numbers, or there are more than :data:`MAX_PLANES`.
     """
     try:
         root = ElementTree.fromstring(xml)  # expat itself stops entities that multiply
     except ElementTree.ParseError as error:
-        raise unreadable(path, f"its OME-XML is damaged ({error})", _DAMAGED) from error
+        raise unreadable(path, f"its OME-XML is damaged ({error})") from error
     for element in root.iter():
         name = element.tag.rpartition("}")[2]
         if name == "Pixels":
             counts = [element.get(f"Size{axis}", "1") for axis in "TCZ"]
         elif name == "TiffData":
+            firsts = [element.get(f"First{axis}", "0") for axis in "TCZ"]
             counts = [element.get("PlaneCount", element.get("NumPlanes", "1"))]
-            counts += [
-                str(1 + int(element.get(f"First{axis}", "0")))
-                for axis in "TCZ"
-                if element.get(f"First{axis}", "0").isdigit()
-            ]
+            counts += [str(1 + int(first)) for first in firsts if first.isdigit()]
         elif name.startswith("Along") or name == "ModuloAlongZ":
             counts = [str(_steps(element))]
         else:
@@ -50,7 +45,7 @@ def check_ome_xml(path: Path, xml: str) -> None:
         if not all(count.isascii() and count.isdigit() and len(count) < 10 for count in counts) or (
             math.prod(map(int, counts)) > MAX_PLANES
         ):
-            raise unreadable(path, f"its OME-XML describes {' x '.join(counts)[:80]} planes", _DAMAGED)
+            raise unreadable(path, f"its OME-XML describes {' x '.join(counts)[:80]} planes")
 
 
 def _steps(element: ElementTree.Element) -> int:
@@ -64,7 +59,7 @@ def _steps(element: ElementTree.Element) -> int:
 
 
 def ome_spacing_m_yx(xml: str, image: int) -> tuple[float, float] | None:
-    """Physical size of a pixel of one image, metres, down and across; ``None`` if the text does not say."""
+    """Return the height and width of a pixel of one image in metres; ``None`` if they are unknown."""
     pixels = [element for element in ElementTree.fromstring(xml).iter() if element.tag.rpartition("}")[2] == "Pixels"]
     if image >= len(pixels):
         return None

@@ -1,22 +1,11 @@
-"""Pictures that are decoded as a whole: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
+"""Images that are decoded as a whole, by Pillow: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
 
-Decoded by Pillow, and only the formats that :mod:`tnet.scenes.decode` allows. What becomes of the stored colours:
+Only the formats of :mod:`tnet.scenes.decode` are read. Palette, CMYK, YCbCr and HSV become RGB, a transparent colour
+becomes alpha, and of 16-bit colour only the high byte is returned (Pillow offers no more); 16-bit grey (``uint16``) and
+32-bit grey (``int32``, ``float32``) are unchanged. Of animations and several pages ``series`` chooses one.
 
-======================================  ==============================================================
-stored as                               handed out as
-======================================  ==============================================================
-8-bit grey, RGB, with or without alpha  as it is
-1 bit                                   grey, 0 and 255
-palette, CMYK, YCbCr, HSV               RGB
-transparent colour                      alpha
-16-bit grey                             ``uint16``
-16-bit colour                           its high byte (Pillow knows no more)
-32-bit integer, floating point          grey, ``int32`` or ``float32``
-animation, several pages                the one that ``series`` names
-======================================  ==============================================================
-
-Of a JPEG the decoder can make 1/2, 1/4 and 1/8 directly; these are offered as stored levels. Their sizes are rounded
-up, so that their last pixels may stand for less than the others.
+A JPEG can be decoded at 1/2, 1/4 and 1/8; these are offered as stored levels. Their sizes are rounded up, so their last
+pixels may stand for fewer level-0 pixels than the others.
 """
 
 from __future__ import annotations
@@ -25,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,20 +24,17 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
 from tnet.scenes.guard import guarded, open_file, unreadable
-from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions, StoredLevel
-from tnet.scenes.readers.common import (
-    INVERSE_ORIENTATION,
-    SrgbTransform,
-    check_window,
-    clip_text,
-    oriented,
-)
+from tnet.scenes.readers import tiff_header as tiff
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.common import INVERSE_ORIENTATION, SrgbTransform, check_window, clip_text, oriented
+from tnet.scenes.readers.content import Content
 
-_RESOLUTION_KEYS = ("dpi",)
+_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001}  # of TIFF
+_FLAT_PX = 1 << 24  # a flat TIFF of more pixels is better read by rows than as a whole
 
 
 class _Form(NamedTuple):
-    """What a picture of one Pillow mode is handed out as."""
+    """How an image of one Pillow mode is returned."""
 
     mode: str  # to convert to; empty for none
     dtype: np.dtype[Any]
@@ -60,14 +47,10 @@ class _Form(NamedTuple):
 
 
 def open_pillow(path: Path, options: ReaderOptions) -> Reader:
-    """Open a picture that is decoded as a whole.
-
-    Args:
-        path: of the file.
-        options: ``max_pixels`` is held against the header.
+    """Open an image that is decoded as a whole.
 
     Raises:
-        ImageError: it is missing, empty, damaged, too large or of an unknown kind.
+        ImageError: it is missing, empty, damaged, larger than ``max_pixels`` or in an unsupported format.
     """
     reader = PillowReader(path, options)
     orientation = reader.orientation
@@ -79,14 +62,10 @@ def open_pillow(path: Path, options: ReaderOptions) -> Reader:
 
 
 class PillowReader:
-    """A picture as it is stored; see the module.
+    """An image as it is stored; safe in several threads.
 
-    A window of it costs decoding the whole, which is kept until another level is asked for. A level that is asked for
-    as a whole is handed over and not kept. Safe in several threads.
-
-    Args:
-        path: of the file.
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
+    A window costs decoding the whole level, which is kept until another level is read. A level that is read as a whole
+    is returned and not kept.
 
     Attributes:
         orientation: EXIF orientation, 1 to 8.
@@ -107,13 +86,10 @@ class PillowReader:
             self.orientation = orientation_of(image)
             self.is_turned = image.format == "TIFF"
             properties = {"format": str(image.format), "mode": image.mode}
-            properties |= {name: clip_text(image.info[name]) for name in _RESOLUTION_KEYS if name in image.info}
+            properties |= {"dpi": clip_text(image.info["dpi"])} if "dpi" in image.info else {}
         width, height = self._size_px
         self.info = ImageInfo(
-            levels=tuple(
-                StoredLevel((-(-height // factor), -(-width // factor)), (float(factor), float(factor)))
-                for factor in self._factors
-            ),
+            levels=tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors),
             channels=self._form.channels,
             dtype=self._form.dtype,
             color=self._form.color,
@@ -121,14 +97,14 @@ class PillowReader:
             properties=properties,
         )
 
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window; see :class:`~tnet.scenes.readers.base.Reader`."""
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
         check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
         is_whole = box_yxyx == (0, 0, *self.info.levels[level].size_hw)
         with self._lock:
             if self._kept is None or self._kept[0] != level:
-                self._kept = None  # before the next is made, so that there are never two
+                self._kept = None  # before the next is decoded, so that there are never two
                 pixels = self._decode(level)
                 if is_whole:
                     return pixels
@@ -136,7 +112,7 @@ class PillowReader:
             return self._kept[1][y0:y1, x0:x1].copy()
 
     def close(self) -> None:
-        """Forget the decoded picture; no file is open between reads."""
+        """Release the decoded image; no file is open between reads."""
         with self._lock:
             self._kept = None
 
@@ -145,24 +121,15 @@ class PillowReader:
         series, max_pixels = self._options.series, self._options.max_pixels
         with open_file(self._path) as stream, guarded(self._path):
             image = read_header(stream, self._path, max_pixels)
-            if series:
-                self._seek(image, series)
+            try:
+                if series:
+                    image.seek(series)
+            except EOFError as error:
+                raise unreadable(self._path, f"it has no image series={series}", "give one, counted from 0") from error
+            if image.width * image.height > max_pixels:
+                reason = f"its image {series} has {image.width:,} x {image.height:,} pixels, over the limit "
+                raise unreadable(self._path, f"{reason}max_pixels={max_pixels:,}", "raise max_pixels")
             yield image
-
-    def _seek(self, image: ImageFile.ImageFile, series: int) -> None:
-        try:
-            image.seek(series)
-        except EOFError as error:
-            raise unreadable(
-                self._path, f"series {series} was asked for, but it holds fewer images", "name one, counted from 0"
-            ) from error
-        if image.width * image.height > self._options.max_pixels:
-            raise unreadable(
-                self._path,
-                f"image {series} of it has {image.width:,} x {image.height:,} pixels, over the limit "
-                f"max_pixels={self._options.max_pixels:,}",
-                "raise max_pixels if there is memory for it",
-            )
 
     def _decode(self, level: int) -> NDArray[Any]:
         factor = self._factors[level]
@@ -179,45 +146,36 @@ class PillowReader:
             self.tiles_read += 1
         expected = (*self.info.levels[level].size_hw, self.info.channels)
         if pixels.shape != expected or pixels.dtype != self.info.dtype:
-            raise unreadable(
-                self._path, f"its header says {expected}, but it holds {pixels.shape} {pixels.dtype}", "save it again"
-            )
+            raise unreadable(self._path, f"its header says {expected}, but it holds {pixels.shape} {pixels.dtype}")
         return pixels
 
     def _pixels(self, image: ImageFile.ImageFile) -> NDArray[Any]:
         form = self._form
         profile = image.info.get("icc_profile") if self._options.apply_icc else None
-        picture: Image.Image = image
+        converted: Image.Image = image
         if profile and image.mode == "CMYK":
-            picture = _cmyk_to_srgb(image, profile)
-            profile = None
-        if form.mode and picture.mode != form.mode:
-            picture = picture.convert(form.mode)
-        pixels = np.asarray(picture)
+            converted, profile = _cmyk_to_srgb(image, profile), None
+        if form.mode and converted.mode != form.mode:
+            converted = converted.convert(form.mode)
+        pixels = np.asarray(converted)
         if pixels.ndim == 2:
             pixels = pixels[..., None]
-        if pixels.dtype != form.dtype:
-            pixels = pixels.astype(form.dtype)
-        if form.has_alpha and pixels.shape[2] == 1:  # a transparent level of 16-bit grey
+        pixels = pixels.astype(form.dtype, copy=False)
+        if form.has_alpha and pixels.shape[2] == 1:  # 16-bit grey with a transparent value
             alpha = np.where(pixels == image.info["transparency"], 0, 65535).astype(np.uint16)
             pixels = np.concatenate([pixels, alpha], axis=2)
-        if profile and form.color == "rgb":  # levels of grey have no colours to correct
-            pixels = SrgbTransform(profile)(pixels)
-        return pixels
+        return SrgbTransform(profile)(pixels) if profile and form.color == "rgb" else pixels
 
 
 def _form(image: ImageFile.ImageFile) -> _Form:
     mode, transparency = image.mode, image.has_transparency_data
-    uint8 = np.dtype(np.uint8)
     if is_16_bit_grey(image):
         return _Form("", np.dtype(np.uint16), "grey", isinstance(image.info.get("transparency"), int))
-    if mode == "I":
-        return _Form("", np.dtype(np.int32), "grey", False)
-    if mode == "F":
-        return _Form("", np.dtype(np.float32), "grey", False)
+    if mode in ("I", "F"):
+        return _Form("", np.dtype(np.int32 if mode == "I" else np.float32), "grey", False)
     if mode in ("1", "L", "LA", "La"):
-        return _Form("LA" if transparency else "L", uint8, "grey", transparency)
-    return _Form("RGBA" if transparency else "RGB", uint8, "rgb", transparency)
+        return _Form("LA" if transparency else "L", np.dtype(np.uint8), "grey", transparency)
+    return _Form("RGBA" if transparency else "RGB", np.dtype(np.uint8), "rgb", transparency)
 
 
 def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
@@ -227,12 +185,34 @@ def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    from io import BytesIO
-
     from PIL import ImageCms
 
-    converted = ImageCms.profileToProfile(
-        image, ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-    )
-    assert converted is not None  # only in place is there nothing to return
+    source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+    assert converted is not None  # None only for in-place conversion
     return converted
+
+
+def decodes_tiff(header: tiff.TiffHeader) -> bool:
+    """Return whether Pillow supports the compression and the samples of a TIFF."""
+    depth = header.bits <= 8 or (header.bits == 16 and header.samples == 1)
+    return header.compression in _COMPRESSIONS and header.samples in (1, 3, 4) and depth
+
+
+def _score(content: Content) -> int:
+    """Best for what nobody else reads, and for small flat TIFFs and those in CMYK or CIELAB; else a stand-in."""
+    if content.is_folder or content.is_slide:
+        return 0
+    header = content.tiff
+    if header is None:
+        return 1 if content.is_jp2 else 0 if content.is_vrt else 8
+    if decodes_tiff(header) and not (header.has_geo_keys or header.is_ome):
+        if header.number(tiff.TAG_PHOTOMETRIC, 1) in (5, 8):
+            return 8
+        if header.pixels <= _FLAT_PX and not (header.is_tiled or header.is_pyramidal):
+            return 8
+    is_simple = header.count == 1 and not header.is_pyramidal and header.bits <= 8 and header.samples in (1, 3, 4)
+    return int(is_simple and not header.has_nodata)
+
+
+READERS.register("pillow")(ReaderEntry(open_pillow, _score, modules=("PIL",), packages=("pillow",)))

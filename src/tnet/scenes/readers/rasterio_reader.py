@@ -1,11 +1,11 @@
 """Georeferenced rasters through rasterio (GDAL): GeoTIFF, Cloud-Optimized GeoTIFF, JPEG 2000.
 
-What is handed out are stored pixels, of the image or of its overviews, never pixels that GDAL resampled. Pixels that
-the file marks as missing (``nodata``, a mask) become alpha; their values are 0. Colour tables are looked up. In the
-coarser levels of a JPEG 2000 a pixel is centred on the first of those that it stands for, not on their middle, as its
-wavelets have it: up to half a pixel of that level further up and left than levels of other formats.
+Pixels are stored ones, of the image or of its overviews, never resampled by GDAL. Missing pixels (``nodata``, a mask)
+become alpha, with values of 0. Colour tables are applied. Pixels of the coarser levels of a JPEG 2000 are centred on
+the first of the pixels that they stand for, not on their middle, due to its wavelets: up to half a pixel of that level
+further up and left than levels of other formats.
 
-GDAL is held to the file itself: only the drivers named here, no files beside it (``.ovr``, ``.aux.xml``, ``.tfw``), no
+GDAL is confined to the file itself: only the drivers below, no sidecar files (``.ovr``, ``.aux.xml``, ``.tfw``), no
 network. With ``remote`` a VRT may name other sources.
 """
 
@@ -22,22 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, open_file, unreadable
-from tnet.scenes.readers.base import Color, GeoReference, ImageInfo, ReaderOptions
-from tnet.scenes.readers.common import (
-    MAX_CHANNELS,
-    check_block,
-    check_deflated,
-    check_window,
-    clip_text,
-    only_series,
-    opaque,
-    pyramid_of,
-    ratio_levels,
-)
+from tnet.scenes.readers import common
+from tnet.scenes.readers.base import READERS, Color, GeoReference, ImageInfo, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.tiff_header import read_tiff_header
 
 _DRIVERS = {b"II": "GTiff", b"MM": "GTiff", b"\0\0": "JP2OpenJPEG", b"\xffO": "JP2OpenJPEG"}
-_MAX_LEVELS = 64
 _SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -49,21 +39,11 @@ _SETTINGS = {
 }
 
 
-def open_rasterio(path: Path, options: ReaderOptions) -> RasterioReader:
-    """Open a georeferenced raster.
+class RasterioReader:
+    """A raster, for one thread at a time.
 
     Raises:
-        ImageError: it is missing, damaged, of another format, or refers to files elsewhere.
-    """
-    return RasterioReader(path, options)
-
-
-class RasterioReader:
-    """A raster; see the module. For one thread at a time.
-
-    Args:
-        path: of the file.
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
+        ImageError: it is missing, damaged, in another format, or refers to other files.
     """
 
     thread_safe = False
@@ -73,24 +53,24 @@ class RasterioReader:
         self.bytes_read = self.tiles_read = 0
         self._datasets: dict[int, Any] = {}
         self._checked: set[tuple[int, int, str]] = set()
-        only_series(path, options)
+        common.only_series(path, options)
         self._driver = self._allowed_driver()
         try:
             with self._guarded():
                 self.info = self._describe()
             pixels = sum(math.prod(level.size_hw) for level in self.info.levels)
-            self._bytes_a_pixel = path.stat().st_size / pixels
+            self._bytes_per_pixel = path.stat().st_size / pixels
         except BaseException:
             self.close()
             raise
 
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window; see :class:`~tnet.scenes.readers.base.Reader`."""
-        from rasterio.windows import Window
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
+        from rasterio import windows
 
-        check_window(self._path, self.info, level, box_yxyx)
+        common.check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
-        window = Window(x0, y0, x1 - x0, y1 - y0)
+        window = windows.Window(x0, y0, x1 - x0, y1 - y0)
         with self._guarded():
             dataset = self._stored(self._numbers[level])
             self._count(dataset, level, box_yxyx)
@@ -106,7 +86,7 @@ class RasterioReader:
         out = np.empty((*mask.shape, self.info.channels), self.info.dtype)
         out[..., : self.info.channels - 1] = pixels[..., : self.info.channels - 1]
         out[mask == 0] = 0
-        out[..., -1] = np.where(mask == 0, 0, opaque(self.info.dtype))
+        out[..., -1] = np.where(mask == 0, 0, common.opaque(self.info.dtype))
         return out
 
     def close(self) -> None:
@@ -123,44 +103,38 @@ class RasterioReader:
             yield
 
     def _allowed_driver(self) -> str:
-        """By the first bytes. What is no file, such as GDAL's names for URLs, does not get further than this."""
+        """Choose by the first bytes. GDAL's names for URLs, which are not files, get no further than this."""
         with open_file(self._path) as stream:
             start = stream.read(64)
         if start.lstrip()[:11] == b"<VRTDataset" and self._options.remote:
             return "VRT"
         driver = _DRIVERS.get(start[:2])
         if driver is None:
-            raise unreadable(self._path, "it is neither a TIFF nor a JPEG 2000", "let tnet choose the reader")
+            raise unreadable(self._path, "it is neither a TIFF nor a JPEG 2000", "leave out the reader")
         if driver == "GTiff":
-            read_tiff_header(self._path)  # refuses directories that go round in circles
+            read_tiff_header(self._path)  # refuses directories that form a ring
         return driver
 
     def _stored(self, number: int) -> Any:
-        """The image (0), or one of its overviews as a dataset of its own, so that no read resamples."""
+        """Open the image (0), or one of its overviews as a dataset of its own, so that no read resamples."""
         import rasterio
 
         if number not in self._datasets:
             chosen = {"OVERVIEW_LEVEL": number - 1} if number else {}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._datasets[number] = rasterio.open(
-                    str(self._path.absolute()),
-                    driver=self._driver,
-                    sharing=False,
-                    **chosen,
-                )
+                path = str(self._path.absolute())
+                self._datasets[number] = rasterio.open(path, driver=self._driver, sharing=False, **chosen)
         return self._datasets[number]
 
     def _describe(self) -> ImageInfo:
         dataset = self._stored(0)
-        count = min(len(dataset.overviews(1)), _MAX_LEVELS - 1) if dataset.count else 0
+        count = min(len(dataset.overviews(1)), common.MAX_LEVELS - 1) if dataset.count else 0
         sizes_hw = [self._stored(number).shape for number in range(1 + count)]
-        self._numbers = pyramid_of(sizes_hw)
+        self._numbers = common.pyramid_of(sizes_hw)
         dtype = np.dtype(np.result_type(*dataset.dtypes))
-        if not 1 <= dataset.count <= MAX_CHANNELS or dtype.kind not in "uif":
-            raise unreadable(
-                self._path, f"it has {dataset.count} bands of {dtype}", "choose bands of real numbers, and save those"
-            )
+        if not 1 <= dataset.count <= common.MAX_CHANNELS or dtype.kind not in "uif":
+            raise unreadable(self._path, f"it has {dataset.count} bands of {dtype}", "save bands of real numbers")
         for number in self._numbers:
             self._check(self._stored(number), dtype)
         self._palette = _palette(dataset)
@@ -171,7 +145,7 @@ class RasterioReader:
         tags = dataset.tags()
         exact_halves = dataset.driver == "JP2OpenJPEG" or tags.get("TIFFTAG_SOFTWARE") == "tnet"
         return ImageInfo(
-            levels=ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
+            levels=common.ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
             channels=channels + self._mask_is_extra,
             dtype=dtype,
             color=color,
@@ -184,12 +158,12 @@ class RasterioReader:
 
     def _check(self, dataset: Any, dtype: np.dtype[Any]) -> None:
         if min(dataset.shape) < 1 or (len(set(dataset.dtypes)) > 1 and dtype.kind == "f"):
-            raise unreadable(self._path, f"its size is {dataset.shape}, of {set(dataset.dtypes)}", "save it again")
+            raise unreadable(self._path, f"its size is {dataset.shape}, of {set(dataset.dtypes)}")
         bands = 1 if dataset.profile.get("interleave") == "band" else dataset.count
-        check_block(self._path, dataset.block_shapes[0], bands * dtype.itemsize, self._options)
+        common.check_block(self._path, dataset.block_shapes[0], bands * dtype.itemsize, self._options)
 
     def _colors(self, dataset: Any) -> tuple[Color, int, bool]:
-        """What the bands are, how many channels they make, and whether the last is alpha."""
+        """Return the meaning of the bands, the number of channels, and whether the last is alpha."""
         from rasterio.enums import ColorInterp
 
         if self._palette is not None:
@@ -202,8 +176,8 @@ class RasterioReader:
             return "rgb", len(meanings), has_alpha
         return ("grey" if len(colors) == 1 else "bands"), len(meanings), has_alpha
 
-    def _count(self, dataset: Any, level: int, box_yxyx: tuple[int, int, int, int]) -> None:
-        """Count the stored tiles that a window touches, by their sizes in the file where GDAL tells them."""
+    def _count(self, dataset: Any, level: int, box_yxyx: Window) -> None:
+        """Count the stored tiles of a window, by their sizes in the file if GDAL reports them."""
         height, width = dataset.block_shapes[0]
         y0, x0, y1, x1 = box_yxyx
         profile = dataset.profile
@@ -216,10 +190,10 @@ class RasterioReader:
                     if dataset.driver == "GTiff":
                         self._count_tile(dataset, self._numbers[level], band, f"{column}_{row}", is_deflated)
                     else:
-                        self.bytes_read += round(height * width * self._bytes_a_pixel / len(bands))
+                        self.bytes_read += round(height * width * self._bytes_per_pixel / len(bands))
 
     def _count_tile(self, dataset: Any, number: int, band: int, place: str, is_deflated: bool) -> None:
-        """Count a tile of a TIFF, and hold what is deflated against its checksum, once: GDAL passes that over."""
+        """Count a tile of a TIFF, and verify the checksum of deflated ones once, which GDAL ignores."""
         overview = {"ovr": number - 1} if number else {}
         offset, size = (
             int(self._datasets[0].get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=band, **overview) or 0)
@@ -231,7 +205,7 @@ class RasterioReader:
             return
         with open_file(self._path) as stream:
             stream.seek(offset)
-            check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
+            common.check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
         self._checked.add(tile)
 
 
@@ -242,7 +216,7 @@ def _has_mask(dataset: Any) -> bool:
 
 
 def _palette(dataset: Any) -> NDArray[np.uint8] | None:
-    """Colours by stored value, ``[values, 3 or 4]``; ``None`` where the stored values are levels themselves."""
+    """Return colours by stored value, ``[values, 3 or 4]``; ``None`` if there is no colour table."""
     from rasterio.enums import ColorInterp
 
     if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or np.dtype(dataset.dtypes[0]).kind != "u":
@@ -270,7 +244,7 @@ def _georeference(dataset: Any) -> GeoReference | None:
 
 
 def _spacing_m_yx(dataset: Any) -> tuple[float, float] | None:
-    """Of map coordinates that are lengths; those of a projection, which may stretch (Web Mercator does)."""
+    """Return lengths on the map, if it has a projection, which may stretch them (Web Mercator does)."""
     if not dataset.crs or not dataset.crs.is_projected:
         return None
     metres = float(dataset.crs.linear_units_factor[1])
@@ -280,11 +254,24 @@ def _spacing_m_yx(dataset: Any) -> tuple[float, float] | None:
 
 
 def _properties(dataset: Any, tags: dict[str, str]) -> dict[str, str]:
-    found = {"driver": dataset.driver}
-    found |= {name: clip_text(value) for name, value in list(tags.items())[:100]}
+    properties = {"driver": dataset.driver}
+    properties |= {name: common.clip_text(value) for name, value in list(tags.items())[:100]}
     if dataset.nodata is not None:
-        found["nodata"] = str(dataset.nodata)
+        properties["nodata"] = str(dataset.nodata)
     bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
-    if bits:
-        found["bits_per_sample"] = bits
-    return found
+    return properties | ({"bits_per_sample": bits} if bits else {})
+
+
+def _score(content: Content) -> int:
+    """Best for georeferenced TIFFs, JPEG 2000 and VRT; a stand-in for other TIFFs but OME-TIFF."""
+    header = content.tiff
+    if content.is_slide:
+        return 0
+    if header is None:
+        return 9 if content.is_jp2 or content.is_vrt else 0
+    return 9 if header.has_geo_keys else 0 if header.is_ome else 3
+
+
+READERS.register("rasterio")(
+    ReaderEntry(RasterioReader, _score, modules=("rasterio",), packages=("rasterio",), extra="geo")
+)

@@ -1,17 +1,19 @@
-"""The directories (IFDs) of a TIFF file: what they say of it, and that they end.
+"""The directories (IFDs) of a TIFF file.
 
-A TIFF is a linked list of directories, which a damaged or malicious file can close into a ring or make endless. They
-are walked here, within limits, before any library is let at them; and what kind of TIFF it is shows in their tags.
+They form a linked list, which a damaged or malicious file can close into a ring or make endless. They are walked here,
+within limits, before any library opens the file; and their tags decide which reader suits it.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from tnet.errors import ImageError
 from tnet.scenes.guard import open_file, unreadable
 
 TAG_NEW_SUBFILE = 254
@@ -24,82 +26,79 @@ TAG_DESCRIPTION = 270
 TAG_ORIENTATION = 274
 TAG_SAMPLES = 277
 TAG_SOFTWARE = 305
-TAG_PREDICTOR = 317
 TAG_TILE_WIDTH = 322
 TAG_SUBIFDS = 330
 TAG_SAMPLE_FORMAT = 339
 TAG_GEO_KEYS = 34735
 TAG_GDAL_NODATA = 42113
-# Without these a file would be taken for one of another kind, and read otherwise than it is meant.
+# Without these a file would be taken for another kind of TIFF, and decoded differently than intended.
 _DECISIVE = {
     *(TAG_BITS, TAG_DESCRIPTION, TAG_SUBIFDS, TAG_SAMPLE_FORMAT, TAG_GEO_KEYS),
     *range(TAG_WIDTH, TAG_PHOTOMETRIC + 1),
-    *(273, 279, 324, 325, 338, 347),  # where strips and tiles are, what further samples mean, JPEG tables
+    *(273, 279, 324, 325, 338, 347),  # positions of strips and tiles, extra samples, JPEG tables
 }
 
+TIFFFILE_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001})
+"""None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP: those for which damaged or
+malicious tiles are bounded. The library tifffile supports more."""
+
 MAX_IFDS = 50_000
-"""Most directories that are believed; the planes of a large stack are as many."""
+"""Largest number of directories; the planes of a large stack are as many."""
 
 _MAX_TAGS = 4096
 _MAX_SUBIFDS = 256
 _DESCRIBED_IFDS = 32  # directories whose tags are kept
-_TEXT_BYTES = 4096  # of a text, how much is kept
+_TEXT_BYTES = 4096  # kept of each text
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_DAMAGED = "fetch or save it again, or leave it out"
+
+_Tags = dict[int, tuple[int, ...] | bytes]
 
 
-@dataclass(frozen=True)
 class TiffHeader:
-    """What the directories of a TIFF say.
+    """Contents of the directories of a TIFF.
+
+    Args:
+        ifds: tags of the first directories: integers, and texts cut short.
+        count: number of directories, without those inside others (SubIFDs).
 
     Attributes:
-        ifds: tags of the first directories: integers, and texts cut short.
-        count: number of directories, those inside others (SubIFDs) not included.
+        has_geo_keys: whether the first directory, which the other attributes are about too, is georeferenced.
+        is_tiled: whether it is stored in tiles.
+        is_pyramidal: whether there are directories inside it, or others that are marked as reduced versions.
+        has_nodata: whether pixels may be marked as missing, by a value or by a mask.
+        is_ome: whether it describes an OME-TIFF.
+        pixels: width x height.
+        compression: code of the compression.
+        samples: samples per pixel.
+        bits: largest number of bits per sample.
+        suits_tifffile: whether the reader with tifffile is meant for it.
     """
 
-    ifds: tuple[dict[int, tuple[int, ...] | bytes], ...]
-    count: int
-
-    @property
-    def has_geo_keys(self) -> bool:
-        """Whether the first directory is georeferenced."""
-        return TAG_GEO_KEYS in self.ifds[0]
-
-    @property
-    def is_tiled(self) -> bool:
-        """Whether the first directory is stored in tiles."""
-        return TAG_TILE_WIDTH in self.ifds[0]
-
-    @property
-    def is_pyramidal(self) -> bool:
-        """Whether there are directories inside the first, or some that say they are reduced versions."""
-        reduced = any(self.number(TAG_NEW_SUBFILE, 0, ifd) & 1 for ifd in range(1, len(self.ifds)))
-        return reduced or TAG_SUBIFDS in self.ifds[0]
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether directories say that they are transparency masks of others."""
-        return any(self.number(TAG_NEW_SUBFILE, 0, ifd) & 4 for ifd in range(len(self.ifds)))
-
-    @property
-    def is_ome(self) -> bool:
-        """Whether the first directory describes an OME-TIFF."""
-        text = self.text(TAG_DESCRIPTION)
-        return b"<OME" in text or b"openmicroscopy.org" in text
+    def __init__(self, ifds: Sequence[_Tags], count: int) -> None:
+        self.ifds = tuple(ifds)
+        self.count = count
+        subfiles = [self.number(TAG_NEW_SUBFILE, 0, index) for index in range(len(ifds))]
+        self.has_geo_keys = TAG_GEO_KEYS in ifds[0]
+        self.is_tiled = TAG_TILE_WIDTH in ifds[0]
+        self.is_pyramidal = TAG_SUBIFDS in ifds[0] or any(subfile & 1 for subfile in subfiles[1:])
+        self.has_nodata = TAG_GDAL_NODATA in ifds[0] or any(subfile & 4 for subfile in subfiles)
+        description = self.text(TAG_DESCRIPTION)
+        self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description
+        self.pixels = self.number(TAG_WIDTH, 0) * self.number(TAG_HEIGHT, 0)
+        self.compression = self.number(TAG_COMPRESSION, 1)
+        self.samples = self.number(TAG_SAMPLES, 1)
+        bits = ifds[0].get(TAG_BITS)
+        self.bits = max(bits) if isinstance(bits, tuple) and bits else 1
+        self.suits_tifffile = self.is_ome or self.compression in TIFFFILE_COMPRESSIONS
 
     def number(self, tag: int, default: int, ifd: int = 0) -> int:
-        """The first integer of a tag."""
+        """Return the first integer of a tag."""
         value = self.ifds[ifd].get(tag)
         return value[0] if isinstance(value, tuple) and value else default
 
-    def numbers(self, tag: int, ifd: int = 0) -> tuple[int, ...]:
-        """The integers of a tag."""
-        value = self.ifds[ifd].get(tag)
-        return value if isinstance(value, tuple) else ()
-
     def text(self, tag: int) -> bytes:
-        """The text of a tag of the first directory, cut short."""
+        """Return the text of a tag of the first directory, cut short."""
         value = self.ifds[0].get(tag)
         return value if isinstance(value, bytes) else b""
 
@@ -113,38 +112,45 @@ class _Walk:
     is_big: bool
     seen: set[int] = field(default_factory=set)
 
-    def refuse(self, reason: str) -> Exception:
-        return unreadable(self.path, f"as a TIFF it is damaged: {reason}", _DAMAGED)
+    def error(self, reason: str) -> ImageError:
+        return unreadable(self.path, f"its TIFF directories are damaged: {reason}")
 
     def fetch(self, offset: int, count: int) -> bytes:
         self.stream.seek(offset)
         data = self.stream.read(count)
         if len(data) != count:
-            raise self.refuse(f"it ends at {self.size:,} bytes, before something at {offset:,}")
+            raise self.error(f"it ends at {self.size:,} bytes, before something at {offset:,}")
         return data
 
-    def ifd(self, offset: int, *, described: bool) -> tuple[dict[int, tuple[int, ...] | bytes], int]:
-        """Tags of a directory, and where the next is (0: nowhere)."""
+    def ifd(self, offset: int, *, described: bool) -> tuple[_Tags, int]:
+        """Read the tags of a directory, and the offset of the next (0 for none)."""
         if offset in self.seen:
-            raise self.refuse(f"its directories lead back to the one at {offset:,}")
+            raise self.error(f"they lead back to the one at {offset:,}")
         self.seen.add(offset)
         if len(self.seen) > MAX_IFDS:
-            raise self.refuse(f"it has more than {MAX_IFDS:,} directories")
+            raise self.error(f"there are more than {MAX_IFDS:,}")
         count_format, entry_bytes, offset_format = ("Q", 20, "Q") if self.is_big else ("H", 12, "I")
         head = struct.calcsize(self.order + count_format)
         (count,) = struct.unpack(self.order + count_format, self.fetch(offset, head))
         if not 1 <= count <= _MAX_TAGS:
-            raise self.refuse(f"the directory at {offset:,} has {count:,} entries, not 1 to {_MAX_TAGS:,}")
+            raise self.error(f"the one at {offset:,} has {count:,} entries, not 1 to {_MAX_TAGS:,}")
         tail = struct.calcsize(self.order + offset_format)
         data = self.fetch(offset + head, count * entry_bytes + tail)
         (following,) = struct.unpack(self.order + offset_format, data[-tail:])
         tags = {}
-        if described:
-            for start in range(0, count * entry_bytes, entry_bytes):
-                code, value = self._tag(data[start : start + entry_bytes])
-                if value is not None:
-                    tags[code] = value
+        for start in range(0, count * entry_bytes, entry_bytes) if described else ():
+            code, value = self._tag(data[start : start + entry_bytes])
+            if value is not None:
+                tags[code] = value
         return tags, following
+
+    def walk_inside(self, tags: _Tags) -> None:
+        """Visit the directories inside a directory, but not those that would follow them."""
+        offsets = tags.get(TAG_SUBIFDS, ())
+        if len(offsets) > _MAX_SUBIFDS:
+            raise self.error(f"one has {len(offsets):,} others inside, over {_MAX_SUBIFDS}")
+        for offset in offsets:
+            self.ifd(offset, described=False)
 
     def _tag(self, entry: bytes) -> tuple[int, tuple[int, ...] | bytes | None]:
         value_at = 12 if self.is_big else 8
@@ -158,8 +164,8 @@ class _Walk:
             (offset,) = struct.unpack(self.order + ("Q" if self.is_big else "I"), inline)
             if offset + nbytes > self.size:
                 if code in _DECISIVE:
-                    raise self.refuse(f"tag {code} claims {nbytes:,} bytes at {offset:,}, but it has {self.size:,}")
-                return code, None  # a private tag may be broken without the picture being
+                    raise self.error(f"tag {code} claims {nbytes:,} bytes at {offset:,}, but it has {self.size:,}")
+                return code, None  # a private tag may be broken while the image is sound
             inline = self.fetch(offset, wanted)
         if kind in _INTEGERS:
             number = wanted // _SIZES[kind]
@@ -171,34 +177,25 @@ def read_tiff_header(path: Path) -> TiffHeader:
     """Walk the directories of a TIFF or BigTIFF.
 
     Raises:
-        ImageError: it is missing, not a TIFF, cut short, or its directories form a ring or are too many.
+        ImageError: it is missing, not a TIFF, truncated, or its directories form a ring or are too many.
     """
     with open_file(path) as stream:
         start = stream.read(16)
         order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
         version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
         if version not in (42, 43) or (version == 43 and len(start) < 16):
-            raise unreadable(path, "it is not a TIFF", _DAMAGED)
+            raise unreadable(path, "it is not a TIFF")
         is_big = version == 43
         (offset,) = struct.unpack(order + "Q", start[8:16]) if is_big else struct.unpack(order + "I", start[4:8])
         walk = _Walk(path, stream, os.fstat(stream.fileno()).st_size, order, is_big)
-        ifds: list[dict[int, tuple[int, ...] | bytes]] = []
+        ifds: list[_Tags] = []
         count = 0
         while offset:
             tags, offset = walk.ifd(offset, described=count < _DESCRIBED_IFDS)
             count += 1
             if count <= _DESCRIBED_IFDS:
                 ifds.append(tags)
-                _walk_inside(walk, tags)
+                walk.walk_inside(tags)
         if not ifds:
-            raise walk.refuse("it has no directory")
-        return TiffHeader(tuple(ifds), count)
-
-
-def _walk_inside(walk: _Walk, tags: dict[int, tuple[int, ...] | bytes]) -> None:
-    """Directories inside a directory: each is reached once; what would follow it is not."""
-    offsets = tags.get(TAG_SUBIFDS, ())
-    if len(offsets) > _MAX_SUBIFDS:
-        raise walk.refuse(f"a directory has {len(offsets):,} others inside, over {_MAX_SUBIFDS}")
-    for offset in offsets:
-        walk.ifd(offset, described=False)
+            raise walk.error("there are none")
+        return TiffHeader(ifds, count)

@@ -1,17 +1,17 @@
 """Tiled, pyramidal and OME TIFF, BigTIFF too, through tifffile: any bands, 8- to 64-bit types, strips or tiles.
 
-tifffile reads the directories and decodes tiles; which tiles, and that they are no larger than they should be, is
-decided here. Of a stack (times, depths, pages of one size) the first plane is taken, of several channels all. A tile
-that is left out of the file (no bytes) is ``nodata``, else 0. What becomes of the stored colours:
+tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. Of a
+stack (times, depths, pages of one size) the first plane is read, with all its channels. A tile that is left out of the
+file (0 bytes) is ``nodata``, else 0. How stored colours are returned:
 
 ==========================================  ================================================================
-stored as                                   handed out as
+stored as                                   returned as
 ==========================================  ================================================================
-grey, RGB, JPEG's YCbCr                     as it is (YCbCr as RGB)
-white is zero                               inverted, if of integers
+grey, RGB, JPEG's YCbCr                     unchanged (YCbCr as RGB)
+white is zero                               inverted, if integers
 1, 2 or 4 bits                              stretched to 8 bits
 palette                                     RGB, 8 bits
-alpha that colours were multiplied by       alpha, colours divided by it
+premultiplied alpha                         alpha, colours divided by it
 CMYK and samples of unstated meaning        bands
 ==========================================  ================================================================
 """
@@ -31,65 +31,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, open_file, unreadable
-from tnet.scenes.readers.base import Color, ImageInfo, Reader, ReaderOptions
-from tnet.scenes.readers.common import (
-    MAX_CHANNELS,
-    SrgbTransform,
-    check_block,
-    check_window,
-    clip_text,
-    only_series,
-    opaque,
-    oriented,
-    pyramid_of,
-    ratio_levels,
-    unpremultiplied,
-)
+from tnet.scenes.readers import common
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import check_ome_xml, ome_spacing_m_yx
-from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, read_tiff_header
+from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, TIFFFILE_COMPRESSIONS, read_tiff_header
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-READABLE_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001})
-"""None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP: what a damaged or malicious
-tile is bounded for. tifffile knows more."""
-
-_CODED_PICTURES = {7: "JPEG", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
-_MAX_LEVELS = 64
+_CODED_IMAGES = {7: "JPEG", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
 _READ_AT_ONCE_BYTES = 1 << 24
-# Kinds of files whose images tifffile would put together out of others, or by rules that are not needed here.
+# Kinds of files whose images tifffile would assemble from other files, or by rules that are not needed here.
 _NOT_FOLLOWED = (
     *("lsm", "mmstack", "ndtiff", "fluoview", "stk", "sis", "scn", "ndpi", "bif", "avs", "eer", "philips"),
     *("scanimage", "nih", "mdgel", "indica"),
 )
-# What it has to say of damaged files comes as errors of ours; this keeps it off the terminal where no log is set up.
+# Damaged files raise our errors; this keeps tifffile's own messages off the terminal if logging is not set up.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
-_DAMAGED = "fetch or save it again, or leave it out"
 
 
 def open_tifffile(path: Path, options: ReaderOptions) -> Reader:
     """Open a TIFF.
 
     Raises:
-        ImageError: it is missing, damaged, has tiles that are too large, or is compressed or coloured in a way that is
-            not read.
+        ImageError: it is missing, damaged, has tiles that are too large, or an unsupported compression or photometric.
     """
     orientation = read_tiff_header(path).number(TAG_ORIENTATION, 1)
     reader = TifffileReader(path, options)
-    return oriented(reader, orientation if options.apply_orientation else 1)
+    return common.oriented(reader, orientation if options.apply_orientation else 1)
 
 
 class _Plane(NamedTuple):
-    """Where the segments (tiles or strips) of one page are."""
+    """Positions of the segments (tiles or strips) of one page."""
 
     offsets: tuple[int, ...]
     byte_counts: tuple[int, ...]
 
 
 class _Level:
-    """One stored resolution: pages of one form, each a plane with one or more samples."""
+    """One stored resolution: pages of the same form, each a plane with one or more samples."""
 
     def __init__(self, page: TiffPage, planes: list[_Plane | None]) -> None:
         self.page, self.planes = page, planes
@@ -101,29 +82,21 @@ class _Level:
         self.is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
         self.samples = page.samplesperpixel
         self.channels = self.samples * len(planes)
-        assert page.dtype is not None  # looked at before
+        assert page.dtype is not None  # checked before
         self.dtype = page.dtype
-        # Whole rows of these can be fetched without the rest of their strip or tile.
+        # Rows of these can be fetched without the rest of their strip or tile.
         self.is_raw = (
             page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and page.bitspersample % 8 == 0
         )
 
-    @property
-    def segment_samples(self) -> int:
-        """Samples of a pixel that one segment holds."""
-        return 1 if self.is_planar else self.samples
-
-    def segments(self) -> int:
-        """How many segments a plane has."""
-        return self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)
+        self.segment_samples = 1 if self.is_planar else self.samples  # per pixel of a segment
+        self.segments = self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)  # of a plane
 
 
 class TifffileReader:
-    """A TIFF as it is stored, not turned; see the module. Safe in several threads.
+    """A TIFF as it is stored, not turned; safe in several threads.
 
-    Args:
-        path: of the file; its directories have been walked (:func:`~tnet.scenes.readers.tiff_header.read_tiff_header`).
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
+    Its directories have been walked (:func:`~tnet.scenes.readers.tiff_header.read_tiff_header`).
     """
 
     thread_safe = True
@@ -142,9 +115,9 @@ class TifffileReader:
             self._descriptor = os.dup(stream.fileno())
         self._closing = weakref.finalize(self, os.close, self._descriptor)
 
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window; see :class:`~tnet.scenes.readers.base.Reader`."""
-        check_window(self._path, self.info, level, box_yxyx)
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
+        common.check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
         stored = self._levels[level]
         pixels = np.empty((y1 - y0, x1 - x0, stored.channels), stored.dtype)
@@ -168,24 +141,23 @@ class TifffileReader:
         if xml:
             check_ome_xml(path, xml)
         series = file.series
-        only_series(path, options, len(series))
+        common.only_series(path, options, len(series))
         chosen = series[options.series]
-        levels = [self._level(each) for each in chosen.levels[:_MAX_LEVELS]]
+        levels = [self._level(each) for each in chosen.levels[: common.MAX_LEVELS]]
         first = levels[0]
         levels = [each for each in levels if each.channels == first.channels and each.dtype == first.dtype]
-        levels = [levels[number] for number in pyramid_of([(each.height, each.width) for each in levels])]
+        levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
         self._colors = _Colors(path, first)
         page = first.page
         for each in levels:
             each.page.init_decode()
         profile = page.iccprofile if options.apply_icc else None
-        self._to_srgb = (
-            SrgbTransform(profile) if profile and self._colors.color == "rgb" and self._colors.is_8bit else None
-        )
+        is_8_bit_rgb = self._colors.color == "rgb" and self._colors.dtype == np.uint8
+        self._to_srgb = common.SrgbTransform(profile) if profile and is_8_bit_rgb else None
         spacing = ome_spacing_m_yx(xml, options.series) if xml else None
         self.info = ImageInfo(
-            levels=ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet"),
+            levels=common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet"),
             channels=self._colors.channels,
             dtype=self._colors.dtype,
             color=self._colors.color,
@@ -204,43 +176,40 @@ class TifffileReader:
             if axis not in "YX" and not (axis == "S" and ("S" in page.axes or size == 1))
         ]
         sizes = [size for _, size in leading]
-        # The first of each axis but the channels, which are bands; RGB in several channels: the first.
+        # The first of each axis but the channels, which become bands; of RGB in several channels the first.
         channels = dict(leading).get("C", 1) if page.samplesperpixel == 1 else 1
-        if not 1 <= channels * page.samplesperpixel <= MAX_CHANNELS:
+        if not 1 <= channels * page.samplesperpixel <= common.MAX_CHANNELS:
             raise unreadable(self._path, f"it has {channels * page.samplesperpixel:,} channels", "choose fewer bands")
         if channels > 1 and (series.is_truncated or int(np.prod(sizes)) != len(series)):
-            raise unreadable(self._path, "the planes of its channels are not where its description says", _DAMAGED)
+            raise unreadable(self._path, "the planes of its channels are not where its description says")
         planes: list[_Plane | None] = []
         for channel in range(channels):
             index = [channel if axis == "C" and channels > 1 else 0 for axis, _ in leading]
             frame = series[int(np.ravel_multi_index(index, sizes)) if sizes else 0]
             planes.append(None if frame is None else _Plane(tuple(frame.dataoffsets), tuple(frame.databytecounts)))
         level = _Level(page, planes)
-        check_block(
-            self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._block_options(level)
-        )
+        if not level.is_raw:  # rows of uncompressed strips are read one by one, so their size does not matter
+            common.check_block(
+                self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._options
+            )
         for plane in planes:
-            held = min(len(plane.offsets), len(plane.byte_counts)) if plane else level.segments()
-            if held < level.segments():
+            held = min(len(plane.offsets), len(plane.byte_counts)) if plane else level.segments
+            if held < level.segments:
                 reason = f"it lists {held:,} tiles or strips, but {level.width:,} x {level.height:,} pixels need "
-                raise unreadable(self._path, f"{reason}{level.segments():,}", _DAMAGED)
+                raise unreadable(self._path, f"{reason}{level.segments:,}")
         return level
-
-    def _block_options(self, level: _Level) -> ReaderOptions:
-        """Rows of an uncompressed strip are read one by one, so that its size does not matter."""
-        return ReaderOptions(max_pixels=2**62) if level.is_raw else self._options
 
     def _check_page(self, page: TiffPage) -> None:
         if min(page.imagelength, page.imagewidth, page.samplesperpixel) < 1 or page.imagedepth != 1:
             shape = f"{page.imagewidth} x {page.imagelength} x {page.imagedepth}"
-            raise unreadable(self._path, f"its size is {shape}, of {page.samplesperpixel} samples", _DAMAGED)
+            raise unreadable(self._path, f"its size is {shape}, of {page.samplesperpixel} samples")
         if page.is_tiled and (min(page.tilelength, page.tilewidth) < 1 or page.tiledepth != 1):
-            raise unreadable(self._path, f"its tiles are {page.tilewidth} x {page.tilelength}", _DAMAGED)
-        if page.compression not in READABLE_COMPRESSIONS:
+            raise unreadable(self._path, f"its tiles are {page.tilewidth} x {page.tilelength}")
+        if page.compression not in TIFFFILE_COMPRESSIONS:
             name = getattr(page.compression, "name", page.compression)
             raise unreadable(
                 self._path,
-                f"it is compressed by {name}, which this reader does not decode",
+                f"its compression {name} is not supported by this reader",
                 "try the reader rasterio or openslide, or save it with LZW, Deflate, JPEG or Zstandard",
             )
         if page.dtype is None or page.dtype.kind not in "uifb" or not isinstance(page.bitspersample, int):
@@ -248,7 +217,7 @@ class TifffileReader:
                 self._path, f"its pixels are of type {page.dtype}, {page.bitspersample} bits", "save it as 8 or 16 bits"
             )
 
-    def _fill(self, level: _Level, plane: _Plane, box_yxyx: tuple[int, int, int, int], out: NDArray[Any]) -> None:
+    def _fill(self, level: _Level, plane: _Plane, box_yxyx: Window, out: NDArray[Any]) -> None:
         """Decode the segments that touch a window, one at a time, into ``[height, width, samples]``."""
         y0, x0, y1, x1 = box_yxyx
         (high, wide), (rows, columns) = level.segment_hw, level.grid_yx
@@ -263,9 +232,7 @@ class TifffileReader:
                     window = target[at_y : at_y + part[2] - part[0], at_x : at_x + part[3] - part[1]]
                     self._segment(level, plane, index, part, window)
 
-    def _segment(
-        self, level: _Level, plane: _Plane, index: int, part: tuple[int, int, int, int], out: NDArray[Any]
-    ) -> None:
+    def _segment(self, level: _Level, plane: _Plane, index: int, part: Window, out: NDArray[Any]) -> None:
         """Part of one tile or strip, in its own pixels."""
         offset, count = plane.offsets[index], plane.byte_counts[index]
         if count == 0:
@@ -276,21 +243,19 @@ class TifffileReader:
         else:
             limit = level.segment_hw[0] * level.segment_hw[1] * level.segment_samples * level.dtype.itemsize
             if count > 4 * limit + 65_536:  # no codec makes this of it
-                raise unreadable(self._path, f"tile {index} claims {count:,} bytes for {limit:,} of pixels", _DAMAGED)
+                raise unreadable(self._path, f"tile {index} claims {count:,} bytes for {limit:,} of pixels")
             y0, x0, y1, x1 = part
             out[:] = self._decoded(level, self._bytes_at(offset, count), index)[y0:y1, x0:x1]
         with self._lock:
             self.tiles_read += 1
 
-    def _raw_rows(
-        self, level: _Level, offset: int, count: int, part: tuple[int, int, int, int], out: NDArray[Any]
-    ) -> None:
+    def _raw_rows(self, level: _Level, offset: int, count: int, part: Window, out: NDArray[Any]) -> None:
         y0, x0, y1, x1 = part
         width, samples = level.segment_hw[1], level.segment_samples
         dtype = level.dtype.newbyteorder(level.page.parent.byteorder)
         row_bytes = width * samples * dtype.itemsize
         if y1 * row_bytes > count:
-            raise unreadable(self._path, f"a tile or strip holds {count:,} bytes, not {y1 * row_bytes:,}", _DAMAGED)
+            raise unreadable(self._path, f"a tile or strip holds {count:,} bytes, not {y1 * row_bytes:,}")
         at_once = max(_READ_AT_ONCE_BYTES // row_bytes, 1)
         for top in range(y0, y1, at_once):
             bottom = min(top + at_once, y1)
@@ -301,9 +266,7 @@ class TifffileReader:
     def _bytes_at(self, offset: int, count: int) -> bytes:
         data = os.pread(self._descriptor, count, offset) if offset + count <= self._size else b""
         if len(data) != count:
-            raise unreadable(
-                self._path, f"it ends before the {count:,} bytes of a tile or strip at {offset:,}", _DAMAGED
-            )
+            raise unreadable(self._path, f"it ends before the {count:,} bytes of a tile or strip at {offset:,}")
         with self._lock:
             self.bytes_read += count
         return data
@@ -311,16 +274,16 @@ class TifffileReader:
     def _decoded(self, level: _Level, data: bytes, index: int) -> NDArray[Any]:
         """One segment, ``[height, width, samples]``."""
         page = level.page
-        if page.compression in _CODED_PICTURES:
-            self._check_coded(level, data, _CODED_PICTURES[page.compression])
+        if page.compression in _CODED_IMAGES:
+            self._check_coded(level, data, _CODED_IMAGES[page.compression])
         tables = {"jpegtables": page.jpegtables} if page.compression == 7 else {}
         pixels, _, _ = page.decode(data, index, _fullsize=True, **tables)
         if pixels is None or pixels.shape[-1] != level.segment_samples:
-            raise unreadable(self._path, f"tile {index} has another form than its directory says", _DAMAGED)
+            raise unreadable(self._path, f"tile {index} has another form than its directory says")
         return pixels[0]
 
     def _check_coded(self, level: _Level, data: bytes, name: str) -> None:
-        """Hold the size in a coded picture's own header against its tile's, before room is made for it."""
+        """Compare the size in the header of a coded image with its tile's before it is decoded."""
         from PIL import Image
 
         Image.init()
@@ -328,9 +291,7 @@ class TifffileReader:
         height, width = level.segment_hw
         if coded.width > max(width, 64) or coded.height > max(height, 64):
             raise unreadable(
-                self._path,
-                f"a tile of {width} x {height} pixels holds a picture of {coded.width:,} x {coded.height:,}",
-                _DAMAGED,
+                self._path, f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
             )
 
     def _colored(self, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -339,7 +300,7 @@ class TifffileReader:
 
 
 class _Colors:
-    """What the samples of a page mean, and how they become channels."""
+    """Meaning of the samples of a page, and their conversion to channels."""
 
     def __init__(self, path: Path, level: _Level) -> None:
         page = level.page
@@ -352,7 +313,7 @@ class _Colors:
         self.channels = level.channels
         self.dtype = np.dtype(np.uint8) if self._bits < 8 else level.dtype.newbyteorder("=")
         main = level.channels - self.has_alpha
-        is_decoded = page.compression in _CODED_PICTURES and page.planarconfig == 1
+        is_decoded = page.compression in _CODED_IMAGES and page.planarconfig == 1
         if self._photometric == 2 or (self._photometric == 6 and is_decoded and page.compression != 33003):
             self.color: Color = "rgb" if main == 3 else "bands"
         elif self._photometric in (0, 1, 5, 32803, 34892):
@@ -362,28 +323,23 @@ class _Colors:
             self.color, self.channels, self.dtype = "rgb", 3, np.dtype(np.uint8)
         else:
             name = getattr(page.photometric, "name", page.photometric)
-            raise unreadable(path, f"its colours are stored as {name}, which is not read", "save it as RGB or grey")
-
-    @property
-    def is_8bit(self) -> bool:
-        """Whether colour profiles can be applied."""
-        return self.dtype == np.uint8
+            raise unreadable(path, f"its photometric {name} is not supported", "save it as RGB or grey")
 
     def apply(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Stored samples to channels."""
+        """Convert stored samples to channels."""
         if self._table is not None:
             return self._table[np.minimum(pixels[..., 0], len(self._table) - 1)]
         if self._bits < 8:
             pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**self._bits - 1))
         if self._photometric == 0 and pixels.dtype.kind in "ui":
-            top = 2**self._bits - 1 if self._bits >= 8 and pixels.dtype.kind == "u" else opaque(pixels.dtype)
+            top = 2**self._bits - 1 if self._bits >= 8 and pixels.dtype.kind == "u" else common.opaque(pixels.dtype)
             main = pixels[..., : pixels.shape[2] - self.has_alpha]
             np.subtract(top, main, out=main)
-        return unpremultiplied(pixels) if self._is_multiplied else pixels
+        return common.unpremultiplied(pixels) if self._is_multiplied else pixels
 
 
 def _page_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
-    """As Aperio writes it; else from pixels a centimetre (those an inch are mostly a printer's, and say nothing)."""
+    """Return what Aperio writes, else pixels per centimetre (those per inch are mostly meant for printing)."""
     found = re.search(r"\|MPP = (0?\.\d+|\d+\.?\d*)", page.description) if page.is_svs else None
     if found and 0 < float(found[1]) < 1e4:
         return 1e-6 * float(found[1]), 1e-6 * float(found[1])
@@ -396,17 +352,33 @@ def _page_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
 
 
 def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
-    found = {
+    properties = {
         "kind": series.kind,
         "axes": series.axes,
         "shape": " x ".join(map(str, series.shape)),
         "compression": str(getattr(page.compression, "name", page.compression)),
         "bits_per_sample": str(page.bitspersample),
     }
-    if series.name:
-        found["name"] = clip_text(series.name)
-    if page.software:
-        found["software"] = clip_text(page.software)
-    if page.description:
-        found["description"] = clip_text(page.description)
-    return found
+    texts = {"name": series.name, "software": page.software, "description": page.description}
+    return properties | {name: common.clip_text(text) for name, text in texts.items() if text}
+
+
+def _score(content: Content) -> int:
+    """Good for most TIFFs; a stand-in for slides and georeferenced TIFFs without missing pixels."""
+    header = content.tiff
+    if header is None:
+        return 0
+    if content.is_slide or header.has_geo_keys:
+        return 4 if header.compression in TIFFFILE_COMPRESSIONS and not header.has_nodata else 0
+    return 5 if header.suits_tifffile else 0
+
+
+READERS.register("tifffile")(
+    ReaderEntry(
+        open_tifffile,
+        _score,
+        modules=("tifffile", "imagecodecs"),
+        packages=("tifffile", "imagecodecs"),
+        extra="ome",
+    )
+)

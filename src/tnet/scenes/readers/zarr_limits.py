@@ -1,7 +1,7 @@
-"""Zarr held to limits: a store that only reads regular files, and a codec that looks before another decodes.
+"""Limits for Zarr: a store that reads only regular files, and a codec that checks chunks before they are decoded.
 
-Zarr's compressors decode whatever a chunk's bytes say, up to all there is of memory. The size that they will come to
-is known (that of a chunk), so it is compared first.
+Zarr's compressors decode whatever the bytes of a chunk claim, up to all of memory. The decoded size of a chunk is
+known, so it is compared first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ZSTD_MAGIC = 0xFD2FB528
 
 @dataclass
 class Meter:
-    """What was read; counted from several threads."""
+    """Count of what was read, from several threads."""
 
     bytes_read: int = 0
     tiles_read: int = 0
@@ -49,12 +49,12 @@ class Meter:
 
 
 def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
-    """Open an array to read, with limits on what its chunks may come to.
+    """Open an array for reading, with limits on the decoded size of its chunks.
 
     Args:
-        folder: of the array.
+        folder: the array.
         zarr_format: 2 or 3.
-        meter: told what is read.
+        meter: counts what is read.
     """
     store = MeteredStore(folder, meter)
     array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
@@ -73,21 +73,21 @@ def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any
 
 
 def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
-    """Hold what compressed bytes decode to against a limit, without making room for it.
+    """Check the decoded size of compressed bytes without allocating it.
 
     Args:
-        name: of the compressor, as in Zarr's descriptions; an unknown one stands for none.
+        name: of the compressor, as in Zarr's descriptions; any other stands for none.
         data: the compressed bytes.
-        limit: most bytes that they may decode to.
+        limit: largest decoded size, bytes.
 
     Raises:
-        ValueError: they claim, or come to, more.
+        ValueError: they claim, or decode to, more.
     """
     view = memoryview(data)
     if name == "blosc":
         size, _, encoded = struct.unpack_from("<III", view, 4)
         if encoded != len(view):  # Blosc itself believes its header, and reads on in memory that is not the chunk's
-            raise ValueError(f"a chunk of {len(view):,} bytes is said to have {encoded:,}")
+            raise ValueError(f"a chunk of {len(view):,} bytes claims to have {encoded:,}")
     elif name == "lz4":
         (size,) = struct.unpack_from("<I", view, 0)
     elif name == "zstd":
@@ -101,7 +101,7 @@ def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
 
 
 def _zstd_size(view: memoryview, limit: int) -> int:
-    """Size that a Zstandard frame states (RFC 8878, 3.1.1.1); one that states none is decoded with a bound."""
+    """Return the size that a Zstandard frame states (RFC 8878, 3.1.1.1); without one it is decoded with a bound."""
     magic, descriptor = struct.unpack_from("<IB", view)
     if magic != _ZSTD_MAGIC:
         raise ValueError("a chunk does not start like Zstandard")
@@ -116,7 +116,7 @@ def _zstd_size(view: memoryview, limit: int) -> int:
 
 
 def _streamed_size(name: str, view: memoryview, limit: int) -> int:
-    """Decode in steps that are thrown away, until the end or the limit; of several members, all."""
+    """Decode all members in steps that are discarded, until the end or the limit."""
     total = 0
     rest = bytes(view)
     while rest and total <= limit:
@@ -136,24 +136,24 @@ def _streamed_size(name: str, view: memoryview, limit: int) -> int:
 
 
 class MeteredStore(LocalStore):
-    """A folder, read only, whose files are counted; pipes, devices and files too large for a chunk are refused."""
+    """A read-only folder whose files are counted; refuses pipes, devices and files too large for a chunk."""
 
     def __init__(self, root: Path, meter: Meter) -> None:
         super().__init__(root, read_only=True)
         self._meter = meter
-        self.max_bytes = 1 << 24  # of a description; chunks have their own
+        self.max_bytes = 1 << 24  # of a description; chunks have their own limit
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """What a file holds; ``None`` where there is none."""
+        """Return the content of a file; ``None`` if there is none."""
         self._check(key, byte_range)
         return self._counted(super().get_sync(key, prototype=prototype, byte_range=byte_range))
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """What a file holds; ``None`` where there is none."""
+        """Return the content of a file; ``None`` if there is none."""
         self._check(key, byte_range)
         return self._counted(await super().get(key, prototype, byte_range))
 
@@ -174,7 +174,7 @@ class MeteredStore(LocalStore):
 
 
 class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
-    """A compressor of Zarr v2, or none, that looks before it decodes."""
+    """A compressor of Zarr v2, or none, that checks before it decodes."""
 
     codec_id = "tnet_limited"
 
@@ -182,7 +182,7 @@ class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
         self._inner, self._nbytes, self._meter = inner, nbytes, meter
 
     def encode(self, buf: Any) -> Any:
-        """Nothing is ever written."""
+        """Raise: nothing is ever written."""
         raise NotImplementedError
 
     def decode(self, buf: Any, out: Any = None) -> Any:
@@ -195,7 +195,7 @@ class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class LimitCodec(BytesBytesCodec):
-    """Stands behind a compressor of Zarr v3, and so looks at a chunk before it is decoded."""
+    """A codec after a compressor of Zarr v3, which checks a chunk before that decodes it."""
 
     name: str
     meter: Meter
@@ -204,11 +204,11 @@ class LimitCodec(BytesBytesCodec):
     is_fixed_size = True
 
     def to_dict(self) -> dict[str, Any]:
-        """A description, of which there is no use but in error messages."""
+        """Return a description, for error messages only."""
         return {"name": "tnet_limit", "configuration": {}}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Nothing changes."""
+        """Return the same size."""
         return input_byte_length
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
@@ -223,7 +223,7 @@ class LimitCodec(BytesBytesCodec):
 
 
 def _limited(codecs: tuple[Any, ...], meter: Meter) -> tuple[Any, ...]:
-    """The same codecs, each compressor with a look at its bytes before."""
+    """Return the same codecs, each compressor preceded by a check when decoding."""
     names = {BloscCodec: "blosc", ZstdCodec: "zstd", GzipCodec: "gzip"}
     out: list[Any] = []
     for codec in codecs:
@@ -234,5 +234,5 @@ def _limited(codecs: tuple[Any, ...], meter: Meter) -> tuple[Any, ...]:
         if type(codec) in names:
             out.append(LimitCodec(names[type(codec)], meter))
     if not any(isinstance(codec, ShardingCodec | LimitCodec) for codec in out):
-        out.append(LimitCodec("", meter))  # counts, if nothing else
+        out.append(LimitCodec("", meter))  # for the count
     return tuple(out)

@@ -1,12 +1,12 @@
 """OME-Zarr folders, 0.4 (Zarr v2) and 0.5 (Zarr v3), and plain Zarr arrays of two or three axes.
 
 ``series`` chooses among several multiscale images of one group, or of the groups ``0``, ``1``, ... that bioformats2raw
-writes. Of times and depths the first is taken, of channels all. Three channels of 8 bits are RGB, unless the display
+writes. The first time and depth are read, with all channels. Three channels of 8 bits are RGB, unless the display
 settings (``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of
 all levels coincide, whatever translations say.
 
-A chunk without a file is fill value, as Zarr defines it: a lost file cannot be told from one that was never written.
-That an array's own description is gone is an error. Only files inside the folder are read, with the codecs that Zarr
+A chunk without a file is the fill value, as Zarr defines it: a lost file cannot be distinguished from one that was
+never written. A missing array description is an error. Only files inside the folder are read, with the codecs that Zarr
 itself defines, and never more is decoded than a chunk holds.
 """
 
@@ -22,37 +22,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.guard import guarded, unreadable
-from tnet.scenes.readers.base import Color, ImageInfo, ReaderOptions, StoredLevel
-from tnet.scenes.readers.common import MAX_CHANNELS, check_block, check_window, clip_text, only_series
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.common import MAX_CHANNELS, MAX_LEVELS, check_block, check_window, clip_text, only_series
+from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import METRES
 
 if TYPE_CHECKING:
     from zarr import Array
 
-_MAX_LEVELS = 64
+_MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _MAX_JSON_BYTES = 16 * 2**20
-_MAX_CHUNKS_A_SHARD = 2**20
+_MAX_CHUNKS_PER_SHARD = 2**20
 _CODECS_V2 = {None, "blosc", "zstd", "zlib", "gzip", "bz2", "lzma", "lz4"}
 _CODECS_V3 = {"bytes", "endian", "transpose", "blosc", "zstd", "gzip", "crc32c", "sharding_indexed"}
 _AXES_BEFORE_0_4 = "tczyx"
-_DAMAGED = "fetch or save it again, or leave it out"
-
-
-def open_zarr(path: Path, options: ReaderOptions) -> ZarrReader:
-    """Open the folder of an OME-Zarr image.
-
-    Raises:
-        ImageError: it is no such folder, its descriptions are damaged, or it needs a codec that is not allowed.
-    """
-    return ZarrReader(path, options)
 
 
 class ZarrReader:
-    """A multiscale image; see the module. Safe in several threads.
+    """A multiscale image; safe in several threads.
 
-    Args:
-        path: of the folder.
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
+    Raises:
+        ImageError: it is not such a folder, its descriptions are damaged, or it needs an unsupported codec.
     """
 
     thread_safe = True
@@ -70,30 +60,22 @@ class ZarrReader:
         """Encoded bytes fetched so far, descriptions included."""
         return self._meter.bytes_read
 
-    @bytes_read.setter
-    def bytes_read(self, value: int) -> None:
-        self._meter.bytes_read = value
-
     @property
     def tiles_read(self) -> int:
-        """Chunks decoded so far; those that have no file are not counted."""
+        """Chunks decoded so far, without those that have no file."""
         return self._meter.tiles_read
 
-    @tiles_read.setter
-    def tiles_read(self, value: int) -> None:
-        self._meter.tiles_read = value
-
-    def read(self, level: int, box_yxyx: tuple[int, int, int, int]) -> NDArray[Any]:
-        """Pixels of a window; see :class:`~tnet.scenes.readers.base.Reader`."""
+    def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
+        """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
         check_window(self._path, self.info, level, box_yxyx)
         y0, x0, y1, x1 = box_yxyx
-        if not self._marks[level].is_file():  # or all that is gone would read as fill value
-            raise unreadable(self._path, f"{self._marks[level].name} of level {level} has gone", "restore the folder")
+        if not self._marks[level].is_file():  # or everything would read as the fill value
+            raise unreadable(self._path, f"{self._marks[level].name} of level {level} is gone", "restore the folder")
         array = self._arrays[level]
         stored = dict(zip(self._axes, array.shards or array.chunks, strict=True)) | {"t": 1, "z": 1}
         window = {"t": (0, 1), "z": (0, 1), "c": (0, self.info.channels), "y": (y0, y1), "x": (x0, x1)}
         pixels = np.empty((y1 - y0, x1 - x0, self.info.channels), self.info.dtype)
-        # One chunk at a time: of several, Zarr would go on with the others when one is damaged.
+        # One chunk at a time: if one of several is damaged, Zarr would go on with the others.
         with guarded(self._path):
             for c, y, x in product(*(_cuts(*window[axis], stored.get(axis, 1)) for axis in "cyx")):
                 slices: dict[str, int | slice] = {"t": 0, "z": 0, "c": c, "y": y, "x": x}
@@ -106,7 +88,7 @@ class ZarrReader:
         return pixels
 
     def close(self) -> None:
-        """Forget the arrays; no file is open between reads."""
+        """Release the arrays; no file is open between reads."""
         self._arrays.clear()
         self._marks.clear()
 
@@ -123,13 +105,10 @@ class ZarrReader:
             images = self._images(root, attributes)
             only_series(path, options, len(images))
             image = images[options.series]
-        datasets = image["datasets"][:_MAX_LEVELS]
+        datasets = image["datasets"][:MAX_LEVELS]
         folders = [self._inside(root, str(dataset["path"])) for dataset in datasets]
-        self._arrays, self._marks = [], []
-        for folder in folders:
-            array, mark = self._array(folder)
-            self._arrays.append(array)
-            self._marks.append(mark)
+        opened = [self._array(folder) for folder in folders]
+        self._arrays, self._marks = [array for array, _ in opened], [mark for _, mark in opened]
         self._axes = _axes(image, self._arrays[0])
         scales = [_scale(dataset, len(self._axes)) for dataset in datasets]
         levels = self._levels(scales)
@@ -159,14 +138,14 @@ class ZarrReader:
         if not file.is_file():
             return {}
         if file.stat().st_size > _MAX_JSON_BYTES:
-            raise unreadable(self._path, f"{file.name} has {file.stat().st_size:,} bytes", _DAMAGED)
+            raise unreadable(self._path, f"{file.name} has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_bytes())
         if not isinstance(content, dict):
-            raise unreadable(self._path, f"{file.name} is no JSON object", _DAMAGED)
+            raise unreadable(self._path, f"{file.name} is not a JSON object")
         return content
 
     def _attributes(self, folder: Path) -> dict[str, Any]:
-        """What OME-Zarr says of a group, in either version."""
+        """Return the OME-Zarr attributes of a group, in either version."""
         if (folder / "zarr.json").is_file():
             attributes = self._json(folder / "zarr.json").get("attributes", {})
             return dict(attributes.get("ome", attributes))
@@ -178,17 +157,17 @@ class ZarrReader:
         if (folder / ".zarray").is_file() or self._json(folder / "zarr.json").get("node_type") == "array":
             return [{"datasets": [{"path": ""}], "axes": None}]
         if "plate" in attributes or "well" in attributes:
-            raise unreadable(self._path, "it is a plate or well of many images", "name one of them, such as A/1/0")
-        raise unreadable(self._path, "it is a Zarr folder without an OME-Zarr image", "name the folder of an image")
+            raise unreadable(self._path, "it is a plate or well of many images", "give one of them, such as A/1/0")
+        raise unreadable(self._path, "it is a Zarr folder without an OME-Zarr image", "give the folder of an image")
 
     def _inside(self, root: Path, name: str) -> Path:
         parts = [part for part in name.split("/") if part]
         if name.startswith("/") or "\\" in name or ":" in name or any(part in (".", "..") for part in parts):
-            raise unreadable(self._path, f"it names a level {clip_text(name)!r}, which is not inside it", _DAMAGED)
+            raise unreadable(self._path, f"it names a level {clip_text(name)!r}, which is not inside it")
         return root.joinpath(*parts)
 
     def _array(self, folder: Path) -> tuple[Array[Any], Path]:
-        """Open an array whose description has been looked over, and the file that describes it."""
+        """Check the description of an array and open it; returns also the file that describes it."""
         from tnet.scenes.readers.zarr_limits import open_limited
 
         mark = folder / "zarr.json" if (folder / "zarr.json").is_file() else folder / ".zarray"
@@ -198,16 +177,15 @@ class ZarrReader:
         self._check_codecs(described)
         array = open_limited(folder, 3 if mark.name == "zarr.json" else 2, self._meter)
         if array.dtype.kind not in "uif" or not 2 <= array.ndim <= 5 or min(*array.shape, *array.chunks) < 1:
-            raise unreadable(self._path, f"it holds {array.dtype} of shape {array.shape} in {array.chunks}", _DAMAGED)
-        if array.shards and math.prod(array.shards) // math.prod(array.chunks) > _MAX_CHUNKS_A_SHARD:
-            raise unreadable(self._path, f"its shards are {array.shards}, of chunks {array.chunks}", _DAMAGED)
-        chunk_pixels = math.prod(array.chunks[-2:])
-        others = math.prod(array.chunks[:-2])
-        check_block(self._path, (1, chunk_pixels), others * array.dtype.itemsize, self._options)
+            raise unreadable(self._path, f"it holds {array.dtype} of shape {array.shape} in {array.chunks}")
+        if array.shards and math.prod(array.shards) // math.prod(array.chunks) > _MAX_CHUNKS_PER_SHARD:
+            raise unreadable(self._path, f"its shards are {array.shards}, of chunks {array.chunks}")
+        pixel_bytes = math.prod(array.chunks[:-2]) * array.dtype.itemsize
+        check_block(self._path, (1, math.prod(array.chunks[-2:])), pixel_bytes, self._options)
         return array, mark
 
     def _check_codecs(self, described: dict[str, Any]) -> None:
-        """Only codecs of Zarr itself: others, pickles among them, could do anything."""
+        """Allow only codecs of Zarr itself: others, pickles among them, could do anything."""
         if "codecs" in described:
             names = list(_codec_names(described["codecs"]))
             foreign = [name for name in names if name not in _CODECS_V3]
@@ -218,12 +196,12 @@ class ZarrReader:
         if foreign:
             raise unreadable(
                 self._path,
-                f"it is stored with {clip_text(foreign[0])!r}, which is not among the codecs that are read",
+                f"its codec {clip_text(foreign[0])!r} is not supported",
                 "save it with blosc, zstd or gzip and without filters",
             )
 
     def _levels(self, scales: list[tuple[float, ...] | None]) -> tuple[StoredLevel, ...]:
-        """Resolutions that are each smaller than the one before, by their scales where those fit their sizes."""
+        """Return resolutions that get ever smaller, with their stated scales if these fit their sizes."""
         y, x = self._axes.index("y"), self._axes.index("x")
         first = self._arrays[0]
         height, width = first.shape[y], first.shape[x]
@@ -247,7 +225,7 @@ class ZarrReader:
 
 
 def _cuts(start: int, stop: int, size: int) -> list[slice]:
-    """A range in parts that each lie in one chunk."""
+    """Split a range into parts that each lie in one chunk."""
     firsts = [start, *range((start // size + 1) * size, stop, size)]
     return [slice(first, last) for first, last in zip(firsts, [*firsts[1:], stop], strict=True)]
 
@@ -261,7 +239,7 @@ def _codec_names(codecs: Any) -> Any:
 
 
 def _axes(image: dict[str, Any], array: Array[Any]) -> list[str]:
-    """One letter an axis: t, c, z, y or x."""
+    """Return one letter per axis: t, c, z, y or x."""
     named = image.get("axes")
     if named:
         axes = [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in named]
@@ -287,7 +265,7 @@ def _scale(described: dict[str, Any], axes: int) -> tuple[float, ...] | None:
 def _spacing_m_yx(
     image: dict[str, Any], axes: list[str], scale: tuple[float, ...] | None
 ) -> tuple[float, float] | None:
-    """Of level 0, where both axes have a unit of length."""
+    """Return the spacing of level 0 if both axes have a unit of length."""
     whole = _scale(image, len(axes)) or (1.0,) * len(axes)
     units = {}
     for axis in image.get("axes") or ():
@@ -306,3 +284,20 @@ def _color(attributes: dict[str, Any], channels: int, dtype: np.dtype[Any]) -> C
     shown = [str(channel.get("color", "")).upper() for channel in (attributes.get("omero") or {}).get("channels", ())]
     is_rgb = channels == 3 and dtype == np.uint8 and shown in ([], ["FF0000", "00FF00", "0000FF"])
     return "rgb" if is_rgb else "bands"
+
+
+def _score(content: Content) -> int:
+    return 10 if content.is_folder and any((content.path / marker).is_file() for marker in _MARKERS) else 0
+
+
+def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
+    import zarr
+
+    height, width = pixels.shape[:2]
+    array = zarr.create_array(path, shape=(3, height, width), dtype="uint8")
+    array[:] = np.moveaxis(pixels, 2, 0)
+
+
+READERS.register("zarr")(
+    ReaderEntry(ZarrReader, _score, ("zarr",), ("zarr", "numcodecs"), "ome", write_sample=_write_sample)
+)

@@ -7,19 +7,24 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.helpers import tiny_config, tiny_recipe
 
 from tnet.errors import ConfigError, TrainingError
-from tnet.evaluation import compare_rows
-from tnet.evaluation.compare import Comparison, compare
-from tnet.evaluation.compare_rows import _minutes_kept, content_key, model_digest, recipe_key
-from tnet.evaluation.compare_suite import CostsConfig, RowConfig, Suite
+from tnet.evaluation.comparison import work
+from tnet.evaluation.comparison.run import Comparison, compare
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.comparison.work import _minutes_kept, content_key, model_digest, recipe_key
+from tnet.evaluation.resources import CostsConfig
+from tnet.files import make_folder
+from tnet.models import build_model
 from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
-from tnet.training.recipe import load_recipe, save_recipe
+from tnet.training.recipe import Recipe, load_recipe, save_recipe
 
 COSTS = CostsConfig(devices=("cpu",), batch_sizes=(1,), repeats=1, warmup=1, memory_batch_size=0)
 
@@ -39,7 +44,7 @@ class Log:
 
     def take(self) -> list[str]:
         """Rows and what was done with them, since the last time."""
-        verbs = ("training goes on", "training", "evaluating", "measuring costs", "failed")
+        verbs = ("resuming", "training", "evaluating", "measuring costs", "failed")
         found = [f"{line.split(',')[0].split(':')[0].split(' failed')[0]}: "
                  f"{next(verb for verb in verbs if verb in line)}" for line in self.done]  # fmt: skip
         self.done.clear()
@@ -50,6 +55,22 @@ class Log:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest; the command's own test draws."""
     monkeypatch.setattr(compare_module, "plot_comparison", lambda lines, folder: [])
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace training: save an untrained model and one epoch of metrics. Caching does not depend on training."""
+
+    def train(recipe: Recipe, folder: Path, **options: object) -> SimpleNamespace:
+        torch.manual_seed(recipe.seed)
+        config = replace(recipe.model, num_classes=10, class_names=tuple("0123456789"))
+        save_model(build_model(config), folder / "model")
+        save_recipe(recipe, folder / "recipe.yaml")
+        log = make_folder(folder / "logs" / "csv" / "version_0")
+        (log / "metrics.csv").write_text("epoch,step,val/accuracy\n0,2,0.5\n")
+        return SimpleNamespace(train_seconds=1.0)
+
+    monkeypatch.setattr(work, "train", train)
 
 
 @pytest.fixture
@@ -76,7 +97,7 @@ def run(suite: Suite, folder: Path, log: Log, **options: Any) -> Comparison:
 ALL = ["A: training", "A: evaluating", "A: measuring costs"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick_training")
 def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
     suite = a_suite(tiny)
@@ -107,7 +128,7 @@ def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) ->
     assert log.take() == ALL
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick_training")
 def test_what_is_damaged_or_forced_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
     suite = a_suite(tiny, RowConfig("A", tiny), RowConfig("B", tiny, ("optim.lr=0.01",)))
@@ -122,6 +143,7 @@ def test_what_is_damaged_or_forced_is_done_again(tiny: str, tmp_path: Path, log:
     assert [line.row for line in result.lines] == ["A", "B"]
 
 
+@pytest.mark.usefixtures("quick_training")
 def test_rows_of_the_same_recipe_are_trained_once_even_if_forced(tiny: str, tmp_path: Path, log: Log) -> None:
     suite = a_suite(tiny, RowConfig("A", tiny), RowConfig("B", tiny))
     run(suite, tmp_path / "out", log, force=True)
@@ -130,6 +152,7 @@ def test_rows_of_the_same_recipe_are_trained_once_even_if_forced(tiny: str, tmp_
     assert log.take() == ALL
 
 
+@pytest.mark.usefixtures("quick_training")
 def test_rows_not_asked_for_are_shown_if_they_are_there(tiny: str, tmp_path: Path, log: Log) -> None:
     suite = a_suite(tiny, RowConfig("A", tiny), RowConfig("B", tiny, ("optim.lr=0.01",)))
     result = run(suite, tmp_path / "out", log, only=["B"])
@@ -137,7 +160,7 @@ def test_rows_not_asked_for_are_shown_if_they_are_there(tiny: str, tmp_path: Pat
     assert "Not measured yet: A." in (tmp_path / "out" / "comparison.md").read_text()
     result = run(suite, tmp_path / "out", log, only=["A"])
     assert ([line.row for line in result.lines], result.missing) == (["A", "B"], [])
-    with pytest.raises(ConfigError, match="has no row 'C'; its rows are A, B"):
+    with pytest.raises(ConfigError, match="'C'"):
         compare(suite, tmp_path / "out", only=["C"])
 
 
@@ -190,13 +213,14 @@ def test_saved_and_registered_models(tiny: str, tmp_path: Path, log: Log) -> Non
     # Without data, neither knows what to be measured on.
     result = compare(replace(suite, data=None, costs=COSTS), tmp_path / "out", progress=False, say=log)
     assert "saved has no recipe.yaml that says which images" in result.failures["S"]
-    assert "row 'R' has no images whose size" in result.failures["R"]
+    assert "row 'R' has no images" in result.failures["R"]
 
 
+@pytest.mark.usefixtures("quick_training")
 def test_a_failure_of_any_kind_leaves_the_other_rows(
     tiny: str, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = compare_rows.train
+    train = work.train
 
     def fails(recipe: Any, *args: Any, **options: Any) -> Any:
         if recipe.optim.lr == 0.5:
@@ -205,7 +229,7 @@ def test_a_failure_of_any_kind_leaves_the_other_rows(
             raise ZeroDivisionError("a bug")
         return train(recipe, *args, **options)
 
-    monkeypatch.setattr(compare_rows, "train", fails)
+    monkeypatch.setattr(work, "train", fails)
     rows = [RowConfig(name, tiny, (f"optim.lr={lr}",)) for name, lr in (("A", 0.5), ("B", 0.25), ("C", 0.001))]
     result = compare(a_suite(tiny, *rows), tmp_path / "out", progress=False, say=log)
     assert result.failures == {"A": "the loss became nan; train anew", "B": "ZeroDivisionError: a bug"}
@@ -216,20 +240,21 @@ def test_a_failure_of_any_kind_leaves_the_other_rows(
 @pytest.fixture
 def interrupted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first evaluation is interrupted by Ctrl-C."""
-    measure, times = compare_rows.measure_accuracy, iter([True])
+    measure, times = work.evaluate, iter([True])
 
     def interrupt(*args: Any, **options: Any) -> Any:
         if next(times, False):
             raise KeyboardInterrupt
         return measure(*args, **options)
 
-    monkeypatch.setattr(compare_rows, "measure_accuracy", interrupt)
+    monkeypatch.setattr(work, "evaluate", interrupt)
 
 
+@pytest.mark.usefixtures("quick_training")
 def test_an_interruption_says_how_to_go_on(tiny: str, tmp_path: Path, log: Log, interrupted_once: None) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         run(a_suite(tiny), tmp_path / "out", log)
-    assert caught.value.__notes__ == [f"what is done is kept in {tmp_path / 'out'}; the same command goes on"]
+    assert caught.value.__notes__ == [f"results so far are in {tmp_path / 'out'}; the same command resumes"]
     assert log.take() == ALL[:2]
     run(a_suite(tiny), tmp_path / "out", log)
     assert log.take() == ALL[1:]

@@ -8,14 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 from sklearn.metrics import jaccard_score, roc_auc_score
+from tests.helpers import three_levels
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnet.backbones import BackboneConfig
 from tnet.data.sample import Sample
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError
-from tnet.evaluation.looks import check_data_fits, default_looks, evaluate_looks
-from tnet.evaluation.report import LooksRow, wilson_interval
+from tnet.evaluation.evaluator import (
+    LooksRow,
+    check_data_fits,
+    evaluate,
+    is_right,
+    settings,
+    wilson_interval,
+    without_context,
+)
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PolicyConfig, TNetConfig
 from tnet.models.tnet import TNet
@@ -81,7 +89,7 @@ def probs_by_hand(model: TNet, data: Images, looks: int) -> Tensor:
 
 def measure(model: TNet, data: Images, **options: object) -> list[LooksRow]:
     arguments = {"looks": [2], "batch_size": 4, "progress": False, **options}
-    return evaluate_looks(model, data, **arguments)  # type: ignore[arg-type]
+    return evaluate(model, data, **arguments)  # type: ignore[arg-type]
 
 
 def found(rows: list[LooksRow]) -> list[LooksRow]:
@@ -208,10 +216,10 @@ def test_a_single_batch_is_timed_when_it_comes_again(monkeypatch: pytest.MonkeyP
     assert row.batch_size == 3
 
 
-def test_progress_is_told_where_there_is_no_terminal(
+def test_progress_is_printed_in_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tnet.evaluation.looks._TELL_SECONDS", -1.0)
+    monkeypatch.setattr("tnet.inference.progress._LINE_EVERY_S", -1.0)
     measure(a_model(), Images(6), progress=True)
     told = capsys.readouterr()
     assert told.err.splitlines() == ["evaluating: 4 of 6 images", "evaluating: 6 of 6 images"]
@@ -219,11 +227,11 @@ def test_progress_is_told_where_there_is_no_terminal(
     assert capsys.readouterr().err == ""
 
 
-def test_default_looks_go_up_to_the_models_own() -> None:
-    assert default_looks(replace(CONFIG, looks=(3,))) == [0, 1, 2, 3]
-    assert default_looks(replace(CONFIG, levels=1, looks=())) == [0]
+def test_listed_looks_go_up_to_the_models_own() -> None:
+    assert replace(CONFIG, looks=(3,)).listed_looks() == [0, 1, 2, 3]
+    assert replace(CONFIG, levels=1, looks=()).listed_looks() == [0]
     # 1 and 1x2 deep, 2 without and with its second level.
-    assert default_looks(replace(CONFIG, levels=3, looks=(2, 2))) == [0, (2,), 1, 2]
+    assert replace(CONFIG, levels=3, looks=(2, 2)).listed_looks() == [0, (2,), 1, 2]
 
 
 @pytest.mark.parametrize(("looks", "message"), [
@@ -238,9 +246,9 @@ def test_looks_that_cannot_be_are_refused_before_any_image_is_read(looks: list[i
     assert data.asked == []
 
 
-@pytest.mark.parametrize("options", [{"looks": []}, {"policies": ()}, {"batch_size": 0}, {"workers": -1}])
+@pytest.mark.parametrize("options", [{"policies": ()}, {"batch_size": 0}, {"workers": -1}])
 def test_nothing_to_measure_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="give at least"):
+    with pytest.raises(ConfigError, match="at least one policy"):
         measure(a_model(), Images(4), **options)
 
 
@@ -255,9 +263,9 @@ def test_data_must_have_the_models_classes() -> None:
     check_data_fits(replace(CONFIG, class_names=names), Images(1))
     with pytest.raises(DataError, match="no images"):
         check_data_fits(CONFIG, Images(0))
-    with pytest.raises(DataError, match="3 classes but the model tells 7 apart"):
+    with pytest.raises(DataError, match="3 classes but the model has 7"):
         check_data_fits(CONFIG, Images(1, 3))
-    with pytest.raises(DataError, match="several labels an image but the model gives one class"):
+    with pytest.raises(DataError, match="several labels per image but the model predicts one class"):
         check_data_fits(CONFIG, Images(1, multilabel=True))
     with pytest.raises(DataError, match="missing 'cat'"):
         check_data_fits(replace(CONFIG, class_names=(*names[:6], "cat")), Images(1))
@@ -271,7 +279,7 @@ def test_answers_that_are_not_numbers_are_refused() -> None:
     model = a_model()
     with torch.no_grad():
         model.classifier.bias[0] = torch.nan
-    with pytest.raises(CheckpointError, match="made/0 is not a number"):
+    with pytest.raises(CheckpointError, match="made/0"):
         measure(model, Images(4))
 
 
@@ -281,3 +289,65 @@ def test_sampled_looks_use_the_models_own_sampling() -> None:
     sampled, top = cells_chosen(model, looks=[2], policies=("sample",), batch_size=2), None
     top = cells_chosen(model, looks=[2], policies=("topk",), batch_size=2)
     assert sampled == top
+
+
+def bits(right: Tensor) -> str:
+    return "".join(str(int(one)) for one in right)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "weighted"])
+def test_every_image_is_right_or_wrong_as_worked_out_by_hand(aggregation: str) -> None:
+    model, data = a_model(aggregation=aggregation), Images(22)
+    (found,) = measure(model, data, policies=("learned",))
+    tops, fives, alone = [], [], []
+    with torch.no_grad():
+        for image, target in zip(data.images, data.targets, strict=True):
+            output = model(image[None], looks=2, policy="topk")
+            tops.append(output.logits[0].argmax() == target)
+            fives.append(target in output.logits[0].topk(5).indices)
+            attended = output.features[0, 1:]  # 2 regions, the whole image left out
+            if aggregation == "mean":
+                mean = (attended[0] + attended[1]) / 2
+            else:
+                weights = model.aggregation(attended[None]).weights[0]
+                assert weights.sum() == pytest.approx(1, abs=1e-6) and abs(weights[0] - 0.5) > 1e-4
+                mean = weights[0] * attended[0] + weights[1] * attended[1]
+            alone.append((model.classifier.weight @ mean + model.classifier.bias).argmax() == target)
+    assert (found.looks, found.policy) == ((2,), "learned")
+    assert (found.right, found.right_top5, found.right_without_context) == (
+        bits(torch.tensor(tops)), bits(torch.tensor(fives)), bits(torch.tensor(alone))
+    )  # fmt: skip
+    assert found.right != found.right_without_context != found.right_top5
+
+
+def test_without_looks_nothing_is_without_context() -> None:
+    model, image = a_model(), Images(1).images[0][None]
+    with torch.no_grad():
+        assert without_context(model, model(image, looks=0)) is None
+    assert measure(model, Images(3), looks=(0,))[0].right_without_context is None
+
+
+def test_several_labels_must_all_be_right() -> None:
+    logits = torch.tensor([[1.0, -1.0, 2.0], [1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]])
+    targets = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert is_right(logits, targets).tolist() == [True, False, True]
+    assert is_right(logits, torch.tensor([0, 2, 1]), top=2).tolist() == [True, True, True]
+    (found,) = measure(a_model(multilabel=True, num_classes=3), Images(6, 3, multilabel=True))
+    assert len(found.right) == 6 and found.right_top5 is None
+
+
+def test_settings_are_every_combination_once() -> None:
+    model = a_model()
+    assert settings(model, (0, 2, (2,), 0), ("learned", "random")) == [
+        ((), "none", "topk"), ((2,), "learned", "topk"), ((2,), "random", "random")
+    ]  # fmt: skip
+    assert settings(model, (), ("learned",)) == [((2,), "learned", "topk")]
+    deep = settings(TNet(three_levels()), (1, (3, 2)), ("learned",))
+    assert [setting.looks for setting in deep] == [(1, 2), (3, 2)]
+
+
+def test_what_a_model_does_not_know_is_refused() -> None:
+    with pytest.raises(GeometryError, match="99"):
+        settings(a_model(), (99,), ("learned",))
+    with pytest.raises(ConfigError, match="policy"):
+        settings(a_model(), (1,), ("sobel_mean",))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tnet.evaluation.compare_measure import Accuracy, Cost, MemoryUse, Setting, TimeUse
-from tnet.evaluation.compare_report import (
+from tnet.evaluation.comparison.report import (
     Line,
     bootstrap_interval,
     comparison_notes,
@@ -21,14 +20,24 @@ from tnet.evaluation.compare_report import (
     share,
     write_comparison_csv,
 )
-from tnet.evaluation.compare_rows import Effort
+from tnet.evaluation.comparison.work import Effort
+from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.resources import Cost, MemoryUse, TimeUse
 
-NONE, TWO, RANDOM = Setting("0", 0, "none"), Setting("2", 2, "learned"), Setting("2", 2, "random")
+NONE, TWO, RANDOM = ("0", 0, "none"), ("2", 2, "learned"), ("2", 2, "random")
 
 
-def a_cost(setting: Setting, macs: int) -> Cost:
+def a_row(setting: tuple[str, int, str], right: str, top5: str, without_context: str | None) -> LooksRow:
+    looks, total, policy = setting
+    return LooksRow(
+        (int(looks),) if total else (), total, policy, len(right), 0.5, 0.4, 0.6, None, None, None, 0.5, 1, 1, 1.0, 1.0,
+        1.0, 4, "cpu", right, top5, without_context,
+    )  # fmt: skip
+
+
+def a_cost(setting: tuple[str, int, str], macs: int) -> Cost:
     return Cost(
-        setting, macs, 1_500_000, 1_600_000, (64, 96), (TimeUse("cpu", 4, 5, 2.0, 1.5, 3.25),),
+        *setting, macs, 1_500_000, 1_600_000, (64, 96), (TimeUse("cpu", 4, 5, 2.0, 1.5, 3.25),),
         (MemoryUse("cpu", 1, 12_500_000),),
     )  # fmt: skip
 
@@ -36,14 +45,14 @@ def a_cost(setting: Setting, macs: int) -> Cost:
 def some_lines() -> list[Line]:
     accuracies = [
         [
-            Accuracy(NONE, "1000", "1100", None),
-            Accuracy(TWO, "1110", "1111", "1010"),
-            Accuracy(RANDOM, "1010", "1111", "0010"),
+            a_row(NONE, "1000", "1100", None),
+            a_row(TWO, "1110", "1111", "1010"),
+            a_row(RANDOM, "1010", "1111", "0010"),
         ],
         [
-            Accuracy(NONE, "1000", "1100", None),
-            Accuracy(TWO, "1111", "1111", "1010"),
-            Accuracy(RANDOM, "1011", "1111", "0010"),
+            a_row(NONE, "1000", "1100", None),
+            a_row(TWO, "1111", "1111", "1010"),
+            a_row(RANDOM, "1011", "1111", "0010"),
         ],
     ]
     costs = [a_cost(NONE, 10**9), a_cost(TWO, 3 * 10**9), replace(a_cost(RANDOM, 29 * 10**8), times=(), memory=())]
@@ -85,7 +94,7 @@ def test_a_share_over_seeds() -> None:
 
 def test_lines_put_seeds_and_costs_together() -> None:
     lines = some_lines()
-    assert [line.setting for line in lines] == [NONE, TWO, RANDOM]
+    assert [(line.looks, line.total_looks, line.policy) for line in lines] == [NONE, TWO, RANDOM]
     assert lines[1].top1 is not None and lines[1].top1.mean == pytest.approx(0.875)
     assert lines[0].without_context is None
     assert lines[1].without_context is not None and lines[1].without_context.mean == 0.5
@@ -107,7 +116,7 @@ def test_the_table_has_the_columns_of_the_paper() -> None:
     assert body[1][6:] == ["3.000", "1.500", "2.00 (1.50 to 3.25)", "12.5"]
     assert body[2][6:] == ["2.900", "1.500", "-", "-"]
     notes = comparison_notes(lines, ["cuda"], {"cpu": "Abacus"})
-    for said in ("4 images", "multiply-adds of one image", "64 x 96 px", "cpu Abacus", "not measured: cuda", "2 seeds"):
+    for said in ("4 images", "multiply-adds per image", "64 x 96 px", "cpu Abacus", "not measured: cuda", "2 seeds"):
         assert said in notes
     assert "| TNet | 2     | 10    | 80          | 1.5     |" in effort_table(lines)
     assert effort_table([replace(line, effort=None) for line in lines]) == ""

@@ -1,4 +1,4 @@
-"""Comparing systems: trains or loads the rows of a suite, measures them alike, and writes tables and pictures."""
+"""``compare``: train or load the rows of a suite, measure them alike, and write tables and plots."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnet.errors import ConfigError, TnetError
-from tnet.evaluation.compare_curves import RunCurve, plot_training
-from tnet.evaluation.compare_measure import devices_here, machine
-from tnet.evaluation.compare_report import (
+from tnet.evaluation.comparison.report import (
     Line,
     comparison_notes,
     comparison_table,
@@ -19,22 +17,24 @@ from tnet.evaluation.compare_report import (
     plot_comparison,
     write_comparison_csv,
 )
-from tnet.evaluation.compare_rows import NotKeptError, Work
-from tnet.evaluation.compare_suite import RowConfig, Suite
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.comparison.work import NotCachedError, Work
+from tnet.evaluation.plots import RunCurve, plot_training
+from tnet.evaluation.resources import devices_here, machine
 from tnet.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison left.
+    """Result of a comparison.
 
     Attributes:
-        folder: of everything.
-        lines: of the table, in the order of the rows.
-        text: the tables and what their numbers are, in Markdown.
-        failures: for each row that failed, in one sentence why.
-        missing: rows that were not asked for, and of which nothing is kept.
-        files: tables and pictures.
+        folder: output folder.
+        lines: lines of the table, in the order of the rows.
+        text: tables and notes, in Markdown.
+        failures: reason per failed row.
+        missing: rows that were neither asked for nor cached.
+        files: paths of tables and plots.
     """
 
     folder: Path
@@ -57,22 +57,22 @@ def compare(
 ) -> Comparison:
     """Measure the rows of a suite.
 
-    What was found before, in the same folder, is used again if nothing that it follows from has changed; runs that were
-    interrupted go on. A row that fails does not end the comparison.
+    Results in the same folder are reused if nothing they depend on has changed; interrupted runs are resumed. A row
+    that fails does not end the comparison.
 
     Args:
         suite: what to compare.
-        folder: for all results; may hold those of an earlier comparison.
-        only: names of the rows to work on; all if empty. Of others, what is kept is shown.
-        force: forget what is kept of the rows worked on: train and measure anew.
-        device: to evaluate on.
+        folder: output folder; may hold an earlier comparison.
+        only: names of the rows to work on; all if empty. Cached results of other rows are shown.
+        force: delete cached results of these rows and compute them again.
+        device: device to evaluate on.
         progress: show progress bars on standard error.
-        say: takes a line about each step.
+        say: called with a line about each step.
 
     Raises:
-        ConfigError: a name in ``only`` that is no row.
+        ConfigError: ``only`` names a row that does not exist.
         OutputError: the folder cannot be written.
-        KeyboardInterrupt: Ctrl-C; a note on it says that the same command goes on.
+        KeyboardInterrupt: Ctrl-C, with a note that the same command resumes.
     """
     names = [row.name for row in suite.rows]
     unknown = [name for name in only if name not in names]
@@ -89,10 +89,10 @@ def compare(
         try:
             lines += _row_lines(work, row, make=chosen, renew=force and chosen)
             curves += work.curves(row)
-        except NotKeptError:
+        except NotCachedError:
             missing.append(row.name)
         except KeyboardInterrupt as interrupt:
-            interrupt.__notes__ = [f"what is done is kept in {folder}; the same command goes on"]
+            interrupt.__notes__ = [f"results so far are in {folder}; the same command resumes"]
             raise
         except Exception as error:  # whatever it is, hours of other rows must not be lost to it
             failures[row.name] = _sentence(error)
@@ -104,11 +104,10 @@ def compare(
 
 
 def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line]:
-    """Everything about one row."""
     entries = work.entries(row, make=make, renew=renew)
     if not row.measure:
         return []
-    accuracies = [found for entry in entries if (found := work.accuracies(row, entry, make=make))]
+    accuracies = [rows for entry in entries if (rows := work.accuracies(row, entry, make=make))]
     # What a model costs does not depend on what it has learned.
     costs = work.costs(row, entries[0], make=make)
     efforts = [entry.effort for entry in entries if entry.effort is not None]
@@ -116,7 +115,6 @@ def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, on one line."""
     first = (str(error).splitlines() or [""])[0][:500]
     return first if isinstance(error, TnetError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
@@ -129,7 +127,6 @@ def _write(
     failures: dict[str, str],
     missing: list[str],
 ) -> tuple[str, list[Path]]:
-    """Tables and pictures."""
     parts = []
     if lines:
         skipped = [name for name in suite.costs.devices if name not in devices_here(suite.costs.devices)]
@@ -137,20 +134,20 @@ def _write(
         parts += [comparison_table(lines), notes]
         effort = effort_table(lines)
         if effort:
-            parts += [f"Training effort, a seed's mean, earlier stages included:\n\n{effort}"]
+            parts += [f"Training effort per seed (mean), including earlier stages:\n\n{effort}"]
     parts += [f"Failed: {name}: {reason}\n" for name, reason in failures.items()]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.\n")
     text = "\n".join(parts)
     files = [folder / "comparison.md"]
-    pictures: list[Path] = []
+    plots: list[Path] = []
     if lines:
         write_comparison_csv(lines, folder / "comparison.csv")
-        pictures = plot_comparison(lines, folder)
+        plots = plot_comparison(lines, folder)
         if curves:
-            pictures.append(folder / "training.png")
-            plot_training(curves, pictures[-1])
-        files += [folder / "comparison.csv", *pictures]
-    shown = "\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures)
+            plots.append(folder / "training.png")
+            plot_training(curves, plots[-1])
+        files += [folder / "comparison.csv", *plots]
+    shown = "\n".join(f"![{plot.stem}]({plot.name})" for plot in plots)
     write_text(files[0], f"# {suite.title}\n\n{text}\n{shown}\n".rstrip() + "\n")
     return text, files

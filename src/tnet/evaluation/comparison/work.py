@@ -1,9 +1,9 @@
-"""The work behind the rows of a comparison, kept by its content so that nothing is done twice.
+"""The cached work behind the rows of a comparison: training, accuracy, cost.
 
-Each trained or loaded model has a folder ``cache/<key>``, where the key is a hash of all that it follows from: for a
+Each trained or loaded model has a folder ``cache/<key>``. The key is a hash of everything the model depends on: for a
 run the whole recipe with its data section and seed, the weights it starts from, and tnet's version; for a saved model
-its files. What is measured of it lies there too, each under a hash of what it depends on beside the model. Names of
-rows, and titles, are not part of any key. The images themselves are not either, only where they are read from.
+its files. Measurements are stored in the same folder under a hash of their own settings. Names of rows and titles are
+not part of any key, and neither are the images themselves, only where they are read from.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from tnet.config import parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData, number_classes_as, open_data, open_split
 from tnet.errors import ConfigError, DataError, TnetError
-from tnet.evaluation.compare_curves import RunCurve, run_curve
-from tnet.evaluation.compare_measure import Accuracy, Cost, devices_here, machine, measure_accuracy, measure_costs
-from tnet.evaluation.compare_suite import RowConfig, Suite
+from tnet.evaluation.comparison.suite import RowConfig, Suite
+from tnet.evaluation.evaluator import LooksRow, evaluate
+from tnet.evaluation.plots import RunCurve, run_curve
+from tnet.evaluation.resources import Cost, devices_here, machine, measure_costs
 from tnet.files import make_folder, write_text
 from tnet.models.base import Model
 from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
@@ -37,17 +38,17 @@ from tnet.training.run import LAST_CHECKPOINT, RECIPE_NAME, train
 
 T = TypeVar("T")
 
-_FORMAT = 1  # of what is kept; another number makes everything new
+_FORMAT = 3  # version of the cache; a new number measures everything again
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What training took, that of the stages before it included.
+    """Training effort, including that of earlier stages.
 
     Attributes:
-        steps: of the optimiser.
-        images: shown in training, each time counted.
-        minutes: of wall time, validation included; work lost to a kill left out.
+        steps: optimiser steps.
+        images: images seen in training, with repetition.
+        minutes: wall time with validation, without work that was lost when a run was killed.
     """
 
     steps: int
@@ -63,11 +64,11 @@ class Entry:
     """A trained, saved or registered model.
 
     Attributes:
-        key: hash of what it follows from.
-        folder: where what was found out about it is kept.
-        seed: that it was trained with; the first of the suite where it was not trained here.
-        model: its folder; ``None`` for a registered model.
-        effort: of training; ``None`` where it was not trained here.
+        key: hash of everything the model depends on.
+        folder: cache folder.
+        seed: seed it was trained with; the suite's first if it was not trained here.
+        model: folder of the model; ``None`` for a registered model.
+        effort: training effort; ``None`` if it was not trained here.
     """
 
     key: str
@@ -79,32 +80,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Accuracies:
-    """As kept in a file."""
-
-    found: tuple[Accuracy, ...]
+    rows: tuple[LooksRow, ...]
 
 
 @dataclass(frozen=True)
 class _Costs:
-    """As kept in a file."""
-
-    found: tuple[Cost, ...]
+    rows: tuple[Cost, ...]
 
 
 @dataclass(frozen=True)
 class _Effort:
-    """As kept in a file: of the run alone; unfinished, only the time that counts so far."""
+    """Effort of a run without its earlier stages; only the time so far while it is unfinished."""
 
     effort: Effort
     finished: bool
 
 
-class NotKeptError(Exception):
-    """Something that is not in the cache, and is not to be made now."""
+class NotCachedError(Exception):
+    """A result is not in the cache and must not be computed now."""
 
 
 def content_key(*content: Any) -> str:
-    """Hash of plain data, of dataclasses, or of lists and mappings of these: 16 hexadecimal digits."""
+    """Hash of plain data and dataclasses: 16 hexadecimal digits."""
     text = json.dumps([to_plain(item) for item in content], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -112,7 +109,7 @@ def content_key(*content: Any) -> str:
 def _version() -> str:
     try:
         return version("tnet")
-    except PackageNotFoundError:  # run from its sources, uninstalled
+    except PackageNotFoundError:  # not installed
         return "unknown"
 
 
@@ -122,13 +119,13 @@ def _file_digest(path: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Hash of a saved model's files.
+    """Hash of the files of a saved model.
 
     Args:
-        folder: of the model, or of the run.
+        folder: folder of the model or of the run.
 
     Raises:
-        ConfigError: it holds no model.
+        ConfigError: the folder does not contain a model.
     """
     if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
         folder = folder / "model"
@@ -140,8 +137,8 @@ def model_digest(folder: Path) -> str:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Hash of all that the outcome of a run follows from, with the content of the weights that it starts from."""
-    # What changes nothing in the outcome, or is a place whose content counts, is left out.
+    """Hash of everything the outcome of a run depends on, including the weights that it starts from."""
+    # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
     train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
     return content_key(
@@ -155,14 +152,14 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 class Work:
-    """Makes, or finds, what rows need.
+    """Computes the results of rows, or finds them in the cache.
 
     Args:
-        suite: what is compared, and how.
-        folder: of the cache.
-        device: to evaluate on.
+        suite: what to compare, and how.
+        folder: cache folder.
+        device: device to evaluate on.
         progress: show progress bars on standard error.
-        say: takes a line about what is being done.
+        say: called with a line about each step.
     """
 
     def __init__(self, suite: Suite, folder: Path, device: str, progress: bool, say: Callable[[str], object]) -> None:
@@ -171,15 +168,15 @@ class Work:
         self._renewed: set[str] = set()
 
     def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
-        """The models of a row: one for each seed, or one that is there already.
+        """The models of a row: one per seed for a recipe, otherwise one.
 
         Args:
-            row: which.
-            make: train what is not trained yet.
-            renew: forget what is kept of them first.
+            row: the row.
+            make: train models that are not in the cache.
+            renew: delete cached results first.
 
         Raises:
-            NotKeptError: not trained, and ``make`` is false.
+            NotCachedError: a model is not trained and ``make`` is false.
             TnetError: training failed.
         """
         seeds = self.suite.seeds if row.recipe is not None else self.suite.seeds[:1]
@@ -198,19 +195,18 @@ class Work:
         return entry
 
     def _prepare(self, key: str, renew: bool) -> None:
-        """Forget an entry if it is to be made anew, but only once."""
+        """Delete a cached entry that is to be renewed, but only once."""
         if renew and key not in self._renewed:
             shutil.rmtree(self.folder / key, ignore_errors=True)
         self._renewed.add(key)
 
     def recipe(self, row: RowConfig, seed: int) -> Recipe:
-        """The recipe of a row as it is run."""
+        """The recipe of a row with all overrides."""
         assert row.recipe is not None
         recipe = load_recipe(row.recipe, [*self.suite.overrides, *row.overrides, f"seed={seed}"])
         return recipe if self.suite.data is None else replace(recipe, data=self.suite.data)
 
     def _trained(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
-        """The model that a row's recipe makes with a seed."""
         recipe = self.recipe(row, seed)
         before = None if row.after is None else self._entry(self._rows[row.after], seed, make, renew=False)
         if before is not None:
@@ -218,22 +214,22 @@ class Work:
         key = recipe_key(recipe)
         self._prepare(key, renew)
         folder = self.folder / key
-        kept = _read_kept(folder / "effort.json", _Effort)
+        kept = _read_cached(folder / "effort.json", _Effort)
         if kept is None or not kept.finished:
             if not make:
-                raise NotKeptError
+                raise NotCachedError
             kept = self._train(row, recipe, folder, kept)
         effort = kept.effort if before is None or before.effort is None else kept.effort + before.effort
         return Entry(key, folder, seed, folder / "run" / "model", effort)
 
     def _train(self, row: RowConfig, recipe: Recipe, folder: Path, kept: _Effort | None) -> _Effort:
-        """Train, or go on with what was interrupted."""
+        """Train, or resume an interrupted run."""
         run, note = folder / "run", make_folder(folder) / "effort.json"
         minutes = (kept.effort.minutes if kept else 0.0) + _minutes_kept(run)
-        # The run writes it anew when it starts; until then its age must not be counted a second time.
+        # The run writes it again when it starts; until then its age must not be counted a second time.
         (run / RECIPE_NAME).unlink(missing_ok=True)
         write_text(note, json.dumps(to_plain(_Effort(Effort(0, 0, minutes), False))))
-        self.say(f"{row.name}, seed {recipe.seed}: {'training goes on' if minutes else 'training'} in {run}")
+        self.say(f"{row.name}, seed {recipe.seed}: {'resuming' if minutes else 'training'} in {run}")
         # Lightning's bars go to standard output, which is for the tables.
         with contextlib.redirect_stdout(sys.stderr):
             seconds = train(recipe, run, resume=True, progress=self.progress).train_seconds
@@ -257,7 +253,7 @@ class Work:
         return create_model(row.registered).eval()
 
     def curves(self, row: RowConfig) -> list[RunCurve]:
-        """How the runs of a row went; empty for a row without a recipe."""
+        """Learning curves of a row; empty for a row without a recipe."""
         if row.recipe is None:
             return []
         return [
@@ -270,10 +266,10 @@ class Work:
         ]
 
     def data(self, row: RowConfig, seed: int) -> tuple[DataConfig, LabelledData] | None:
-        """The images to evaluate a row on; ``None`` for a registered model, which knows nothing.
+        """The images to evaluate a row on; ``None`` for a registered, untrained model.
 
         Raises:
-            DataError: a saved model without a recipe, in a suite without data.
+            DataError: a saved model has no recipe, and the suite has no data section.
         """
         if row.registered is not None:
             return None
@@ -289,11 +285,11 @@ class Work:
         channels = recipe.model.in_channels if recipe else load_model(row.model or "").config.in_channels
         return config, open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
 
-    def accuracies(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[Accuracy]:
-        """Which images a model gets right; empty for a registered model.
+    def accuracies(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[LooksRow]:
+        """Evaluate a model, or read the cached rows; empty for a registered model.
 
         Raises:
-            NotKeptError: not measured, and ``make`` is false.
+            NotCachedError: not measured, and ``make`` is false.
         """
         if row.registered is not None:
             return []
@@ -311,15 +307,15 @@ class Work:
             model = self.model(row, entry)
             number_classes_as(model.config.class_names, images[1])
             self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images[1])} images")
-            return _Accuracies(tuple(measure_accuracy(
+            return _Accuracies(tuple(evaluate(
                 model, images[1], looks=row.looks, policies=policies, batch_size=suite.batch_size,
                 workers=suite.workers, device=self.device, seed=entry.seed, progress=self.progress,
             )))  # fmt: skip
 
-        return list(_kept_or_made(path, _Accuracies, measure, make).found)
+        return list(_cached(path, _Accuracies, measure, make).rows)
 
     def costs(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[Cost]:
-        """What a model costs; arguments and errors as for :meth:`accuracies`."""
+        """Measure the cost of a model, or read it from the cache; arguments and errors as for :meth:`accuracies`."""
         suite = self.suite
         policies, here = suite.policies_of(row), devices_here(suite.costs.devices)
         config = replace(suite.costs, devices=here)
@@ -336,7 +332,7 @@ class Work:
                 progress=self.progress,
             )))  # fmt: skip
 
-        return list(_kept_or_made(path, _Costs, measure, make).found)
+        return list(_cached(path, _Costs, measure, make).rows)
 
     def _image_size(self, row: RowConfig, entry: Entry, model: Model) -> tuple[int, int]:
         """Height and width of the first image to evaluate on."""
@@ -346,7 +342,7 @@ class Work:
             images = self.suite.data, open_split(self.suite.data, channels, seed, self.suite.split)
         if images is None:
             raise ConfigError(
-                f"row {row.name!r} has no images whose size its costs could be measured at; set costs.image_size_hw"
+                f"row {row.name!r} has no images to take the size for cost measurements from; set costs.image_size_hw"
             )
         image = images[1][0].image
         height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
@@ -354,7 +350,7 @@ class Work:
 
 
 def _recipe_beside(folder: Path) -> Recipe | None:
-    """The recipe by which a saved model was trained, if it lies beside it."""
+    """The recipe that a saved model was trained with, if it is beside the model."""
     for place in (folder, folder.parent) if folder.name == "model" else (folder,):
         if (place / RECIPE_NAME).is_file():
             return load_recipe(place / RECIPE_NAME)
@@ -367,29 +363,29 @@ def _data_beside(folder: Path) -> DataConfig | None:
 
 
 def _minutes_kept(run: Path) -> float:
-    """Minutes of training that an interrupted run can go on from: from its start to its last checkpoint."""
+    """Minutes of training that a resumed run keeps: from its start to its last checkpoint."""
     start, end = run / RECIPE_NAME, run / LAST_CHECKPOINT
     if not start.is_file() or not end.is_file():
         return 0.0
     return max(0.0, end.stat().st_mtime - start.stat().st_mtime) / 60
 
 
-def _kept_or_made(path: Path, kind: type[T], make_it: Callable[[], T], make: bool) -> T:
-    """What is kept at ``path``, or else what is made, then kept there."""
-    kept = _read_kept(path, kind)
-    if kept is not None:
-        return kept
+def _cached(path: Path, type_: type[T], compute: Callable[[], T], make: bool) -> T:
+    """The result cached at ``path``; computed and stored there if it is missing and ``make`` is true."""
+    cached = _read_cached(path, type_)
+    if cached is not None:
+        return cached
     if not make:
-        raise NotKeptError
-    made = make_it()
-    write_text(path, json.dumps(to_plain(made)))
-    return made
+        raise NotCachedError
+    result = compute()
+    write_text(path, json.dumps(to_plain(result)))
+    return result
 
 
-def _read_kept(path: Path, kind: type[T]) -> T | None:
-    """What is kept in a file; ``None`` if it is not there, or damaged, and so has to be made anew."""
+def _read_cached(path: Path, type_: type[T]) -> T | None:
+    """A cached result; ``None`` if the file is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return parse_dataclass(kind, data, str(path)) if isinstance(data, dict) else None
+        return parse_dataclass(type_, data, str(path)) if isinstance(data, dict) else None
     except (OSError, ValueError, RecursionError, TnetError):
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tnet.evaluation.compare_curves import plot_training, run_curve
+from tnet.evaluation.plots import plot_training, run_curve
 
 
 def epochs(*names: str) -> list[dict[str, float]]:

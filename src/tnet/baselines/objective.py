@@ -1,0 +1,71 @@
+"""What the objectives of the baselines share: their common weights, REINFORCE, and the L2 term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tnet.losses import Loss, ModelObjective, check_smoothing, check_weights, l2_term
+from tnet.models.base import ModelOutput
+
+Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
+"""Class index of each image, or 0/1 for each class if multilabel."""
+Terms = tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""], Float[Tensor, ""]]
+"""Weighted terms by name, mean reward of the prediction, mean reward of single regions."""
+
+
+@dataclass(frozen=True)
+class BaselineObjectiveConfig:
+    """Weights of the terms.
+
+    Attributes:
+        label_smoothing: of the cross entropy of classes.
+        l2_weight: of the sum of squares of the penalised parameters.
+    """
+
+    label_smoothing: float = 0.0
+    l2_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        check_weights(self, *(name for name in vars(self) if name.endswith("_weight")))
+
+
+class BaselineObjective(ModelObjective):
+    """The terms of one baseline, and L2."""
+
+    config: BaselineObjectiveConfig
+
+    def terms(self, output: ModelOutput, target: Target) -> Terms:
+        """Compute the terms other than L2 for one batch."""
+        raise NotImplementedError
+
+    def penalised(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """Return the parameters of the L2 term."""
+        raise NotImplementedError
+
+    def forward(self, output: ModelOutput, target: Target, model: nn.Module | None = None) -> Loss:
+        """Compute all terms for one batch.
+
+        Args:
+            output: of the model in training mode, called with :attr:`forward_options`.
+            target: of the batch.
+            model: needed for L2 only.
+        """
+        terms, reward, reward_per_region = self.terms(output, target)
+        if self.config.l2_weight and model is not None:
+            terms["l2"] = l2_term(self.penalised(model), self.config.l2_weight)
+        return Loss.of(terms, reward, reward_per_region)
+
+
+def repeat_target(target: Target, looks: int) -> Int[Tensor, "batch {looks}"] | Float[Tensor, "batch {looks} classes"]:
+    """Repeat the target of each image for each of its looks."""
+    return target[:, None].expand(-1, looks, *target.shape[1:])
+
+
+def reinforce(rewards: Float[Tensor, "batch #looks"], log_prob: Float[Tensor, "batch looks"]) -> Float[Tensor, ""]:
+    """Compute the REINFORCE term with the batch's mean reward as baseline, averaged over images and looks."""
+    return ((rewards - rewards.mean()) * -log_prob).mean()

@@ -1,0 +1,313 @@
+"""Summary of a comparison over seeds: Markdown tables, CSV and plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from tnet.evaluation.comparison.work import Effort
+from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.plots import SystemPoint, plot_systems
+from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number, write_csv
+from tnet.evaluation.resources import Cost, MemoryUse, TimeUse
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of images, between 0 and 1, over the seeds of a row.
+
+    Attributes:
+        mean: mean over seeds.
+        low: lower end of the 95 % bootstrap interval of the mean over images.
+        high: its upper end.
+        std: standard deviation over seeds; ``None`` for a single seed.
+        least: share of the worst seed.
+        most: share of the best seed.
+        images: number of images per seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    std: float | None
+    least: float
+    most: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the comparison: a row at one number of looks and one policy.
+
+    Attributes:
+        row: name of the row.
+        looks: looks as the command line writes them.
+        total_looks: regions seen per image after the whole.
+        policy: how locations are chosen.
+        seeds: number of trained seeds.
+        top1: accuracy; ``None`` if the model was not trained.
+        top5: top-5 accuracy; ``None`` with 5 classes or fewer.
+        without_context: accuracy from the attended regions alone.
+        cost: ``None`` if not measured.
+        effort: mean training effort per seed; ``None`` if the model was not trained here.
+    """
+
+    row: str
+    looks: str
+    total_looks: int
+    policy: str
+    seeds: int
+    top1: Share | None
+    top5: Share | None
+    without_context: Share | None
+    cost: Cost | None
+    effort: Effort | None
+
+    def time(self, key: tuple[str, int]) -> TimeUse | None:
+        """Time on a device with a batch size, if measured."""
+        times = self.cost.times if self.cost else ()
+        return next((time for time in times if (time.device, time.batch_size) == key), None)
+
+    def memory(self, key: tuple[str, int]) -> MemoryUse | None:
+        """Peak memory on a device with a batch size, if measured."""
+        memory = self.cost.memory if self.cost else ()
+        return next((use for use in memory if (use.device, use.batch_size) == key), None)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " images"], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean.
+
+    Args:
+        values: one value per image.
+        resamples: number of resamples.
+        seed: the same seed gives the same interval.
+
+    Returns:
+        2.5th and 97.5th percentile of the resampled means.
+    """
+    # How often each of the few distinct values is drawn is multinomial: no need to draw image by image.
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
+    low, high = np.percentile(drawn @ distinct / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def share(right: Sequence[str], resamples: int = 2000) -> Share:
+    """Summarise which images were right.
+
+    Args:
+        right: per seed, one ``1`` or ``0`` per image.
+        resamples: number of bootstrap resamples.
+    """
+    table = np.array([[float(bit) for bit in bits] for bits in right])
+    means = table.mean(axis=1)
+    low, high = bootstrap_interval(table.mean(axis=0), resamples)
+    std = float(means.std(ddof=1)) if len(right) > 1 else None
+    return Share(float(means.mean()), low, high, std, float(means.min()), float(means.max()), table.shape[1])
+
+
+def lines_of(
+    row: str,
+    accuracies: Sequence[Sequence[LooksRow]],
+    costs: Sequence[Cost],
+    efforts: Sequence[Effort],
+    resamples: int,
+) -> list[Line]:
+    """Join the measurements of a row.
+
+    Args:
+        row: name of the row.
+        accuracies: per seed, the measured settings; empty if the model was not trained.
+        costs: cost of each setting.
+        efforts: training effort of each seed that was trained here.
+        resamples: number of bootstrap resamples.
+    """
+    by_setting = {(cost.looks, cost.total_looks, cost.policy): cost for cost in costs}
+    measured: dict[tuple[str, int, str], list[LooksRow]] = {setting: [] for setting in by_setting}
+    for seed in accuracies:
+        for item in seed:
+            measured.setdefault((looks_label(item.looks), item.total_looks, item.policy), []).append(item)
+
+    def over_seeds(items: list[LooksRow], name: str) -> Share | None:
+        bits = [text for item in items if (text := getattr(item, name)) is not None]
+        return share(bits, resamples) if bits else None
+
+    effort = None
+    if efforts:
+        columns = zip(*((e.steps, e.images, e.minutes) for e in efforts), strict=True)
+        steps, images, minutes = (statistics.mean(values) for values in columns)
+        effort = Effort(round(steps), round(images), float(minutes))
+    return [
+        Line(
+            row, *setting, max(1, len(accuracies)), over_seeds(items, "right"), over_seeds(items, "right_top5"),
+            over_seeds(items, "right_without_context"), by_setting.get(setting), effort,
+        )
+        for setting, items in measured.items()
+    ]  # fmt: skip
+
+
+def _percent(value: Share | None) -> str:
+    if value is None:
+        return "-"
+    text = f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+    if value.std is not None:
+        text += f" ± {100 * value.std:.1f} [{100 * value.least:.1f} to {100 * value.most:.1f}]"
+    return text
+
+
+def _keys(lines: Sequence[Line], name: str) -> list[tuple[str, int]]:
+    """Devices and batch sizes with any ``times`` or ``memory``."""
+    uses = [use for line in lines if line.cost for use in getattr(line.cost, name)]
+    return list(dict.fromkeys((use.device, use.batch_size) for use in uses))
+
+
+def _largest_macs(lines: Sequence[Line]) -> int:
+    return max((line.cost.macs for line in lines if line.cost), default=0)
+
+
+def comparison_table(lines: Sequence[Line]) -> str:
+    """The lines (at least one) as a Markdown table."""
+    unit, letter = macs_unit(_largest_macs(lines))
+    times, memories = _keys(lines, "times"), _keys(lines, "memory")
+    header = ["row", "#locs", "policy", "top-1 %", "top-5 %", "without context %", f"FLOPs ({letter})"]
+    header += ["parameters (M)", *(f"ms/image, {device}, batch {size}" for device, size in times)]
+    header += [f"peak MB, {device}, batch {size}" for device, size in memories]
+    body = []
+    for line in lines:
+        cells = [line.row, line.looks, line.policy]
+        cells += [_percent(value) for value in (line.top1, line.top5, line.without_context)]
+        cost = line.cost
+        cells += ["-", "-"] if cost is None else [short_number(cost.macs / unit), f"{cost.parameters / 1e6:.3f}"]
+        for key in times:
+            time = line.time(key)
+            cells.append("-" if time is None else f"{time.median_ms:.2f} ({time.min_ms:.2f} to {time.max_ms:.2f})")
+        for key in memories:
+            memory = line.memory(key)
+            cells.append("-" if memory is None else f"{memory.peak_bytes / 1e6:.1f}")
+        body.append(cells)
+    return markdown_table(header, body)
+
+
+def effort_table(lines: Sequence[Line]) -> str:
+    """Training effort, one line per row; empty if nothing was trained."""
+    trained = {line.row: (line.seeds, line.effort) for line in lines if line.effort is not None}
+    body = [
+        [name, str(seeds), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"]
+        for name, (seeds, effort) in trained.items()
+    ]
+    return markdown_table(["row", "seeds", "steps", "images seen", "minutes"], body) if body else ""
+
+
+def comparison_notes(lines: Sequence[Line], skipped: Sequence[str], machine: dict[str, str]) -> str:
+    """Sentences that explain the columns of the tables.
+
+    Args:
+        lines: lines of the table.
+        skipped: devices that this machine does not have.
+        machine: description of the machine that costs were measured on.
+    """
+    images = sorted({line.top1.images for line in lines if line.top1})
+    sizes = sorted({line.cost.image_size_hw for line in lines if line.cost})
+    seeds = max((line.seeds for line in lines), default=1)
+    notes = []
+    if images:
+        over = f"; ± standard deviation over up to {seeds} seeds [least to most]" if seeds > 1 else ""
+        notes += [
+            f"Accuracy on {' or '.join(map(str, images))} images, with its 95 % bootstrap interval (images resampled, "
+            f"fixed seed){over}.",
+            "Without context: the prediction from the attended regions alone, without the whole image's feature, for "
+            "models that have such a feature.",
+        ]
+    notes.append(
+        "FLOPs: multiply-adds per image, as in the published tables; 1 multiply-add is 2 operations. Parameters: "
+        "trainable."
+    )
+    if sizes:
+        notes += [
+            f"Costs at {' and '.join(f'{height} x {width}' for height, width in sizes)} px, images in memory. Time: "
+            "after warm-up; median (fastest to slowest pass). Peak memory, CPU: rise of a fresh process's resident "
+            "memory over the loaded model; CUDA: peak allocation, weights included.",
+            f"Measured on {', '.join(f'{key} {value}' for key, value in machine.items())}.",
+        ]
+    if skipped:
+        notes.append(f"Not on this machine, so not measured: {', '.join(skipped)}.")
+    return "\n".join(notes) + "\n"
+
+
+def write_comparison_csv(lines: Sequence[Line], path: str | Path) -> None:
+    """Write the lines as CSV, atomically; shares from 0 to 1, missing values as empty fields.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows: list[dict[str, object]] = []
+    for line in lines:
+        cost, effort = line.cost, line.effort
+        row: dict[str, object] = {
+            "row": line.row, "looks": line.looks, "total_looks": line.total_looks, "policy": line.policy,
+            "seeds": line.seeds, "images": line.top1 and line.top1.images,
+        }  # fmt: skip
+        for name in ("top1", "top5", "without_context"):
+            value: Share | None = getattr(line, name)
+            row |= {name: value and value.mean, f"{name}_low": value and value.low}
+            row |= {f"{name}_high": value and value.high, f"{name}_std": value and value.std}
+            row |= {f"{name}_min": value and value.least, f"{name}_max": value and value.most}
+        row |= {"macs": cost and cost.macs, "flops": cost and 2 * cost.macs, "parameters": cost and cost.parameters}
+        row |= {"total_parameters": cost and cost.total_parameters}
+        row |= {"image_height_px": cost and cost.image_size_hw[0], "image_width_px": cost and cost.image_size_hw[1]}
+        for key in _keys(lines, "times"):
+            time, stem = line.time(key), f"ms_per_image_{key[0]}_batch{key[1]}"
+            row |= {stem: time and time.median_ms, f"{stem}_min": time and time.min_ms}
+            row |= {f"{stem}_max": time and time.max_ms}
+        for key in _keys(lines, "memory"):
+            memory = line.memory(key)
+            row[f"peak_bytes_{key[0]}_batch{key[1]}"] = memory and memory.peak_bytes
+        row |= {"steps": effort and effort.steps, "images_seen": effort and effort.images}
+        row |= {"train_minutes": effort and effort.minutes}
+        rows.append(row)
+    write_csv(rows, path)
+
+
+def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
+    """Plot accuracy against multiply-adds, time and number of looks, one file each.
+
+    Error bars are 95 % bootstrap intervals; controls are dashed.
+
+    Args:
+        lines: lines without an accuracy are skipped.
+        folder: folder for the plots.
+
+    Returns:
+        Paths of the plots for which there are numbers.
+
+    Raises:
+        OutputError: a plot cannot be written.
+    """
+    unit, letter = macs_unit(_largest_macs(lines))
+    device, batch_size = first = next(iter(_keys(lines, "times")), ("", 0))
+    macs, time = f"multiply-adds per image ({letter})", f"ms per image ({device}, batch {batch_size})"
+    looks = "looks (regions per image)"
+    points = []
+    for line in lines:
+        if line.top1 is None:
+            continue
+        x = {looks: float(line.total_looks)}
+        if line.cost is not None:
+            x[macs] = line.cost.macs / unit
+        if (timed := line.time(first)) is not None:
+            x[time] = timed.median_ms
+        points.append(SystemPoint(line.row, line.policy, (line.top1.mean, line.top1.low, line.top1.high), x))
+    drawn = []
+    for quantity, name in ((macs, "accuracy_macs.png"), (time, "accuracy_time.png"), (looks, "accuracy_looks.png")):
+        if any(quantity in point.x for point in points):
+            # Costs of systems differ by factors.
+            plot_systems(points, quantity, folder / name, logarithmic=quantity != looks)
+            drawn.append(folder / name)
+    return drawn

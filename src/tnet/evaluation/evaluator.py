@@ -1,0 +1,352 @@
+"""The evaluator: one pass over labelled images that measures a model at several numbers of looks and policies.
+
+Everything that reports accuracy is built on it: ``tnet evaluate``, comparisons, the demo. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC, MultilabelJaccardIndex
+
+from tnet.data.folder import shorten
+from tnet.data.loading import LabelledData, eval_loader
+from tnet.data.sample import Batch
+from tnet.errors import CheckpointError, ConfigError, DataError
+from tnet.evaluation.cost import count_parameters, multiply_adds, synchronize, time_per_image_ms
+from tnet.geometry import total_looks
+from tnet.inference.progress import track_images
+from tnet.models.base import Model, ModelConfig, ModelOutput
+from tnet.models.tnet import TNet, TNetOutput
+from tnet.scenes.base import Scene
+
+Looks = int | tuple[int, ...]
+
+NO_POLICY = "none"
+"""The policy of a row with 0 looks, where there is nothing to choose."""
+
+LEARNED = "learned"
+"""The policy that a model's configuration names for evaluation."""
+
+_SEED_STRIDE = 1_000_003
+_Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class LooksRow:
+    """How a model does with one number of looks and one policy.
+
+    Shares and probabilities are between 0 and 1.
+
+    Attributes:
+        looks: locations per region for levels 1, 2, ...; empty for 0 looks.
+        total_looks: regions seen per image after the whole.
+        policy: how locations were chosen, as it was asked for; ``none`` for 0 looks.
+        images: number of images.
+        accuracy: share of images whose most probable class is right; with several labels per image, whose labels are
+            all right at a threshold of 0.5 (exact match).
+        accuracy_low: lower end of the 95 % Wilson interval of the accuracy.
+        accuracy_high: its upper end.
+        top5: share of images whose class is among the five most probable; ``None`` with 5 classes or fewer.
+        auc: area under the receiver operating characteristic; only with 2 classes, both of which must occur.
+        jaccard: labels both predicted and true over labels either, over all images; only with several labels per image.
+        confidence: mean of the largest probability.
+        macs: multiply-adds per image; those of the first where they depend on its size.
+        parameters: trainable parameters of the model.
+        time_ms: milliseconds per image in batches as evaluated, without reading and decoding: median over batches. The
+            first batch warms up.
+        time_ms_min: fastest batch.
+        time_ms_max: slowest batch.
+        batch_size: images per timed batch.
+        device: device it ran on.
+        right: one ``1`` (right) or ``0`` per image, in the order of the data.
+        right_top5: the same for the five most probable classes.
+        right_without_context: the same for the attended regions alone, without the feature of the whole image; ``None``
+            for models without such a feature, and for 0 looks.
+    """
+
+    looks: tuple[int, ...]
+    total_looks: int
+    policy: str
+    images: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    top5: float | None
+    auc: float | None
+    jaccard: float | None
+    confidence: float
+    macs: int
+    parameters: int
+    time_ms: float
+    time_ms_min: float
+    time_ms_max: float
+    batch_size: int
+    device: str
+    right: str = ""
+    right_top5: str | None = None
+    right_without_context: str | None = None
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson's score interval): honest for few images and for shares near 0 and 1.
+
+    Args:
+        correct: successes, at most ``total``.
+        total: trials, at least 1.
+    """
+    share, z2 = correct / total, _Z_95**2
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    # At 0 and 1 rounding could leave the share itself outside.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+
+
+def check_data_fits(config: ModelConfig, data: LabelledData) -> None:
+    """Check that labelled images have the classes of a model.
+
+    Raises:
+        DataError: no images, other classes, or one label per image where the model predicts several.
+    """
+    if len(data) == 0:
+        raise DataError("there are no images to evaluate on; give a folder of class folders, or a table")
+    if data.multilabel != config.multilabel:
+        kinds = {True: "several labels per image", False: "one class per image"}
+        raise DataError(
+            f"the data have {kinds[data.multilabel]} but the model predicts {kinds[config.multilabel]}; evaluate on "
+            "data of the kind it was trained on (a table with a label separator has several labels per image)"
+        )
+    names = list(config.class_names)
+    if names and list(data.classes) != names:
+        missing = [name for name in names if name not in data.classes]
+        extra = [name for name in data.classes if name not in names]
+        what = f"missing {shorten(missing)}" if missing else f"unknown {shorten(extra)}" if extra else "another order"
+        raise DataError(
+            f"the {len(data.classes)} classes of the data are not the {len(names)} of the model ({what}); rename them, "
+            "or evaluate on data with the classes it was trained on"
+        )
+    if len(data.classes) != config.num_classes:
+        raise DataError(
+            f"the data have {len(data.classes)} classes but the model has {config.num_classes}; evaluate on data with "
+            "the classes it was trained on"
+        )
+
+
+class Setting(NamedTuple):
+    """One number of looks and one policy.
+
+    Attributes:
+        looks: locations per region for levels 1, 2, ...; empty for 0 looks.
+        policy: as it was asked for; ``none`` for 0 looks.
+        kind: the policy that the model is called with.
+    """
+
+    looks: tuple[int, ...]
+    policy: str
+    kind: str
+
+
+def settings(model: Model, looks: Sequence[Looks | None], policies: Sequence[str]) -> list[Setting]:
+    """Every combination of looks and policies, each once.
+
+    Args:
+        model: any model.
+        looks: numbers of looks, each as for the model's ``forward``; empty for the model's own.
+        policies: names of policies, or :data:`LEARNED`.
+
+    Raises:
+        GeometryError: looks that the model does not allow.
+        ConfigError: a policy that the model does not have.
+    """
+    found = []
+    for item in looks or (None,):
+        resolved = model.config.resolve_looks(item)
+        for policy in policies if resolved else (NO_POLICY,):
+            kind = model.config.eval_policy if policy in (LEARNED, NO_POLICY) else policy
+            model.policy(kind)
+            found.append(Setting(resolved, policy, kind))
+    return list(dict.fromkeys(found))
+
+
+def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch classes"] | None:
+    """Class logits from the attended regions alone, without the feature of the whole image.
+
+    The model's own aggregation and classifier are applied to the remaining features. ``None`` for 0 looks, and for
+    models without a feature of the whole image.
+    """
+    if not (isinstance(model, TNet) and isinstance(output, TNetOutput)) or output.features.shape[1] < 2:
+        return None
+    seen = None if output.seen is None else output.seen[:, 1:].to(output.features.device)
+    return model.classify(output.features[:, 1:], seen)
+
+
+def is_right(
+    logits: Float[Tensor, "batch classes"], targets: Num[Tensor, "batch ..."], top: int = 1
+) -> Bool[Tensor, " batch"]:
+    """Which predictions are right: the class among the ``top`` most probable, or all labels at 0.5."""
+    if targets.ndim == 2:
+        return ((logits > 0) == (targets > 0.5)).all(dim=1)
+    return (logits.topk(top, dim=1).indices == targets[:, None]).any(dim=1)
+
+
+def evaluate(
+    model: Model,
+    data: LabelledData,
+    *,
+    looks: Sequence[Looks] = (),
+    policies: Sequence[str] | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    seed: int = 0,
+) -> list[LooksRow]:
+    """Measure a model with several numbers of looks, in one pass over the images.
+
+    Args:
+        model: is moved to the device and left in evaluation mode.
+        data: labelled images with the model's classes.
+        looks: numbers of looks, each as for the model's ``forward``; empty for the model's own. Equal ones are measured
+            once.
+        policies: how locations are chosen: each number of looks above 0 is measured with each; the model's own if
+            ``None``.
+        batch_size: images per batch.
+        workers: processes that read images.
+        device: device to run on.
+        progress: show progress on standard error.
+        seed: seed of random policies. With 2 levels, the cells drawn for 2 looks are among those drawn for 3.
+
+    Returns:
+        One row per number of looks and policy, in the order asked for.
+
+    Raises:
+        DataError: images that do not fit the model, or that cannot be read.
+        GeometryError: looks that the model does not allow.
+        ConfigError: nothing to measure, or a model of one class.
+        CheckpointError: the model's output is not finite.
+    """
+    config = model.config
+    policies = (config.eval_policy,) if policies is None else policies
+    if not policies or batch_size < 1 or workers < 0:
+        raise ConfigError(
+            f"policies {list(policies)}, batch size {batch_size} and workers {workers}: give at least one policy and a "
+            "batch of 1, and no negative number of workers"
+        )
+    if config.num_classes < 2:
+        raise ConfigError("the model has a single class, which is always right; there is nothing to evaluate")
+    check_data_fits(config, data)
+    place = torch.device(device)
+    model.to(place).eval()
+    runs = [_Run(model, setting, seed, place) for setting in settings(model, looks, policies)]
+    first: Tensor | list[Tensor] | list[Scene] | None = None
+    with torch.inference_mode():
+        for batch in track_images(eval_loader(data, batch_size, workers), len(data), "evaluating", progress):
+            images = batch.to(place).images
+            for run in runs:
+                time_ms = run.add(model, batch, images)
+                # The first batch warms up, and a last one of another size is not like the others.
+                if first is not None and len(images) == len(first):
+                    run.times_ms.append(time_ms)
+            first = images if first is None else first
+    assert first is not None
+    parameters = count_parameters(model).trainable
+    return [run.row(model, first, parameters) for run in runs]
+
+
+class _Run:
+    """What one setting has collected so far."""
+
+    def __init__(self, model: Model, setting: Setting, seed: int, device: torch.device) -> None:
+        config = model.config
+        self.setting, self.seed, self.device = setting, seed, device
+        self.policy = model.seeded_policy(setting.kind, seed, device)
+        self.multilabel = config.multilabel
+        self.jaccard = MultilabelJaccardIndex(config.num_classes, average="micro") if config.multilabel else None
+        self.auroc = BinaryAUROC() if config.num_classes == 2 and not config.multilabel else None
+        self.right: dict[str, list[str]] = {"top1": [], "top5": [], "without_context": []}
+        self.confidence, self.batches = 0.0, 0
+        self.classes_seen: set[int] = set()
+        self.times_ms: list[float] = []
+
+    def add(self, model: Model, batch: Batch, images: Tensor | list[Tensor] | list[Scene]) -> float:
+        """Run a batch and add it to the metrics; returns milliseconds per image."""
+        # A policy without a generator of its own draws what follows from the seed and the batch alone.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            if isinstance(self.policy, str):
+                torch.manual_seed(self.seed + _SEED_STRIDE * self.batches)
+            synchronize(self.device)
+            start = time.perf_counter()
+            output = model(images, looks=self.setting.looks, policy=self.policy)
+            synchronize(self.device)
+            time_ms = 1000 * (time.perf_counter() - start) / len(images)
+        self.batches += 1
+        self._update(output.logits.float().cpu(), batch)
+        alone = without_context(model, output)
+        if alone is not None:
+            self._keep("without_context", is_right(alone.float().cpu(), batch.targets))
+        return time_ms
+
+    def _update(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> None:
+        bad = (~torch.isfinite(logits).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise CheckpointError(
+                f"the model's output for {batch.names[bad[0]]} is not finite; its weights are damaged or training "
+                "diverged, train again or take an earlier model"
+            )
+        targets = batch.targets
+        probs = logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
+        self.confidence += float(probs.max(dim=1).values.sum())
+        self._keep("top1", is_right(logits, targets))
+        if logits.shape[1] > 5 and not self.multilabel:
+            self._keep("top5", is_right(logits, targets, 5))
+        if self.jaccard is not None:
+            self.jaccard.update(probs, targets.long())
+        if self.auroc is not None:
+            self.auroc.update(probs[:, 1], targets)
+            self.classes_seen |= set(targets.tolist())
+
+    def _keep(self, name: str, right: Bool[Tensor, " batch"]) -> None:
+        self.right[name].append("".join("1" if one else "0" for one in right.tolist()))
+
+    def row(self, model: Model, first: Tensor | list[Tensor] | list[Scene], parameters: int) -> LooksRow:
+        """Sum up; the first batch is timed again if there was no other like it."""
+        config, setting = model.config, self.setting
+        bits = {name: "".join(parts) or None for name, parts in self.right.items()}
+        right = bits["top1"] or ""
+        low, high = wilson_interval(right.count("1"), len(right))
+        times = self.times_ms
+        if not times:
+            timing = time_per_image_ms(model, first, setting.looks, policy=self.policy, repeats=3, warmup=0)
+            times = [timing.median_ms, timing.min_ms, timing.max_ms]
+        size_hw = model.scene(first).sizes_hw[0] if config.cost_depends_on_size else None
+        return LooksRow(
+            looks=config.looks_at_each_level(setting.looks),
+            total_looks=total_looks(setting.looks),
+            policy=setting.policy,
+            images=len(right),
+            accuracy=right.count("1") / len(right),
+            accuracy_low=low,
+            accuracy_high=high,
+            top5=None if bits["top5"] is None else bits["top5"].count("1") / len(right),
+            auc=float(self.auroc.compute()) if self.auroc is not None and len(self.classes_seen) == 2 else None,
+            jaccard=None if self.jaccard is None else float(self.jaccard.compute()),
+            confidence=self.confidence / len(right),
+            macs=multiply_adds(model, setting.looks, size_hw, setting.kind),
+            parameters=parameters,
+            time_ms=statistics.median(times),
+            time_ms_min=min(times),
+            time_ms_max=max(times),
+            batch_size=len(first),
+            device=str(model.classifier.weight.device),
+            right=right,
+            right_top5=bits["top5"],
+            right_without_context=bits["without_context"],
+        )

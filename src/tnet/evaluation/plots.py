@@ -1,0 +1,222 @@
+"""Plots of evaluations and comparisons: accuracy against looks, cost, time and training effort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from tnet.evaluation.evaluator import LEARNED, NO_POLICY, LooksRow
+from tnet.evaluation.report import looks_label, macs_unit
+from tnet.files import atomic_path
+
+_LABELS = {"topk": "learned (top-k)", "sample": "learned (sampled)", "random": "random", "centre": "centre out"}
+_MARKERS = {"random": "x", "centre": "^"}
+_ACCURACY, _NO_LOOKS = "val/accuracy", "val/accuracy_0_looks"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured accuracy with its interval; shares between 0 and 1."""
+
+    x: float
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot.
+
+    Attributes:
+        label: name in the legend; empty for none.
+        points: points in any order.
+        color: index into matplotlib's colour cycle.
+        marker: matplotlib marker.
+        is_control: draw it dashed and faint.
+    """
+
+    label: str
+    points: Sequence[Point]
+    color: int
+    marker: str = "o"
+    is_control: bool = False
+
+
+def draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
+    """Draw accuracy in percent with error bars, and a band between them if asked for."""
+    points = sorted(curve.points, key=lambda point: point.x)
+    x, y = [point.x for point in points], [100 * point.accuracy for point in points]
+    below = [max(0.0, 100 * (point.accuracy - point.low)) for point in points]
+    above = [max(0.0, 100 * (point.high - point.accuracy)) for point in points]
+    color = f"C{curve.color % 10}"
+    axis.errorbar(
+        x, y, [below, above], marker=curve.marker, color=color, label=curve.label or None, elinewidth=0.8, capsize=2,
+        linestyle="--" if curve.is_control else "-", alpha=0.6 if curve.is_control else 1.0,
+    )  # fmt: skip
+    if band:
+        low, high = [100 * point.low for point in points], [100 * point.high for point in points]
+        axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def plain_log_scale(axis: Axes) -> None:
+    """Make the horizontal axis logarithmic, with its numbers written out."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write a figure, whole or not at all; an OutputError if that fails."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
+    """Draw accuracy against the number of looks and against multiply-adds, one line per policy.
+
+    Bars and bands are the 95 % intervals of the accuracy.
+
+    Args:
+        rows: at least one.
+        path: file to write, whole or not at all; its suffix gives the format.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    unit, letter = macs_unit(max(row.macs for row in rows))
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    by_looks, by_macs = figure.subplots(1, 2, sharey=True)
+    none = [row for row in rows if not row.looks]
+    policies = list(dict.fromkeys(row.policy for row in rows if row.looks))
+    for index, policy in enumerate(policies or [""]):
+        line = none + [row for row in rows if row.policy == policy]
+        for axis, x_of in ((by_looks, lambda row: float(row.total_looks)), (by_macs, lambda row: row.macs / unit)):
+            points = [Point(x_of(row), row.accuracy, row.accuracy_low, row.accuracy_high) for row in line]
+            draw_curve(axis, Curve(_LABELS.get(policy, policy or "0 looks"), points, index), band=True)
+    if any(len(row.looks) > 1 for row in rows):  # 4 looks can be 4 or 2x1: name the points
+        for row in rows:
+            point = (row.total_looks, 100 * row.accuracy)
+            by_looks.annotate(looks_label(row.looks), point, (4, 5), textcoords="offset points", fontsize=8)
+    by_looks.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_looks.set(xlabel="looks (regions per image)", ylabel="accuracy (%)")
+    by_macs.set(xlabel=f"multiply-adds per image ({letter})")
+    by_looks.legend()
+    for axis in (by_looks, by_macs):
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class SystemPoint:
+    """A system at one number of looks and one policy, with every quantity that it can be plotted against.
+
+    Attributes:
+        system: its name.
+        policy: how locations were chosen.
+        accuracy: mean, lower and upper end of its interval.
+        x: value per quantity; a quantity that was not measured is absent.
+    """
+
+    system: str
+    policy: str
+    accuracy: tuple[float, float, float]
+    x: dict[str, float]
+
+
+def plot_systems(points: Sequence[SystemPoint], quantity: str, path: Path, *, logarithmic: bool) -> None:
+    """Draw the accuracy of systems against one quantity: a curve per system and policy.
+
+    The point without looks belongs to every curve of its system; controls are dashed.
+
+    Args:
+        points: what was measured; those without the quantity are left out.
+        quantity: key of :attr:`SystemPoint.x`, and label of the axis.
+        path: file to write, whole or not at all.
+        logarithmic: whether the quantity differs by factors.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axis = figure.subplots()
+    names = list(dict.fromkeys(point.system for point in points))
+    for name, policy in dict.fromkeys((point.system, point.policy) for point in points):
+        own = [point for point in points if point.system == name]
+        if policy == NO_POLICY and {point.policy for point in own} != {NO_POLICY}:
+            continue
+        drawn = [point for point in own if point.policy in (policy, NO_POLICY) and quantity in point.x]
+        if not drawn:
+            continue
+        control = policy not in (LEARNED, NO_POLICY)
+        marker = _MARKERS.get(policy, "s" if control else "o")
+        label = f"{name}, {policy}" if control else name
+        curve = [Point(point.x[quantity], *point.accuracy) for point in drawn]
+        draw_curve(axis, Curve(label, curve, names.index(name), marker, control))
+    if logarithmic:
+        plain_log_scale(axis)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel=quantity, ylabel="top-1 accuracy (%)")
+    axis.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """Validation accuracy of one training run.
+
+    Attributes:
+        system: name of what was trained.
+        images: images seen in training by the end of each epoch.
+        accuracy: accuracy then, 0 to 1, of the policy by which the best model was chosen.
+    """
+
+    system: str
+    images: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def run_curve(system: str, metrics: Sequence[dict[str, float]], batch_size: int) -> RunCurve:
+    """The curve of a run.
+
+    Args:
+        system: name of what was trained.
+        metrics: one mapping per epoch, as a run keeps them.
+        batch_size: images per step.
+    """
+    known = sorted({name for epoch in metrics for name in epoch if name.startswith(_ACCURACY)})
+    # The model's own looks come first, then another policy's, and none only where there is nothing else.
+    name = min(known, key=lambda name: (name != _ACCURACY, name == _NO_LOOKS, name), default=_ACCURACY)
+    points = [((epoch["step"] + 1) * batch_size, epoch[name]) for epoch in metrics if name in epoch]
+    return RunCurve(system, tuple(x for x, _ in points), tuple(y for _, y in points))
+
+
+def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
+    """Draw validation accuracy against images seen, one colour per system and one line per seed.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axis = figure.subplots()
+    names = list(dict.fromkeys(curve.system for curve in curves))
+    for curve in curves:
+        index = names.index(curve.system)
+        first = curve is next(other for other in curves if other.system == curve.system)
+        axis.plot(
+            curve.images, [100 * value for value in curve.accuracy], color=f"C{index % 10}", marker=".",
+            linestyle="-" if index < 10 else ":", label=curve.system if first else None,
+        )  # fmt: skip
+    axis.set(xlabel="images seen in training", ylabel="validation accuracy (%)")
+    plain_log_scale(axis)
+    axis.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    _save(figure, path)

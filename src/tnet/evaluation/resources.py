@@ -1,0 +1,207 @@
+"""Cost of a model on this machine: multiply-adds, time and peak memory at several numbers of looks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tnet.errors import ConfigError
+from tnet.evaluation.cost import count_parameters, multiply_adds, time_per_image_ms
+from tnet.evaluation.evaluator import NO_POLICY, Looks, settings
+from tnet.evaluation.memory import peak_memory_bytes
+from tnet.evaluation.report import looks_label
+from tnet.geometry import total_looks
+from tnet.inference.progress import progress_bar
+from tnet.models.base import Model
+
+_MAX_NOISE_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class CostsConfig:
+    """How time and memory are measured, on random images of one size.
+
+    Attributes:
+        devices: devices to measure on; missing ones are skipped and listed in the notes.
+        batch_sizes: batch sizes for time; empty to skip time.
+        repeats: number of timed passes.
+        warmup: number of passes before them.
+        memory_batch_size: batch size for memory; 0 to skip memory.
+        image_size_hw: height and width, pixels; ``null`` for the size of the first evaluated image.
+        controls: measure time and memory for every policy instead of only the first.
+    """
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    batch_sizes: tuple[int, ...] = (1, 16)
+    repeats: int = 5
+    warmup: int = 2
+    memory_batch_size: int = 1
+    image_size_hw: tuple[int, int] | None = None
+    controls: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("warmup", 1), ("memory_batch_size", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"costs.{name} is {getattr(self, name)}; give at least {least}")
+        if any(size < 1 for size in self.batch_sizes):
+            raise ConfigError(f"costs.batch_sizes is {list(self.batch_sizes)}; give numbers of at least 1")
+        if self.image_size_hw is not None and min(self.image_size_hw) < 1:
+            raise ConfigError(f"costs.image_size_hw is {list(self.image_size_hw)}; give height and width in pixels")
+
+
+@dataclass(frozen=True)
+class TimeUse:
+    """Milliseconds per image: median, fastest and slowest of ``repeats`` passes after warm-up."""
+
+    device: str
+    batch_size: int
+    repeats: int
+    median_ms: float
+    min_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Peak memory of one pass; see :mod:`tnet.evaluation.memory`."""
+
+    device: str
+    batch_size: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a model at one number of looks and one policy.
+
+    Attributes:
+        looks: looks as the command line writes them: ``3``, ``2x1``.
+        total_looks: regions seen per image after the whole.
+        policy: how locations are chosen; ``none`` for 0 looks.
+        macs: multiply-adds per image.
+        parameters: number of trainable parameters.
+        total_parameters: trainable and frozen parameters and the running statistics of batch norm.
+        image_size_hw: height and width of the images, pixels.
+        times: one per device and batch size; empty if not measured.
+        memory: one per device; empty if not measured.
+    """
+
+    looks: str
+    total_looks: int
+    policy: str
+    macs: int
+    parameters: int
+    total_parameters: int
+    image_size_hw: tuple[int, int]
+    times: tuple[TimeUse, ...]
+    memory: tuple[MemoryUse, ...]
+
+
+def machine() -> dict[str, str]:
+    """What times depend on apart from the model: processor, threads, GPU and PyTorch version."""
+    info = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or "unknown"
+
+
+def devices_here(devices: Sequence[str]) -> tuple[str, ...]:
+    """Filter out devices that this machine does not have."""
+    return tuple(device for device in devices if torch.device(device).type != "cuda" or torch.cuda.is_available())
+
+
+def measure_costs(
+    model: Model,
+    source: str | Path,
+    image_size_hw: tuple[int, int],
+    *,
+    looks: Sequence[Looks],
+    policies: Sequence[str],
+    config: CostsConfig,
+    progress: bool = True,
+) -> list[Cost]:
+    """Measure the cost of a model on ``uint8`` noise in memory.
+
+    Args:
+        model: is moved between devices and left on the CPU in evaluation mode.
+        source: the model's folder or registered name, from which another process loads it.
+        image_size_hw: height and width, pixels.
+        looks: numbers of looks; empty for the model's own.
+        policies: how locations are chosen; time and memory are measured for the first only, unless
+            ``config.controls``.
+        config: what to measure.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        GeometryError: looks that the model or the image does not allow.
+        ConfigError: the images do not fit into memory, or memory cannot be measured.
+    """
+    chosen, devices = settings(model, looks, policies), devices_here(config.devices)
+    model.to("cpu").eval()
+    largest = max((*config.batch_sizes, config.memory_batch_size)) * model.config.in_channels
+    if largest * image_size_hw[0] * image_size_hw[1] > _MAX_NOISE_BYTES:
+        raise ConfigError(
+            f"images of {image_size_hw[0]} x {image_size_hw[1]} px in batches of up to "
+            f"{max((*config.batch_sizes, config.memory_batch_size))} need more than {_MAX_NOISE_BYTES} bytes; give "
+            "smaller costs.image_size_hw or batch sizes"
+        )
+    count = count_parameters(model)
+    costs = []
+    with progress_bar(progress) as bar:
+        for setting in bar.track(chosen, total=len(chosen), description="measuring costs"):
+            options: dict[str, Any] = {"looks": setting.looks, "policy": setting.kind}
+            macs = multiply_adds(model, image_size_hw=image_size_hw, **options)
+            used = devices if config.controls or setting.policy in (policies[0], NO_POLICY) else ()
+            times = _times(model, image_size_hw, options, config, used)
+            memory = _memory(source, image_size_hw, options, config, used)
+            looks_shown = looks_label(model.config.looks_at_each_level(setting.looks))
+            costs.append(Cost(
+                looks_shown, total_looks(setting.looks), setting.policy, macs, count.trainable, count.total,
+                image_size_hw, times, memory,
+            ))  # fmt: skip
+    model.to("cpu")
+    return costs
+
+
+def _times(
+    model: Model, size_hw: tuple[int, int], options: dict[str, Any], config: CostsConfig, devices: Sequence[str]
+) -> tuple[TimeUse, ...]:
+    times = []
+    for device in devices:
+        model.to(device)
+        for batch_size in config.batch_sizes:
+            shape = (batch_size, model.config.in_channels, *size_hw)
+            images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+            timing = time_per_image_ms(model, images, repeats=config.repeats, warmup=config.warmup, **options)
+            times.append(TimeUse(device, batch_size, config.repeats, timing.median_ms, timing.min_ms, timing.max_ms))
+    return tuple(times)
+
+
+def _memory(
+    source: str | Path, size_hw: tuple[int, int], options: dict[str, Any], config: CostsConfig, devices: Sequence[str]
+) -> tuple[MemoryUse, ...]:
+    size = config.memory_batch_size
+    return tuple(
+        MemoryUse(device, size, peak_memory_bytes(source, size_hw, batch_size=size, device=device, **options))
+        for device in (devices if size else ())
+    )
