@@ -8,6 +8,7 @@ and attention alike, are estimated from a few patches, without REINFORCE.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,9 +28,6 @@ from tnet.baselines.patches import (
     PatchObjective,
     PatchObjectiveConfig,
     PatchPolicy,
-    control_policy,
-    count_macs,
-    images_by_size,
 )
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
@@ -38,6 +36,7 @@ from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
 
 _FIRST_KERNEL, _KERNEL = 7, 3
+_Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +189,13 @@ def expect_without_replacement(
     return torch.einsum("bn,bnd->bd", newest + later * attention, features) / draws
 
 
+def _weigh_by_attention(
+    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
+) -> Float[Tensor, "batch dim"]:
+    """Average features, weighted by their share of the attention."""
+    return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
+
+
 class _GlobalMax(nn.Module):
     def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels"]:
         return x.amax(dim=(2, 3))
@@ -246,30 +252,28 @@ class AttentionSampling(PatchModel):
             ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, count = self.scene(images), self.config.count_looks(looks)
-        boxes: dict[int, Tensor] = {}
-        maps: dict[int, Tensor] = {}
-        chosen: dict[int, Tensor] = {}
-        weighing = ""
-        for size_hw, members in images_by_size(scene).items():
+        choices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        estimate: _Estimate | None = None
+        for size_hw, members in self.images_by_size(scene).items():
             log_attention = self._attend(scene, members, self.low_px(size_hw))
             grid = position_boxes(size_hw, (log_attention.shape[1], log_attention.shape[2]), self.config.patch_px)
-            positions, weighing = self._choose(log_attention, count, policy)
+            positions, estimate = self._choose(log_attention, count, policy)
             for row, image in enumerate(members):
-                boxes[image], maps[image], chosen[image] = grid, log_attention[row], positions[row]
-        every = sorted(boxes)
-        regions = chosen_patches([boxes[i] for i in every], [chosen[i] for i in every])
-        features = self._describe(scene, regions).unflatten(0, (len(every), count))
-        log_prob = torch.stack([maps[i].flatten()[chosen[i].to(maps[i].device)] for i in every])
-        if weighing == "control":
+                choices[image] = grid, positions[row], log_attention[row]
+        boxes, chosen, maps = zip(*(choices[image] for image in sorted(choices)), strict=True)
+        regions = chosen_patches(boxes, chosen)
+        features = self._describe(scene, regions).unflatten(0, (len(maps), count))
+        log_prob = torch.stack([log.flatten()[cells.to(log.device)] for log, cells in zip(maps, chosen, strict=True)])
+        if estimate is None:
             log_prob = torch.zeros_like(log_prob)
-        aggregate = _ESTIMATES[weighing](log_prob, features)
+        aggregate = (estimate or _weigh_by_attention)(log_prob, features)
         return AttentionSamplingOutput(
             logits=self.classifier(aggregate),
             features=features,
             aggregate=aggregate,
             log_prob=log_prob,
-            entropy=torch.stack([-(maps[i].exp() * maps[i]).sum() for i in every]),
-            attention=tuple(maps[i].exp() for i in every),
+            entropy=torch.stack([-(log.exp() * log).sum() for log in maps]),
+            attention=tuple(log.exp() for log in maps),
             regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
         )
 
@@ -287,20 +291,20 @@ class AttentionSampling(PatchModel):
 
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
-    ) -> tuple[Int[Tensor, "images looks"], str]:
-        """Choose positions; also return the name of the estimate that fits the choice."""
+    ) -> tuple[Int[Tensor, "images looks"], _Estimate | None]:
+        """Choose positions; also return the estimate that fits the choice, ``None`` for a control."""
         if policy is None:
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
         if policy == "sample":
             drawn = draw_positions(flat, count, self.config.replacement)
-            return drawn, "with_replacement" if self.config.replacement else "without_replacement"
+            return drawn, expect_with_replacement if self.config.replacement else expect_without_replacement
         if count > flat.shape[1]:
             raise GeometryError(f"looks is {count} but there are {flat.shape[1]} positions; give at most that")
-        control = control_policy(policy, log_attention.shape[1], log_attention.shape[2])
+        control = self.control_policy(policy, log_attention.shape[1], log_attention.shape[2])
         if control is not None:
-            return control(torch.zeros(flat.shape), count).cells, "control"
-        return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], "topk"
+            return control(torch.zeros(flat.shape), count).cells, None
+        return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], _weigh_by_attention
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         encoded = self.backbone(self.pixels(scene, regions, self.config.patch_px))
@@ -319,26 +323,11 @@ class AttentionSampling(PatchModel):
         weights = torch.zeros(1, count, device="meta")
         features = torch.zeros(1, count, self.classifier.in_features, device="meta")
         return {
-            "attention": count_macs(lambda: outline.attention(low)),
-            "backbone": count * count_macs(lambda: outline.backbone(patch)),
-            "aggregation": count_macs(lambda: _weigh_by_attention(weights, features)),
+            "attention": self.count_macs(lambda: outline.attention(low)),
+            "backbone": count * self.count_macs(lambda: outline.backbone(patch)),
+            "aggregation": self.count_macs(lambda: _weigh_by_attention(weights, features)),
             "classifier": self.classifier.weight.numel(),
         }
-
-
-def _weigh_by_attention(
-    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
-) -> Float[Tensor, "batch dim"]:
-    """Average features, weighted by their share of the attention."""
-    return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
-
-
-_ESTIMATES = {
-    "with_replacement": expect_with_replacement,
-    "without_replacement": expect_without_replacement,
-    "topk": _weigh_by_attention,
-    "control": _weigh_by_attention,
-}
 
 
 @dataclass(frozen=True)

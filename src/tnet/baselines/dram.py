@@ -214,27 +214,18 @@ class DRAM(Model):
         hidden, _ = self.classifier_cell(self._describe(glimpse, 0), None)
         location_state = self.location_cell(hidden, None)
         state: tuple[Tensor, Tensor] | None = None
-        boxes, steps, places, proposals, log_probs = [], [], [], [], []
+        steps = []
         for step in range(looks):
             proposal = self.locator(location_state[0]).float().tanh() * self.config.location_scale
             place, log_prob = self._choose(proposal, policy)
             glimpse, box = self._look(scene, place)
             state = self.classifier_cell(self._describe(self._only_finest(glimpse), 1), state)
-            steps.append(self.classifier(state[0]))
-            boxes.append(box)
-            places.append(place)
-            proposals.append(proposal)
-            log_probs.append(log_prob)
+            steps.append((self.classifier(state[0]), box, place, proposal, log_prob))
             if step < looks - 1:
                 location_state = self.location_cell(state[0], location_state)
-        return DRAMOutput(
-            logits=steps[-1],
-            step_logits=torch.stack(steps, dim=1),
-            regions=Regions.concat([whole, box_regions(torch.stack(boxes, dim=1))]),
-            location_yx=torch.stack(places, dim=1),
-            location_mean_yx=torch.stack(proposals, dim=1),
-            log_prob=torch.stack(log_probs, dim=1),
-        )
+        logits, boxes, places, proposals, log_prob = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+        regions = Regions.concat([whole, box_regions(boxes)])
+        return DRAMOutput(logits[:, -1], logits, regions, places, proposals, log_prob)
 
     def _describe(self, glimpse: Float[Tensor, "batch channels h w"], level: int) -> Float[Tensor, "batch dim"]:
         """Encode glimpses of the first pass (level 0) or a later one (1)."""
@@ -266,12 +257,10 @@ class DRAM(Model):
 
         Each crop has the image's channels, then two of position.
         """
-        config, mean = self.config, self.get_buffer("mean")
-        sizes = scene.sizes_hw
+        config, mean, sizes = self.config, self.get_buffer("mean"), scene.sizes_hw
         if location_yx.is_meta:  # the cost does not depend on the location
             location_yx = torch.zeros(len(sizes), 2)
-        crops: list[Tensor] = []
-        boxes: list[Tensor] = []
+        crops, boxes = [], []
         for scale, crop_px in enumerate(crop_sizes_px(config.glimpse_px, config.input_px, config.scales)):
             box = crop_boxes(location_yx, sizes, crop_px, config.input_px, keep_inside=scale == 0)
             inside = clip_boxes(box, sizes)
@@ -281,9 +270,7 @@ class DRAM(Model):
             boxes.append(box)
         return torch.cat(crops, dim=1), boxes[0]
 
-    def _only_finest(
-        self, glimpse: Float[Tensor, "batch channels side side"]
-    ) -> Float[Tensor, "batch channels side side"]:
+    def _only_finest(self, glimpse: Float[Tensor, "batch c side side"]) -> Float[Tensor, "batch c side side"]:
         """Replace every channel but those of the finest crop by its average."""
         finest = self.config.in_channels + _POSITION_CHANNELS
         rest = glimpse[:, finest:].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *glimpse.shape[2:])
