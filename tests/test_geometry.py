@@ -183,9 +183,7 @@ grids = st.builds(Grid, st.integers(1, 6), st.integers(1, 6), st.floats(0.2, 0.8
 
 
 @given(st.data(), grids, sizes_hw, st.integers(1, 4))
-def test_regions_at_several_levels(
-    data: st.DataObject, grid: Grid, sizes: list[tuple[int, int]], deepest: int
-) -> None:
+def test_regions_at_several_levels(data: st.DataObject, grid: Grid, sizes: list[tuple[int, int]], deepest: int) -> None:
     levels = [whole_images(sizes)]
     while len(levels) <= deepest and len(levels[-1]) < 30 and int(levels[-1].size_hw.min()) * grid.cell_extent > 4:
         k = data.draw(st.integers(1, min(grid.cells, 3)))
@@ -330,8 +328,6 @@ def test_suggest_reaches_full_resolution_in_the_fewest_levels(
         ((100, 90), 32, 1.0, "min_cell_extent 1.0"),
     ],
 )
-def test_suggest_rejects_invalid_sizes(
-    size: tuple[int, int], base: int, smallest: float, message: str
-) -> None:
+def test_suggest_rejects_invalid_sizes(size: tuple[int, int], base: int, smallest: float, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         suggest(size, base, min_cell_extent=smallest)

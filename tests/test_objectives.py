@@ -1,7 +1,7 @@
 """Training objective: each term against its formula in plain loops, and against the reference implementation.
 
-The reference numbers (``tests/golden.py``) are of one batch in training mode, without dropout, of narrow variants of the
-published models, with every weighted term of the loss.
+The reference numbers (``tests/golden.py``) are the weighted terms of the loss for one batch in training mode, without
+dropout, of narrow variants of the published models.
 """
 
 from __future__ import annotations

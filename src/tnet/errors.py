@@ -1,7 +1,7 @@
 """Errors that a user can cause.
 
-Each message is one sentence: what was wrong, where (path, key, value), the limit and the remedy. The command line prints
-it without a traceback and exits with status 1; programs catch :class:`TnetError` or one of its subclasses.
+Each message is one sentence: what was wrong, where (path, key, value), the limit and the remedy. The command line
+prints it without a traceback and exits with status 1; programs catch :class:`TnetError` or one of its subclasses.
 """
 
 from __future__ import annotations

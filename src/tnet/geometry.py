@@ -3,8 +3,8 @@
 Pure arithmetic, on integers except for the centres of crops. No other module adds, scales or clips boxes.
 
 Frames and units: a box is ``(y0, x0, y1, x1)`` in *level-0 pixels*, the pixels of the full-resolution image, with
-``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below), where the scene's padding
-is shown. *Level* counts from 0, the whole image (the paper counts processing levels from 1).
+``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below), where the scene's
+padding is shown. *Level* counts from 0, the whole image (the paper counts processing levels from 1).
 
 Grid geometry (paper, section 3.1; constants as in the reference implementation): a parent of ``size`` pixels along an
 axis is covered by ``n`` cells of ``round(size * cell_extent)`` pixels (halves round to even), ``ceil((size - cell) /
