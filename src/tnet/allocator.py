@@ -1,4 +1,4 @@
-"""How the C library hands out memory while a network runs on the CPU."""
+"""Settings of the C library's memory allocator for networks on the CPU."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have freed memory kept for the next step instead of being returned to the system.
+    """Keep freed memory for the next step instead of returning it to the system; return whether glibc agreed.
 
-    Each step, and each layer, asks for the same large blocks as the one before. glibc takes every one from the system
-    and gives it back, and the system clears it page by page: up to two thirds of the time where feature maps are large
-    (``benchmarks/allocator.py``). The command line and :func:`tnet.training.run.train` (on the CPU) ask for this; call
-    it once, before anything else, in a program of your own. It holds for the rest of the process, whose peak memory
-    rises by about a fifth where activations take most of it.
-
-    Returns:
-        Whether anything was changed: only where the C library is glibc.
+    Each step and each layer allocates the same large blocks as the one before. By default glibc maps and unmaps each of
+    them, and the system clears it page by page: up to two thirds of the time for large feature maps
+    (``benchmarks/allocator.py``). The command line and :func:`tnet.training.run.train` (on the CPU) call this; in a
+    program of your own call it once, first. It holds for the rest of the process and raises its peak memory by about a
+    fifth if activations dominate.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # an allocator of another make was loaded in its place
+    except (OSError, AttributeError):  # another allocator is preloaded
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
