@@ -73,7 +73,7 @@ class ImageChange:
             return (0, 0, *size_hw)
         y0, x0, y1, x1 = self.crop_yxyx
         if not (0 <= y0 < y1 <= size_hw[0] and 0 <= x0 < x1 <= size_hw[1]):
-            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside an image of {size_hw} pixels")
+            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside; the image has {size_hw} pixels")
         return self.crop_yxyx
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:

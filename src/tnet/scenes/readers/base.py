@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.registry import Registry
+from tnet.scenes.base import Window
 
 if TYPE_CHECKING:
     from tnet.scenes.readers.content import Content
-
-Window = tuple[int, int, int, int]
-"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
 
 Color = Literal["grey", "rgb", "bands"]
 """Meaning of the channels: one grey, three colours, or any number of bands."""
