@@ -18,9 +18,9 @@ from torch import Tensor
 
 import tnet
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
-from tnet.scenes import FileScene, ReaderOptions, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
+from tnet.scenes import FileScene, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
 from tnet.scenes.base import Resize
-from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
+from tnet.scenes.readers.base import GeoReference, ImageInfo, ReaderOptions, StoredLevel
 
 RESIZES: tuple[Resize, ...] = ("antialias", "bilinear")
 FILL = (0.2, 0.4, 1.0)
