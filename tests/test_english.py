@@ -15,7 +15,7 @@ import tnet
 SRC = Path(tnet.__file__).parent
 
 # Packages and documents that have been rewritten; those that are missing here still have to be.
-DONE = ("interop", "inference", "explain", "demo", "cli")
+DONE = ("interop", "inference", "explain", "demo", "cli", "scenes", "allocator")
 PENDING = ("cli/compare.py", "cli/evaluate.py", "cli/suggest.py", "cli/train.py")
 DOCUMENTS: tuple[str, ...] = ()
 

@@ -16,7 +16,7 @@ SRC = Path(tnet.__file__).parent
 ERRORS = {name for name, item in vars(errors).items() if isinstance(item, type) and issubclass(item, errors.TnetError)}
 
 # Packages whose messages have the form; those that are missing here still have to be rewritten.
-DONE = ("interop", "inference", "explain", "demo", "cli")
+DONE = ("interop", "inference", "explain", "demo", "cli", "scenes", "allocator")
 
 
 def sentence_of(node: ast.expr) -> str | None:
