@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tnet.data.augment import PRESETS, Augment, AugmentConfig, sample_generator
 from tnet.errors import ConfigError
 from tnet.scenes.memory import MemoryScene
 from tnet.scenes.transform import ImageChange
+from tnet.training.recipe import load_recipe
 
 
 def numbered(height: int, width: int, channels: int = 1) -> Tensor:
@@ -218,6 +220,13 @@ def test_presets_are_the_published_augmentation() -> None:
     exact = {"resize_px": 224, "brightness": 0.12549}
     assert PRESETS["tnet"] == AugmentConfig(**PUBLISHED | COLOURS | exact)
     assert PRESETS["tnet_birds"] == AugmentConfig(**PUBLISHED | BIRDS | {"resize_px": 224})
+
+
+@pytest.mark.parametrize("name", ["imagenet_tnet", "fmow_b0_448", "cub_tnet_b0", "nabirds_b0"])
+def test_published_recipes_use_the_presets(repository: Path, name: str) -> None:
+    augment = load_recipe(repository / "recipes" / "published" / f"{name}.yaml").data.augment
+    preset = PRESETS["tnet_birds" if name.startswith(("cub", "nabirds")) else "tnet"]
+    assert augment == replace(preset, resize_px=augment.resize_px)
 
 
 def drawn(

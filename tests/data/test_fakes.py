@@ -60,6 +60,7 @@ def test_classes_differ_inside_the_boxes_only(tmp_path: Path) -> None:
     assert right[True] > 0.9 and right[False] < 0.5
 
 
+@pytest.mark.slow
 def test_all_classes_of_a_dataset(tmp_path: Path) -> None:
     make_fake("nabirds", tmp_path / "nabirds", images_per_class=1, side_px=16)
     data = PUBLISHED["nabirds"].read(tmp_path / "nabirds", "train")
