@@ -256,7 +256,7 @@ def iter_predictions(
 
     A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
     but time. The model is moved to ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that
-    cannot be read or is too small yields :class:`Unreadable` in its place. The other arguments are as in :func:`predict`.
+    cannot be read or is too small yields :class:`Unreadable` in its place. Other arguments are as in :func:`predict`.
 
     Raises:
         DataError: there are no images; raised at once.
