@@ -21,8 +21,8 @@ from tnet.geometry import (
     cell_spans,
     choose_cells,
     covered_shares,
+    fit_grid,
     resolve_looks,
-    suggest,
     total_looks,
     whole_images,
 )
@@ -299,7 +299,7 @@ def test_looks_add_up_over_levels(looks: tuple[int, ...], total: int) -> None:
     [(224, 77, 2, PAPER_GRIDS[0]), (448, 224, 2, PAPER_GRIDS[2]), (896, 224, 3, PAPER_GRIDS[2])],
 )
 def test_the_papers_settings_are_suggested(side: int, base: int, levels: int, grid: Grid) -> None:
-    suggestion = suggest((side, side), base)
+    suggestion = fit_grid((side, side), base)
     assert (suggestion.levels, suggestion.grid) == (levels, grid)
     assert suggestion.finest_scale == pytest.approx(1)
 
@@ -309,7 +309,7 @@ def test_a_suggestion_reaches_full_resolution_in_the_fewest_levels(
     size: tuple[int, int], base: int, smallest: float
 ) -> None:
     assume(max(size) >= base)
-    suggestion = suggest(size, base, min_cell_extent=smallest)
+    suggestion = fit_grid(size, base, min_cell_extent=smallest)
     steps, extent = suggestion.levels - 1, suggestion.grid.cell_extent
     ratio = Fraction(max(size), base)
     assert suggestion.finest_scale == pytest.approx(max(1, float(ratio) * extent**steps), rel=1e-3)
@@ -336,4 +336,4 @@ def test_a_suggestion_that_cannot_be_is_refused(
     size: tuple[int, int], base: int, smallest: float, message: str
 ) -> None:
     with pytest.raises(GeometryError, match=message):
-        suggest(size, base, min_cell_extent=smallest)
+        fit_grid(size, base, min_cell_extent=smallest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "Grid": "tnet.geometry",
     "Regions": "tnet.geometry",
-    "suggest": "tnet.geometry",
+    "fit_grid": "tnet.geometry",
     "FileScene": "tnet.scenes",
     "Scene": "tnet.scenes",
     "TensorBatch": "tnet.scenes",
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from tnet.explain import explain_image as explain_image
     from tnet.geometry import Grid as Grid
     from tnet.geometry import Regions as Regions
-    from tnet.geometry import suggest as suggest
+    from tnet.geometry import fit_grid as fit_grid
     from tnet.inference import Prediction as Prediction
     from tnet.inference import predict as predict
     from tnet.models import TNet as TNet

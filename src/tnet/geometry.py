@@ -320,8 +320,8 @@ def total_looks(looks: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Suggestion:
-    """A traversal for images of a given size: see :func:`suggest`.
+class GridFit:
+    """A traversal for images of a given size: see :func:`fit_grid`.
 
     Attributes:
         levels: levels of processing, the whole image included.
@@ -338,8 +338,8 @@ class Suggestion:
     why: str
 
 
-def suggest(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: float = 0.3) -> Suggestion:
-    """Propose levels and grid so that the last level sees full resolution.
+def fit_grid(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: float = 0.3) -> GridFit:
+    """Return levels and grid with which the last level sees full resolution.
 
     The cell extent is the same at every level and shrinks the image's longer side to ``base_px`` over ``levels - 1``
     steps; the fewest levels are taken for which a cell is at least ``min_cell_extent`` of its parent (smaller cells
@@ -373,4 +373,4 @@ def suggest(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: fl
         f"{longer} px is {ratio:.1f} times the base of {base_px} px; {steps} step(s) of {extent:.3f} reach "
         f"{scale:.2f} image pixel(s) per pixel seen, and {count} x {count} cells overlap by half or more."
     )
-    return Suggestion(steps + 1, Grid(count, count, round(extent, 6)), looks, scale, why)
+    return GridFit(steps + 1, Grid(count, count, round(extent, 6)), looks, scale, why)

@@ -81,7 +81,7 @@ def cats_and_dogs(tmp_path: Path) -> Path:
 def test_a_run_is_evaluated_on_its_own_validation_images(run: Path) -> None:
     code, output = evaluate(run)
     assert code == 0
-    assert "made digits (majority), val images: 6 images, 10 classes" in output
+    assert "synthetic digits (majority), val images: 6 images, 10 classes" in output
     assert [(row["looks"], row["policy"], row["images"]) for row in rows_of(run / "evaluation")] == [
         ("0", "none", "6"), ("1", "topk", "6"), ("2", "topk", "6")
     ]  # fmt: skip
@@ -216,7 +216,7 @@ def test_a_model_from_elsewhere_by_the_recipe_of_a_data_set(tmp_path: Path) -> N
     assert float(rows_of(folder / "evaluation")[0]["accuracy"]) == pytest.approx(sum(right) / len(right), abs=1e-4)
     folder = save_model(model, tmp_path / "nameless")
     code, output = evaluate(folder, root, "--recipe", recipe, "--looks", "0")
-    assert code == 0 and "the model does not know what its classes are called" in output
+    assert code == 0 and "the model has no class names" in output
     code, output = evaluate(folder, "--recipe", recipe)
     assert code == 1 and "elsewhere does not exist" in output
 

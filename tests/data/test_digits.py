@@ -214,10 +214,11 @@ def test_no_other_class_reaches_the_majority() -> None:
 
 
 def test_classes_are_about_uniform() -> None:
+    dataset = make(images_train=1000)
+    layouts = [dataset.layout(index) for index in range(1000)]
     for task in ("majority", "top"):
-        dataset = make(task=task, images_train=2000)
-        answers = [int(dataset.layout(index).answer(task)) for index in range(2000)]
-        assert np.bincount(answers, minlength=10) == pytest.approx(np.full(10, 200), abs=60)  # 4.5 deviations
+        answers = [int(layout.answer(task)) for layout in layouts]
+        assert np.bincount(answers, minlength=10) == pytest.approx(np.full(10, 100), abs=43)  # 4.5 deviations
 
 
 def test_ips_never_hides_a_digit_and_ats_does() -> None:
@@ -319,15 +320,15 @@ def test_mnist_files_are_read_and_split(tmp_path: Path, layout: str, zipped: boo
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 GREY = np.zeros((60, 28, 28))
 BAD_FILES = {
-    "empty": (IMAGES, b"", "0 bytes, within its 16-byte header"),
-    "short header": (LABELS, idx_bytes(np.zeros(60))[:5], "5 bytes, within its 8-byte header"),
-    "magic": (IMAGES, idx_bytes(GREY, magic=2049), "0x00000801 but an IDX file of this kind with 0x00000803"),
+    "empty": (IMAGES, b"", "after 0 bytes"),
+    "short header": (LABELS, idx_bytes(np.zeros(60))[:5], "after 5 bytes"),
+    "magic": (IMAGES, idx_bytes(GREY, magic=2049), "0x00000801 .*0x00000803"),
     "truncated": (IMAGES, idx_bytes(GREY)[:-1], "47040 bytes, but 47039 follow"),
     "too long": (LABELS, idx_bytes(np.zeros(60)) + b"0", "60 bytes, but more follow"),
-    "too many": (IMAGES, np.array([2051, 2**32 - 1, 28, 28], ">u4").tobytes(), "4294967295 items, more than 1000000"),
-    "pixels": (IMAGES, idx_bytes(np.zeros((60, 14, 56))), r"\(14, 56\) pixels but must be \(28, 28\)"),
-    "fewer labels": (LABELS, idx_bytes(np.zeros(59)), "59 labels but train-images-idx3-ubyte holds 60 images"),
-    "label": (LABELS, idx_bytes(np.full(60, 10)), "a label is 10 but must be 0 to 9"),
+    "too many": (IMAGES, np.array([2051, 2**32 - 1, 28, 28], ">u4").tobytes(), "4294967295 items.* 1000000"),
+    "pixels": (IMAGES, idx_bytes(np.zeros((60, 14, 56))), r"\(14, 56\) .*\(28, 28\)"),
+    "fewer labels": (LABELS, idx_bytes(np.zeros(59)), "59 labels.*train-images-idx3-ubyte has 60"),
+    "label": (LABELS, idx_bytes(np.full(60, 10)), "label 10"),
     "class": (LABELS, idx_bytes(np.arange(60) % 9), "none of class 9"),
 }
 
@@ -349,7 +350,7 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path, damage: str) -> None:
     data = path.read_bytes()
     flipped = data[:40] + bytes(255 - byte for byte in data[40:60]) + data[60:]
     path.write_bytes({"cut": data[:-12], "not gzip": b"a page in HTML, say", "flipped": flipped}[damage])
-    with pytest.raises(DataError, match=f"{IMAGES}.gz: cannot be read"):
+    with pytest.raises(DataError, match=f"{IMAGES}.gz"):
         make(mnist_dir=str(tmp_path))
 
 
@@ -361,10 +362,10 @@ def test_a_gzip_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path:
 
 
 def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected train-images-idx3-ubyte.*but there is no such folder"):
+    with pytest.raises(DataError, match="nowhere"):
         make(mnist_dir=str(tmp_path / "nowhere"))
     (write_mnist(tmp_path) / LABELS).unlink()
-    with pytest.raises(DataError, match=r"expected train-labels-idx1-ubyte.*but the folder has no such file"):
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte"):
         make(mnist_dir=str(tmp_path))
     make("test", mnist_dir=str(tmp_path))[0]  # needs the t10k files alone
 
@@ -372,21 +373,21 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "sum"}, "task is 'sum' but must be one of majority, max, top, multi"),
-        ({"variant": "IPS"}, "variant is 'IPS' but must be one of ips, ats"),
-        ({"canvas_px": 20}, "digit_px is 28 but must be at most canvas_px, 20"),
-        ({"canvas_px": 40_000}, "canvas_px is 40000 but must be at most 32768"),
-        ({"digit_px": 3}, "digit_px is 3 but must be at least 4"),
-        ({"noise_px": 200}, "noise_px is 200 but must be at most canvas_px, 160"),
-        ({"noise_px": 1}, "noise_px is 1 but must be at least 2"),
-        ({"target_copies": 0}, "target_copies is 0 but must be at least 1"),
-        ({"other_digits": -1}, "other_digits is -1 but must be at least 0"),
-        ({"noise_patterns": -1}, "noise_patterns is -1 but must be at least 0"),
-        ({"images_val": -1}, "images_val is -1 but must be at least 0"),
-        ({"seed": -1}, "seed is -1 but must be at least 0"),
-        ({"canvas_px": 83}, "is 5 but at most 4 digits of 28 px fit on 83 px without overlap: raise canvas_px"),
-        ({"target_copies": 1, "other_digits": 1}, "could tie for the majority: raise target_copies"),
-        ({"target_copies": 2, "other_digits": 10}, "other_digits is 10 but with target_copies 2 must be at most 9"),
+        ({"task": "sum"}, "task is 'sum'.*majority, max, top, multi"),
+        ({"variant": "IPS"}, "variant is 'IPS'.*ips, ats"),
+        ({"canvas_px": 20}, "digit_px is 28.*canvas_px, 20"),
+        ({"canvas_px": 40_000}, "canvas_px is 40000.*32768"),
+        ({"digit_px": 3}, "digit_px is 3; .*4"),
+        ({"noise_px": 200}, "noise_px is 200.*canvas_px, 160"),
+        ({"noise_px": 1}, "noise_px is 1; .*2"),
+        ({"target_copies": 0}, "target_copies is 0"),
+        ({"other_digits": -1}, "other_digits is -1"),
+        ({"noise_patterns": -1}, "noise_patterns is -1"),
+        ({"images_val": -1}, "images_val is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"canvas_px": 83}, "is 5.* 4 digits of 28 px fit on 83 px"),
+        ({"target_copies": 1, "other_digits": 1}, "other_digits is 1.*target_copies"),
+        ({"target_copies": 2, "other_digits": 10}, "other_digits is 10.*at most 9"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_a_remedy(changes: dict[str, object], said: str, as_in_use: None) -> None:
@@ -400,13 +401,13 @@ def test_other_tasks_need_no_majority() -> None:
 
 
 def test_an_unknown_split_is_refused(as_in_use: None) -> None:
-    with pytest.raises(ConfigError, match="split is 'dev' but must be one of train, val, test"):
+    with pytest.raises(ConfigError, match="split is 'dev'.*train, val, test"):
         make("dev")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("index", [-1, 20])
 def test_an_index_outside_the_split_is_refused(index: int) -> None:
-    with pytest.raises(IndexError, match=f"index is {index} but the val split has images 0 to 19"):
+    with pytest.raises(IndexError, match=f"index is {index}; .* 0 to 19"):
         make("val")[index]
 
 

@@ -13,7 +13,7 @@ from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.loading import eval_loader, open_data, open_split, train_loader
 from tnet.data.published import PUBLISHED
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, DataError
 
 PLACES = {"imagenet": "val", "fmow": "test", "cub": "test", "nabirds": "test"}
 

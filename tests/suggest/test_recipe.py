@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tnet.backbones import BackboneConfig
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
+from tnet.models.registry import model_config
 from tnet.objectives import ObjectiveConfig
-from tnet.suggest.recipe import Proposal, explain, parse_macs, propose, recipe_text
-from tnet.suggest.survey import PictureFacts, Survey
-from tnet.training.recipe import load_recipe, parse_recipe
+from tnet.suggest.plan import Weights, choose_plan
+from tnet.suggest.reasons import data_warnings, model_reasons, model_warnings
+from tnet.suggest.recipe import OBJECTIVE, OPTIM, Proposal, explain, parse_macs, propose, recipe_text
+from tnet.suggest.survey import ImageFacts, Survey
+from tnet.training.recipe import TrainConfig, load_recipe, parse_recipe
 
 BACKBONE = "test_resnet"  # weights made at 160 px
 
@@ -27,16 +32,17 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
-def pictures(
+def survey_of(
     *sizes_hw: tuple[int, int], counts: tuple[int, ...] = (300, 250), root: str = "photos", **facts: bool | int
 ) -> Survey:
-    shown = tuple(PictureFacts(Path(f"{index}.png"), size, **facts) for index, size in enumerate(sizes_hw))  # type: ignore[arg-type]
+    shown = tuple(ImageFacts(Path(f"{index}.png"), size, **facts) for index, size in enumerate(sizes_hw))  # type: ignore[arg-type]
     names = tuple(f"class {index}" for index in range(len(counts)))
     return Survey(DataConfig(root=root), names, False, counts, sum(counts), 80, shown)
 
 
+@cache  # the same questions come up in several tests
 def ask(*sizes_hw: tuple[int, int], budget: int | None = None, backbone: str = BACKBONE, **changes: object) -> Proposal:
-    return propose(pictures(*sizes_hw, **changes), budget_macs=budget, backbone=backbone)  # type: ignore[arg-type]
+    return propose(survey_of(*sizes_hw, **changes), budget_macs=budget, backbone=backbone)  # type: ignore[arg-type]
 
 
 def model_of(proposal: Proposal) -> TNetConfig:
@@ -74,7 +80,7 @@ def test_the_paper_sizes() -> None:
     """Fundus photographs, with the backbone that is taken by default: 224 px, 3 levels of 5 x 5 cells of 0.34."""
     model = model_of(ask((1296, 1936), backbone="mobilenetv2_100"))
     assert (model.base_px, model.levels, model.looks, model.grid.rows) == (224, 3, (2, 2), 5)
-    assert model.grid.cell_extent == pytest.approx(0.34, abs=0.001) and model.mean[0] == 0.485
+    assert model.grid.cell_extent == pytest.approx(0.34, abs=0.001) and model.normalization[0][0] == 0.485
 
 
 def test_no_picture_is_smaller_than_the_base() -> None:
@@ -95,7 +101,7 @@ def test_small_pictures_get_the_plain_network(size_hw: tuple[int, int]) -> None:
 def test_transformers_get_whole_patches() -> None:
     proposal = ask((2000, 2000), backbone="vit_small_patch14_dinov2")
     assert model_of(proposal).base_px == 224 and proposal.macs_full is None
-    assert "takes no picture of 2000 x 2000 px" in explain(proposal)
+    assert "2000 x 2000 px" in explain(proposal)
 
 
 # --- budget
@@ -128,7 +134,7 @@ def test_costs_are_those_of_the_recipe() -> None:
     assert multiply_adds(outline) == proposal.macs and multiply_adds(outline, 0) == proposal.macs_base
 
 
-@pytest.mark.parametrize("share", [3.0, 0.6, 0.3, 0.12, 0.05])
+@pytest.mark.parametrize("share", [3.0, 0.3, 0.05])
 def test_a_budget_is_kept(share: float) -> None:
     free = ask((1296, 1936))
     budget = int(free.macs * share)
@@ -144,9 +150,7 @@ def test_a_budget_is_kept(share: float) -> None:
 
 
 def test_a_budget_that_nothing_fits() -> None:
-    with pytest.raises(
-        ConfigError, match=r"the budget of 1\.00 M .* one look .* test_resnet \(16\.4 M at 64 px\); raise"
-    ):
+    with pytest.raises(ConfigError, match=r"1\.00 M .*test_resnet \(16\.4 M at 64 px\)"):
         ask((500, 500), budget=1_000_000)
 
 
@@ -159,12 +163,12 @@ def test_budgets_are_read(text: str, macs: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "G", "-1G", "0", "nan", "inf", "1.0GB", "1,5G", "1e999", "0.1"])
 def test_what_is_no_budget(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a number of multiply-adds; give a positive number such as 1.0G"):
+    with pytest.raises(ConfigError, match="multiply-adds"):
         parse_macs(text)
 
 
 def test_no_such_backbone() -> None:
-    with pytest.raises(ConfigError, match=r"'resnet10q' is neither bagnet77 nor a timm model; did you mean"):
+    with pytest.raises(ConfigError, match="resnet10q"):
         ask((500, 500), backbone="resnet10q")
 
 
@@ -178,7 +182,7 @@ def test_training_follows_the_number_of_pictures() -> None:
     assert few.recipe.data.augment.brightness and not many.recipe.data.augment.brightness
     assert many.recipe.optim.backbone_lr == 1e-4
     (short,), (enough,) = ([r.text for r in proposal.reasons if r.topic == "epochs"] for proposal in (few, many))
-    assert short.startswith("50 of 4 steps each, 200 of the ") and "by heart" in short
+    assert short.startswith("50 of 4 steps each, 200 steps instead of 2000")
     assert "aiming at" in enough
 
 
@@ -207,36 +211,39 @@ def test_slides_are_read_lazily_and_turned() -> None:
 
 
 def test_a_backbone_without_weights_starts_at_random() -> None:
-    proposal = ask((600, 600), backbone="resnet10t")
-    model = model_of(proposal)
-    assert model.backbone.pretrained  # timm has weights of this one
+    assert Weights.of("resnet10t").hub_id
     proposal = ask((600, 600), backbone="bagnet77")
     assert not model_of(proposal).backbone.pretrained and proposal.recipe.optim.backbone_lr is None
     assert "starts at random" in explain(proposal) and "Offline" not in recipe_text(proposal)
 
 
 def test_warnings() -> None:
-    assert "class 1 (5)" in warned(ask((600, 600), counts=(300, 5)))
-    assert "class 0 has 300 training pictures, class 1 only 25" in warned(ask((600, 600), counts=(300, 25)))
-    assert "sizes vary a lot" in warned(ask((300, 300), (600, 600), (1000, 1000)))
-    assert "up to 8 bands" in warned(ask((600, 600), bands=8, is_lazy=True))
-    assert "convert them once with tnet pyramid" in warned(ask((6000, 6000), is_lazy=True, is_flat=True))
-    assert not ask((600, 600), (640, 640), counts=(300, 150)).warnings
-    from_a_phone = replace(pictures((600, 600)), left_out=((".cr2", 1), (".heic", 30)))
-    assert "not read were left out: 1 .cr2, 30 .heic; convert" in warned(propose(from_a_phone, backbone=BACKBONE))
+    def about(*sizes_hw: tuple[int, int], **changes: object) -> str:
+        return "\n".join(data_warnings(survey_of(*sizes_hw, **changes)))  # type: ignore[arg-type]
+
+    assert "class 1 (5)" in about((600, 600), counts=(300, 5))
+    assert "class 0 has 300 training images, class 1 only 25" in about((600, 600), counts=(300, 25))
+    assert "sizes vary" in about((300, 300), (600, 600), (1000, 1000))
+    assert "up to 8 bands" in about((600, 600), bands=8, is_lazy=True)
+    assert "tnet pyramid" in about((6000, 6000), is_lazy=True, is_flat=True)
+    assert not about((600, 600), (640, 640), counts=(300, 150))
+    from_a_phone = replace(survey_of((600, 600)), left_out=((".cr2", 1), (".heic", 30)))
+    assert "left out: 1 .cr2, 30 .heic" in "\n".join(data_warnings(from_a_phone))
 
 
 def test_weights_in_the_cache_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "HF_HUB_OFFLINE is set and the weights of test_resnet are not in the cache" in warned(ask((600, 600)))
+    survey, weights = survey_of((600, 600)), Weights.of(BACKBONE)
+    plan = choose_plan(survey, weights, None)
+    assert "HF_HUB_OFFLINE" in "\n".join(model_warnings(survey, plan, weights, None))
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (repository / "snapshots" / ("0" * 40) / "model.safetensors").write_bytes(b"weights")
-    proposal = ask((600, 600))
-    assert not proposal.warnings and "which are in the local cache" in explain(proposal)
+    assert not list(model_warnings(survey, plan, weights, None))
+    assert "in the local cache" in next(model_reasons(survey, plan, weights, None)).text
 
 
 # --- in writing
@@ -261,3 +268,19 @@ def test_every_reason_and_warning_is_a_comment() -> None:
         assert text in comments
     shown = " ".join(explain(proposal).split())
     assert all(reason.text in shown for reason in proposal.reasons)
+
+
+# --- one set of defaults
+
+
+def test_own_images_and_proposals_have_the_same_constants(repository: Path) -> None:
+    own = load_recipe(repository / "recipes/own_images.yaml")
+    assert own.model == TNetConfig(backbone=BackboneConfig(pretrained=True))
+    assert (own.objective, own.optim) == (OBJECTIVE, OPTIM)
+    assert own.train.recalibrate_batches == TrainConfig().recalibrate_batches
+    proposed = model_of(ask((1296, 1936)))
+    assert (
+        replace(proposed, base_px=224, backbone=own.model.backbone, levels=2, looks=(3,), grid=own.model.grid)
+        == own.model
+    )
+    assert model_config("tnet_mobilenetv2_100.own") == replace(TNetConfig(), num_classes=1000)

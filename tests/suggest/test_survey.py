@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from tnet.data.config import DataConfig
 from tnet.data.loading import check_sizes, open_data
 from tnet.errors import ConfigError, DataError, ImageError
-from tnet.suggest.survey import Survey, find_layout, survey
+from tnet.suggest.survey import Survey, find_layout, survey_images
 
 
 def put(folder: Path, count: int, size: tuple[int, int] = (40, 30), mode: str = "RGB", kind: str = "png") -> None:
@@ -21,7 +22,7 @@ def put(folder: Path, count: int, size: tuple[int, int] = (40, 30), mode: str = 
 
 
 def look(path: Path) -> Survey:
-    return survey(find_layout(path))
+    return survey_images(find_layout(path))
 
 
 def put_split(root: Path, splits: Sequence[str] = ("train", "val")) -> None:
@@ -64,7 +65,7 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
     put(tmp_path, 4)
     (tmp_path / "train.csv").write_text("path,label\nRGB0.png,a|b\nRGB1.png,a\nRGB2.png,b|c\nRGB3.png,a\n")
     data = find_layout(tmp_path)
-    found = survey(DataConfig(kind="table", root=data.root, train=data.train, val=None, label_separator="|"))
+    found = survey_images(DataConfig(kind="table", root=data.root, train=data.train, val=None, label_separator="|"))
     assert found.multilabel and found.train_images == 3 and sum(found.train_counts) >= 3
 
 
@@ -75,7 +76,7 @@ def test_counts_sizes_and_colour(tmp_path: Path) -> None:
     put_split(tmp_path)
     found = look(tmp_path)
     assert (found.classes, found.train_counts, found.train_images, found.val_images) == (("a", "b"), (3, 2), 5, 5)
-    assert len(found.pictures) == 10 and found.count("is_grey") == 4 and not found.count("is_lazy")
+    assert len(found.images) == 10 and found.count("is_grey") == 4 and not found.count("is_lazy")
     assert found.median_hw == (30, 40) and found.smallest.size_hw == (30, 40)
     assert [found.longer_side_px(share) for share in (0, 0.5, 1)] == [40, 40, 60]
     assert found.place == str(tmp_path)
@@ -91,13 +92,13 @@ def test_pyramids_are_read_where_they_are_looked_at(tmp_path: Path) -> None:
         tifffile.imwrite(path, levels, tile=(32, 32), photometric="minisblack", planarconfig="contig")
     put(tmp_path / "a", 2)
     found = look(tmp_path)
-    facts = {picture.path.suffix: picture for picture in found.pictures}
+    facts = {picture.path.suffix: picture for picture in found.images}
     assert facts[".tif"].is_lazy and facts[".tif"].bands == 5 and facts[".tif"].size_hw == (64, 96)
     assert not facts[".tif"].is_flat and not facts[".png"].is_lazy
 
 
 def test_many_pictures_are_sampled_as_training_samples_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tnet.suggest.survey._SIZES_READ", 4)
+    monkeypatch.setattr("tnet.suggest.survey._HEADERS_PER_SPLIT", 4)
     monkeypatch.setattr("tnet.data.loading._SIZES_CHECKED", 4)
     put(tmp_path / "train" / "a", 9)
     put(tmp_path / "train" / "b", 9)
@@ -105,7 +106,7 @@ def test_many_pictures_are_sampled_as_training_samples_them(tmp_path: Path, monk
     put(tmp_path / "val" / "a", 1)
     put(tmp_path / "val" / "b", 1)
     found = look(tmp_path)
-    assert len(found.pictures) == 5 + 2 and look(tmp_path) == found
+    assert len(found.images) == 5 + 2 and look(tmp_path) == found
     train, _ = open_data(found.data, 3, 0)
     base_px = min(found.smallest.size_hw)
     check_sizes(train, base_px)
@@ -117,30 +118,30 @@ def test_many_pictures_are_sampled_as_training_samples_them(tmp_path: Path, monk
 
 
 def test_no_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere does not exist; name a folder"):
+    with pytest.raises(DataError, match="nowhere"):
         find_layout(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="is empty; put one folder of pictures a class"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
         look(tmp_path)
     put(tmp_path / "a", 2)
-    with pytest.raises(DataError, match=r"a single class, 'a', in .*two or more"):
+    with pytest.raises(DataError, match="'a'"):
         look(tmp_path)
     (tmp_path / "b").mkdir()
-    with pytest.raises(DataError, match="Class 'b' cannot be used: No picture was found"):
+    with pytest.raises(DataError, match="'b'"):
         look(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"notes\.txt is a file that is no table"):
+    with pytest.raises(DataError, match="notes.txt"):
         find_layout(tmp_path / "notes.txt")
 
 
 def test_a_split_without_training_pictures(tmp_path: Path) -> None:
     put_split(tmp_path, ("val", "test"))
-    with pytest.raises(DataError, match="has a folder val but none called train"):
+    with pytest.raises(DataError, match="'val'.*'train'"):
         find_layout(tmp_path)
 
 
 def test_pictures_without_class_folders(tmp_path: Path) -> None:
     put(tmp_path, 2)
-    with pytest.raises(DataError, match="holds pictures but no class folders"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
         look(tmp_path)
 
 
@@ -148,14 +149,14 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     put_split(tmp_path)
     (tmp_path / "train" / "a" / "bad.jpg").write_bytes(b"no picture")
     (tmp_path / "val" / "b" / "empty.png").touch()
-    with pytest.raises(DataError, match=r"2 of the 12 pictures .* cannot be read; .*bad\.jpg"):
+    with pytest.raises(DataError, match=r"2 of 12 .*bad\.jpg"):
         look(tmp_path)
 
 
 def test_values_without_black_and_white(tmp_path: Path) -> None:
     put_split(tmp_path)
     Image.fromarray(np.zeros((40, 40), np.float32)).save(tmp_path / "train" / "a" / "height.tif")
-    with pytest.raises(DataError, match=r"1 of the 11 .*height\.tif .*float32 values.* data\.scene\.value_range"):
+    with pytest.raises(DataError, match=r"1 of 11 .*height\.tif.*float32.*data\.scene\.value_range"):
         look(tmp_path)
 
 
@@ -169,4 +170,4 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None
 
 def test_made_images_are_not_looked_at() -> None:
     with pytest.raises(ConfigError, match=r"data\.kind is digits"):
-        survey(DataConfig(kind="digits"))
+        survey_images(DataConfig(kind="digits"))

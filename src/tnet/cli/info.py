@@ -162,7 +162,7 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
 
     from tnet.evaluation.cost import full_image_multiply_adds, multiply_adds
     from tnet.evaluation.report import macs_unit, markdown_table, short_number
-    from tnet.geometry import choose_cells, suggest, whole_images
+    from tnet.geometry import choose_cells, fit_grid, whole_images
 
     config = model.config
     regions, count, lines = whole_images([size_hw]), 1, []
@@ -184,7 +184,7 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
     except ConfigError as error:
         text += f"No comparison: {error}.\n"
     try:
-        proposal = suggest(size_hw, config.base_px)
+        proposal = fit_grid(size_hw, config.base_px)
     except GeometryError as error:
         return f"{text}{error}\n"
     grid = f"{{rows: {proposal.grid.rows}, cols: {proposal.grid.cols}, cell_extent: {proposal.grid.cell_extent:g}}}"

@@ -1,8 +1,7 @@
-"""Megapixel digits: a made task in which a few small digits on a large, cluttered canvas decide the label.
+"""Megapixel digits: a synthetic task in which a few small digits on a large, cluttered canvas decide the label.
 
-This is the Megapixel-MNIST task of Katharopoulos and Fleuret (2019), with the four questions of Bergner et al.
-(2023). Images are made on the fly: image ``index`` of a split depends on the seed, the split and the index alone, so
-worker count and order change nothing, and there is nothing to store.
+The Megapixel-MNIST task of Katharopoulos and Fleuret (2019), with the four questions of Bergner et al. (2023). Images
+are generated on access from seed, split and index alone, so worker count and order change nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Task = Literal["majority", "max", "top", "multi"]
 Variant = Literal["ips", "ats"]
 
 MAX_CANVAS_PX = 32_768
-"""Largest canvas side: 1 GiB an image."""
+"""Largest canvas side: 1 GiB per image."""
 _TRIES_PER_DIGIT = 100
 _SMALLEST = {
     "canvas_px": 1, "digit_px": 4, "noise_px": 2, "target_copies": 1, "other_digits": 0, "noise_patterns": 0,
@@ -34,26 +33,25 @@ _SMALLEST = {
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """What the images show and what is asked about them.
+    """What the images show, and the question about them.
 
-    The pictures do not depend on ``task``: one seed gives the same images with four kinds of label.
+    Images do not depend on ``task``: one seed gives the same images with four kinds of label.
 
     Attributes:
-        task: ``majority``: the class with most copies; ``max``: the largest digit; ``top``: the digit with the smallest
-            row (of equal rows, the leftmost); ``multi``: for each class, whether it is there.
-        variant: ``ips``: digits are pasted last and are never hidden; ``ats``: clutter is pasted last and can hide
-            them.
+        task: ``majority``: the class with the most copies; ``max``: the largest digit; ``top``: the topmost digit (of
+            equal rows, the leftmost); ``multi``: for each class, whether it is present.
+        variant: ``ips``: digits are pasted last and never hidden; ``ats``: clutter is pasted last and can hide them.
         canvas_px: side of the square image.
         digit_px: side of a pasted digit (28 px glyphs, resized).
-        target_copies: digits of the target class.
-        other_digits: digits of other classes; none of these has as many copies as the target class where that can be.
-        noise_patterns: pieces of clutter pasted per image, drawn from 50 patterns that ``seed`` fixes.
+        target_copies: number of digits of the target class.
+        other_digits: number of digits of other classes; if possible, none of these has as many copies as the target.
+        noise_patterns: pieces of clutter per image, drawn from 50 patterns determined by ``seed``.
         noise_px: side of a piece of clutter.
         images_train: images in the train split.
         images_val: images in the val split.
         images_test: images in the test split.
-        seed: another seed gives other images and other clutter, from the same source digits.
-        mnist_dir: folder with MNIST's IDX files (plain or .gz; flat, raw/ or MNIST/raw/); none for scikit-learn's
+        seed: determines images and clutter; the source digits stay the same.
+        mnist_dir: folder with MNIST's IDX files (plain or .gz; flat, raw/ or MNIST/raw/); None for scikit-learn's
             bundled digits.
 
     Raises:
@@ -77,39 +75,35 @@ class DigitsConfig:
     def __post_init__(self) -> None:
         for key, allowed in (("task", get_args(Task)), ("variant", get_args(Variant))):
             if getattr(self, key) not in allowed:
-                raise ConfigError(f"{key} is {getattr(self, key)!r} but must be one of {', '.join(allowed)}")
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; give one of {', '.join(allowed)}")
         for key, smallest in _SMALLEST.items():
             if getattr(self, key) < smallest:
-                raise ConfigError(f"{key} is {getattr(self, key)} but must be at least {smallest}: raise {key}")
+                raise ConfigError(f"{key} is {getattr(self, key)}; give at least {smallest}")
         if self.canvas_px > MAX_CANVAS_PX:
-            raise ConfigError(f"canvas_px is {self.canvas_px} but must be at most {MAX_CANVAS_PX}: lower canvas_px")
+            raise ConfigError(f"canvas_px is {self.canvas_px}; give at most {MAX_CANVAS_PX}")
         for key in ("digit_px", "noise_px"):
             if getattr(self, key) > self.canvas_px:
-                raise ConfigError(
-                    f"{key} is {getattr(self, key)} but must be at most canvas_px, {self.canvas_px}: raise canvas_px "
-                    f"or lower {key}"
-                )
+                raise ConfigError(f"{key} is {getattr(self, key)}; give at most canvas_px, {self.canvas_px}")
         fit = (self.canvas_px // self.digit_px) ** 2
         if self.digits > fit:
             raise ConfigError(
-                f"target_copies plus other_digits is {self.digits} but at most {fit} digits of {self.digit_px} px fit "
-                f"on {self.canvas_px} px without overlap: raise canvas_px, or lower digit_px or the number of digits"
+                f"target_copies plus other_digits is {self.digits}, but at most {fit} digits of {self.digit_px} px fit "
+                f"on {self.canvas_px} px; raise canvas_px, or lower digit_px or the number of digits"
             )
         if self.task == "majority" and self.other_digits > self._unique_majority_limit:
             raise ConfigError(
-                f"other_digits is {self.other_digits} but with target_copies {self.target_copies} must be at most "
-                f"{self._unique_majority_limit}, or another class could tie for the majority: raise target_copies or "
-                "lower other_digits"
+                f"other_digits is {self.other_digits}, so another class could tie for the majority; give at most "
+                f"{self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
             )
 
     @property
     def digits(self) -> int:
-        """Digits on an image."""
+        """Number of digits on an image."""
         return self.target_copies + self.other_digits
 
     @property
     def other_copies_limit(self) -> int:
-        """Most copies of one class that is not the target: fewer than the target's, where that can be."""
+        """Largest number of copies of a non-target class: fewer than the target's, if possible."""
         return self.target_copies - 1 if self.other_digits <= self._unique_majority_limit else self.other_digits
 
     @property
@@ -117,22 +111,22 @@ class DigitsConfig:
         return (CLASSES - 1) * (self.target_copies - 1)
 
     def images(self, split: Split) -> int:
-        """Images in a split."""
+        """Return the number of images in a split."""
         return {"train": self.images_train, "val": self.images_val, "test": self.images_test}[split]
 
 
 @dataclass(frozen=True, eq=False)
 class DigitLayout:
-    """Where everything on one image is.
+    """Positions of digits and clutter on one image.
 
-    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (full resolution), the end excluded, in the order of pasting.
+    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (full resolution), ends exclusive, in the order of pasting.
 
     Attributes:
-        labels: the class of each digit, the ``target_copies`` digits of the target class first.
-        glyphs: each digit's position in the split's glyph bank.
-        digit_box_l0_yxyx: the digits' boxes, which never overlap each other.
-        clutter_patterns: each piece's position in the seed's clutter bank.
-        clutter_box_l0_yxyx: the pieces' boxes, which may overlap each other and the digits.
+        labels: class of each digit; the ``target_copies`` digits of the target class come first.
+        glyphs: index of each digit in the split's glyph bank.
+        digit_box_l0_yxyx: boxes of the digits, which never overlap each other.
+        clutter_patterns: index of each piece in the seed's clutter bank.
+        clutter_box_l0_yxyx: boxes of the pieces, which may overlap each other and the digits.
     """
 
     labels: Int64[np.ndarray, " digits"]
@@ -148,7 +142,7 @@ class DigitLayout:
         return list(zip(self.labels.tolist(), y0.tolist(), x0.tolist(), strict=True))
 
     def answer(self, task: Task) -> torch.Tensor:
-        """The label of the image: a scalar ``int64`` class, or for ``multi`` ten ``float32`` 0/1 values."""
+        """Return the label: a scalar ``int64`` class, or ten ``float32`` 0/1 values for ``multi``."""
         if task == "multi":
             present = torch.zeros(CLASSES)
             present[torch.from_numpy(self.labels)] = 1.0
@@ -162,7 +156,7 @@ class DigitLayout:
         return torch.tensor(digit, dtype=torch.int64)
 
     def decisive(self, task: Task) -> Int64[np.ndarray, " decisive"]:
-        """Positions (in ``labels``) of the digits that the answer rests on; for ``multi`` all of them."""
+        """Return the indices in ``labels`` of the digits that decide the answer; all of them for ``multi``."""
         if task == "multi":
             return np.arange(len(self.labels))
         if task == "top":
@@ -171,49 +165,41 @@ class DigitLayout:
 
 
 class MegapixelDigits(Dataset[Sample]):
-    """Images of a few digits among clutter, made on the fly.
+    """Synthetic images of a few digits among clutter.
 
-    Same configuration, split and index give the same bytes in every process with one release of numpy (another may draw
-    other numbers, though that is rare).
-
-    Args:
-        config: what the images show and what is asked.
-        split: which images; the three splits share no source digit, and share the clutter patterns.
+    The same configuration, split and index give the same bytes in every process with the same release of NumPy (other
+    releases rarely draw other numbers).
 
     Attributes:
-        config: as given.
-        split: as given.
+        config: what the images show, and the question.
+        split: the three splits share clutter patterns, but no source digits.
         classes: ``"0"`` to ``"9"``.
         multilabel: whether targets are ten 0/1 values (task ``multi``).
 
     Raises:
         ConfigError: ``split`` is not one of train, val, test.
-        DataError: the folder ``config.mnist_dir`` lacks a file, or one is damaged.
+        DataError: a file in ``config.mnist_dir`` is missing or damaged.
     """
 
     def __init__(self, config: DigitsConfig, split: Split) -> None:
         if split not in SPLITS:
-            raise ConfigError(f"split is {split!r} but must be one of {', '.join(SPLITS)}")
+            raise ConfigError(f"split is {split!r}; give one of {', '.join(SPLITS)}")
         self.config = config
         self.split: Split = split
         self.classes = [str(digit) for digit in range(CLASSES)]
         self.multilabel = config.task == "multi"
-        load_glyphs(config.mnist_dir, split)  # a damaged file is told now, not in a worker; not kept: see _bank
+        load_glyphs(config.mnist_dir, split)  # a damaged file fails here, not in a worker; not stored, see _bank
 
     @property
     def _bank(self) -> GlyphBank:
-        """From the cache of the process, so that pickling for a worker carries no pixels."""
+        # From the process's cache, so that pickling for a worker carries no pixels.
         return load_glyphs(self.config.mnist_dir, self.split)
 
     def __len__(self) -> int:
         return self.config.images(self.split)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image.
-
-        Returns:
-            The image ``[1, canvas_px, canvas_px]``, its answer (see :meth:`DigitLayout.answer`) and the name
-            ``made/<split>/<index>``.
+        """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``.
 
         Raises:
             IndexError: ``index`` is not within 0 to ``len(self) - 1``.
@@ -226,14 +212,14 @@ class MegapixelDigits(Dataset[Sample]):
         )
 
     def layout(self, index: int) -> DigitLayout:
-        """What is where on one image; costs no drawing.
+        """Return the layout of one image without drawing it.
 
         Raises:
             IndexError: ``index`` is not within 0 to ``len(self) - 1``.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):
-            raise IndexError(f"index is {index} but the {self.split} split has images 0 to {len(self) - 1}")
+            raise IndexError(f"index is {index}; the {self.split} split has images 0 to {len(self) - 1}")
         config = self.config
         key = (SPLITS.index(self.split), index)
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=key))
@@ -252,7 +238,7 @@ class MegapixelDigits(Dataset[Sample]):
         )
 
     def _draw(self, layout: DigitLayout) -> UInt8[np.ndarray, "canvas canvas"]:
-        """Paste in the variant's order; a later piece hides what is under its whole box."""
+        """Paste in the order of the variant; each piece hides everything under its box."""
         config = self.config
         bank, patterns = self._bank, clutter_bank(config.seed, config.noise_px)
         digits = [
@@ -270,7 +256,7 @@ class MegapixelDigits(Dataset[Sample]):
 
 
 def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.ndarray, " digits"]:
-    """The target class, uniform, ``target_copies`` times, then others, uniform among the classes that have room."""
+    """Draw the target class, repeated ``target_copies`` times, then others among the classes below their limit."""
     target = int(rng.integers(CLASSES))
     labels = [target] * config.target_copies
     room = [0 if digit == target else config.other_copies_limit for digit in range(CLASSES)]
@@ -283,10 +269,10 @@ def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.nda
 
 
 def _place_apart(rng: np.random.Generator, count: int, side_px: int, canvas_px: int) -> Int64[np.ndarray, "count 2"]:
-    """Top left corners ``(y, x)``, uniform, a new one drawn again while its box overlaps an earlier one.
+    """Draw top left corners ``(y, x)`` of boxes that do not overlap, by rejection.
 
-    On a canvas so full that a digit finds no place in 100 tries, all go to random cells of a grid instead, at a
-    random place within each: this always ends when ``count`` is at most ``(canvas_px // side_px) ** 2``.
+    If a digit finds no place in 100 tries, all go to random cells of a grid instead, at a random position within each,
+    which always succeeds if ``count`` is at most ``(canvas_px // side_px) ** 2``.
     """
     placed = np.empty((count, 2), dtype=np.int64)
     for done in range(count):

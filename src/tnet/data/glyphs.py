@@ -1,8 +1,7 @@
-"""Small pictures to paste on a canvas: handwritten digits, and line-segment clutter.
+"""Small images to paste on a canvas: handwritten digits, and line-segment clutter.
 
-Digits come from MNIST's IDX files where a folder is given, else from scikit-learn's bundled set. Both sources end
-as banks of 28 px glyphs, split so that no glyph is in two of train, val and test. Everything here is cached per
-process and read-only, so a data set that uses it stays cheap to pickle and needs no copy per worker.
+Digits come from MNIST's IDX files if a folder is given, else from scikit-learn's bundled set. Both become banks of 28
+px glyphs; train, val and test share none. Everything is cached per process and read-only, so datasets pickle cheaply.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 CLASSES = 10
 GLYPH_PX = 28
 CLUTTER_BANK = 50
-"""Patterns in a clutter bank: the published task draws from this many, however many pieces it pastes."""
+"""Number of patterns in a clutter bank, from which the published task draws any number of pieces."""
 
-_MAX_IDX_ITEMS = 1_000_000  # 784 MB of images: well above MNIST and its relatives, and a limit on a lying header
+_MAX_IDX_ITEMS = 1_000_000  # 784 MB of images: above MNIST and its relatives; limits what a header can claim
 _IDX_SUBFOLDERS = ("", "raw", "MNIST/raw")
 _IDX_REMEDY = (
     "put MNIST's four files (train- and t10k-, -images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz) there, or "
-    "leave mnist_dir empty to use scikit-learn's bundled digits"
+    "leave mnist_dir empty to use scikit-learn's digits"
 )
 _CLUTTER_STREAM = len(SPLITS)  # images use the spawn keys (split number, index); the bank must not share one
 
 
 @dataclass(frozen=True, eq=False)
 class GlyphBank:
-    """The digits that one split may paste.
+    """The glyphs of one split.
 
     Attributes:
         pixels: grey levels 0 to 255, white on black, read-only.
         labels: the digit on each glyph, 0 to 9.
-        of_class: for each class, the positions of its glyphs in ``pixels``; none is empty.
+        of_class: indices of the glyphs of each class in ``pixels``; never empty.
     """
 
     pixels: UInt8[np.ndarray, "glyphs 28 28"]
@@ -54,7 +53,7 @@ class GlyphBank:
     of_class: Sequence[Int64[np.ndarray, " _"]]
 
     def resized(self, glyph: int, side_px: int) -> UInt8[np.ndarray, "side side"]:
-        """One glyph at ``side_px`` pixels a side (bilinear, antialiased when it shrinks)."""
+        """Return a glyph resized to ``side_px`` pixels (bilinear, antialiased when downscaled)."""
         pixels: np.ndarray = self.pixels[glyph]
         if side_px == GLYPH_PX:
             return pixels
@@ -63,17 +62,17 @@ class GlyphBank:
 
 @lru_cache(maxsize=12)
 def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
-    """The glyphs of one split, read once per process.
+    """Return the glyphs of one split, read once per process.
 
     MNIST: ``test`` is the t10k files, ``val`` the last sixth (10,000) of the train files, ``train`` the rest.
-    scikit-learn: 60, 20 and 20 percent of each class, in an order that no seed or library version changes.
+    scikit-learn: 60, 20 and 20 percent of each class, in an order independent of seed and library version.
 
     Args:
         mnist_dir: a folder with the IDX files, flat, in ``raw/`` or in ``MNIST/raw/``; ``None`` for scikit-learn's.
-        split: which part.
+        split: ``train``, ``val`` or ``test``.
 
     Raises:
-        DataError: a file is missing, damaged or not what it should be, or a class has no glyph in this split.
+        DataError: a file is missing or damaged, or a class has no glyph in this split.
     """
     if mnist_dir is None:
         pixels, labels = _bundled_digits()
@@ -89,8 +88,8 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
     empty = [str(digit) for digit, members in enumerate(of_class) if len(members) == 0]
     if empty:
         raise DataError(
-            f"{mnist_dir}: the {split} split has {len(labels)} digits but none of class {', '.join(empty)}, and each "
-            f"class needs at least one: {_IDX_REMEDY}"
+            f"the {split} split in {mnist_dir} has {len(labels)} digits, but none of class {', '.join(empty)}; "
+            f"{_IDX_REMEDY}"
         )
     _freeze(pixels, labels, *of_class)
     return GlyphBank(pixels=pixels, labels=labels, of_class=of_class)
@@ -98,18 +97,15 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
 
 @lru_cache(maxsize=4)
 def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side side"]:
-    """The fixed set of clutter patterns that a seed stands for.
+    """Return the clutter patterns of a seed, read-only.
 
     A pattern is a line from a corner, ``y = slope * x`` at ``2 * side_px`` points with
-    ``slope = tan(u * pi / 2.5)``, joined with another pattern's line that is flipped on each axis with probability
-    0.33, at one grey level of 0.8 to 1 times white (the Megapixel-MNIST task, made there for 28 px and 56 points).
+    ``slope = tan(u * pi / 2.5)``, combined with the line of another pattern, flipped on each axis with probability
+    0.33, at one grey level of 0.8 to 1 times white (as in the Megapixel-MNIST task, for 28 px and 56 points).
 
     Args:
-        seed: the data set's seed.
+        seed: seed of the dataset.
         side_px: side of a pattern, at least 2.
-
-    Returns:
-        ``[50, side_px, side_px]``, read-only.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CLUTTER_STREAM,)))
     slopes = np.tan(rng.random(CLUTTER_BANK) * np.pi / 2.5)
@@ -129,18 +125,15 @@ def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side si
 
 
 def _freeze(*arrays: np.ndarray) -> None:
-    """Make arrays read-only: caches are shared, and a stray write would change every later image."""
+    """Make arrays read-only: caches are shared, and a write would change all later images."""
     for array in arrays:
         array.setflags(write=False)
 
 
 @lru_cache(maxsize=1)
 def _bundled_digits() -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
-    """scikit-learn's 1,797 digits (8 px, 0 to 16) as 28 px glyphs.
-
-    They fill their 8 px; one black pixel is added on each side, so that a glyph has a margin as MNIST's have.
-    """
-    from sklearn.datasets import load_digits  # here: takes a second, which --help and MNIST need not
+    """Return scikit-learn's 1,797 digits (8 px, 0 to 16) as 28 px glyphs, with a margin of one source pixel."""
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bundle = load_digits()
     small = np.rint(np.pad(bundle.images, ((0, 0), (1, 1), (1, 1))) * (255 / 16)).astype(np.uint8)
@@ -150,88 +143,73 @@ def _bundled_digits() -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarr
 
 
 def _bundled_split(labels: Int64[np.ndarray, " glyphs"], split: Split) -> Int64[np.ndarray, " kept"]:
-    """Positions of one split: per class, in the order of a hash of the position, cut at 60 and 80 percent."""
+    """Return the indices of one split: per class, in the order of a hash of the index, cut at 60 and 80 percent."""
     kept = []
     for digit in range(CLASSES):
-        members = sorted(np.flatnonzero(labels == digit).tolist(), key=_position_hash)
+        members = sorted(np.flatnonzero(labels == digit).tolist(), key=_index_hash)
         cuts = {"train": (0, 60), "val": (60, 80), "test": (80, 100)}[split]
         first, end = (len(members) * percent // 100 for percent in cuts)
         kept.extend(members[first:end])
     return np.array(sorted(kept), dtype=np.int64)
 
 
-def _position_hash(position: int) -> bytes:
-    return hashlib.sha256(str(position).encode()).digest()
+def _index_hash(index: int) -> bytes:
+    return hashlib.sha256(str(index).encode()).digest()
 
 
 @lru_cache(maxsize=4)
 def _mnist_part(
     mnist_dir: str, part: Literal["train", "t10k"]
 ) -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
-    """Images and labels of MNIST's train or test files."""
+    """Return the images and labels of MNIST's train or test files."""
     image_path = _find_idx(mnist_dir, f"{part}-images-idx3-ubyte")
     label_path = _find_idx(mnist_dir, f"{part}-labels-idx1-ubyte")
     pixels = _read_idx(image_path, magic=2051, item_shape=(GLYPH_PX, GLYPH_PX))
     labels = _read_idx(label_path, magic=2049, item_shape=())
     if len(pixels) != len(labels):
         raise DataError(
-            f"{label_path}: holds {len(labels)} labels but {image_path.name} holds {len(pixels)} images, and they must "
-            f"be as many: {_IDX_REMEDY}"
+            f"{label_path} has {len(labels)} labels, but {image_path.name} has {len(pixels)} images; {_IDX_REMEDY}"
         )
     if len(labels) and labels.max() >= CLASSES:
-        raise DataError(f"{label_path}: a label is {labels.max()} but must be 0 to {CLASSES - 1}: {_IDX_REMEDY}")
+        raise DataError(f"{label_path} has a label {labels.max()}, above {CLASSES - 1}; {_IDX_REMEDY}")
     return pixels, labels.astype(np.int64)
 
 
 def _find_idx(mnist_dir: str, name: str) -> Path:
-    """The file of that name, plain or gzipped, in the folder or a layout that downloaders leave."""
+    """Return the file of that name, plain or gzipped, in the folder or in a subfolder that downloaders create."""
     root = Path(mnist_dir).expanduser()
     for subfolder in _IDX_SUBFOLDERS:
         for candidate in (root / subfolder / name, root / subfolder / f"{name}.gz"):
             if candidate.is_file():
                 return candidate
-    found = "the folder has no such file" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root}: expected {name} or {name}.gz, here or in raw/ or MNIST/raw/, but {found}: {_IDX_REMEDY}")
+    missing = f"no {name} or {name}.gz, nor in raw/ or MNIST/raw/" if root.is_dir() else "not been found"
+    raise DataError(f"the folder {root} has {missing}; {_IDX_REMEDY}")
 
 
 def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.ndarray, "items ..."]:
-    """An IDX file of unsigned bytes, checked against its header and never read beyond what that promises."""
+    """Read an IDX file of unsigned bytes, and check it against its header."""
     header_bytes = 4 * (2 + len(item_shape))
     try:
         with _open_idx(path) as file:
             header = file.read(header_bytes)
             if len(header) < header_bytes:
-                raise DataError(
-                    f"{path}: the file ends after {len(header)} bytes, within its {header_bytes}-byte header: "
-                    f"{_IDX_REMEDY}"
-                )
-            found_magic, items, *found_shape = np.frombuffer(header, dtype=">u4").tolist()
-            _check_header(path, (found_magic, magic), items, (tuple(found_shape), item_shape))
+                raise DataError(f"{path} ends after {len(header)} bytes, within its header; {_IDX_REMEDY}")
+            file_magic, items, *file_shape = np.frombuffer(header, dtype=">u4").tolist()
+            if file_magic != magic:
+                raise DataError(f"{path} starts with {file_magic:#010x} instead of {magic:#010x}; {_IDX_REMEDY}")
+            if tuple(file_shape) != item_shape:
+                raise DataError(f"{path} has images of {tuple(file_shape)} instead of {item_shape} px; {_IDX_REMEDY}")
+            if items > _MAX_IDX_ITEMS:
+                raise DataError(f"{path} claims {items} items, above the limit {_MAX_IDX_ITEMS}; {_IDX_REMEDY}")
             expected = items * int(np.prod(item_shape, dtype=np.int64))
-            data = file.read(expected + 1)  # one more than promised tells a file that is too long
+            data = file.read(expected + 1)  # one more than expected reveals a file that is too long
     except (EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): {_IDX_REMEDY}") from error
+        raise DataError(f"{path} cannot be read ({error}); {_IDX_REMEDY}") from error
     if len(data) != expected:
-        found = "more" if len(data) > expected else str(len(data))
-        raise DataError(
-            f"{path}: the header promises {items} items, {expected} bytes, but {found} follow: {_IDX_REMEDY}"
-        )
+        actual = "more" if len(data) > expected else str(len(data))
+        raise DataError(f"{path} claims {items} items, {expected} bytes, but {actual} follow; {_IDX_REMEDY}")
     return np.frombuffer(data, dtype=np.uint8).reshape(items, *item_shape)
 
 
 def _open_idx(path: Path) -> BufferedIOBase:
     return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def _check_header(
-    path: Path, magic: tuple[int, int], items: int, item_shape: tuple[tuple[int, ...], tuple[int, ...]]
-) -> None:
-    """Refuse a header that is of another kind of file or promises too much; pairs are (found, expected)."""
-    if magic[0] != magic[1]:
-        raise DataError(
-            f"{path}: starts with {magic[0]:#010x} but an IDX file of this kind with {magic[1]:#010x}: {_IDX_REMEDY}"
-        )
-    if item_shape[0] != item_shape[1]:
-        raise DataError(f"{path}: its images are {item_shape[0]} pixels but must be {item_shape[1]}: {_IDX_REMEDY}")
-    if items > _MAX_IDX_ITEMS:
-        raise DataError(f"{path}: the header promises {items} items, more than {_MAX_IDX_ITEMS}: {_IDX_REMEDY}")

@@ -1,4 +1,4 @@
-"""How to look at pictures of given sizes: base resolution, levels, grid and looks, within a number of multiply-adds."""
+"""The choice of base resolution, levels, grid and looks for images of given sizes, within a budget of multiply-adds."""
 
 from __future__ import annotations
 
@@ -11,66 +11,51 @@ import timm
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
-from tnet.evaluation.report import macs_unit
-from tnet.geometry import Suggestion, suggest, total_looks
-from tnet.models.config import LocatorConfig, TNetConfig
+from tnet.geometry import GridFit, fit_grid, total_looks
+from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNet
 from tnet.suggest.survey import Survey
-from tnet.traversal import PolicyConfig
 
-# Base resolutions that are considered, pixels. More than 224 costs more without being what most weights were made at.
+# Base resolutions to choose from, pixels. More than 224 costs more, and most weights were trained at no more.
 BASES_PX = tuple(range(224, 63, -16))
-# A look shows this many times as fine as the whole does, or there is little to look closer for.
+# A look should be this many times finer than the whole image, and must be at least the second.
 GAIN, LEAST_GAIN = 2.0, 1.5
-# Cells smaller than this share of their region are too faint in it to be chosen well.
-_LEAST_EXTENT = 0.3
-_MAX_OVERLAP = 0.5  # of looks in the same region
-_LOOKS = 3  # with one level of regions; with two, 2 and 2 inside each, with more 2 and one inside each
+_LEAST_EXTENT = 0.3  # smaller cells are too faint in their region to be chosen well
+_LOOKS = 3  # with one level of regions; with two, 2 and 2 inside each; with more, 2 and one inside each
 
 
-def amount(macs: int) -> str:
-    """A number of multiply-adds, short: ``1.20 G``, ``55.4 M``."""
-    unit, letter = macs_unit(macs)
+def format_macs(macs: int) -> str:
+    """Return a number of multiply-adds with three digits: ``1.20 G``, ``55.4 M``."""
+    unit, letter = (1e9, "G") if macs >= 1e9 else (1e6, "M")
     number = macs / unit
     return f"{number:,.0f} {letter}" if number >= 99.95 else f"{number:#.3g} {letter}"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone, and what it was trained with.
+    """A backbone and its pretrained weights.
 
     Attributes:
-        name: of the backbone.
-        hub_id: where timm's weights come from; empty if it has none.
-        side_px: that they were made at.
-        mean: of pixels in [0, 1].
-        std: of pixels in [0, 1].
+        name: name of the backbone.
+        hub_id: source of timm's weights; empty if it has none.
+        side_px: image side of the pretraining.
     """
 
     name: str
     hub_id: str = ""
     side_px: int = 224
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
 
     @classmethod
     def of(cls, name: str) -> Weights:
-        """What timm knows of the backbone of that name; nothing if it is none of timm's."""
-        known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        if known is None or not known.has_weights:
+        """Return timm's pretrained weights of a backbone, if it has any."""
+        pretrained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if pretrained is None or not pretrained.has_weights:
             return cls(name)
-        return cls(
-            name, str(known.hf_hub_id or known.url), int(known.input_size[-1]), tuple(known.mean), tuple(known.std)
-        )
-
-    @property
-    def config(self) -> BackboneConfig:
-        """The backbone, with these weights."""
-        return BackboneConfig(self.name, pretrained=bool(self.hub_id))
+        return cls(name, str(pretrained.hf_hub_id or pretrained.url), int(pretrained.input_size[-1]))
 
     @property
     def is_cached(self) -> bool:
-        """Whether the weights are on this machine; nothing is fetched to find out."""
+        """Whether the weights are in the local cache; nothing is downloaded to find out."""
         from huggingface_hub import try_to_load_from_cache
 
         if not self.hub_id or "://" in self.hub_id:
@@ -81,40 +66,40 @@ class Weights:
 
 @dataclass(frozen=True)
 class LookPlan:
-    """One way to look at the pictures.
+    """One way to look at the images.
 
     Attributes:
-        config: the network.
-        step: grid and finest scale; ``None`` for the plain network on the whole picture.
-        wanted_steps: levels of regions that full resolution would take; 0 if there is nothing to look closer at.
-        median_hw: height and width of the median picture.
+        config: the model.
+        fit: grid and finest scale; ``None`` for the plain network on the whole image.
+        wanted_steps: levels of regions that full resolution takes; 0 if the images are too small to gain.
+        median_hw: height and width of the median image.
     """
 
     config: TNetConfig
-    step: Suggestion | None
+    fit: GridFit | None
     wanted_steps: int
     median_hw: tuple[int, int]
 
     @cached_property
     def outline(self) -> TNet:
-        """The network, of shapes without numbers."""
+        """The model without storage for its parameters."""
         model = build_outline(self.config)
         assert isinstance(model, TNet)
         return model
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds of one picture."""
+        """Multiply-adds per image."""
         return multiply_adds(self.outline)
 
     @cached_property
     def macs_whole(self) -> int:
-        """Multiply-adds of the plain backbone on the whole picture at the base resolution."""
+        """Multiply-adds of the plain backbone on the whole image at the base resolution."""
         return multiply_adds(self.outline, 0)
 
     @cached_property
     def macs_full(self) -> int | None:
-        """Multiply-adds of the plain backbone on the median picture at full resolution; ``None`` if it takes none."""
+        """Multiply-adds of the plain backbone on the median image at full resolution; ``None`` if it is too large."""
         try:
             return full_image_multiply_adds(self.outline, self.median_hw)
         except ConfigError:
@@ -122,20 +107,20 @@ class LookPlan:
 
 
 def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> LookPlan:
-    """The first plan, in order of preference, that the budget allows.
+    """Return the first plan, in order of preference, within the budget.
 
     Args:
-        survey: of the pictures.
-        weights: of the backbone.
-        budget_macs: most multiply-adds of one picture; ``None`` for half of what the plain backbone takes at full
-            resolution, if that can be had.
+        survey: survey of the images.
+        weights: backbone and its weights.
+        budget_macs: most multiply-adds per image; ``None`` for half of the plain backbone's at full resolution, if
+            possible.
 
     Raises:
-        ConfigError: no such backbone, or a budget that does not suffice for the whole picture alone.
+        ConfigError: unknown backbone, or a budget too small for the whole image alone.
     """
     whole_macs: dict[int, int | None] = {}
     first_error: ConfigError | None = None
-    cheapest: tuple[int, LookPlan] | None = None  # where there is no budget
+    cheapest: tuple[int, LookPlan] | None = None  # without a budget
     limit = budget_macs
     for plan in _plans(survey, weights):
         base_px = plan.config.base_px
@@ -147,7 +132,7 @@ def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> Lo
         whole = whole_macs[base_px]
         if whole is None:
             continue
-        # Counting is slow; glimpses alone say of most plans that they are too much.
+        # Counting is slow, and most plans are over budget by their glimpses alone.
         glimpses_macs = (1 + total_looks(plan.config.looks)) * whole
         if budget_macs is None:
             if cheapest is None:
@@ -163,51 +148,49 @@ def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> Lo
     needed = [(macs, base_px) for base_px, macs in whole_macs.items() if macs is not None]
     if not needed:
         raise first_error or ConfigError(
-            f"backbone {weights.name} takes no glimpses of {', '.join(map(str, whole_macs))} px; choose another"
+            f"backbone {weights.name} does not support glimpses of {', '.join(map(str, whole_macs))} px; choose another"
         )
     raise ConfigError(
-        f"the budget of {amount(budget_macs or 0)} multiply-adds does not suffice for one look at the whole picture "
-        f"with {weights.name} ({amount(min(needed)[0])} at {min(needed)[1]} px); raise it, or choose a smaller backbone"
+        f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small for one glimpse of the whole image "
+        f"with {weights.name} ({format_macs(min(needed)[0])} at {min(needed)[1]} px); raise it, or choose a smaller "
+        "backbone"
     )
 
 
 def _whole_macs(plan: LookPlan) -> int | None:
-    """Multiply-adds of the whole picture alone; ``None`` where a transformer would cut off the last pixels."""
+    """Return the multiply-adds of the whole image alone; ``None`` if a transformer would cut off its last pixels."""
     patch = getattr(getattr(plan.outline.backbone, "model", None), "patch_embed", None)
     sides = getattr(patch, "patch_size", None)
-    if isinstance(sides, tuple) and plan.config.base_px % int(sides[0]):
-        return None
-    return plan.macs_whole
+    return None if isinstance(sides, tuple) and plan.config.base_px % int(sides[0]) else plan.macs_whole
 
 
 def _plans(survey: Survey, weights: Weights) -> Iterator[LookPlan]:
-    """What could be done, best first: large glimpses and all looks, then fewer looks, then fewer levels, then none."""
+    """Yield plans, best first: large glimpses and all looks, then fewer looks, then fewer levels, then none."""
     longer = max(survey.median_hw)
-    # Training refuses pictures that are smaller than the base.
+    # Training refuses images smaller than the base.
     largest = min(weights.side_px, min(survey.smallest.size_hw))
     bases = [base for base in BASES_PX if base <= min(largest, longer / GAIN)]
     bases = bases or [base for base in BASES_PX if base <= min(largest, longer / LEAST_GAIN)][-1:]
+    full = {base: fit_grid(survey.median_hw, base, min_cell_extent=_LEAST_EXTENT) for base in bases}
     for least in (2, 1):
-        for base in bases:
-            full = suggest(survey.median_hw, base, min_cell_extent=_LEAST_EXTENT)
-            for looks in _looks(full.levels - 1):
+        for base, fit in full.items():
+            for looks in _looks(fit.levels - 1):
                 if looks[0] >= least:
-                    yield _plan(survey, weights, base, full, looks)
-    for base in bases:
-        steps = suggest(survey.median_hw, base, min_cell_extent=_LEAST_EXTENT).levels - 1
-        for fewer in range(steps - 1, 0, -1):
-            side = round(base / _LEAST_EXTENT**fewer)
-            short = replace(suggest((side, side), base, min_cell_extent=_LEAST_EXTENT), finest_scale=longer / side)
-            for looks in _looks(fewer):
-                yield _plan(survey, weights, base, short, looks, wanted_steps=steps)
+                    yield _plan(survey, weights, base, fit, looks)
+    for base, fit in full.items():
+        for steps in range(fit.levels - 2, 0, -1):
+            side = round(base / _LEAST_EXTENT**steps)
+            short = replace(fit_grid((side, side), base, min_cell_extent=_LEAST_EXTENT), finest_scale=longer / side)
+            for looks in _looks(steps):
+                yield _plan(survey, weights, base, short, looks, wanted_steps=fit.levels - 1)
     small = [base for base in BASES_PX if base <= min(longer, weights.side_px)]
     for base in bases or small or [BASES_PX[-1]]:
         yield _plan(survey, weights, base, None, (), wanted_steps=1 if bases else 0)
 
 
 def _looks(steps: int) -> list[tuple[int, ...]]:
-    """Numbers of looks that are worth having, most first; deep trees grow at the top only."""
-    # Two in the same region can be compared, which is what the locator learns from; more levels would cost too much.
+    """Return numbers of looks worth having, most first; deep trees branch at the top only."""
+    # The locator learns by comparing regions with the same parent; more than two levels of them would cost too much.
     compared = [(2, 2)] if steps == 2 else []
     return compared + [(first, *(1,) * (steps - 1)) for first in range(_LOOKS if steps == 1 else 2, 0, -1)]
 
@@ -216,24 +199,18 @@ def _plan(
     survey: Survey,
     weights: Weights,
     base_px: int,
-    step: Suggestion | None,
+    fit: GridFit | None,
     looks: tuple[int, ...],
     wanted_steps: int | None = None,
 ) -> LookPlan:
     config = TNetConfig(
-        backbone=weights.config,
+        backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)),
         num_classes=len(survey.classes),
         multilabel=survey.multilabel,
         base_px=base_px,
         levels=1 + len(looks),
         looks=looks,
-        locator=LocatorConfig(logits="l2_scaled"),
-        policy=PolicyConfig(train="sample", max_overlap=_MAX_OVERLAP),
-        dropout=0.2,
-        mean=weights.mean,
-        std=weights.std,
-        batch_norm="per_level",
     )
-    if step is not None:
-        config = replace(config, grid=step.grid)
-    return LookPlan(config, step, len(looks) if wanted_steps is None else wanted_steps, survey.median_hw)
+    if fit is not None:
+        config = replace(config, grid=fit.grid)
+    return LookPlan(config, fit, len(looks) if wanted_steps is None else wanted_steps, survey.median_hw)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tnet.scenes.readers import READERS, base, doctor, pillow_reader
+from tnet.scenes.readers import READERS, base, doctor
 from tnet.scenes.readers.doctor import reader_status
 
 
@@ -26,7 +26,7 @@ def test_missing_and_broken_readers_are_distinguished(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "version", _no_version)
 
     def write_other(path: Any, pixels: Any) -> None:
-        pillow_reader._write_sample(path, np.ascontiguousarray(255 - pixels))
+        doctor.write_tiff(path, np.ascontiguousarray(255 - pixels))
 
     def fail(path: Any, pixels: Any) -> None:
         raise OSError("libfoo.so.3: cannot open\nshared object")

@@ -96,7 +96,7 @@ def test_what_is_no_slide_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_there_is_one_picture(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="series 1"):
+    with pytest.raises(ImageError, match="series is 1"):
         OpenSlideReader(make.slide(tmp_path / "slide", RAMPS), ReaderOptions(series=1))
 
 

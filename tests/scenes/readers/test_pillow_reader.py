@@ -143,9 +143,9 @@ def test_a_series_is_a_page(tmp_path: Path) -> None:
     third = open_pillow(tmp_path / "pages", ReaderOptions(series=2))
     assert third.info.levels[0].size_hw == (22, 30)
     np.testing.assert_array_equal(whole(third), make.ramps(22, 30))
-    with pytest.raises(ImageError, match="series 3 was asked for, but it holds fewer"):
+    with pytest.raises(ImageError, match="series=3"):
         open_pillow(tmp_path / "pages", ReaderOptions(series=3))
-    with pytest.raises(ImageError, match="series 1 was asked for, but it holds fewer"):
+    with pytest.raises(ImageError, match="series=1"):
         open_pillow(make.jpeg(tmp_path / "photo", RAMPS), ReaderOptions(series=1))
 
 

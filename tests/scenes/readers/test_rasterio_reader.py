@@ -176,7 +176,7 @@ def test_files_beside_it_are_not_looked_at(tmp_path: Path) -> None:
 def test_a_vrt_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
     source = make.geotiff(tmp_path / "source", make.ramps(64, 64, channels=1), overviews=())
     path = make.vrt(tmp_path / name, str(source))
-    with pytest.raises(ImageError, match="VRT, which refers to data elsewhere.*remote=True"):
+    with pytest.raises(ImageError, match="VRT.*remote=True"):
         open_reader(path)
     with pytest.raises(ImageError, match="neither a TIFF nor a JPEG 2000"):
         RasterioReader(path, ReaderOptions())

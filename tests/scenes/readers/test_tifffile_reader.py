@@ -27,9 +27,13 @@ def opened(path: Path, **options: Any) -> Reader:
     return open_tifffile(path, ReaderOptions(**options))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float32", "float64"])
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-@pytest.mark.parametrize("layout", ["contig", "separate", "big-endian"])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "layout"),
+    [
+        *((dtype, 3, "big-endian") for dtype in ("uint8", "int8", "uint16", "int16", "uint32", "float32", "float64")),
+        *(("uint16", channels, layout) for channels in (1, 2, 3, 5) for layout in ("contig", "separate")),
+    ],
+)
 def test_types_bands_and_layouts_stay(tmp_path: Path, dtype: str, channels: int, layout: str) -> None:
     pixels = make.ramps(100, 150, dtype, channels)
     form: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb" if channels == 3 else "minisblack", "metadata": None}
@@ -192,7 +196,7 @@ def test_series_are_the_images_of_a_file(tmp_path: Path) -> None:
             file.write(make.ramps(size, 90), tile=(64, 64), photometric="rgb", metadata=None)
     assert len(opened(tmp_path / "a.tif").info.levels) == 1
     np.testing.assert_array_equal(whole(opened(tmp_path / "a.tif", series=1)), make.ramps(140, 90))
-    with pytest.raises(ImageError, match="series 2 was asked for, but it holds 2"):
+    with pytest.raises(ImageError, match="series is 2, but it holds 2"):
         opened(tmp_path / "a.tif", series=2)
 
 
@@ -283,7 +287,7 @@ def test_a_picture_larger_than_its_tile_is_refused(tmp_path: Path, compression: 
     _overwrite(large, "TileLength", lambda _: 128)
     _overwrite(large, "ImageWidth", lambda _: 128)
     _overwrite(large, "ImageLength", lambda _: 128)
-    with pytest.raises(ImageError, match="a tile of 128 x 128 pixels holds a picture of 512 x 512"):
+    with pytest.raises(ImageError, match="a tile of 128 x 128 pixels holds an image of 512 x 512"):
         whole(opened(large))
 
 
@@ -291,16 +295,16 @@ def test_a_picture_larger_than_its_tile_is_refused(tmp_path: Path, compression: 
     ("ifd", "reason"),
     [
         (make.tiff_ifd(100_000), "lists 1 tiles or strips, but 100,000 x 100,000 pixels need 2,442,969"),
-        (make.tiff_ifd(100_000, tile=100_000, t259=(3, 1, 8)), "tiles or strips of 100,000 x 100,000 .* max_pixels"),
-        (make.tiff_ifd(100_000, tile=None, t259=(3, 1, 8)), "tiles or strips of 100,000 x 100,000 .* max_pixels"),
+        (make.tiff_ifd(100_000, tile=100_000, t259=(3, 1, 8)), "100,000 x 100,000 .* max_pixels"),
+        (make.tiff_ifd(100_000, tile=None, t259=(3, 1, 8)), "100,000 x 100,000 .* max_pixels"),
         (make.tiff_ifd(0), "its size is 0 x 0"),
         (make.tiff_ifd(t322=(4, 1, 0)), "64 x 64 pixels need 64"),
         (make.tiff_ifd(t277=(3, 1, 60_000)), "60,000 channels"),
-        (make.tiff_ifd(t259=(3, 1, 34887)), "compressed by LERC"),
-        (make.tiff_ifd(t259=(3, 1, 60_001)), "compressed by 60001"),
+        (make.tiff_ifd(t259=(3, 1, 34887)), "LERC"),
+        (make.tiff_ifd(t259=(3, 1, 60_001)), "60001"),
         (make.tiff_ifd(t258=(3, 1, 77)), "77 bits"),
-        (make.tiff_ifd(t262=(3, 1, 8)), "colours are stored as CIELAB"),
-        (make.tiff_ifd(t262=(3, 1, 6)), "colours are stored as YCBCR"),
+        (make.tiff_ifd(t262=(3, 1, 8)), "CIELAB"),
+        (make.tiff_ifd(t262=(3, 1, 6)), "YCBCR"),
     ],
 )
 def test_directories_that_cannot_be_are_refused(tmp_path: Path, ifd: Any, reason: str) -> None:

@@ -113,7 +113,7 @@ def test_a_folder_that_goes_is_no_picture_of_fill_values(tmp_path: Path, version
     reader = opened(path)
     shutil.rmtree(path / "1")
     whole(reader, 0)
-    with pytest.raises(ImageError, match="of level 1 has gone"):
+    with pytest.raises(ImageError, match="of level 1 is gone"):
         whole(reader, 1)
 
 
@@ -150,7 +150,7 @@ def test_several_multiscales_are_series(tmp_path: Path) -> None:
     first = json.loads((path / ".zattrs").read_text())["multiscales"][0]
     edit(path / ".zattrs", multiscales=[first, first | {"datasets": first["datasets"][1:]}])
     assert opened(path, series=1).info.levels[0].size_hw == (50, 75)
-    with pytest.raises(ImageError, match="series 2 was asked for, but it holds 2"):
+    with pytest.raises(ImageError, match="series is 2, but it holds 2"):
         opened(path, series=2)
 
 
@@ -188,14 +188,14 @@ def test_levels_outside_the_folder_are_refused(tmp_path: Path, name: str) -> Non
 def test_codecs_that_could_do_anything_are_refused(tmp_path: Path) -> None:
     path = make.ome_zarr(tmp_path / "a", [RAMPS], version="0.4")
     edit(path / "0" / ".zarray", filters=[{"id": "pickle"}], dtype="|O", fill_value=None)
-    with pytest.raises(ImageError, match="stored with 'pickle'"):
+    with pytest.raises(ImageError, match="codec 'pickle'"):
         opened(path)
     edit(path / "0" / ".zarray", filters=None, compressor={"id": "msgpack2"}, dtype="|u1", fill_value=0)
-    with pytest.raises(ImageError, match="stored with 'msgpack2'"):
+    with pytest.raises(ImageError, match="codec 'msgpack2'"):
         opened(path)
     newer = make.ome_zarr(tmp_path / "b", [RAMPS])
     edit(newer / "0" / "zarr.json", codecs=[{"name": "numcodecs.pickle", "configuration": {}}])
-    with pytest.raises(ImageError, match="stored with 'numcodecs.pickle'"):
+    with pytest.raises(ImageError, match="codec 'numcodecs.pickle'"):
         opened(newer)
 
 
