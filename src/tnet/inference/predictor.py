@@ -83,6 +83,7 @@ def predict(
         GeometryError: the model does not allow this number of looks.
         ImageError: an image cannot be read, or is too small.
     """
+    was_training = isinstance(model, Model) and model.training
     if not isinstance(model, Model):
         folder = Path(model)
         read = run_read_options(folder) if read is None else read
@@ -100,7 +101,10 @@ def predict(
         allow_small=allow_small,
         progress=progress,
     )
-    return [item for item in found if isinstance(item, Prediction)]
+    try:
+        return [item for item in found if isinstance(item, Prediction)]
+    finally:
+        model.train(was_training)
 
 
 def list_images(
@@ -303,7 +307,7 @@ def _batches(
         if isinstance(entry, Unreadable) and not skip_unreadable:
             yield batch
             raise ImageError(entry.error)
-        size_bytes = entry.image.numel() if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
+        size_bytes = entry.image.nbytes if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
         if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
             yield batch
             batch, used_bytes = [], 0
