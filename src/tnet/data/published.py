@@ -226,7 +226,8 @@ PUBLISHED: Registry[PublishedDataset] = Registry(
 
 def missing_files(what: str, paths: Sequence[Path], root: Path) -> list[str]:
     """Return a finding with the number of missing files and the first few paths, or nothing if there are none."""
-    shown = shorten([os.path.relpath(path, root) for path in paths], _NAMED_FILES)
+    named = [os.path.relpath(path, root) for path in paths[:_NAMED_FILES]]
+    shown = shorten([*named, *map(str, paths[_NAMED_FILES:])], _NAMED_FILES)
     return [f"{len(paths):,} {what} are missing or empty: {shown}"] if paths else []
 
 
