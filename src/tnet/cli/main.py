@@ -60,7 +60,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; change its permissions, free space, or choose another path"
-    # torch's error is recognised by name, since torch is not imported here.
+    # torch's error is recognized by name, since torch is not imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
         reason = str(error).splitlines()[0][:200] if str(error) else "no memory left"
