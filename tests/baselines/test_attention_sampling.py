@@ -247,7 +247,7 @@ def test_counted_multiply_adds_equal_a_run(size_hw: tuple[int, int], changes: di
 
 def test_published_sizes_are_the_defaults() -> None:
     model = AttentionSampling(AttentionSamplingConfig())
-    assert model.low_px((1500, 1500)) == 180
+    assert model.config.attention_px((1500, 1500)) == 180
     assert isinstance(model.config, PatchModelConfig) and model.config.looks == 10
     macs = model.multiply_adds((1500, 1500))
     assert macs["attention"] == 180 * 180 * 9 * (1 * 8 + 8 * 8 + 8 * 1)

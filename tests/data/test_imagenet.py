@@ -314,8 +314,7 @@ def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(numbered) == 1 and "1 numbered images" in numbered[0], "pictures of other classes are not missing"
     (root / "Annotation").rename(root / "elsewhere")
     assert any(
-        finding.startswith("train: there are no boxes")
-        and f"bbox_train_v2.tar.gz into {root / 'Annotation'}" in finding
+        finding.startswith("train: boxes are missing") and f"bbox_train_v2.tar.gz into {root / 'Annotation'}" in finding
         for finding in IMAGENET.check(root).findings
     )
     shutil.rmtree(root / "val")

@@ -19,16 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import create_backbone
-from tnet.baselines.geometry import chosen_patches, position_boxes
+from tnet.baselines.geometry import Looks, chosen_patches, position_boxes
 from tnet.baselines.objective import Target, Terms
-from tnet.baselines.patches import (
-    Looks,
-    PatchModel,
-    PatchModelConfig,
-    PatchObjective,
-    PatchObjectiveConfig,
-    PatchPolicy,
-)
+from tnet.baselines.patches import PatchModel, PatchModelConfig, PatchObjective, PatchObjectiveConfig, PatchPolicy
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
@@ -95,7 +88,11 @@ class AttentionSamplingConfig(PatchModelConfig):
     @property
     @override
     def whole_px(self) -> int:
-        return self.low_px or max(1, round(self.scale * max(self.typical_size_hw)))
+        return self.attention_px(self.typical_size_hw)
+
+    def attention_px(self, size_hw: tuple[int, int]) -> int:
+        """Return the side of the attention network's input for an image of this size, pixels."""
+        return self.low_px or max(1, round(self.scale * max(size_hw)))
 
     @property
     @override
@@ -144,17 +141,7 @@ class AttentionSamplingOutput(ModelOutput):
 def draw_positions(
     log_attention: Float[Tensor, "batch positions"], count: int, replacement: bool
 ) -> Int[Tensor, "batch {count}"]:
-    """Draw positions from the attention; without replacement, each from the attention over what is left.
-
-    Raises:
-        GeometryError: more positions than there are, without replacement.
-    """
-    positions = log_attention.shape[1]
-    if not replacement and count > positions:
-        raise GeometryError(
-            f"looks is {count} but there are {positions} positions to draw without replacement; give fewer looks, or a "
-            "larger model.scale or model.low_px, or set model.replacement to true"
-        )
+    """Draw positions from the attention; without replacement, each from the attention over what is left."""
     probs = log_attention.detach().float().exp()
     # Without replacement, positions whose probability underflows may be needed too.
     return torch.multinomial(probs.clamp_min(torch.finfo(probs.dtype).tiny), count, replacement)
@@ -252,10 +239,13 @@ class AttentionSampling(PatchModel):
             ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, count = self.scene(images), self.config.count_looks(looks)
+        whole = whole_images(scene.sizes_hw)
         choices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         estimate: _Estimate | None = None
         for size_hw, members in self.images_by_size(scene).items():
-            log_attention = self._attend(scene, members, self.low_px(size_hw))
+            low_px = self.config.attention_px(size_hw)
+            logits = self.attention(self.pixels(scene, whole.take(torch.tensor(members)), low_px)).squeeze(1)
+            log_attention = logits.flatten(1).log_softmax(dim=1).view_as(logits)
             grid = position_boxes(size_hw, (log_attention.shape[1], log_attention.shape[2]), self.config.patch_px)
             positions, estimate = self._choose(log_attention, count, policy)
             for row, image in enumerate(members):
@@ -274,20 +264,8 @@ class AttentionSampling(PatchModel):
             log_prob=log_prob,
             entropy=torch.stack([-(log.exp() * log).sum() for log in maps]),
             attention=tuple(log.exp() for log in maps),
-            regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
+            regions=Regions.concat([whole, regions]),
         )
-
-    def low_px(self, size_hw: tuple[int, int]) -> int:
-        """Return the side of the attention network's input for an image of this size, pixels."""
-        return self.config.low_px or max(1, round(self.config.scale * max(size_hw)))
-
-    def _attend(
-        self, scene: SceneBatch, members: list[int], side_px: int
-    ) -> Float[Tensor, "images {side_px} {side_px}"]:
-        """Compute the log-attention over positions, of images of one size."""
-        regions = whole_images(scene.sizes_hw).take(torch.tensor(members))
-        logits = self.attention(self.pixels(scene, regions, side_px)).squeeze(1)
-        return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
@@ -296,11 +274,13 @@ class AttentionSampling(PatchModel):
         if policy is None:
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
+        if count > flat.shape[1] and not (policy == "sample" and self.config.replacement):
+            raise GeometryError(
+                f"looks is {count} but there are {flat.shape[1]} positions; give fewer, or raise model.scale"
+            )
         if policy == "sample":
             drawn = draw_positions(flat, count, self.config.replacement)
             return drawn, expect_with_replacement if self.config.replacement else expect_without_replacement
-        if count > flat.shape[1]:
-            raise GeometryError(f"looks is {count} but there are {flat.shape[1]} positions; give at most that")
         control = self.control_policy(policy, log_attention.shape[1], log_attention.shape[2])
         if control is not None:
             return control(torch.zeros(flat.shape), count).cells, None
@@ -318,7 +298,7 @@ class AttentionSampling(PatchModel):
         count, outline = self.config.count_looks(looks), copy.deepcopy(self).to("meta").eval()
         low, patch = (
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
-            for side in (self.low_px(image_size_hw), self.config.patch_px)
+            for side in (self.config.attention_px(image_size_hw), self.config.patch_px)
         )
         weights = torch.zeros(1, count, device="meta")
         features = torch.zeros(1, count, self.classifier.in_features, device="meta")

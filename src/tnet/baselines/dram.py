@@ -18,7 +18,6 @@ image (only averages of such crops are used); glimpses are resized with half-pix
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -30,7 +29,7 @@ from typing_extensions import override
 
 from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
-from tnet.baselines.geometry import box_regions, clip_boxes, crop_boxes, crop_sizes_px
+from tnet.baselines.geometry import Looks, box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
@@ -194,9 +193,7 @@ class DRAM(Model):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(
-        self, images: Images, looks: int | Sequence[int] | None = None, policy: str | None = None
-    ) -> DRAMOutput:
+    def forward(self, images: Images, looks: Looks = None, policy: str | None = None) -> DRAMOutput:
         """Classify images; see :class:`~tnet.models.base.Model`.
 
         Raises:

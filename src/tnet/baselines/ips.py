@@ -21,15 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
-from tnet.baselines.geometry import chosen_patches, patch_boxes
-from tnet.baselines.patches import (
-    Looks,
-    PatchModel,
-    PatchModelConfig,
-    PatchObjective,
-    PatchObjectiveConfig,
-    PatchPolicy,
-)
+from tnet.baselines.geometry import Looks, chosen_patches, patch_boxes
+from tnet.baselines.patches import PatchModel, PatchModelConfig, PatchObjective, PatchObjectiveConfig, PatchPolicy
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
@@ -131,12 +124,12 @@ def select_patches(
     visited first. At most ``keep + step`` patches per image are in memory.
 
     Args:
-        describe: returns features ``[images, n, dim]`` of the patches with indices ``[n]`` in all images.
-        score: from features and indices, returns scores ``[images, n, scores]`` that belong to each patch alone.
-        combine: from the scores of the patches to compare, returns one score each, ``[images, n]``.
+        describe: from indices ``[n]``, computes features ``[images, n, dim]`` of these patches of all images.
+        score: from features and indices, computes scores ``[images, n, scores]`` that belong to each patch alone.
+        combine: from the scores of the patches to compare, computes one score each, ``[images, n]``.
         order: patch indices in the order of visiting.
-        keep: patches to keep, at least 1; all if there are no more.
-        step: patches to describe at a time, at least 1.
+        keep: patches to keep; all if there are no more.
+        step: patches to describe at a time.
 
     Returns:
         Indices of the kept patches, ascending, and their features.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
+from tnet.baselines.geometry import Looks
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms
 from tnet.errors import ConfigError, GeometryError
 from tnet.losses import classification_loss, penalised_parameters, reward
@@ -19,7 +20,6 @@ from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
 
-Looks = int | Sequence[int] | None
 PatchPolicy = Policy | str | None
 
 

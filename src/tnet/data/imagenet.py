@@ -108,7 +108,7 @@ class ImageNet(PublishedDataset):
         if images.boxes is not None:
             return []
         return [
-            "there are no boxes, which recipes/published need (data.boxes: cover); unpack "
+            "boxes are missing, which recipes/published need (data.boxes: cover); unpack "
             f"ILSVRC2012_bbox_train_v2.tar.gz into {root / 'Annotation'}"
         ]
 
@@ -136,7 +136,7 @@ IMAGENET = PUBLISHED.register(ImageNet.name)(ImageNet())
 
 
 def read_boxes_xml(path: Path, image: Path) -> Boxes:
-    """Return the boxes of an annotation file in pixels of its image; none if there is no such file.
+    """Return the boxes of an annotation file in pixels of its image; none if the file is missing.
 
     Boxes are scaled from the image size in the annotation, which is not always that of the distributed image. Objects
     named after another synset are left out.

@@ -5,7 +5,7 @@
 
 ``classes.txt`` names the 1011 nodes of a tree, ``hierarchy.txt`` has the parent of each node; images belong to 555 of
 them, which are the classes, sorted by id. The paper's reference implementation numbers them in the order of their first
-image in ``images.txt`` (:meth:`NABirds.author_classes`). There is no official validation split: published results are
+image in ``images.txt`` (:meth:`NABirds.author_classes`). It has no official validation split: published results are
 measured on ``test``.
 """
 

@@ -97,17 +97,7 @@ def save_explanation(
 ) -> Prediction:
     """Classify one image, write the figure of :func:`explain_image` as a PNG file, and return the prediction.
 
-    Args:
-        model: as in :func:`explain_image`.
-        image: as in :func:`explain_image`.
-        path: of the PNG file.
-        looks: as in :func:`explain_image`.
-        policy: as in :func:`explain_image`.
-        names: as in :func:`explain_image`.
-        title: as in :func:`explain_image`.
-        truth: as in :func:`explain_image`.
-        source: path of the image in the prediction; ``title`` if ``None``.
-        stored_size_hw: height and width before downscaling, to which boxes are scaled back.
+    Its path is ``source``, or ``title``; boxes are scaled to ``stored_size_hw``, height and width before downscaling.
 
     Raises:
         OutputError: the file cannot be written, or its suffix is not ``.png``.

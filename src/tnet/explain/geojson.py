@@ -108,13 +108,7 @@ def write_all_geojson(
 ) -> list[Path]:
     """Write one file per image; on an error about any of them, none.
 
-    Args:
-        predictions: with the georeference of each image.
-        out: a file (``.geojson`` or ``.json``) for one image; else a folder, for files named after the images.
-        coordinates: see :data:`Coordinates`.
-
-    Returns:
-        The files, in the order of ``predictions``.
+    ``out`` is a file (``.geojson`` or ``.json``) for one image; else a folder, for files named after the images.
 
     Raises:
         ImageError: as in :func:`regions_geojson`.

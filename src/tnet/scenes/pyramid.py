@@ -336,20 +336,17 @@ class _Level:
         self._next_row = 0
 
     def push(self, sums: NDArray[Any]) -> None:
-        """Receive the next rows, half a row of tiles at a time."""
         self._waiting.append(sums)
         if sum(map(len, self._waiting)) >= TILE_PX:
             self._flush()
 
     def finish(self) -> None:
-        """Write the rest, here and below."""
         if self._waiting:
             self._flush()
         if self._below is not None:
             self._below.finish()
 
     def tiles(self) -> Iterator[NDArray[Any]]:
-        """Yield the tiles in order."""
         plan = self._plan
         shape = (TILE_PX, TILE_PX) if plan.info.channels == 1 else (TILE_PX, TILE_PX, plan.info.channels)
         self.spool.seek(0)
@@ -366,7 +363,6 @@ class _Level:
         self._next_row += len(sums)
 
     def _means(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """Return the mean over the level-0 pixels of each pixel."""
         plan, (height, width) = self._plan, self._plan.sizes_hw[0]
         rows = _counts(self._next_row, len(sums), height, self.number)
         columns = _counts(0, sums.shape[1], width, self.number)
@@ -385,5 +381,4 @@ def _counts(first: int, count: int, size: int, level: int) -> NDArray[np.int64]:
 
 
 def _divided(sums: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
-    """Divide; integers are rounded half up."""
     return sums / counts if sums.dtype.kind == "f" else (sums + counts // 2) // counts

@@ -207,15 +207,11 @@ class TifffileReader:
             raise unreadable(self._path, f"its tiles are {page.tilewidth} x {page.tilelength}")
         if page.compression not in TIFFFILE_COMPRESSIONS:
             name = getattr(page.compression, "name", page.compression)
-            raise unreadable(
-                self._path,
-                f"its compression {name} is not supported by this reader",
-                "try the reader rasterio or openslide, or save it with LZW, Deflate, JPEG or Zstandard",
-            )
+            reason = f"its compression {name} is not supported by this reader"
+            raise unreadable(self._path, reason, "use LZW, Deflate, JPEG or Zstandard, or the reader rasterio")
         if page.dtype is None or page.dtype.kind not in "uifb" or not isinstance(page.bitspersample, int):
-            raise unreadable(
-                self._path, f"its pixels are of type {page.dtype}, {page.bitspersample} bits", "save it as 8 or 16 bits"
-            )
+            reason = f"its pixels are of type {page.dtype}, {page.bitspersample} bits"
+            raise unreadable(self._path, reason, "save it as 8 or 16 bits")
 
     def _fill(self, level: _Level, plane: _Plane, box_yxyx: Window, out: NDArray[Any]) -> None:
         """Decode the segments that touch a window, one at a time, into ``[height, width, samples]``."""
@@ -290,9 +286,8 @@ class TifffileReader:
         coded = Image.OPEN[name][0](BytesIO(data), "")
         height, width = level.segment_hw
         if coded.width > max(width, 64) or coded.height > max(height, 64):
-            raise unreadable(
-                self._path, f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
-            )
+            reason = f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
+            raise unreadable(self._path, reason)
 
     def _colored(self, pixels: NDArray[Any]) -> NDArray[Any]:
         pixels = self._colors.apply(pixels)
