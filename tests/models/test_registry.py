@@ -25,7 +25,7 @@ from tnet.models.tnet import TNet
 SIZES = ("b0", "b1", "b2", "b3", "b4")
 
 
-def test_patterns() -> None:
+def test_list_models() -> None:
     names = list_models()
     assert names == sorted(set(names)) and "tnet_bagnet77.imagenet" in names
     sizes = [f"b{number}" for number in range(8)]
