@@ -306,7 +306,8 @@ def test_predict_takes_models_folders_files_and_tensors(model: TNet, paths: list
         expected[0].label,  # type: ignore[union-attr]
         expected[2].label,  # type: ignore[union-attr]
     ]
-    assert tnet.predict(model, tensors[3], looks=0)[0].regions == ()
+    assert tnet.predict(model.train(), tensors[3], looks=0)[0].regions == () and model.training
+    model.eval()
     (scene,) = tnet.predict(model, FileScene(paths[3]))
     same([replace(scene, path=str(paths[3]))], expected[3:4])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.models.registry import model_config
 from tnet.objectives import ObjectiveConfig
+from tnet.suggest.plan import Weights, choose_plan
+from tnet.suggest.reasons import data_warnings, model_reasons, model_warnings
 from tnet.suggest.recipe import OBJECTIVE, OPTIM, Proposal, explain, parse_macs, propose, recipe_text
 from tnet.suggest.survey import ImageFacts, Survey
 from tnet.training.recipe import TrainConfig, load_recipe, parse_recipe
@@ -37,6 +40,7 @@ def survey_of(
     return Survey(DataConfig(root=root), names, False, counts, sum(counts), 80, shown)
 
 
+@cache  # the same questions come up in several tests
 def ask(*sizes_hw: tuple[int, int], budget: int | None = None, backbone: str = BACKBONE, **changes: object) -> Proposal:
     return propose(survey_of(*sizes_hw, **changes), budget_macs=budget, backbone=backbone)  # type: ignore[arg-type]
 
@@ -57,10 +61,8 @@ def warned(proposal: Proposal) -> str:
     ("size_hw", "base_px", "levels"),
     [
         ((227, 227), 80, 2),
-        ((224, 224), 80, 2),
         ((480, 640), 160, 3),
         ((1296, 1936), 160, 4),
-        ((30_000, 60_000), 160, 6),
     ],
 )
 def test_the_last_look_shows_native_resolution(size_hw: tuple[int, int], base_px: int, levels: int) -> None:
@@ -87,13 +89,14 @@ def test_no_picture_is_smaller_than_the_base() -> None:
     assert model_of(proposal).levels == 1 and "9.png (40 x 40 px)" in warned(proposal)
 
 
-@pytest.mark.parametrize("size_hw", [(28, 28), (80, 90), (50, 400)])
+@pytest.mark.parametrize("size_hw", [(28, 28), (50, 400)])
 def test_small_pictures_get_the_plain_network(size_hw: tuple[int, int]) -> None:
     proposal = ask(size_hw)
     assert model_of(proposal).looks == () and "too small to gain" in warned(proposal)
     assert parse_recipe(recipe_text(proposal)) == proposal.recipe
 
 
+@pytest.mark.slow
 def test_transformers_get_whole_patches() -> None:
     proposal = ask((2000, 2000), backbone="vit_small_patch14_dinov2")
     assert model_of(proposal).base_px == 224 and proposal.macs_full is None
@@ -130,7 +133,7 @@ def test_costs_are_those_of_the_recipe() -> None:
     assert multiply_adds(outline) == proposal.macs and multiply_adds(outline, 0) == proposal.macs_base
 
 
-@pytest.mark.parametrize("share", [3.0, 0.6, 0.3, 0.12, 0.05])
+@pytest.mark.parametrize("share", [3.0, 0.3, 0.05])
 def test_a_budget_is_kept(share: float) -> None:
     free = ask((1296, 1936))
     budget = int(free.macs * share)
@@ -207,36 +210,39 @@ def test_slides_are_read_lazily_and_turned() -> None:
 
 
 def test_a_backbone_without_weights_starts_at_random() -> None:
-    proposal = ask((600, 600), backbone="resnet10t")
-    model = model_of(proposal)
-    assert model.backbone.pretrained  # timm has weights of this one
+    assert Weights.of("resnet10t").hub_id
     proposal = ask((600, 600), backbone="bagnet77")
     assert not model_of(proposal).backbone.pretrained and proposal.recipe.optim.backbone_lr is None
     assert "starts at random" in explain(proposal) and "Offline" not in recipe_text(proposal)
 
 
 def test_warnings() -> None:
-    assert "class 1 (5)" in warned(ask((600, 600), counts=(300, 5)))
-    assert "class 0 has 300 training images, class 1 only 25" in warned(ask((600, 600), counts=(300, 25)))
-    assert "sizes vary" in warned(ask((300, 300), (600, 600), (1000, 1000)))
-    assert "up to 8 bands" in warned(ask((600, 600), bands=8, is_lazy=True))
-    assert "convert them once with tnet pyramid" in warned(ask((6000, 6000), is_lazy=True, is_flat=True))
-    assert not ask((600, 600), (640, 640), counts=(300, 150)).warnings
+    def about(*sizes_hw: tuple[int, int], **changes: object) -> str:
+        return "\n".join(data_warnings(survey_of(*sizes_hw, **changes)))  # type: ignore[arg-type]
+
+    assert "class 1 (5)" in about((600, 600), counts=(300, 5))
+    assert "class 0 has 300 training images, class 1 only 25" in about((600, 600), counts=(300, 25))
+    assert "sizes vary" in about((300, 300), (600, 600), (1000, 1000))
+    assert "up to 8 bands" in about((600, 600), bands=8, is_lazy=True)
+    assert "tnet pyramid" in about((6000, 6000), is_lazy=True, is_flat=True)
+    assert not about((600, 600), (640, 640), counts=(300, 150))
     from_a_phone = replace(survey_of((600, 600)), left_out=((".cr2", 1), (".heic", 30)))
-    assert "left out: 1 .cr2, 30 .heic" in warned(propose(from_a_phone, backbone=BACKBONE))
+    assert "left out: 1 .cr2, 30 .heic" in "\n".join(data_warnings(from_a_phone))
 
 
 def test_weights_in_the_cache_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "HF_HUB_OFFLINE" in warned(ask((600, 600)))
+    survey, weights = survey_of((600, 600)), Weights.of(BACKBONE)
+    plan = choose_plan(survey, weights, None)
+    assert "HF_HUB_OFFLINE" in "\n".join(model_warnings(survey, plan, weights, None))
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (repository / "snapshots" / ("0" * 40) / "model.safetensors").write_bytes(b"weights")
-    proposal = ask((600, 600))
-    assert not proposal.warnings and "in the local cache" in explain(proposal)
+    assert not list(model_warnings(survey, plan, weights, None))
+    assert "in the local cache" in next(model_reasons(survey, plan, weights, None)).text
 
 
 # --- in writing
@@ -245,10 +251,13 @@ def test_weights_in_the_cache_need_no_network(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     "root", ["photos", "1e5", "null", "a: b # c", "new\nline", 'quo"te', "naïve été", "\udcff", "line\u2028s", "\x07"]
 )
-def test_the_recipe_reads_back_whatever_the_folder_is_called(root: str) -> None:
-    proposal = ask((600, 600), root=root)
+def test_the_recipe_reads_back_for_any_folder_name(root: str) -> None:
+    proposal = ask((600, 600))
+    title, data = f"{root}, 2 classes", replace(proposal.recipe.data, root=root)
+    survey, recipe = replace(proposal.survey, data=data), replace(proposal.recipe, title=title, data=data)
+    proposal = replace(proposal, survey=survey, recipe=recipe)
     text = recipe_text(proposal)
-    assert parse_recipe(text) == proposal.recipe and proposal.recipe.data.root == root
+    assert parse_recipe(text) == recipe
     text.encode()
     explain(proposal).encode()
     assert max(map(len, text.splitlines())) <= 120
@@ -271,6 +280,9 @@ def test_own_images_and_proposals_have_the_same_constants(repository: Path) -> N
     assert own.model == TNetConfig(backbone=BackboneConfig(pretrained=True))
     assert (own.objective, own.optim) == (OBJECTIVE, OPTIM)
     assert own.train.recalibrate_batches == TrainConfig().recalibrate_batches
-    proposed = model_of(ask((1296, 1936), backbone=own.model.network))
-    assert replace(proposed, levels=2, looks=(3,), grid=own.model.grid) == own.model
+    proposed = model_of(ask((1296, 1936)))
+    assert (
+        replace(proposed, base_px=224, backbone=own.model.backbone, levels=2, looks=(3,), grid=own.model.grid)
+        == own.model
+    )
     assert model_config("tnet_mobilenetv2_100.own") == replace(TNetConfig(), num_classes=1000)

@@ -13,9 +13,9 @@ from tnet.backbones.base import batch_norms
 from tnet.baselines.ips import IPS, IPSConfig
 from tnet.data.sample import Batch
 from tnet.models.tnet import TNet, TNetOutput
+from tnet.training.callbacks import RecalibrateNorms, recalibrate_norms
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
-from tnet.training.norms import RecalibrateNorms, recalibrate_norms
 from tnet.training.recipe import with_classes
 
 

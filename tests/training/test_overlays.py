@@ -11,8 +11,8 @@ from tests.helpers import tiny_recipe
 from tnet.data.loading import LabelledData, open_data
 from tnet.errors import OutputError
 from tnet.models.tnet import TNet
-from tnet.training.overlays import draw_overlays
 from tnet.training.recipe import with_classes
+from tnet.training.run import draw_overlays
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""``tnet train``: from a recipe to a run directory."""
+"""``tnet train``: train by a recipe, into a run directory."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), or the name of a bundled one: see `tnet recipes`.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Values over the recipe's: key.in.recipe=value, e.g. data.root=photos train.epochs=5."),
+        typer.Argument(help="Overrides: key.in.recipe=value, such as data.root=photos train.epochs=5."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<recipe name>].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
     smoke: Annotated[
         bool,
         typer.Option(
-            "--smoke", help="Only try the recipe out: its model, two steps, made pictures; nothing is read or left."
+            "--smoke", help="Only try the recipe: two steps of its model on synthetic images; nothing is kept."
         ),
     ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Train a model by a recipe.
 
-    Leaves a run directory: recipe.yaml (every value spelled out), model/ (safetensors, config.json, README.md),
-    metrics.csv, curves.png, overlays/, logs/ (CSV and TensorBoard) and checkpoints/ (to resume). A run that was stopped
-    goes on with --resume.
+    Writes a run directory: recipe.yaml (every value spelled out), model/ (safetensors, config.json, README.md),
+    metrics.csv, curves.png, overlays/, logs/ (CSV and TensorBoard) and checkpoints/ (to resume).
     """
     if smoke:
         if out is not None or resume:
-            raise typer.BadParameter(f"{'--out' if out else '--resume'} has no meaning with --smoke; leave it out")
+            raise typer.BadParameter(f"{'--out' if out else '--resume'} cannot be used with --smoke; leave it out")
         _smoke(recipe, overrides or [], progress)
         return
     from tnet.training.recipe import load_recipe
@@ -46,7 +45,7 @@ def train(
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
     if result.not_started:
-        typer.echo(f"\nnot in {result.recipe.train.start_from}, as new: {', '.join(_parts(result))}")
+        typer.echo(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
     typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
@@ -55,7 +54,7 @@ def train(
 
 
 def _parts(result: RunResult) -> list[str]:
-    """The parts of the model that are new; of parts that are only partly so how many tensors, and the first."""
+    """Name the parts of the model that started at random; for partial ones the number of tensors, and the first."""
     tensors = Counter(name.split(".")[0] for name in result.model.state_dict())
     new: dict[str, list[str]] = {}
     for name in result.not_started:
@@ -67,11 +66,10 @@ def _parts(result: RunResult) -> list[str]:
 
 
 def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:
-    """Try a recipe out."""
     from tnet.training.recipe import load_recipe
     from tnet.training.smoke import smoke
 
     result = smoke(load_recipe(recipe, overrides), progress=progress)
     typer.echo(
-        f"{recipe} works: two steps on made pictures and a validation in {result.train_seconds:.0f} s; nothing is left"
+        f"{recipe} works: two steps on synthetic images and validation in {result.train_seconds:.0f} s; nothing is kept"
     )

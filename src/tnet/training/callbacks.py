@@ -1,9 +1,10 @@
-"""What happens around the steps of a run."""
+"""Lightning callbacks and plugins: atomic files, time limit, the model that is kept, averaged weights, batch norm."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from tnet.backbones.base import batch_norms
+from tnet.data.loading import train_loader
+from tnet.data.sample import Batch
+from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
 from tnet.training.curves import write_metrics
+from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
 from tnet.training.recipe import Keep
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their final name first, so that a killed run leaves the last good one."""
+    """Writes checkpoints under a temporary name first, so that a killed run leaves the last good one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint, completely or not at all."""
         final = Path(path)
         temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
@@ -37,35 +43,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AtomicCSVLogger(CSVLogger):
-    """Writes the whole log at every save beside its name first, so that a killed run leaves all its epochs.
+    """Writes the complete log at every save under a temporary name first, so that a killed run keeps all its epochs.
 
-    Lightning's own empties the file and writes it again when there is a new column, as there is after every start of a
-    run: the metrics of training come after those of validation. Killed just then, the run lost its epochs.
+    Lightning's logger empties the file and rewrites it for each new column, which each run has: the metrics of training
+    come after those of validation. A run killed at that moment would lose its epochs.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What gathers the rows and writes them."""
+        """The writer that collects rows."""
         if not isinstance(self._experiment, _AtomicWriter):
             self._experiment = _AtomicWriter(self.log_dir)
         return self._experiment
 
 
 class _AtomicWriter(ExperimentWriter):
-    """Keeps the rows that it has written."""
-
     def save(self) -> None:
-        """Write all rows so far."""
         if self.metrics:
             write_metrics(self.metrics, Path(self.metrics_file_path))
 
 
 class TimeLimit(Callback):
-    """Ends training after a time, and lets the schedule know how much of it is gone.
+    """Ends training after some time, and sets the share of it that has passed for the schedule.
 
     Args:
-        minutes: of training, validation included; time before a resume counts too.
+        minutes: time limit, validation and time before a resume included.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -74,39 +77,38 @@ class TimeLimit(Callback):
         self.started: float | None = None
 
     def elapsed(self) -> float:
-        """Seconds of training so far."""
+        """Return seconds of training so far."""
         return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and tell the schedule about the time before a resume."""
+        """Start the clock, and set the share before a resume."""
         self.started = time.monotonic()
-        self._tell(pl_module)
+        self._set_share(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Tell the schedule, and stop when time is up."""
-        if self._tell(pl_module) >= 1:
+        """Set the share, and stop when time is up."""
+        if self._set_share(pl_module) >= 1:
             trainer.should_stop = True
 
-    def _tell(self, module: pl.LightningModule) -> float:
-        """Let the schedule know the share of the time that is gone."""
+    def _set_share(self, module: pl.LightningModule) -> float:
         assert isinstance(module, TNetModule)
         module.elapsed_share = min(1.0, self.elapsed() / self.seconds)
         return module.elapsed_share
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far."""
+        """Return the time so far."""
         return {"seconds": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.before = float(state_dict["seconds"])
 
 
 class TimedProgressBar(TQDMProgressBar):
-    """A progress bar for a run that ends by time: the time there is, not a guess from the number of steps.
+    """A progress bar for a run with a time limit, in minutes.
 
     Args:
-        minutes: until the run ends.
+        minutes: time limit.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -114,18 +116,18 @@ class TimedProgressBar(TQDMProgressBar):
         self.minutes = minutes
 
     def init_train_tqdm(self) -> Tqdm:
-        """The bar of the training steps."""
+        """Return the bar of training steps."""
         bar = super().init_train_tqdm()
         bar.bar_format = f"{{desc}} {{n_fmt}} steps, {{elapsed}} of {self.minutes:.1f} min{{postfix}}"
         return bar
 
 
 class KeepModel(Callback):
-    """Writes ``model/`` after a validation, so that a stopped run can be used.
+    """Saves the model after validation, so that a stopped run can be used.
 
     Args:
-        folder: of the model.
-        which: ``best`` writes it whenever validation is better than before, ``last`` every time.
+        folder: folder of the model.
+        which: ``best`` saves it if validation has improved, ``last`` every time.
     """
 
     def __init__(self, folder: Path, which: Keep = "best") -> None:
@@ -133,7 +135,7 @@ class KeepModel(Callback):
         self.best = float("-inf")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the model if it is to be kept."""
+        """Save the model."""
         assert isinstance(pl_module, TNetModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -146,7 +148,7 @@ class KeepModel(Callback):
 
     @staticmethod
     def _card(trainer: pl.Trainer, module: TNetModule) -> str:
-        """The model card: what it is, and how it did in validation when it was kept."""
+        """Return the model card, with the metrics of this validation."""
         values = [
             f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |"
             for name, value in sorted(trainer.callback_metrics.items())
@@ -160,44 +162,107 @@ class KeepModel(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.best = float(state_dict["best"])
 
 
 class AverageWeights(WeightAveraging):
-    """Keeps an exponential moving average of weights and buffers, which takes their place in validation.
+    """Keeps an exponential moving average of weights and buffers, which replaces them in validation.
 
-    The average is in the module from the start of validation to its very end, and so before batch norm is measured
-    anew and until the best model is kept: in the list of callbacks it must come before ``RecalibrateNorms`` and after
+    The average is in the module from the start of validation to its very end: before batch norm is recalibrated, and
+    until the best model is kept. In the list of callbacks it must come before ``RecalibrateNorms`` and after
     ``KeepModel``. Checkpoints hold both.
 
     Args:
-        decay: what each step keeps of the average; less in the first ones, ``(1 + n) / (10 + n)`` after ``n``, or the
-            random weights of the start would stay in it for long.
+        decay: decay per step; ``(1 + n) / (10 + n)`` after ``n`` steps if that is less, or the random initial weights
+            would stay in the average for long.
     """
 
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             kept = min(decay, (1 + int(count)) / (10 + int(count)))
-            # Counts and the like are not averaged.
+            # Counts are not averaged.
             return torch.lerp(current, averaged, kept) if averaged.is_floating_point() else current
 
         super().__init__(avg_fn=average)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in."""
+        """Swap the average in."""
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """It is in already."""
+        """Do nothing: the average is in already."""
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """It stays until the best model is kept."""
+        """Do nothing: the average stays until the best model is kept."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the weights that are trained back."""
+        """Swap the trained weights back in."""
         super().on_validation_epoch_end(trainer, pl_module)
+
+
+@torch.no_grad()
+def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
+    """Replace the running statistics of batch norm by plain averages over some batches.
+
+    The model runs as in evaluation (its policy, no dropout), so that the statistics describe what it will see; with
+    ``batch_norm: per_level`` whole images and regions have their own. Norms without input keep theirs.
+
+    Args:
+        model: on the device of the batches; keeps its mode.
+        batches: training images.
+    """
+    norms = batch_norms(model)
+    if not norms:
+        return
+    training, momenta = model.training, [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    if model.population_norms is not None:
+        model.population_norms.reset()
+    model.eval()
+    for norm in norms:
+        if model.population_norms is None:
+            norm.reset_running_stats()
+        norm.momentum = None  # average over all batches
+        norm.train()
+    try:
+        for batch in batches:
+            model(batch.images)
+    finally:
+        for norm, momentum, values in zip(norms, momenta, before, strict=True):
+            norm.momentum = momentum
+            # A model may run a part in evaluation mode only (IPS with reused embeddings).
+            if model.population_norms is None and norm.num_batches_tracked == 0:
+                norm.load_state_dict(values, strict=False)
+        model.train(training)
+
+
+class RecalibrateNorms(Callback):
+    """Recalibrates batch norm before each validation, and thereby the model that is kept.
+
+    Args:
+        batches: training batches to average over.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace the running statistics."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, TNetModule)
+        assert isinstance(data, TNetData)
+        train = data.recipe.train
+        images = len(data.train_data)
+        count = min(self.batches * train.batch_size, images)
+        # Not the first images of the epoch, and the same in a resumed run.
+        seed = data.recipe.seed + 1
+        loader = train_loader(data.train_data, train.batch_size, train.workers, seed, trainer.current_epoch, count)
+        with torch.random.fork_rng(devices=[]):
+            recalibrate_norms(
+                pl_module.model, (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
+            )

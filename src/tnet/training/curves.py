@@ -1,4 +1,4 @@
-"""Metrics of a run, as one table and as pictures."""
+"""The metrics of a run, as a table and as curves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from tnet.files import atomic_path, write_text
 
 Row = dict[str, float]
 
+_LOCATOR = ("train/location_entropy", "train/baseline")
+
 
 def read_metrics(csv_logs: Path) -> list[Row]:
-    """All epochs that the CSV logs hold, a later version (after a resume) replacing what it repeats.
+    """Read the epochs of CSV logs; a later version (after a resume) replaces the epochs that it repeats.
 
     Args:
-        csv_logs: the folder of the logger's ``version_*`` folders.
+        csv_logs: folder of the logger's ``version_*`` folders.
 
     Returns:
-        One row an epoch, in order, with ``epoch``, ``step`` and the metrics.
+        One row per epoch, in order, with ``epoch``, ``step`` and the metrics.
     """
     epochs: dict[int, Row] = {}
     versions = sorted(csv_logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
@@ -38,29 +40,29 @@ def write_metrics(rows: list[Row], path: Path) -> None:
     """Write the rows as one CSV file."""
     names = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
     lines = [",".join(names)]
-    # Ten digits: every float32, and every step, as it is.
+    # Ten digits keep every float32 and every step.
     lines += [",".join(f"{row[name]:.10g}" if name in row else "" for name in names) for row in rows]
     write_text(path, "\n".join(lines) + "\n")
 
 
 def plot_curves(rows: list[Row], path: Path) -> None:
-    """Draw accuracy, loss terms and location entropy over the epochs as a PNG."""
-    # Slow to import, and only needed here; not pyplot, whose backend belongs to the caller (a notebook, say).
+    """Plot accuracy, loss terms and location entropy over the epochs."""
+    # Not pyplot, whose backend belongs to the caller.
     from matplotlib.figure import Figure
 
     names = sorted({name for row in rows for name in row})
     panels = {
         "accuracy": [n for n in names if "accuracy" in n],
         "loss terms (weighted)": [
-            n for n in names if n.startswith("train/") and "accuracy" not in n and n not in _ELSEWHERE
+            n for n in names if n.startswith("train/") and "accuracy" not in n and n not in _LOCATOR
         ],
-        "locator": [n for n in names if n in _ELSEWHERE],
+        "locator": [n for n in names if n in _LOCATOR],
     }
-    panels = {title: found for title, found in panels.items() if found}
+    panels = {title: metrics for title, metrics in panels.items() if metrics}
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (title, found) in zip(axes[0], panels.items(), strict=True):
-        for name in found:
+    for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
+        for name in metrics:
             points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
         axis.set(title=title, xlabel="epoch")
@@ -68,6 +70,3 @@ def plot_curves(rows: list[Row], path: Path) -> None:
         axis.legend(fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-
-
-_ELSEWHERE = ("train/location_entropy", "train/baseline")

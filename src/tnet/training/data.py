@@ -1,4 +1,4 @@
-"""The Lightning data module over a recipe's data section."""
+"""The Lightning data module of a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tnet.training.recipe import Recipe
 class TNetData(pl.LightningDataModule):
     """Training and validation loaders.
 
-    The training loader is made anew each epoch (workers are not kept), so that order and augmentation follow from
-    seed and epoch alone.
+    There is a new training loader in each epoch (workers are not kept), so that order and augmentation depend on seed
+    and epoch alone.
 
     Args:
-        recipe: its data, train and seed sections.
+        recipe: the recipe.
     """
 
     def __init__(self, recipe: Recipe) -> None:

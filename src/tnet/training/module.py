@@ -1,10 +1,10 @@
-"""The Lightning module: objective, optimiser, validation at several looks and policies."""
+"""The Lightning module: training steps, and validation at several looks and policies."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,64 +22,31 @@ from tnet.models.base import Model, ModelOutput
 from tnet.models.io import load_model
 from tnet.models.kind import build_model
 from tnet.objectives import Objective
-from tnet.training.optimizers import KerasAdam
-from tnet.training.recipe import OptimConfig, Recipe, build_objective
+from tnet.training.optimizers import build_optimizer, schedule_factor
+from tnet.training.recipe import Recipe, build_objective
 
-# Steps of neighbouring seeds do not share random numbers.
+# Neighbouring seeds do not share the random numbers of a step.
 _SEED_STRIDE = 1_000_000_007
-
-_REWARDS = ("reward", "reward_per_feature")
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
-    """Share of images whose prediction is right: top-1, or all labels at 0.5 for several labels."""
+    """Return top-1 accuracy, or the share of images with all labels right at a threshold of 0.5."""
     if multilabel:
         return MultilabelExactMatch(num_labels=classes)
     return MulticlassAccuracy(num_classes=classes, average="micro")
 
 
 def _metric_name(measured: str) -> str:
-    """Name in the logs of an accuracy: without looks (``0``), or with those that a policy chose."""
+    """Return the name in the logs of an accuracy: without looks (``0``), or with those of a policy."""
     return {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(measured, f"val/accuracy_{measured}")
-
-
-def schedule_factor(config: OptimConfig, progress: float) -> float:
-    """What the learning rate is multiplied by after a share of the training."""
-    if config.warmup and progress < config.warmup:
-        return max(progress / config.warmup, 0.01)
-    if config.schedule == "step":
-        return config.drop_factor if progress > config.drop_at else 1.0
-    if config.schedule == "cosine":
-        share = (progress - config.warmup) / (1 - config.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return 1.0
-
-
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by learning rate (backbone, new layers) and by whether weight decay applies (not to biases, norms)."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim >= 2), []).append(parameter)
-    decay = config.weight_decay if config.name == "adamw" else 0.0
-    backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
-    return [
-        {
-            "params": parameters,
-            "lr": backbone_lr if is_backbone else config.lr,
-            "weight_decay": decay if is_matrix else 0.0,
-            "name": f"{'backbone' if is_backbone else 'new'}{'' if is_matrix else '_bias'}",
-        }
-        for (is_backbone, is_matrix), parameters in groups.items()
-    ]
 
 
 class TNetModule(pl.LightningModule):
     """Trains a model of any kind by a recipe.
 
     Args:
-        recipe: with the data's classes filled in.
-        model: a model to go on from; built from the recipe if ``None``.
+        recipe: the recipe, with the dataset's classes.
+        model: model to train; built from the recipe if ``None``.
     """
 
     def __init__(self, recipe: Recipe, model: Model | None = None) -> None:
@@ -90,33 +57,31 @@ class TNetModule(pl.LightningModule):
         trained = self.objective.trained(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
-        # In a list, so that it is neither saved nor trained with the model.
-        self.teacher = [self._teacher(recipe.train.teacher)] if recipe.train.teacher is not None else []
-        self.elapsed_share = 0.0  # of the time limit; set by the time-limit callback
+        # In a list, so that it is neither saved nor trained.
+        self.teacher = [self._load_teacher(recipe.train.teacher)] if recipe.train.teacher is not None else []
+        self.elapsed_share = 0.0  # of the time limit; set by TimeLimit
         config = recipe.model
         names = [*(["0"] if config.allows_no_looks else []), *self.eval_policies]
         for policy in self.eval_policies:
-            self.model.policy(policy)  # one that is not known is said at once
+            self.model.policy(policy)  # raises if unknown
         self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
 
-    def _teacher(self, folder: str) -> Model:
-        """The model to learn from, which does not learn itself."""
+    def _load_teacher(self, folder: str) -> Model:
         teacher = load_model(folder).requires_grad_(False)
-        own = self.recipe.model
         theirs, ours = (
-            (item.num_classes, item.class_names, item.multilabel, item.in_channels) for item in (teacher.config, own)
+            (config.num_classes, config.class_names, config.multilabel, config.in_channels)
+            for config in (teacher.config, self.recipe.model)
         )
         if theirs != ours:
             raise ConfigError(
-                f"the teacher {folder} tells {teacher.config.num_classes} classes apart in images of "
-                f"{teacher.config.in_channels} channel(s), and they are not the {own.num_classes} in "
-                f"{own.in_channels} of this recipe; give a model trained on the same classes as train.teacher"
+                f"train.teacher {folder} has {theirs[0]} classes and {theirs[3]} channel(s), which differ from the "
+                f"recipe's {ours[0]} classes and {ours[3]} channel(s); give a model trained on the same classes"
             )
         return teacher
 
     @property
     def eval_policies(self) -> tuple[str, ...]:
-        """Policies measured in validation; none for a model that never looks, its own for one that always does."""
+        """Policies measured in validation: none for a model without looks, its own for one that always looks."""
         config = self.recipe.model
         if not config.default_looks:
             return ()
@@ -124,25 +89,25 @@ class TNetModule(pl.LightningModule):
 
     @property
     def monitor(self) -> str:
-        """Name of the metric by which the best checkpoint is chosen."""
+        """Metric that chooses the best checkpoint."""
         measured = ("topk",) if "topk" in self.eval_policies else (*self.eval_policies, "0")
         return _metric_name(measured[0])
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one.
 
-        Not once an epoch: the data loader draws a number too, before or after that depending on whether it resumes.
+        Per step and not per epoch, as the data loader draws a number too, at a time that depends on resuming.
         """
         torch.manual_seed(self.recipe.seed * _SEED_STRIDE + self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step's loss."""
+        """Return the loss of one step."""
         output, loss = self._mixed_step(batch) if self.recipe.train.mixup_alpha else self._plain_step(batch)
         if not torch.isfinite(loss.total):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
             raise TrainingError(
-                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); the "
-                "last good checkpoint and model/ are kept, train anew with a lower optim.lr or optim.clip_norm"
+                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); lower "
+                "optim.lr or optim.clip_norm and train again; the last good checkpoint and model/ are kept"
             )
         size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
@@ -167,7 +132,7 @@ class TNetModule(pl.LightningModule):
         return output, loss
 
     def _divergence(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """How far the answers are from the teacher's, in nats, averaged over several labels."""
+        """Return the divergence from the teacher's probabilities, in nats."""
         temperature = self.recipe.train.teacher_temperature
         with torch.no_grad():
             taught = self.teacher[0].to(output.logits.device)(batch.images).logits.to(output.logits) / temperature
@@ -178,64 +143,63 @@ class TNetModule(pl.LightningModule):
         return divergence.sum(dim=-1).mean() * temperature**2
 
     def _mixed_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
-        """Each picture mixed with the one before it; the loss is linear in the target, and so is mixed likewise."""
+        """Mix each image with the one before it; the loss is linear in the target, so losses are mixed likewise."""
         if not isinstance(batch.images, Tensor):
             raise ConfigError(
-                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but pictures of different sizes, or read "
-                "lazily, cannot be mixed; set data.augment.resize_px, or mixup_alpha to 0"
+                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but images of different sizes, or lazily read "
+                "ones, cannot be mixed; set data.augment.resize_px, or mixup_alpha to 0"
             )
         alpha = torch.tensor(float(self.recipe.train.mixup_alpha))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
-        # Levels stay 8-bit: the model takes floating point for pixels that are normalised already.
+        # Rounded to 8 bits, as floating point means normalized pixels.
         mixed = torch.lerp(batch.images.roll(1, 0).float(), batch.images.float(), share).round().to(torch.uint8)
         output: ModelOutput = self.model(mixed, **self.objective.forward_options)
         own, other = (
             self.objective(output, target, self.model) for target in (batch.targets, batch.targets.roll(1, 0))
         )
         terms = {name: torch.lerp(other.terms[name], term, share) for name, term in own.terms.items()}
-        rewards = (torch.lerp(getattr(other, name), getattr(own, name), share) for name in _REWARDS)
-        return output, Loss.of(terms, *rewards)
+        mixed_reward = torch.lerp(other.reward, own.reward, share)
+        return output, Loss.of(terms, mixed_reward, torch.lerp(other.reward_per_feature, own.reward_per_feature, share))
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Accuracy at 0 looks and at the recipe's looks, for each policy."""
-        size, last = len(batch.names), self.recipe.model.multilabel
+        """Measure accuracy at 0 looks, and at the recipe's looks for each policy."""
+        size, multilabel = len(batch.names), self.recipe.model.multilabel
         # Random locations are the same at every epoch and in every run, so that curves can be compared.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_index)
             for name, metric in cast("Iterable[tuple[str, Metric]]", self.accuracy.items()):
                 output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
-                metric.update(output.logits.sigmoid() if last else output.logits, batch.targets.long())
+                metric.update(output.logits.sigmoid() if multilabel else output.logits, batch.targets.long())
                 self.log(_metric_name(name), metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop on gradients that are not numbers before they reach the weights."""
-        # With 16-mixed precision the scaler finds and skips such steps itself.
+        """Stop on infinite or NaN gradients before they reach the weights."""
+        # With 16-mixed precision the gradient scaler skips such steps.
         if self.trainer.precision == "16-mixed":
             return
         norms = torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None])
         if not torch.isfinite(norms).all():
             raise TrainingError(
-                f"a gradient became infinite or NaN at step {self.global_step}; the last good checkpoint and "
-                "model/ are kept, train anew with a lower optim.lr"
+                f"a gradient became infinite or NaN at step {self.global_step}; lower optim.lr and train again; the "
+                "last good checkpoint and model/ are kept"
             )
 
     def progress(self, step: int) -> float:
-        """Share of the training that is done: of the steps, or of the time limit if that comes first."""
+        """Return the share of the training that is done, by steps or by the time limit, if that comes first."""
         total = self.trainer.estimated_stepping_batches
         return min(1.0, max(step / total if math.isfinite(total) and total else 0.0, self.elapsed_share))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam or AdamW over parameter groups, with the recipe's schedule."""
+        """Build the optimizer and the recipe's schedule."""
         config = self.recipe.optim
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "keras_adam": KerasAdam}[config.name]
-        optimizer = kind(parameter_groups(self.model, config), lr=config.lr, eps=config.eps)
+        optimizer = build_optimizer(self.model, config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(config, self.progress(step))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def description(self) -> str:
-        """One line for logs."""
+        """Return one line on the model, for model cards."""
         config = self.recipe.model
         looks = f"{total_looks(config.default_looks)} look(s)" if config.default_looks else "the whole image only"
         return f"{config.network} at {config.look_px} px, {looks}, {config.num_classes} classes"

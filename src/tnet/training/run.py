@@ -1,4 +1,4 @@
-"""A training run from a recipe to a run directory.
+"""Training runs, from a recipe to a run directory.
 
 A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far, or the last one:
 safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard),
@@ -26,8 +26,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
+from tnet.data.loading import LabelledData
 from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
-from tnet.files import make_folder
+from tnet.explain.batch import explain_samples
+from tnet.files import atomic_folder, make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
 from tnet.training.callbacks import (
@@ -35,14 +37,13 @@ from tnet.training.callbacks import (
     AtomicCSVLogger,
     AverageWeights,
     KeepModel,
+    RecalibrateNorms,
     TimedProgressBar,
     TimeLimit,
 )
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
-from tnet.training.norms import RecalibrateNorms
-from tnet.training.overlays import draw_overlays
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 RECIPE_NAME = "recipe.yaml"
@@ -51,15 +52,15 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left.
+    """A finished run.
 
     Attributes:
         folder: the run directory.
-        recipe: as run, with the data's classes.
+        recipe: the recipe, with the dataset's classes.
         model: the best model, or the last one (``train.keep``), in evaluation mode.
-        metrics: one row an epoch.
-        train_seconds: wall time of the fit, validation included; of this process only, after a resume.
-        not_started: names of the model's tensors that ``train.start_from`` did not hold and that started anew; empty
+        metrics: one row per epoch.
+        train_seconds: wall time of the fit, validation included; without the time before a resume.
+        not_started: tensors of the model that ``train.start_from`` does not hold and that started at random; empty
             without it, and after a resume.
     """
 
@@ -82,33 +83,32 @@ def train(
     """Train by a recipe.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe.
         folder: the run directory; must be new or empty unless resuming.
-        resume: go on from the last checkpoint in ``folder``, if there is one.
+        resume: continue from the last checkpoint in ``folder``, if there is one.
         progress: show a progress bar.
-        val_batches: validate on so many batches only, to try a recipe out; ``None`` for all.
+        val_batches: validate on this many batches only, to try a recipe out; ``None`` for all.
 
     Raises:
         OutputError: the folder is in use or cannot be written.
         DataError: missing or inconsistent data.
-        ConfigError: a recipe that cannot be built.
-        CheckpointError: resuming from a damaged checkpoint or that of another recipe; or starting from what does not
-            fit.
-        TrainingError: the loss became NaN, or the accelerator is not there.
-        KeyboardInterrupt: Ctrl-C; a note on it says how many epochs are kept, and that they can be resumed.
+        ConfigError: the recipe cannot be built.
+        CheckpointError: the checkpoint to resume from, or the weights to start from, are damaged or do not fit.
+        TrainingError: the loss became NaN, or the accelerator is missing.
+        KeyboardInterrupt: Ctrl-C; with a note on the epochs that are kept, from which the run can be resumed.
     """
     folder = Path(folder)
     checkpoint = _checkpoint_to_resume(folder, resume)
     is_new = not folder.exists() or not any(folder.iterdir())
-    for key in ("start_from", "teacher"):  # said before pretrained weights are fetched
-        named = getattr(recipe.train, key)
-        if named is not None and not Path(named).exists():
-            raise CheckpointError(f"train.{key} is {named}, which does not exist; name a run or a saved model's folder")
+    for key in ("start_from", "teacher"):  # before pretrained weights are downloaded
+        model = getattr(recipe.train, key)
+        if model is not None and not Path(model).exists():
+            raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
     data = TNetData(recipe)
     recipe = with_classes(recipe, data.classes, data.multilabel)
     data.recipe = recipe
     if checkpoint is not None:
-        _same_recipe(recipe, folder)
+        _check_same_recipe(recipe, folder)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
     start_from = recipe.train.start_from if checkpoint is None else None
@@ -125,57 +125,52 @@ def train(
     try:
         _fit(trainer, module, data, checkpoint)
     except TnetError:
-        if is_new and not (folder / LAST_CHECKPOINT).exists():  # nothing that could be used or gone on with
+        if is_new and not (folder / LAST_CHECKPOINT).exists():  # nothing to use or resume
             shutil.rmtree(folder, ignore_errors=True)
         raise
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; go on with --resume")
+        interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
         raise
     seconds = time.monotonic() - start
     metrics = _write_curves(folder)
-    model = load_model(folder)
-    draw_overlays(model, data.val_data, folder / "overlays", recipe.train.overlays)
-    return RunResult(folder, recipe, model, metrics, seconds, not_started)
+    trained = load_model(folder)
+    draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
+    return RunResult(folder, recipe, trained, metrics, seconds, not_started)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from; refuses to write over another run."""
+    """Return the checkpoint to resume from; refuse to overwrite another run."""
     checkpoint = folder / LAST_CHECKPOINT
     if resume:
         return checkpoint if checkpoint.is_file() else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(
-            f"{folder} already exists and is not empty; give another --out, or --resume to go on with the run in it"
+            f"{folder} already exists and is not empty; give another --out, or --resume to continue the run in it"
         )
     return None
 
 
-def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """A resumed run must be the one that was started; only its length may differ."""
+def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Refuse to resume a run of another recipe; only its length may change."""
+
+    def without_length(recipe: Recipe) -> Recipe:
+        train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
+        return replace(recipe, train=train, title="")
+
     path = folder / RECIPE_NAME
-    if not path.is_file():
-        return
-    before = load_recipe(path)
-    if _without_length(recipe) != _without_length(before):
+    if path.is_file() and without_length(recipe) != without_length(load_recipe(path)):
         raise CheckpointError(
-            f"{folder} holds a run of another recipe (see {path}); resume with that recipe, or give another --out"
+            f"{folder} holds a run of another recipe, {path}; resume with that, or give another --out"
         )
 
 
-def _without_length(recipe: Recipe) -> Recipe:
-    """The recipe without what may change when a run goes on."""
-    train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
-    return replace(recipe, train=train, title="")
-
-
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
-    """The Lightning trainer of a run."""
     train = recipe.train
     callbacks: list[Callback] = [
         ModelCheckpoint(
             folder / "checkpoints", "best", monitor=module.monitor, mode="max", enable_version_counter=False
         ),
-        # Not save_last=True of the one above: that writes last.ckpt only in epochs that are the best so far.
+        # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
         ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
         KeepModel(folder / "model", train.keep),
     ]
@@ -217,12 +212,12 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
-    """Run the trainer, and put what can go wrong in words."""
+    """Run the trainer, and turn its errors into ours."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
-        # Lightning's own use of a class that PyTorch deprecated.
+        # Lightning uses a class that PyTorch has deprecated.
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-        # Advice on worker counts; small data sets and made images do not need it.
+        # Small and synthetic datasets need no workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
@@ -233,9 +228,9 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
                 raise
             reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
             raise CheckpointError(
-                f"{checkpoint} cannot be resumed from ({reason}); delete it to start anew, or use the model/ beside it"
+                f"{checkpoint} cannot be resumed from ({reason}); delete it to start over, or use the model/ beside it"
             ) from None
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C, after which it has further ones ignored
+        except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, on_interrupt)
@@ -243,9 +238,18 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
 
 
 def _write_curves(folder: Path) -> list[dict[str, float]]:
-    """Gather the logs of all parts of a run."""
+    """Write the metrics of all parts of a run as a table and a figure."""
     rows = read_metrics(folder / "logs" / "csv")
     if rows:
         write_metrics(rows, folder / "metrics.csv")
         plot_curves(rows, folder / "curves.png")
     return rows
+
+
+def draw_overlays(model: Model, data: LabelledData, folder: Path, count: int) -> None:
+    """Draw the looks of a model at some validation samples, replacing the folder; remove it for a count of 0."""
+    if count < 1 or len(data) < 1:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with atomic_folder(folder) as temporary:
+        explain_samples(model, data, count, temporary, device=next(model.parameters()).device, progress=False)
