@@ -64,6 +64,11 @@ SMALL = {
 }
 
 
+def some(*names: str) -> list[Any]:
+    """All models, those not named here marked as slow."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in MODELS]
+
+
 @lru_cache
 def recipe_of(repository: Path, name: str, *overrides: str) -> Recipe:
     """A recipe of the repository, with fewer and smaller images; of digits, with a smaller model."""
@@ -102,7 +107,7 @@ def test_a_step_changes_only_what_the_stage_trains(repository: Path, name: str) 
     assert moved and moved <= trained
 
 
-@pytest.mark.parametrize("name", [*MODELS[1:], *SLOW_NAMES])
+@pytest.mark.parametrize("name", [*some("saccader_3_digits", "ips_digits"), *SLOW_NAMES])
 def test_recipes_round_trip(repository: Path, tmp_path: Path, name: str) -> None:
     recipe = recipe_of(repository, name)
     save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -116,10 +121,7 @@ def representation(repository: Path, tmp_path_factory: pytest.TempPathFactory) -
     return train(recipe_of(repository, MODELS[0]), folder, progress=False), folder
 
 
-SLOW_RUNS = [pytest.param(name, marks=pytest.mark.slow) for name in ("saccader_3_digits", "attention_sampling_digits")]
-
-
-@pytest.mark.parametrize("name", [MODELS[0], "dram_digits", "ips_digits", *SLOW_RUNS])
+@pytest.mark.parametrize("name", some("bagnet77_lowd_digits", "dram_digits"))
 def test_a_trained_model_answers_the_same_after_loading(
     repository: Path, tmp_path: Path, representation: tuple[Any, Path], name: str
 ) -> None:
@@ -141,7 +143,7 @@ def test_a_trained_model_answers_the_same_after_loading(
     assert torch.equal(outputs[0].regions.box_l0_yxyx, outputs[1].regions.box_l0_yxyx)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some("dram_digits", "attention_sampling_digits"))
 def test_evaluation_of_every_policy_is_repeatable(repository: Path, name: str) -> None:
     model = build(repository, name)
     data = MegapixelDigits(recipe_of(repository, name).data.digits, "test")
@@ -154,7 +156,7 @@ def test_evaluation_of_every_policy_is_repeatable(repository: Path, name: str) -
     assert [(r.accuracy, r.confidence) for r in rows[0]] == [(r.accuracy, r.confidence) for r in rows[1]]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some("saccader_3_digits", "ips_digits"))
 def test_figure_and_record_show_the_regions(repository: Path, tmp_path: Path, name: str) -> None:
     model = build(repository, name)
     images = pictures((128, 128), (150, 140))

@@ -14,7 +14,7 @@ from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
-    from tnet.data.loading import LabelledData
+    from tnet.scenes.file import SceneOptions
     from tnet.scenes.reading import ReadOptions
     from tnet.training.recipe import Recipe
 
@@ -125,6 +125,24 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def parse_scene(scene: SceneOptions, bands: str | None, value_range: str | None) -> SceneOptions:
+    """Return scene options with the bands and the range of values of the command line, if given.
+
+    Raises:
+        typer.BadParameter: bands or a range that are not numbers.
+    """
+    from dataclasses import replace
+
+    if bands is not None:
+        scene = replace(scene, bands=tuple(int(n) for n in _numbers(bands, r"\d{1,4}", "bands such as 3,2,1")))
+    if value_range is not None:
+        limits = _numbers(value_range, r"[-+]?[\d.]+(?:e[-+]?\d+)?", "two numbers such as 0,10000")
+        if len(limits) != 2:
+            raise typer.BadParameter(f"{value_range!r} is not a range; give two numbers such as 0,10000")
+        scene = replace(scene, value_range=(limits[0], limits[1]))
+    return scene
+
+
 def parse_reading(
     data: DataConfig,
     read: ReadName | None,
@@ -145,14 +163,7 @@ def parse_reading(
     from tnet.inference.predictor import data_read_options
 
     options = data_read_options(data)
-    scene = options.scene
-    if bands is not None:
-        scene = replace(scene, bands=tuple(int(n) for n in _numbers(bands, r"\d{1,4}", "bands such as 3,2,1")))
-    if value_range is not None:
-        limits = _numbers(value_range, r"[-+]?[\d.]+(?:e[-+]?\d+)?", "two numbers such as 0,10000")
-        if len(limits) != 2:
-            raise typer.BadParameter(f"{value_range!r} is not a range; give two numbers such as 0,10000")
-        scene = replace(scene, value_range=(limits[0], limits[1]))
+    scene = parse_scene(options.scene, bands, value_range)
     mode = data.read if scene != options.scene else options.mode  # memory if the recipe changes images
     return replace(
         options,
@@ -160,26 +171,6 @@ def parse_reading(
         scene=scene,
         max_side_px=options.max_side_px if max_side_px is None else max_side_px,
         prepare=options.prepare if preprocess is None else named_transform(preprocess),
-    )
-
-
-def set_reading(images: LabelledData, reading: ReadOptions) -> None:
-    """Read the images of a dataset in another way than its recipe says.
-
-    Raises:
-        ConfigError: images that are not in files, or that are preprocessed or downscaled.
-    """
-    from dataclasses import replace
-
-    from tnet.data.folder import LabelledImages
-
-    if not isinstance(images, LabelledImages) or images.reading.changes_images:
-        raise ConfigError(
-            "--read, --bands and --value-range need images in files that are neither preprocessed nor downscaled; omit "
-            "them, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
-        )
-    images.reading = replace(
-        images.reading, mode=reading.mode, lazy_above_px=reading.lazy_above_px, scene=reading.scene, overview_px=0
     )
 
 

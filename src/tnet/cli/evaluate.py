@@ -16,10 +16,9 @@ from tnet.cli.common import (
     ReadOption,
     data_of,
     parse_looks_list,
-    parse_reading,
+    parse_scene,
     pick_device,
     recipe_of,
-    set_reading,
 )
 from tnet.errors import ConfigError, DataError
 
@@ -106,13 +105,28 @@ def evaluate(
         described = load_recipe(recipe)
         if data is not None:
             described, data = replace(described, data=replace(described.data, root=str(data))), None
-    settings = {
-        "preprocess": preprocess,
-        "path_column": path_column,
-        "label_column": label_column,
-        "label_separator": label_separator,
-    }
-    images, source = _open_images(model.config, described, run, data, split, settings)
+    config = data_of(described)
+    config = replace(
+        config,
+        path_column=path_column or config.path_column,
+        label_column=label_column or config.label_column,
+        label_separator=label_separator or config.label_separator,
+        preprocess=preprocess or config.preprocess,
+    )
+    if read is not None or bands is not None or value_range is not None:
+        if (
+            (config.kind == "digits" and data is None)
+            or config.max_side_px
+            or config.max_short_side_px
+            or config.preprocess
+        ):
+            raise ConfigError(
+                "--read, --bands and --value-range need images in files that are neither preprocessed nor downscaled; "
+                "omit them, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
+            )
+        scene, mode = parse_scene(config.scene, bands, value_range), config.read if read is None else read.value
+        config = replace(config, read=mode, scene=scene, overview_px=0)
+    images, source = _open_images(model.config, described, config, run, data, split)
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
         typer.echo(
@@ -120,8 +134,6 @@ def evaluate(
             f"{shorten(images.classes)}",
             err=True,
         )
-    if read is not None or bands is not None or value_range is not None:
-        set_reading(images, parse_reading(data_of(described), read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
@@ -148,24 +160,14 @@ def evaluate(
 def _open_images(
     model: ModelConfig,
     recipe: Recipe | None,
+    config: DataConfig,
     run: Path,
     data: Path | None,
     split: Literal["val", "test"],
-    settings: dict[str, str | None],
 ) -> tuple[LabelledData, str]:
     """Open the images to evaluate on, and describe them."""
-    from dataclasses import replace
-
     from tnet.data.loading import name_of_test_images, open_split
 
-    config = data_of(recipe)
-    config = replace(
-        config,
-        path_column=settings["path_column"] or config.path_column,
-        label_column=settings["label_column"] or config.label_column,
-        label_separator=settings["label_separator"] or config.label_separator,
-        preprocess=settings["preprocess"] or config.preprocess,
-    )
     if data is not None:
         return _open_path(model, config, data), str(data)
     if recipe is None:

@@ -106,6 +106,7 @@ def _tnet(
 for _verb in (
     demo.demo,
     suggest.suggest,
+    recipes.recipes,
     train.train,
     evaluate.evaluate,
     compare.compare,
@@ -119,7 +120,6 @@ for _verb in (
     app.command()(_verb)
 app.command(epilog=import_tf.EPILOG)(import_tf.import_tf)
 app.add_typer(data.data)
-app.add_typer(recipes.recipes)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
