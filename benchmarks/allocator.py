@@ -1,8 +1,8 @@
-"""What keeping freed memory is worth in training on the CPU: the same steps with and without, in turn.
+"""Speed of training on the CPU with and without keeping freed memory: the same steps, alternating.
 
     python benchmarks/allocator.py [--rounds 3] [--steps 6]
 
-Each measurement is a process of its own, because what is set holds for the rest of a process.
+Each measurement is a separate process, because the setting holds for the rest of a process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CASES = {
 
 
 def measure(name: str, keep: bool, steps: int) -> tuple[float, float]:
-    """Milliseconds a step, the first two left out, and the peak resident memory of the process, MiB."""
+    """Return milliseconds per step, without the first two, and the peak resident memory of the process, MiB."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if keep:
@@ -56,7 +56,7 @@ def measure(name: str, keep: bool, steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
@@ -85,7 +85,7 @@ def main() -> None:
     header = ["steps of", "ms", "ms, kept", "times faster", "peak MiB", "peak MiB, kept"]
     print(markdown_table(header, rows))
     print(
-        f"Median (range) of {args.rounds} processes a cell. {platform.machine()}, 1 thread, Python "
+        f"Median (range) of {args.rounds} processes per cell. {platform.machine()}, 1 thread, Python "
         f"{platform.python_version()}, PyTorch {torch.__version__}, {datetime.datetime.now(datetime.UTC).date()}."
     )
 

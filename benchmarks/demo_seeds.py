@@ -1,8 +1,8 @@
-"""The demo with several seeds: does what it sets out to show hold each time?
+"""Run the demo with several seeds: do its claims hold every time?
 
     python benchmarks/demo_seeds.py --out runs/demo_seeds --seeds 0 1 2 3
 
-Finished seeds are read back. Writes ``table.md`` into the output folder.
+Finished seeds are not run again. Writes ``table.md`` into the output folder.
 """
 
 from __future__ import annotations

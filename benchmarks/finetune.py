@@ -1,20 +1,20 @@
-"""Does fine-tuning a TNet pay on real pictures, and does its locator know where to look?
+"""Does fine-tuning a TNet pay on real images, and does its locator know where to look?
 
-For each seed the plain network is trained at full resolution, at TNet's base resolution, and, where full resolution
-costs much more than a TNet, at the one at which it costs as much. Then the TNet: of small pictures from the weights of
-the plain network at full resolution and with it as a teacher, which the plain network at TNet's cost then has too; of
-fundus photographs from ImageNet weights, or (``fundus_from_full``) from those of the plain network at full resolution.
-All by recipes of ``recipes/finetune/``; the best epoch is chosen on validation pictures, and what is reported is
-measured on others. Resumable: what is finished is read back.
+For each seed the plain network is trained at full resolution, at TNet's base resolution and, if full resolution costs
+much more than a TNet, at the resolution at which it costs as much. Then the TNet is trained. On small images it starts
+from the weights of the plain network at full resolution and has it as a teacher, and so does the plain network at
+TNet's cost; on fundus photographs it starts from ImageNet weights or (``fundus_from_full``) from those of the plain
+network at full resolution. All use recipes of ``recipes/finetune/``; the best epoch is chosen on validation images and
+results are measured on others. Resumable: finished runs are read back.
 
-Of the fundus photographs, which are few, each seed is a fold: a fifth of the patients is tested on, a sixth of the
-others chooses the epoch.
+There are few fundus photographs, so each seed is a fold: a fifth of the patients is tested on, a sixth of the others
+chooses the epoch.
 
     OMP_NUM_THREADS=1 python benchmarks/finetune.py birds --root FOLDER --weights FILE.pth --out runs/finetune
     python benchmarks/finetune.py birds --root FOLDER --out runs/finetune --report
 
 Writes ``OUT/TASK.md``: accuracy (with two classes also the area under the ROC curve) as the mean over seeds with a
-95 % interval (pictures resampled, the same for all that is compared), cross entropy, multiply-adds, time, differences.
+95 % interval (bootstrap over images, the same for all systems), cross entropy, multiply-adds, time, differences.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ Measure = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared on one data set.
+    """What is compared on one dataset.
 
     Attributes:
         full_px: side at which the plain network sees all there is.
         same_px: side at which the plain network costs what the TNet does with the looks that it is held to; ``None``
             to leave it out.
         looks: numbers of looks that are reported.
-        held_to: the one that is held against the plain networks.
-        size_hw: of a picture, pixels, for time.
+        held_to: the number of looks that is compared with the plain networks.
+        size_hw: height and width of an image, pixels, for time.
         recipe: of the TNet.
         plain: recipe of the plain networks.
         overrides: of the plain network at full resolution, and at TNet's cost: what their size makes necessary.
@@ -81,7 +81,7 @@ class Task:
 
 
 FUNDUS = Task(
-    # The resolution of the second level (a third of each side at 224 px), and what memory and time allow: 4 pictures a
+    # The resolution of the second level (a third of each side at 224 px), and what memory and time allow: 4 images a
     # step, so that 8 epochs are as many steps as the others' 15.
     full_px=672, same_px=592, looks=(1, 3, 6), held_to=6, size_hw=(1296, 1936), recipe="fundus", plain="fundus_plain",
     overrides=("train.batch_size=4", "train.epochs=8"), from_full=(), folds=5,
@@ -116,7 +116,7 @@ def place(task: str, row: str, seed: int, out: Path) -> Path:
 
 
 def write_folds(root: Path, folder: Path, fold: int, folds: int) -> None:
-    """Tables of the pictures to train on, to choose the epoch by, and to test on, split by patient."""
+    """Write tables of training, validation and test images, split by patient."""
     rows = []
     for name in ("train.csv", "val.csv"):
         with (root / name).open(newline="") as file:
@@ -138,7 +138,7 @@ def write_folds(root: Path, folder: Path, fold: int, folds: int) -> None:
 
 
 def run(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
-    """Train one network, or go on where it was stopped, and keep its answers for the test pictures."""
+    """Train one network, or continue where it was stopped, and keep its answers for the test images."""
     folder = place(task, row, seed, arguments.out)
     done = folder / "answers.npz"
     if done.is_file():
@@ -206,7 +206,7 @@ def surprise(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def interval(statistic: Callable[[list[np.ndarray]], float], sizes: list[int], shared: bool) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of what is computed from some of each seed's pictures; the same if shared."""
+    """Return the 95 % bootstrap interval over images of each seed; the same images for all seeds if shared."""
     draw = np.random.default_rng(0)
     values = []
     for _ in range(RESAMPLES):
@@ -254,7 +254,7 @@ def report(task: str, arguments: argparse.Namespace) -> str:
         scores = {"AUC": auc, **scores}
     first = next(iter(scores))
     lines = [
-        f"{sizes[0] if shared else sum(sizes)} test pictures, {'seeds' if shared else 'folds'} "
+        f"{sizes[0] if shared else sum(sizes)} test images, {'seeds' if shared else 'folds'} "
         f"{', '.join(map(str, seeds))}.",
         "",
         f"| network | {' | '.join(f'{name} % (95 % interval)' for name in scores)} | {first} by "
@@ -302,7 +302,7 @@ def main() -> None:
     """Train what is asked for, then report what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--root", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the images")
     parser.add_argument("--weights", type=Path, help="of the backbone; the network's own are fetched if left out")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,6 +1,6 @@
-"""What every full-size model of the paper costs on this machine, beside what was published.
+"""Cost of every full-size model of the paper on this machine, beside the published one.
 
-    python benchmarks/full_size.py --out runs/full_size            # all; goes on where it was stopped
+    python benchmarks/full_size.py --out runs/full_size            # all; continues where it was stopped
     python benchmarks/full_size.py --out runs/full_size --only dram.imagenette saccader.imagenet
 
 Weights are random: costs do not depend on them. Published times and memory are of the authors' GPU; the reference
@@ -32,14 +32,14 @@ Looks = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Published:
-    """What was published of a model at a number of looks; ``None`` where nothing was.
+    """Published costs of a model at a number of looks; ``None`` if not published.
 
     Attributes:
         gmacs: billions of multiply-adds.
         params_m: millions of parameters, running statistics of batch norm included.
-        gpu_ms: an image, on the authors' GPU.
-        gpu_gb: peak memory there.
-        cpu_ms: an image, batches of 1 and of 16, reference implementation on two cores.
+        gpu_ms: milliseconds per image on the authors' GPU.
+        gpu_gb: peak memory on it.
+        cpu_ms: milliseconds per image in batches of 1 and of 16, reference implementation on two cores.
     """
 
     gmacs: float | None = None
@@ -51,7 +51,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """A model at some numbers of looks, on images of one size."""
+    """A model at several numbers of looks, on images of one size."""
 
     name: str
     side_px: int
@@ -124,7 +124,7 @@ def _imagenet() -> Iterator[Row]:
 
 
 def _digits() -> Iterator[Row]:
-    """Patch models on megapixel digits; published of IPS: its selection."""
+    """Patch models on megapixel digits; for IPS the cost of the selection is published."""
     yield Row("ips.digits", 1500, {100: Published(47.0)})
     yield Row("attention_sampling.digits", 1500, {10: Published()})
 
@@ -160,7 +160,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def table(rows: list[tuple[Row, tuple[Cost, ...]]], config: CostsConfig) -> str:
-    """All rows, what was measured beside what was published."""
+    """Return all rows, measured beside published values."""
     devices = devices_here(config.devices)
     header = ["model", "image px", "#locs", "parameters (M)", "published", "multiply-adds (G)", "published"]
     header += [f"ms/image, {device}, batch {size}" for device in devices for size in config.batch_sizes]
@@ -168,20 +168,20 @@ def table(rows: list[tuple[Row, tuple[Cost, ...]]], config: CostsConfig) -> str:
     header += ["published: GPU ms/image", "GPU GB", "reference on CPU: ms, batch 1 / 16"]
     body = []
     for row, costs in rows:
-        for (looks, known), cost in zip(row.looks.items(), costs, strict=True):
+        for (looks, published), cost in zip(row.looks.items(), costs, strict=True):
             cells = [row.name, str(row.side_px), "-" if looks == () else cost.setting.looks]
-            cells += [f"{cost.total_parameters / 1e6:.3f}", _number(known.params_m, 3)]
-            cells += [f"{cost.macs / 1e9:.3f}", _number(known.gmacs, 3)]
+            cells += [f"{cost.total_parameters / 1e6:.3f}", _number(published.params_m, 3)]
+            cells += [f"{cost.macs / 1e9:.3f}", _number(published.gmacs, 3)]
             cells += [f"{time.median_ms:.1f} ({time.min_ms:.1f} to {time.max_ms:.1f})" for time in cost.times]
             cells += [f"{use.peak_bytes / 1e6:.0f}" for use in cost.memory]
-            cells += [_number(known.gpu_ms), _number(known.gpu_gb)]
-            cells.append("-" if known.cpu_ms is None else f"{known.cpu_ms[0]:g} / {known.cpu_ms[1]:g}")
+            cells += [_number(published.gpu_ms), _number(published.gpu_gb)]
+            cells.append("-" if published.cpu_ms is None else f"{published.cpu_ms[0]:g} / {published.cpu_ms[1]:g}")
             body.append(cells)
     return markdown_table(header, body)
 
 
 def main() -> None:
-    """Measure what is not measured yet, print the table."""
+    """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/full_size"))
     parser.add_argument("--only", nargs="*", help="names of models")

@@ -1,11 +1,11 @@
-"""Training from files read lazily against decoded pictures: memory, time of an epoch, time waiting for data.
+"""Training from lazily read files and from decoded images: memory, time per epoch, time waiting for data.
 
-    python benchmarks/lazy_training.py digits                        # made: 1500, 3000 and 6000 px, tiled TIFF
+    python benchmarks/lazy_training.py digits                        # synthetic: 1500, 3000 and 6000 px, tiled TIFF
     python benchmarks/lazy_training.py photos FOLDER                 # FOLDER/<class>/*.jpg, as JPEG and as pyramids
 
-Each row is a process of its own: three epochs over the same pictures with a MobileNetV2 at 96 px, 3 of 25 regions, no
-weights loaded (time and memory do not depend on them). "Memory" is the peak of resident memory of all processes of the
-run over what it was before the first picture was read.
+Each row is a separate process: three epochs over the same images with a MobileNetV2 at 96 px, 3 of 25 regions, random
+weights (time and memory do not depend on them). "Memory" is the peak resident memory of all processes of the run, above
+that before the first image was read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIGITS_IMAGES = 48
 
 
 def resident_mib() -> float:
-    """Memory of this process and its children, pages that they share counted once (proportional set size)."""
+    """Return the memory of this process and its children, shared pages counted once (proportional set size)."""
     pids = [os.getpid()]
     for task in Path("/proc/self/task").iterdir():
         pids += [int(pid) for pid in (task / "children").read_text().split()]
@@ -46,21 +46,21 @@ def resident_mib() -> float:
 
 
 class Watch(threading.Thread):
-    """Looks at the memory ten times a second."""
+    """Samples the memory ten times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.start_mib = self.peak_mib = resident_mib()
 
     def run(self) -> None:
-        """Look, until the process ends."""
+        """Sample until the process ends."""
         while True:
             self.peak_mib = max(self.peak_mib, resident_mib())
             time.sleep(0.1)
 
 
 def measure(folder: Path, read: str, workers: int) -> dict[str, Any]:
-    """Train on the pictures of a folder: in a process of its own."""
+    """Train on the images of a folder, in a separate process."""
     import torch
 
     from tnet.data.loading import train_loader
@@ -85,7 +85,7 @@ def measure(folder: Path, read: str, workers: int) -> dict[str, Any]:
     model, objective = TNet(recipe.model).train(), Objective(recipe.objective).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     blank = torch.zeros(BATCH, 3, 400, 400, dtype=torch.uint8)
-    objective(model(blank), torch.zeros(BATCH, dtype=torch.long), model).total.backward()  # memory is set up
+    objective(model(blank), torch.zeros(BATCH, dtype=torch.long), model).total.backward()  # allocate what stays
     watch = Watch()
     watch.start()
     epochs, waits = [], []
@@ -107,7 +107,7 @@ def measure(folder: Path, read: str, workers: int) -> dict[str, Any]:
 
 
 def write_digits(root: Path, side_px: int) -> Path:
-    """Made pictures as flat tiled TIFF; two classes by the parity of the label."""
+    """Write synthetic images as flat tiled TIFF; two classes, by the parity of the label."""
     import tifffile
 
     from tnet.data.digits import DigitsConfig, MegapixelDigits
@@ -123,7 +123,7 @@ def write_digits(root: Path, side_px: int) -> Path:
 
 
 def write_pyramids(source: Path, root: Path) -> Path:
-    """The pictures of a folder of class folders as pyramidal TIFF."""
+    """Write the images of class folders as TIFF pyramids."""
     from tnet.scenes.pyramid import write_pyramid
 
     folder = root / "pyramids"
@@ -137,7 +137,7 @@ def write_pyramids(source: Path, root: Path) -> Path:
 def run_rows(rows: list[tuple[str, Path, str, int]]) -> None:
     """Measure each row and print the table."""
     print(
-        "| pictures | read | workers | memory, MiB | first epoch, s | later epochs, s | waiting for data, s |\n"
+        "| images | read | workers | memory, MiB | first epoch, s | later epochs, s | waiting for data, s |\n"
         "|---|---|---|---|---|---|---|"
     )
     for label, folder, read, workers in rows:
@@ -155,7 +155,7 @@ def run_rows(rows: list[tuple[str, Path, str, int]]) -> None:
 
 
 def main() -> None:
-    """Make the pictures, measure, print a table."""
+    """Write the images, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "photos", "one"))
     parser.add_argument("folder", type=Path, nargs="?")

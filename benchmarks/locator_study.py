@@ -1,11 +1,11 @@
 """Which objective lets the locator learn, and do shared batch norm statistics hurt?
 
-Trains the demo's task once for each variant and seed, measuring after each epoch the validation accuracy at the same
-number of learned and of random looks, and at none. Runs are resumable: finished ones are read back.
+Trains the demo's task once per variant and seed and measures, after each epoch, the validation accuracy with learned
+looks, with as many random ones, and with none. Resumable: finished runs are read back.
 
     python benchmarks/locator_study.py --out runs/locator_study --part locator --part norm
 
-Writes ``table.md``, ``curves.csv`` and ``curves.png`` for each part into the output folder.
+Writes ``table.md``, ``curves.csv`` and ``curves.png`` per part into the output folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import tnet.demo
 
 RECIPE = Path(tnet.demo.__file__).parent / "digits.yaml"
-# What the study holds fixed, whatever the demo's recipe has become since: digits of 64 px, published batch norm.
+# Fixed in the study, even if the demo's recipe has changed since: digits of 64 px, published batch norm.
 SETTINGS = [
     "data.digits.digit_px=64",
     "data.digits.noise_px=64",
@@ -41,10 +41,10 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "top-k, L2 (published)": ["model.policy.train=topk", "model.locator.logits=l2"],
         "top-k, L2 x learned scale": ["model.policy.train=topk"],
         "sampled, L2": ["model.locator.logits=l2"],
-        "sampled, L2 x learned scale": [],  # what the recipe has
+        "sampled, L2 x learned scale": [],  # as in the recipe
     },
     "norm": {
-        "batch norm, shared statistics": [],  # what the recipe has: the same runs as above
+        "batch norm, shared statistics": [],  # as in the recipe: the same runs as above
         "batch norm, statistics per level": ["model.batch_norm=per_level"],
         "batch norm, shared, recalibrated": ["train.recalibrate_batches=12"],
         "batch norm, per level, recalibrated": ["model.batch_norm=per_level", "train.recalibrate_batches=12"],
@@ -96,14 +96,14 @@ def study(part: str, out: Path, jobs: int) -> None:
 
 
 def jump(rows: list[dict[str, float]]) -> float:
-    """Mean fall of validation accuracy from one epoch to the next, rises counted as 0, over the second half."""
+    """Return the mean fall of validation accuracy between epochs of the second half; rises count as 0."""
     values = [row["val/accuracy"] for row in rows]
     half = values[len(values) // 2 :]
     return statistics.mean(max(0.0, before - after) for before, after in pairwise(half))
 
 
 def write_table(part: str, out: Path, results: dict[tuple[str, int], list[dict[str, float]]]) -> None:
-    """Markdown table: mean and range over seeds."""
+    """Return a Markdown table with mean and range over seeds."""
     lines = [
         "| variant | learned looks, at half | learned looks, end | random looks, end | 0 looks, end "
         "| learned - random | mean fall between epochs, 2nd half |",
@@ -127,7 +127,7 @@ def write_table(part: str, out: Path, results: dict[tuple[str, int], list[dict[s
 
 
 def write_curves(part: str, out: Path, results: dict[tuple[str, int], list[dict[str, float]]]) -> None:
-    """Validation accuracy over epochs: as CSV and as a picture."""
+    """Write validation accuracy over epochs, as CSV and as a plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -169,7 +169,7 @@ def write_curves(part: str, out: Path, results: dict[tuple[str, int], list[dict[
 
 
 def main() -> None:
-    """Command line."""
+    """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/locator_study"))
     parser.add_argument("--part", choices=list(PARTS), action="append")

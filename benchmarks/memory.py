@@ -1,7 +1,7 @@
 """Peak memory of one forward at 4 looks against the size of the image.
 
 Each size runs in fresh processes, which report their peak resident memory; the median of five is shown. The C library
-is told to give freed blocks back at once: otherwise the peak depends on what it happens to keep, by tens of MiB.
+is set to return freed blocks at once: otherwise the peak varies by tens of MiB with what it happens to keep.
 
     python benchmarks/memory.py [--model tnet_efficientnet_b0.fmow_448]
 """
@@ -24,7 +24,7 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 
 def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
-    """Run one forward in this process; mebibytes of the input and of the peak after the model was made."""
+    """Run one forward in this process; return MiB of the input and of the peak after the model was built."""
     import torch
 
     from tnet import create_model
@@ -32,7 +32,7 @@ def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
     torch.set_num_threads(1)
     model = create_model(name).eval()
     with torch.inference_mode():
-        # The smallest image first: one-time allocations are then part of the start.
+        # The smallest image first, so that one-time allocations are part of the start.
         model(torch.zeros(1, 3, 224, 224), looks=4)
         start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if dtype == "uint8":

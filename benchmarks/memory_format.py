@@ -1,8 +1,8 @@
-"""What pixels kept channels last in memory are worth to backbones on the CPU: the same steps both ways, in turn.
+"""Speed of backbones on the CPU with pixels channels last in memory: the same steps both ways, alternating.
 
     python benchmarks/memory_format.py [--rounds 5]
 
-Backbones of timm get their glimpses so in evaluation and in ``tnet train``; the project's own is measured beside them.
+timm backbones receive glimpses so in evaluation and in ``tnet train``; the project's own is measured beside them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def seconds(module: nn.Module, pixels: Tensor, *, learns: bool) -> float:
-    """Time of one pass, forward alone or with the gradients of everything."""
+    """Return the time of one pass, forward only or with all gradients."""
     start = time.perf_counter()
     with torch.set_grad_enabled(learns):
         found = module(pixels)
@@ -37,7 +37,7 @@ def seconds(module: nn.Module, pixels: Tensor, *, learns: bool) -> float:
 
 
 def features(name: str, side_px: int) -> nn.Module:
-    """What a backbone computes, whatever the format its glimpses are in."""
+    """Return the computation of a backbone without its conversion of the memory format."""
     backbone = create_backbone(BackboneConfig(name), 3, side_px, 5)
 
     class Features(nn.Module):

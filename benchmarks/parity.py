@@ -1,11 +1,11 @@
-"""How far the published models are from the reference implementation's numbers, in 32 and in 64 bits.
+"""Difference between the published models and the numbers of the reference implementation, in 32 and 64 bits.
 
     python benchmarks/parity.py                        # the narrow forms, a minute
     python benchmarks/parity.py --full                 # the full-size models too
-    TNET_GOLDEN=folder python benchmarks/parity.py     # against the whole of the golden data
+    TNET_GOLDEN=folder python benchmarks/parity.py     # against all golden data
 
-Prints a table in Markdown. The 64-bit columns say what of a difference is the reference's own rounding: the formula is
-the same, only our rounding is gone.
+Prints a Markdown table. The 64-bit columns show how much of a difference is the reference's own rounding: they are the
+same formula without our rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tnet.objectives import Objective
 
 
 def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
-    """Largest difference of logits (share of the largest) and of location probabilities; whether all regions agree."""
+    """Return the largest difference of logits (as a share) and location probabilities, and whether regions agree."""
     with torch.no_grad():
         output = golden.model().to(dtype)(golden.images("eval").to(dtype), golden.looks)
     expected = golden.eval["logits"]
@@ -41,7 +41,7 @@ def evaluation(golden: Golden, dtype: torch.dtype) -> tuple[float, float, bool]:
 
 
 def training(golden: Golden, dtype: torch.dtype) -> tuple[float, float, float]:
-    """Relative difference of the loss; largest of a gradient's norm, and of its projection on a random vector."""
+    """Return the relative difference of the loss, and the largest of a gradient's norm and random projection."""
     model = golden.model().to(dtype).train()
     output = model(golden.images("train").to(dtype), golden.looks)
     loss = Objective(golden.objective()).train()(output, torch.from_numpy(golden.train["labels"]).long(), model)

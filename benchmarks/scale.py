@@ -1,11 +1,11 @@
-"""Time, memory and bytes of a prediction against the size of the image, with the same number of looks.
+"""Time, memory and bytes read of a prediction against the size of the image, with the same number of looks.
 
-    python benchmarks/scale.py                       # 1k to 100k pixels a side; files in a temporary folder
+    python benchmarks/scale.py                       # 1k to 100k pixels per side; files in a temporary folder
     python benchmarks/scale.py --sides 1024 4096     # fewer sizes
 
-Makes a tiled pyramidal TIFF of each size, then predicts each in a process of its own under a memory limit: once to warm
-up, then repeatedly, with the file closed in between. The same model looks at all: 4 levels of 3 x 3 cells, 2 regions,
-and 1 in each of their regions twice. Its weights are random; time and memory do not depend on them.
+Writes a tiled TIFF pyramid of each size, then predicts each in a separate process under a memory limit: once to warm
+up, then repeatedly, with the file closed in between. The same model is used for all: 4 levels of 3 x 3 cells, 2
+regions, 1 in each of these and 1 in each of those. Its weights are random; time and memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIDES = (1_000, 4_000, 16_000, 64_000, 100_000)
 
 
 def encoded_tiles(variants: int = 16) -> list[bytes]:
-    """Deflated tiles: a flat colour with some blobs, so that a large image stays a small file."""
+    """Return deflated tiles: a flat colour with some blobs, so that a large image stays a small file."""
     rng = np.random.default_rng(0)
     tiles = []
     for _ in range(variants):
@@ -43,7 +43,7 @@ def encoded_tiles(variants: int = 16) -> list[bytes]:
 
 
 def write_tiled(path: Path, side_px: int) -> None:
-    """A pyramidal TIFF of that size, written tile by tile."""
+    """Write a TIFF pyramid of that size, tile by tile."""
     from tifffile import TiffWriter
 
     tiles = encoded_tiles()
@@ -65,12 +65,12 @@ def write_tiled(path: Path, side_px: int) -> None:
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
-    """Predict one file: in a process of its own."""
+    """Predict one file, in a separate process."""
     import torch
 
     import tnet

@@ -1,12 +1,12 @@
-"""Speed of the published forms at two commits, measured in turn in one run.
+"""Speed of the published forms at two commits, measured alternately in one run.
 
-Each commit runs in a process of its own that holds one model; both answer the same batch in turn (A B B A ...), so that
-a machine whose speed drifts slows both alike. Printed per form and batch size: median milliseconds per image of both,
-and the median and middle half of the ratio pair by pair.
+Each commit runs in a separate process that holds one model; both process the same batch alternately (A B B A ...), so
+that a machine whose speed drifts slows both alike. Prints, per form and batch size, the median milliseconds per image
+of both, and the median and interquartile range of the ratio of pairs.
 
     python benchmarks/two_commits.py OLD NEW [--pairs 20] [--threads 2]
 
-Knows nothing of accuracy: whether both give the same numbers is what the tests are for.
+Does not compare outputs: the tests do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """One model of one commit in a process of its own.
+    """One model of one commit in a separate process.
 
     Args:
         source: folder that holds the package of the commit.

@@ -1,4 +1,4 @@
-"""BagNet-77-lowD: its size and cost, what a position sees, and its two shortcuts."""
+"""BagNet-77-lowD: size, cost, receptive fields and shortcuts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_size_and_cost_of_the_published_network(shortcut_norm: ShortcutNorm) -> 
 
 
 @pytest.mark.parametrize("image_px", [77, 84, 85, 93, 224])
-def test_positions_are_where_a_receptive_field_fits(image_px: int) -> None:
+def test_number_of_positions(image_px: int) -> None:
     model = narrow()
     maps = model.describe(torch.rand(1, 1, image_px, image_px))
     side = (image_px - 77) // 8 + 1
@@ -78,7 +78,7 @@ def test_a_position_sees_its_receptive_field(changes: dict[str, object], grid: P
             assert seen.tolist() == list(range(place * grid.stride_px, place * grid.stride_px + grid.field_px))
 
 
-def test_a_backbone_pools_what_it_classifies_by() -> None:
+def test_pooled_feature_is_the_mean_over_positions() -> None:
     model = narrow(feature_dim=3)
     images = torch.rand(2, 1, 85, 85)
     maps, described = model.describe(images), model(images)
@@ -115,21 +115,21 @@ def test_the_last_scale_of_every_block_starts_at_0() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"planes": (4, 4)}, "must be as many positive numbers as blocks"),
-        ({"planes": (4, 4, 0, 4)}, "must be as many positive numbers"),
-        ({"expansion": 0}, "expansion 0 positive"),
-        ({"feature_dim": -1}, "feature_dim -1 0 or more"),
-        ({"strides": (2, 2)}, "must hold one number for each stage"),
-        ({"blocks": (1, 1, 1, 0)}, "must be 1 or more"),
-        ({"wide_blocks": (2, 2, 2, -1)}, "0 or more"),
-        ({"shortcut_norm": "none"}, "give 'branch' or 'shortcut'"),
+        ({"planes": (4, 4)}, r"planes \(4, 4\)"),
+        ({"planes": (4, 4, 0, 4)}, r"planes \(4, 4, 0, 4\)"),
+        ({"expansion": 0}, "expansion 0"),
+        ({"feature_dim": -1}, "feature_dim -1"),
+        ({"strides": (2, 2)}, r"strides \(2, 2\)"),
+        ({"blocks": (1, 1, 1, 0)}, r"blocks \(1, 1, 1, 0\)"),
+        ({"wide_blocks": (2, 2, 2, -1)}, r"wide_blocks \(2, 2, 2, -1\)"),
+        ({"shortcut_norm": "none"}, "shortcut_norm is 'none'"),
     ],
 )
-def test_what_makes_no_network_is_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_sizes_raise(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         narrow(**changes)
 
 
 def test_a_grid_needs_stages() -> None:
-    with pytest.raises(ConfigError, match="one number for each stage"):
+    with pytest.raises(ConfigError, match=r"blocks \(\)"):
         position_grid((), (), ())

@@ -1,7 +1,9 @@
+"""DRAM: size and cost, glimpses, policies, and what learns."""
+
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +18,12 @@ from tnet.baselines.dram import (
     DRAMObjective,
     DRAMObjectiveConfig,
     DRAMOutput,
-    DRAMPolicy,
-    _check_choice,
 )
+from tnet.baselines.geometry import crop_boxes
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.evaluation.cost import count_parameters
-from tnet.geometry import crop_boxes
+from tnet.geometry import whole_images
 from tnet.scenes import TensorBatch
 
 PASS_MACS = 565_831_616
@@ -73,18 +74,17 @@ def encoder_inputs(model: DRAM, images: Tensor, **kwargs: Any) -> tuple[list[Ten
 # --- sizes and cost
 
 
-def test_published_size_has_the_published_number_of_parameters():
+def test_published_size_has_the_published_number_of_parameters() -> None:
     count = count_parameters(published())
     assert count.total == 45_610_219
     statistics = 2 * sum(norm.num_features for norm in published().modules() if isinstance(norm, nn.BatchNorm2d))
     assert count.trainable == count.total - statistics
 
 
-def test_a_glimpse_costs_a_pass_and_the_first_pass_ends_after_the_first_lstm():
+def test_a_glimpse_costs_a_pass_and_the_first_pass_ends_after_the_first_lstm() -> None:
     model = published()
-    counted = {looks: macs(model, looks) for looks in (1, 2, 5)}
+    counted = {looks: macs(model, looks) for looks in (1, 2)}
     assert counted[2] - counted[1] == PASS_MACS
-    assert counted[5] - counted[2] == 3 * PASS_MACS
     not_run = 4 * 2048 * 1024 + 1024 * 2 + 1024 * 1001  # LSTM that moves, locator, classifier
     assert counted[1] == 2 * PASS_MACS - not_run
 
@@ -119,7 +119,7 @@ BORDER = 1 - 11 / 32  # the finest crop touches the edge
 @pytest.mark.parametrize(
     "location", [(0.0, 0.0), (BORDER, BORDER), (-BORDER, BORDER), (BORDER, -BORDER), (0.13, -0.4), (-BORDER, 0.0)]
 )
-def test_finest_crop_and_all_positions_equal_a_crop_of_the_padded_image(location: tuple[float, float]):
+def test_finest_crop_and_all_positions_equal_a_crop_of_the_padded_image(location: tuple[float, float]) -> None:
     model, images = DRAM(narrow()), noise()
     crops = look(model, images, location)
     assert [crop.shape for crop in crops] == [(3, 3, 11, 11)] * 3
@@ -129,7 +129,7 @@ def test_finest_crop_and_all_positions_equal_a_crop_of_the_padded_image(location
 
 
 @pytest.mark.parametrize(("location", "scales"), [((0.0, 0.0), (1, 2)), ((0.3, -0.3), (1,))])
-def test_wider_crops_inside_the_image_equal_a_crop_and_resize(location: tuple[float, float], scales: tuple[int, ...]):
+def test_wider_crops_inside_the_image_are_resized(location: tuple[float, float], scales: tuple[int, ...]) -> None:
     images = noise()
     crops = look(DRAM(narrow()), images, location)
     for scale in scales:
@@ -137,7 +137,7 @@ def test_wider_crops_inside_the_image_equal_a_crop_and_resize(location: tuple[fl
 
 
 @pytest.mark.parametrize("location", [(BORDER, BORDER), (-BORDER, BORDER), (-BORDER, -0.2), (0.1, BORDER)])
-def test_wider_crops_past_the_edge_repeat_it(location: tuple[float, float]):
+def test_wider_crops_past_the_edge_repeat_it(location: tuple[float, float]) -> None:
     # On a ramp both resamplings are exact, except that ours repeats the glimpse's outermost pixel centre, which lies
     # (scale - 1) / 2 pixels inside the image's; the reach of a whole image over 11 pixels is the largest scale.
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
@@ -152,12 +152,12 @@ def test_wider_crops_past_the_edge_repeat_it(location: tuple[float, float]):
     assert float((crops[2] - inside[2]).abs().max()) > 5
 
 
-def test_images_of_a_few_pixels_can_be_looked_at():
+def test_images_of_a_few_pixels() -> None:
     model = DRAM(narrow()).eval()
     assert model(pictures((1, 1), (2, 3)), policy="random").logits.isfinite().all()
 
 
-def test_a_glimpse_at_the_border_of_an_image_of_odd_size_is_kept_inside():
+def test_a_glimpse_at_the_border_of_an_image_of_odd_size_is_kept_inside() -> None:
     model = DRAM(narrow()).eval()
     nn.init.constant_(model.locator.bias, -30.0)
     # 11/32 of 34 px are 12 px, which at the border would stick out by half a pixel.
@@ -165,7 +165,7 @@ def test_a_glimpse_at_the_border_of_an_image_of_odd_size_is_kept_inside():
     assert output.regions.at_level(1).box_l0_yxyx.tolist() == [[0, 0, 12, 12]]
 
 
-def test_first_pass_sees_all_crops_and_later_ones_the_averages_of_the_wider():
+def test_first_pass_sees_all_crops_and_later_ones_the_averages_of_the_wider() -> None:
     model, images = DRAM(narrow()).eval(), noise()
     seen, output = encoder_inputs(model, images)
     assert len(seen) == 1 + 3
@@ -178,7 +178,7 @@ def test_first_pass_sees_all_crops_and_later_ones_the_averages_of_the_wider():
         torch.testing.assert_close(glimpse[:, 3:], averages.expand(-1, -1, 11, 11))
 
 
-def test_uint8_images_are_normalised_as_configured():
+def test_uint8_images_are_normalised_as_configured() -> None:
     model = DRAM(narrow(mean=(0.4,), std=(0.2,))).eval()
     images = torch.stack(pictures((32, 32), (32, 32)))
     seen, _ = encoder_inputs(model, images)
@@ -186,7 +186,7 @@ def test_uint8_images_are_normalised_as_configured():
     torch.testing.assert_close(seen[0][:, 0], (images[:, 0, 10:21, 10:21] / 255 - 0.4) / 0.2)
 
 
-def test_only_what_glimpses_need_is_read_and_any_scene_will_do():
+def test_only_the_glimpses_are_read_from_a_scene() -> None:
     class Recording(TensorBatch):
         asked: list[list[list[int]]]
 
@@ -208,18 +208,18 @@ def test_only_what_glimpses_need_is_read_and_any_scene_will_do():
 # --- looking around
 
 
-def test_regions_are_the_glimpses_in_order():
+def test_regions_are_the_glimpses_in_order() -> None:
     output = DRAM(narrow()).eval()(pictures((32, 32), (64, 48)), looks=4)
-    whole, glimpses = output.regions
+    whole, glimpses = output.regions.at_level(0), output.regions.at_level(1)
     assert whole.box_l0_yxyx.tolist() == [[0, 0, 32, 32], [0, 0, 64, 48]]
-    assert glimpses.level == 1 and glimpses.image.tolist() == [0] * 4 + [1] * 4
+    assert glimpses.image.tolist() == [0] * 4 + [1] * 4
     assert glimpses.parent.tolist() == glimpses.image.tolist()
     for image, sizes in enumerate([(32, 32), (64, 48)]):
         expected = crop_boxes(output.location_yx[image], [sizes] * 4, 11, 32, keep_inside=True)
         assert torch.equal(glimpses.box_l0_yxyx[image * 4 : image * 4 + 4], expected)
 
 
-def test_evaluation_is_deterministic_and_a_longer_run_starts_with_the_shorter():
+def test_evaluation_is_deterministic_and_a_longer_run_starts_with_the_shorter() -> None:
     model, images = DRAM(narrow()).eval(), noise()
     long, again, short = model(images, looks=5), model(images, looks=5), model(images, looks=2)
     assert torch.equal(long.logits, again.logits) and torch.equal(long.location_yx, again.location_yx)
@@ -231,13 +231,13 @@ def test_evaluation_is_deterministic_and_a_longer_run_starts_with_the_shorter():
     assert not torch.equal(long.location_yx[:, 0], long.location_yx[:, 1])
 
 
-def test_the_configured_policy_is_used_unless_another_is_asked_for():
+def test_the_configured_policy_is_used_unless_another_is_asked_for() -> None:
     model = DRAM(narrow(policy="centre")).train()
     assert not model(noise()).location_yx.any()
     assert model(noise(), policy="learned").location_yx.any()
 
 
-def test_training_samples_by_seed():
+def test_training_samples_by_seed() -> None:
     model, images = DRAM(narrow()).train(), noise()
     outputs = []
     for seed in (0, 0, 1):
@@ -248,7 +248,7 @@ def test_training_samples_by_seed():
     assert not torch.equal(outputs[0].location_yx, outputs[0].location_mean_yx)
 
 
-def test_sampled_locations_follow_the_normal_distribution_and_stay_in_range():
+def test_sampled_locations_follow_the_normal_distribution_and_stay_in_range() -> None:
     model = DRAM(narrow(location_std=0.1))
     proposal = torch.zeros(4000, 2)
     place, _ = model._choose(proposal, "sample")
@@ -259,7 +259,7 @@ def test_sampled_locations_follow_the_normal_distribution_and_stay_in_range():
     assert float(at_edge.min()) < BORDER
 
 
-def test_log_prob_is_the_normal_density_of_the_clipped_place():
+def test_log_prob_is_the_normal_density_of_the_clipped_place() -> None:
     # Wide enough that some places are clipped.
     model = DRAM(narrow(location_std=0.4)).train()
     output = model(noise(8))
@@ -269,7 +269,7 @@ def test_log_prob_is_the_normal_density_of_the_clipped_place():
 
 
 @pytest.mark.parametrize("policy", ["centre", "random", "topk"])
-def test_controls_look_without_a_learnt_choice(policy: Any):
+def test_controls_have_no_log_prob(policy: Any) -> None:
     output = DRAM(narrow()).train()(noise(), policy=policy)
     assert torch.equal(output.log_prob, torch.zeros(3, 3)) and not output.log_prob.requires_grad
     if policy == "centre":
@@ -279,7 +279,7 @@ def test_controls_look_without_a_learnt_choice(policy: Any):
         assert 0.1 < float(output.location_yx.abs().max()) <= BORDER
 
 
-def test_the_first_pass_sets_the_first_location_but_not_the_class():
+def test_the_first_pass_sets_the_first_location_but_not_the_class() -> None:
     model, images = DRAM(narrow()).eval(), noise(2)
     other = images.clone()
     other[:, :, :, :4] += 3.0  # the widest crop of the first pass sees this, the finest does not
@@ -293,7 +293,7 @@ def test_the_first_pass_sets_the_first_location_but_not_the_class():
 # --- training
 
 
-def test_statistics_of_the_first_pass_can_be_kept_apart():
+def test_statistics_of_the_first_pass_can_be_kept_apart() -> None:
     model, images = DRAM(narrow(batch_norm="per_level", looks=2, norm_momentum=1.0)).train(), noise(8)
     seen, _ = encoder_inputs(model, images)
     stem = [model.encoder.pool(model.encoder.stem(glimpse)).mean(dim=(0, 2, 3)) for glimpse in seen]
@@ -317,7 +317,7 @@ def gradients(model: DRAM, loss: Tensor) -> set[str]:
     return reached
 
 
-def test_cross_entropy_does_not_reach_the_network_that_moves():
+def test_cross_entropy_does_not_reach_the_network_that_moves() -> None:
     model = DRAM(narrow()).train()
     output = model(noise())
     assert not output.location_yx.requires_grad and output.location_mean_yx.requires_grad
@@ -326,7 +326,7 @@ def test_cross_entropy_does_not_reach_the_network_that_moves():
     assert gradients(model, loss.terms["cross_entropy"]) == {"encoder", "classifier_cell", "classifier"}
 
 
-def test_reinforce_reaches_the_network_that_moves_and_what_feeds_it():
+def test_reinforce_reaches_the_network_that_moves_and_what_feeds_it() -> None:
     model = DRAM(narrow()).train()
     output = model(noise())
     right = output.logits.argmax(dim=1)
@@ -336,7 +336,7 @@ def test_reinforce_reaches_the_network_that_moves_and_what_feeds_it():
     assert reached == {"encoder", "classifier_cell", "location_cell", "locator"}
 
 
-def test_a_location_learns_through_every_earlier_glimpse():
+def test_a_location_learns_through_every_earlier_glimpse() -> None:
     model = DRAM(narrow()).train()
     features: list[Tensor] = []
     model.encoder.register_forward_hook(lambda _, __, output: features.append(output))
@@ -348,7 +348,7 @@ def test_a_location_learns_through_every_earlier_glimpse():
         assert [bool(slope.any()) for slope in slopes] == [seen <= look for seen in range(4)]
 
 
-def test_reinforce_moves_proposals_towards_rewarded_places():
+def test_reinforce_moves_proposals_towards_rewarded_places() -> None:
     model = DRAM(narrow()).train()
     proposed: list[Tensor] = []  # before tanh, which keeps the direction
     model.locator.register_forward_hook(lambda _, __, output: proposed.append(output))
@@ -364,10 +364,10 @@ def test_reinforce_moves_proposals_towards_rewarded_places():
 def fake_output(step_logits: Tensor, log_prob: Tensor) -> DRAMOutput:
     batch, looks, _ = step_logits.shape
     nowhere = torch.zeros(batch, looks, 2)
-    return DRAMOutput(step_logits[:, -1], step_logits, (), nowhere, nowhere, log_prob)
+    return DRAMOutput(step_logits[:, -1], step_logits, whole_images([(1, 1)] * batch), nowhere, nowhere, log_prob)
 
 
-def test_the_terms_by_hand():
+def test_the_terms_by_hand() -> None:
     # Image 0 is right after both glimpses, image 1 only after the first.
     step_logits = torch.tensor([[[2.0, 0.0], [3.0, 0.0]], [[0.0, 1.0], [2.0, 0.0]]])
     log_prob = torch.tensor([[-1.0, -2.0], [-3.0, -5.0]])
@@ -392,7 +392,7 @@ def test_the_terms_by_hand():
     assert float(every.total) == pytest.approx(sum(float(term) for term in every.terms.values()))
 
 
-def test_l2_penalises_weights_of_what_classifies():
+def test_l2_penalises_weights_of_what_classifies() -> None:
     model = DRAM(narrow()).train()
     output = model(noise())
     target = torch.tensor([0, 1, 2])
@@ -405,7 +405,7 @@ def test_l2_penalises_weights_of_what_classifies():
     assert "l2" not in DRAMObjective(DRAMObjectiveConfig(l2_weight=0))(output, target, model).terms
 
 
-def test_several_labels():
+def test_several_labels() -> None:
     model = DRAM(narrow(multilabel=True)).train()
     target = torch.tensor([[0.0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     for supervise in ("last", "all"):
@@ -423,7 +423,8 @@ def stripes(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return images + 2.0 * patterns[target][:, None], target
 
 
-def test_a_narrow_one_learns():
+@pytest.mark.slow
+def test_a_small_model_learns() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = DRAM(narrow(looks=2)).train()
@@ -455,17 +456,17 @@ def test_a_narrow_one_learns():
         ({"looks": 0}, "looks is 0"),
         ({"planes": ()}, "planes is \\[\\]"),
         ({"blocks": (1, 0)}, "blocks is \\[1, 0\\]"),
-        ({"planes": (8,)}, "planes has 1 stages but model.blocks 2"),
-        ({"glimpse_px": 33}, "glimpse_px is 33 but model.input_px 32"),
+        ({"planes": (8,)}, "model.planes"),
+        ({"glimpse_px": 33}, "glimpse_px is 33"),
         ({"location_std": 0.0}, "location_std is 0.0"),
         ({"location_std": math.nan}, "location_std is nan"),
         ({"norm_momentum": 0.0}, "norm_momentum is 0.0"),
-        ({"mean": (0.5, 0.5)}, "mean has 2 values for 1 channels"),
+        ({"mean": (0.5, 0.5)}, "model.mean"),
         ({"std": (0.0,)}, "std is \\[0.0\\]"),
-        ({"class_names": ("a",)}, "class_names has 1 names for 4 classes"),
+        ({"class_names": ("a",)}, "model.class_names"),
     ],
 )
-def test_configurations_that_cannot_be(changes: dict[str, Any], message: str):
+def test_invalid_configs_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         narrow(**changes)
 
@@ -479,27 +480,25 @@ def test_configurations_that_cannot_be(changes: dict[str, Any], message: str):
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
     ],
 )
-def test_objectives_that_cannot_be(changes: dict[str, Any], message: str):
+def test_invalid_objectives_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DRAMObjectiveConfig(**changes)
 
 
-def test_looks_and_channels_that_cannot_be():
+def test_invalid_looks_and_channels_raise() -> None:
     model = DRAM(narrow()).eval()
     with pytest.raises(GeometryError, match="looks is 0"):
         model(noise(), looks=0)
-    with pytest.raises(ConfigError, match="images have 3 channels but the model takes 1"):
+    with pytest.raises(ConfigError, match="3 channels"):
         model(noise(channels=3))
 
 
-def test_unknown_names_are_refused():
-    # Under test the type checker refuses them first; this is what a program without one gets.
-    with pytest.raises(ConfigError, match="policy is 'left'; give one of learned, topk, sample, random, centre"):
-        _check_choice("policy", "left", get_args(DRAMPolicy))
-    _check_choice("policy", "learned", get_args(DRAMPolicy))
+def test_an_unknown_policy_raises() -> None:
+    with pytest.raises(ConfigError, match="policy 'left'"):
+        DRAM(narrow())(noise(), policy="left")
 
 
-def test_configurations_survive_plain_data():
+def test_config_round_trips_through_plain_data() -> None:
     config = narrow()
     assert parse_dataclass(DRAMConfig, to_plain(config), "here") == config
     objective = DRAMObjectiveConfig(supervise="all")

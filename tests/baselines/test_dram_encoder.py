@@ -1,3 +1,5 @@
+"""Parts of DRAM: strides and shortcuts of the encoder, the recurrent cell."""
+
 from __future__ import annotations
 
 import math
@@ -9,7 +11,7 @@ from torch import nn
 from tnet.baselines.dram_encoder import PreActBottleneck, RecurrentCell, ResNetV2
 
 
-def test_encoder_strides_in_the_last_unit_of_all_stages_but_the_last():
+def test_encoder_strides_in_the_last_unit_of_all_stages_but_the_last() -> None:
     with torch.device("meta"):
         encoder = ResNetV2(15, (64, 128, 256, 512), (3, 4, 6, 3), stem_dim=64, expansion=4, norm_momentum=0.003).eval()
     sides: list[int] = []
@@ -20,7 +22,7 @@ def test_encoder_strides_in_the_last_unit_of_all_stages_but_the_last():
     assert feature.shape == (1, 2048)
 
 
-def test_a_unit_whose_branch_is_silent_passes_on_every_second_position():
+def test_a_unit_whose_branch_is_silent_passes_on_every_second_position() -> None:
     unit = PreActBottleneck(8, 2, 4, stride=2, momentum=0.1).eval()
     nn.init.zeros_(unit.expand.weight)
     nn.init.zeros_(unit.expand.bias)
@@ -28,7 +30,7 @@ def test_a_unit_whose_branch_is_silent_passes_on_every_second_position():
     assert torch.equal(unit(x), x[:, :, ::2, ::2])
 
 
-def test_a_widening_units_shortcut_is_taken_after_norm_and_relu():
+def test_a_widening_units_shortcut_is_taken_after_norm_and_relu() -> None:
     unit = PreActBottleneck(4, 2, 4, stride=1, momentum=0.1).eval()
     nn.init.zeros_(unit.expand.weight)
     nn.init.zeros_(unit.expand.bias)
@@ -38,7 +40,7 @@ def test_a_widening_units_shortcut_is_taken_after_norm_and_relu():
     torch.testing.assert_close(unit(x), expected)
 
 
-def test_recurrent_cell_is_pytorchs_with_one_bias():
+def test_recurrent_cell_is_pytorchs_with_one_bias() -> None:
     cell, theirs = RecurrentCell(5, 3), nn.LSTMCell(5, 3)
     torch.nn.init.normal_(cell.gates.bias)
     write, forget, read, value = range(4)
@@ -54,6 +56,6 @@ def test_recurrent_cell_is_pytorchs_with_one_bias():
     torch.testing.assert_close(cell(x, None), theirs(x))
 
 
-def test_forget_gate_starts_open():
+def test_forget_gate_starts_open() -> None:
     biases = RecurrentCell(5, 3).gates.bias.detach().chunk(4)
     assert [float(bias.sum()) for bias in biases] == [0, 3, 0, 0]

@@ -73,12 +73,12 @@ def test_a_patch_outside_its_grid_raises(index: int) -> None:
 
 @pytest.mark.parametrize(("size", "patch", "stride"), [((0, 9), 5, 5), ((9, 9), 0, 0), ((9, 9), 5, 0), ((9, 9), 5, 6)])
 def test_patches_that_cannot_cover_an_image_raise(size: tuple[int, int], patch: int, stride: int) -> None:
-    with pytest.raises(GeometryError, match="cannot cover"):
+    with pytest.raises(GeometryError, match=f"patch_px {patch} and stride_px {stride}"):
         patch_boxes(size, patch, stride)
 
 
 def test_a_map_without_positions_raises() -> None:
-    with pytest.raises(GeometryError, match="map of 0 x 3"):
+    with pytest.raises(GeometryError, match=r"map \(0, 3\)"):
         position_boxes((9, 9), (0, 3), 5)
 
 

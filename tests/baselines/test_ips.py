@@ -1,4 +1,4 @@
-"""Iterative patch selection: what is kept, what it costs to find, and what learns from it."""
+"""IPS: which patches are kept, what selection costs, and what learns from it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.backbones.base import batch_norms
+from tnet.baselines.geometry import chosen_patches, patch_boxes
 from tnet.baselines.ips import IPS, CrossAttentionPool, IPSConfig, IPSObjective, IPSObjectiveConfig, select_patches
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.geometry import chosen_patches, patch_boxes
-from tnet.objectives import classification_loss
+from tnet.losses import classification_loss
 from tnet.traversal import FixedCells, RandomCells, SampleWithoutReplacement, TopK
 
 TINY = IPSConfig(
@@ -53,21 +53,19 @@ def table(images: int = 3, patches: int = 23, seed: int = 0) -> Tensor:
 
 def choose(ratings: Tensor, order: Tensor, keep: int, step: int, combine: Callable[[Tensor], Tensor]) -> Tensor:
     """Selection where a patch's features are its ratings."""
-    selection = select_patches(
+    patches, features = select_patches(
         lambda seen: ratings[:, seen], lambda features, seen: features, combine, order, keep, step
     )
-    taken = selection.patches[:, :, None].expand(-1, -1, ratings.shape[2])
-    assert torch.equal(selection.features, ratings.gather(1, taken))
-    return selection.patches
+    assert torch.equal(features, ratings.gather(1, patches[:, :, None].expand(-1, -1, ratings.shape[2])))
+    return patches
 
 
 def mean(ratings: Tensor) -> Tensor:
     return ratings.mean(dim=2)
 
 
-@pytest.mark.parametrize("keep", [1, 5, 22, 23, 40])
-@pytest.mark.parametrize("step", [1, 3, 7, 22, 23, 100])
-def test_iterative_selection_keeps_what_comparing_all_at_once_would(keep: int, step: int) -> None:
+@pytest.mark.parametrize(("keep", "step"), [(1, 1), (5, 3), (5, 7), (22, 22), (23, 7), (40, 100)])
+def test_iterative_selection_keeps_the_best_of_all(keep: int, step: int) -> None:
     ratings = table()
     assert len(ratings[0].mean(dim=1).unique()) < 15  # there are ties to settle
     best = mean(ratings).sort(dim=1, descending=True, stable=True).indices[:, :keep]
@@ -75,7 +73,7 @@ def test_iterative_selection_keeps_what_comparing_all_at_once_would(keep: int, s
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 100])
-def test_of_equal_patches_those_visited_first_are_kept(step: int) -> None:
+def test_ties_go_to_the_patches_visited_first(step: int) -> None:
     order = torch.randperm(23)
     kept = choose(torch.ones(2, 23, 4), order, 5, step, mean)
     assert kept.tolist() == [sorted(order[:5].tolist())] * 2
@@ -86,7 +84,7 @@ def test_of_equal_patches_those_visited_first_are_kept(step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_attention_scores_are_taken_among_the_patches_at_hand(step: int) -> None:
+def test_attention_scores_compare_the_current_candidates(step: int) -> None:
     ratings = torch.randn(1, 23, 4, generator=torch.Generator().manual_seed(1)) * 3
     kept: list[int] = []
     for start in range(0, 23, step):
@@ -98,8 +96,7 @@ def test_attention_scores_are_taken_among_the_patches_at_hand(step: int) -> None
     assert found[0].tolist() == sorted(kept)
 
 
-@pytest.mark.parametrize(("score", "heads", "queries"), [("logit", 2, 2), ("attention", 1, 1)])
-@pytest.mark.parametrize("step", [1, 5, 16])
+@pytest.mark.parametrize(("score", "heads", "queries", "step"), [("logit", 2, 2, 1), ("attention", 1, 1, 5)])
 def test_a_model_keeps_the_best_of_all_its_patches(score: str, heads: int, queries: int, step: int) -> None:
     model, images = tiny(score=score, heads=heads, queries=queries, step=step), batch()
     boxes = patch_boxes((64, 64), 16, 16)
@@ -119,14 +116,14 @@ def test_a_model_keeps_the_best_of_all_its_patches(score: str, heads: int, queri
     torch.testing.assert_close(output.features, features.gather(1, taken))
 
 
-def test_selection_is_bounded_by_its_step_and_leaves_no_trace() -> None:
+def test_selection_encodes_step_patches_at_a_time_in_evaluation_mode() -> None:
     model = tiny().train()
     calls: list[tuple[int, bool, bool]] = []
     model.backbone.register_forward_hook(
         lambda module, inputs, output: calls.append((len(inputs[0]), torch.is_grad_enabled(), module.training))
     )
     norm = batch_norms(model.backbone)[0]
-    for size_px in (64, 200):
+    for size_px in (64, 96):
         calls.clear()
         before = int(norm.get_buffer("num_batches_tracked"))
         model(batch(size_px))
@@ -179,7 +176,7 @@ def test_attention_pooling_is_attention() -> None:
         torch.testing.assert_close(weights[image], shares)
 
 
-def test_images_of_different_sizes_are_what_they_are_alone() -> None:
+def test_a_batch_of_different_sizes_equals_single_images() -> None:
     model = tiny(looks=5)
     images = pictures((64, 64), (20, 30), (33, 90), (64, 64))  # the second has fewer than five patches
     together = model(images)
@@ -198,7 +195,7 @@ def test_images_of_different_sizes_are_what_they_are_alone() -> None:
     torch.testing.assert_close(together.weights.sum(1), torch.ones(4))
 
 
-def test_reused_embeddings_are_those_that_encoding_again_gives() -> None:
+def test_reused_features_equal_encoding_again() -> None:
     images = batch()
     reusing, again = tiny(), tiny(reuse_embeddings=False)
     torch.testing.assert_close(reusing(images).logits, again(images).logits)
@@ -209,15 +206,15 @@ def test_reused_embeddings_are_those_that_encoding_again_gives() -> None:
     assert calls == [8] * 4 + [8] * 4 + [6]
 
 
-def test_training_visits_patches_in_a_new_order_and_evaluation_does_not() -> None:
+def test_training_shuffles_the_order_of_patches() -> None:
     model, blank = tiny(position=False), torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
-    first = {tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(4)}
+    first = {tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(2)}
     assert len(first) == 1
     model.train()
-    assert len({tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(8)}) > 4
+    assert len({tuple(model(blank).regions.at_level(1).cell.tolist()) for _ in range(4)}) > 2
 
 
-def test_looks_and_control_policies_choose_otherwise() -> None:
+def test_looks_and_control_policies() -> None:
     model, images = tiny(), batch()
     assert len(model(images, looks=1).regions.at_level(1)) == 2
     assert len(model(images, looks=99).regions.at_level(1)) == 2 * 16
@@ -230,7 +227,7 @@ def test_looks_and_control_policies_choose_otherwise() -> None:
     assert len(drawn) == 2
 
 
-def test_selection_costs_what_is_known_of_the_published_model() -> None:
+def test_published_cost_of_selection() -> None:
     model = IPS(IPSConfig())
     assert model.backbone.feature_dim == 128
     for size_px, giga in ((1500, 47), (3000, 189), (10_000, 2103)):
@@ -241,10 +238,11 @@ def test_selection_costs_what_is_known_of_the_published_model() -> None:
     assert model.multiply_adds((3000, 3000), looks=7)["pool"] == model.multiply_adds((500, 900), looks=7)["pool"]
 
 
-@pytest.mark.parametrize("size_hw", [(64, 64), (40, 90), (16, 40)])
-@pytest.mark.parametrize("policy", ["topk", "centre"])
-@pytest.mark.parametrize("reuse", [True, False])
-def test_counted_multiply_adds_are_those_that_run(size_hw: tuple[int, int], policy: Any, reuse: bool) -> None:
+@pytest.mark.parametrize(
+    ("size_hw", "policy", "reuse"),
+    [((64, 64), "topk", True), ((40, 90), "topk", False), ((40, 90), "centre", True), ((16, 40), "topk", True)],
+)
+def test_counted_multiply_adds_equal_a_run(size_hw: tuple[int, int], policy: Any, reuse: bool) -> None:
     model = tiny(reuse_embeddings=reuse, step=5)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -255,7 +253,7 @@ def test_counted_multiply_adds_are_those_that_run(size_hw: tuple[int, int], poli
     assert (parts["selection"] > 0) == (policy == "topk" and size_hw != (16, 40))
 
 
-def test_the_objective_adds_up() -> None:
+def test_objective_terms_sum_to_the_total() -> None:
     model = tiny().train()
     output, target = model(batch()), torch.tensor([0, 2])
     plain = IPSObjective(IPSObjectiveConfig())(output, target)
@@ -281,7 +279,8 @@ def striped(images: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
     return pixels, target, cells
 
 
-def test_a_narrow_variant_learns_to_find_and_to_tell() -> None:
+@pytest.mark.slow
+def test_a_small_model_learns_to_find_and_classify() -> None:
     generator = torch.Generator().manual_seed(0)
     backbone = replace(TINY_RESNET, kwargs={"channels": [8, 16, 16, 16], "stem_width": 8})
     changes = {"num_classes": 2, "looks": 2, "step": 8, "queries": 1, "dropout": 0.0, "attention_dropout": 0.0}
@@ -301,43 +300,43 @@ def test_a_narrow_variant_learns_to_find_and_to_tell() -> None:
     assert (output.logits.argmax(1) == target).float().mean() > 0.95
 
 
-def test_a_configuration_survives_being_plain_data() -> None:
+def test_config_round_trips_through_plain_data() -> None:
     assert parse_dataclass(IPSConfig, to_plain(TINY), "test") == TINY
-    with pytest.raises(RecipeError, match="unknown key 'patchpx'; did you mean 'patch_px'"):
+    with pytest.raises(RecipeError, match="patchpx"):
         parse_dataclass(IPSConfig, {"patchpx": 3}, "test")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_px": 0}, "model.patch_px is 0; give at least 1"),
+        ({"patch_px": 0}, "model.patch_px is 0"),
         ({"looks": 0}, "model.looks is 0"),
         ({"step": 0}, "model.step is 0"),
         ({"heads": 0}, "model.heads is 0"),
-        ({"stride_px": 17}, "leave gaps"),
-        ({"stride_px": -1}, "leave gaps"),
+        ({"stride_px": 17}, "model.stride_px"),
+        ({"stride_px": -1}, "model.stride_px"),
         ({"backbone_stages": 5}, "model.backbone_stages is 5"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
-        ({"mean": (0.1, 0.2)}, "model.mean has 2 values for 1 channels"),
-        ({"std": (0.0,)}, "numbers above 0"),
-        ({"class_names": ("a",)}, "1 names for 3 classes"),
-        ({"backbone": TINY_BAGNET, "patch_px": 32, "backbone_stages": 2}, "only timm ResNets can be cut"),
-        ({"backbone": replace(TINY_RESNET, kwargs={"channels": [4, 4, 4, 4], "stem_width": 4})}, "needs 6"),
+        ({"mean": (0.1, 0.2)}, "model.mean"),
+        ({"std": (0.0,)}, "model.std"),
+        ({"class_names": ("a",)}, "model.class_names"),
+        ({"backbone": TINY_BAGNET, "patch_px": 32, "backbone_stages": 2}, "model.backbone_stages"),
+        ({"backbone": replace(TINY_RESNET, kwargs={"channels": [4, 4, 4, 4], "stem_width": 4})}, "model.position"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_configs_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         IPS(replace(TINY, **changes))
 
 
-def test_a_wrong_use_is_refused() -> None:
+def test_invalid_calls_raise() -> None:
     model = tiny()
     with pytest.raises(GeometryError, match="looks is 0"):
         model(batch(), looks=0)
     for policy in ("sample", SampleWithoutReplacement()):
-        with pytest.raises(ConfigError, match="cannot choose patches"):
+        with pytest.raises(ConfigError, match="cannot choose"):
             model(batch(), policy=policy)
-    with pytest.raises(ConfigError, match="images have 3 channels but the model takes 1"):
+    with pytest.raises(ConfigError, match="3 channels"):
         model(pictures((64, 64), channels=3))
     for changes in ({"label_smoothing": 1.0}, {"l2_weight": -1.0}):
         with pytest.raises(ConfigError, match=next(iter(changes))):

@@ -35,10 +35,7 @@ def test_backbones_are_listed_by_name_alone() -> None:
 
 
 def test_no_match_is_an_error_that_says_what_to_do() -> None:
-    assert run("no-such-*") == (
-        1,
-        "error: no registered model is called 'no-such-*'; `tnet models` lists all of them\n",
-    )
+    code, output = run("no-such-*")
+    assert code == 1 and output.startswith("error: ") and "'no-such-*'" in output
     code, output = run("--backbones", "resnet9999")
-    assert code == 1
-    assert output == "error: no backbone is called 'resnet9999'; give a pattern such as '*resnet*'\n"
+    assert code == 1 and "'resnet9999'" in output and "'*resnet*'" in output

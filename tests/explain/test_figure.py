@@ -181,7 +181,7 @@ def test_any_shape_and_number_of_channels_fits_on_the_sheet(
 
 def test_saving_writes_a_png_and_returns_the_prediction(model: TNet, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figure.png"
-    told = save_explanation(model, image, path, source="folder/x.png", own_size_hw=(640, 960))
+    told = save_explanation(model, image, path, source="folder/x.png", stored_size_hw=(640, 960))
     with Image.open(path) as saved:
         assert saved.format == "PNG" and saved.width == 1560
         assert np.asarray(saved.convert("L")).std() > 20
@@ -221,11 +221,11 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_nothing(model: TNet, image: 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_three_channels_keep_their_colour() -> None:
+def test_three_channels_keep_their_color() -> None:
     model = a_model(in_channels=3)
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[0] = 200
     found = look(model, image)
     assert found.whole()[0, 0].tolist() == [200, 0, 0]
-    assert found.glimpses(0, [0])[0][5, 5].tolist() == [200, 0, 0]
+    assert found.glimpses([0])[0][5, 5].tolist() == [200, 0, 0]
     assert replace(found, truth=None).is_right is None

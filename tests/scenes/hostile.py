@@ -255,7 +255,7 @@ def elsewhere(folder: Path, url: str) -> list[Case]:
 
 def bombs(folder: Path) -> list[Case]:
     """Small files that unpack to a lot."""
-    packed = zeros(1024)
+    packed = zeros(400)
     flat = zlib.compress(bytes(64 * (1 + 3 * 64)))
     pngs = {
         "idat.png": ((b"IDAT", packed),),
@@ -279,7 +279,7 @@ def bombs(folder: Path) -> list[Case]:
         cases.append(Case(str(path), "anything" if name == "geo.tif" else "refused"))
     cases.append(Case(str(make.bomb_zarr(folder / "v2.zarr", "0.4", {"id": "zlib", "level": 9}, packed))))
     gzip = zlib.compressobj(9, wbits=31)
-    data = b"".join(gzip.compress(bytes(1 << 20)) for _ in range(1024)) + gzip.flush()
+    data = b"".join(gzip.compress(bytes(1 << 20)) for _ in range(400)) + gzip.flush()
     codec = {"name": "gzip", "configuration": {"level": 9}}
     cases.append(Case(str(make.bomb_zarr(folder / "v3.zarr", "0.5", codec, data))))
     return cases

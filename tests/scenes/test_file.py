@@ -18,9 +18,9 @@ from torch import Tensor
 
 import tnet
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
-from tnet.scenes import FileScene, ReaderOptions, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
+from tnet.scenes import FileScene, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
 from tnet.scenes.base import Resize
-from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
+from tnet.scenes.readers.base import GeoReference, ImageInfo, ReaderOptions, StoredLevel
 
 RESIZES: tuple[Resize, ...] = ("antialias", "bilinear")
 FILL = (0.2, 0.4, 1.0)
@@ -57,7 +57,7 @@ def test_a_flat_file_gives_what_a_tensor_gives(shelf: Shelf, resize: Resize, til
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
 def test_a_png_gives_what_load_image_gives(tmp_path: Path, mode: str) -> None:
     """With the real reader."""
-    from tnet.scenes.images import load_image
+    from tnet.scenes.decode import load_image
 
     image = Image.fromarray(noise(60, 50, 4)).convert(mode)
     image.save(tmp_path / "a.png")
@@ -217,7 +217,7 @@ def test_it_is_a_scene(shelf: Shelf) -> None:
     assert isinstance(scene, Scene) and not isinstance(scene, SceneBatch)
     assert "a" in repr(scene)
     assert shelf.opened == []  # to find out what it is
-    with pytest.raises(GeometryError, match=r"box \(3, 3, 3, 9\) at 8 px shows nothing"):
+    with pytest.raises(GeometryError, match=r"box \(3, 3, 3, 9\) at 8 px is empty"):
         look(scene, (3, 3, 3, 9))
 
 
@@ -255,9 +255,6 @@ def test_stats_count_what_was_read(shelf: Shelf) -> None:
     assert (scene.stats.bytes_read, scene.stats.tiles_read) == (0, 0)
     look(scene, (0, 0, 8, 8)), look(scene, (-4, -4, 4, 4))
     assert (scene.stats.bytes_read, scene.stats.tiles_read) == (64 + 16, 2)
-    cache.readers.limit = 0
-    look(scene, (0, 0, 1, 1), 1)
-    assert shelf.opened[0].closed and scene.stats.tiles_read == 3
 
 
 def test_a_scene_pickles_as_its_path_and_options(shelf: Shelf) -> None:
@@ -277,7 +274,7 @@ def test_a_file_that_vanishes_between_looks(shelf: Shelf) -> None:
     scene = FileScene(shelf.add("a", noise(40, 40), tile_hw=None))
     look(scene, (0, 0, 8, 8))
     scene.path.unlink()
-    with pytest.raises(ImageError, match=r"/a cannot be read: there is no such file"):
+    with pytest.raises(ImageError, match=r"/a cannot be read: no such file"):
         look(scene, (0, 0, 8, 8))
 
 
@@ -286,7 +283,7 @@ def test_a_file_that_is_replaced_between_looks(shelf: Shelf) -> None:
     scene = FileScene(shelf.add("a", noise(40, 40)))
     look(scene, (0, 0, 8, 8))
     shelf.add("b", noise(20, 20)).replace(scene.path)
-    with pytest.raises(ImageError, match=r"/a cannot be read: it was replaced or written to"):
+    with pytest.raises(ImageError, match=r"/a cannot be read: it was replaced"):
         look(scene, (0, 0, 8, 8))
 
 
@@ -305,19 +302,19 @@ def test_what_goes_wrong_deep_in_a_file_names_it(shelf: Shelf, wrong: Exception)
 def test_pixels_other_than_announced(shelf: Shelf) -> None:
     info = ImageInfo((StoredLevel((40, 40)),), 3, np.dtype(np.uint8), "rgb", tile_hw=(16, 16))
     scene = FileScene(shelf.add_as("a", info, [noise(40, 40, 4)]))
-    with pytest.raises(ImageError, match=r"level 0 gives pixels \(8, 8, 4\) of uint8 instead of \(8, 8, 3\)"):
+    with pytest.raises(ImageError, match=r"level 0 has pixels \(8, 8, 4\) of uint8 instead of \(8, 8, 3\)"):
         look(scene, (0, 0, 8, 8))
 
 
-def test_a_missing_file_and_one_of_no_known_kind(shelf: Shelf) -> None:
-    with pytest.raises(ImageError, match="nowhere.tif cannot be read: there is no such file"):
+def test_missing_files_and_unsupported_formats(shelf: Shelf) -> None:
+    with pytest.raises(ImageError, match="nowhere.tif cannot be read: no such file"):
         open_scene(shelf.folder / "nowhere.tif")
     (shelf.folder / "text.tif").write_text("no picture")
-    with pytest.raises(ImageError, match="text.tif is of no known kind"):
+    with pytest.raises(ImageError, match="text.tif has an unsupported format"):
         open_scene(shelf.folder / "text.tif")
-    with pytest.raises(ImageError, match="there is no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         _ = FileScene(shelf.folder / "nowhere.tif").size_hw
-    with pytest.raises(ImageError, match="cannot be reached"):
+    with pytest.raises(ImageError, match="cannot be opened"):
         _ = FileScene("null\0character").size_hw
 
 
@@ -348,20 +345,20 @@ def test_open_scene_takes_the_options_of_both(shelf: Shelf) -> None:
     )
     both = open_scene(str(path), read=ReaderOptions(series=1), apply_icc=True)
     assert both.options.read == ReaderOptions(series=1, apply_icc=True)
-    with pytest.raises(ConfigError, match="option alfa of .* does not exist; there are alpha, apply_icc, "):
+    with pytest.raises(ConfigError, match="option alfa; give some of alpha, apply_icc, "):
         open_scene(path, alfa="black")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bands": ()}, r"bands is \(\); name at least one"),
+        ({"bands": ()}, r"bands is \(\)"),
         ({"bands": (0, -1)}, r"bands is \(0, -1\)"),
         ({"value_range": (1, 1)}, r"value_range is \(1, 1\)"),
         ({"value_range": (0, float("inf"))}, "value_range is"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SceneOptions(**options)
 

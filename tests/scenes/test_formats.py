@@ -126,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pixels: NDArray[np.uint8]) 
     return folder
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(scope="module", params=FORMS)
 def scene(request: pytest.FixtureRequest, folder: Path) -> FileScene:
     return open_scene(folder / request.param)
 
@@ -192,30 +192,23 @@ def test_every_format_has_its_levels(scene: FileScene) -> None:
     assert len(scene.levels) == form_of(scene).levels
 
 
-@pytest.mark.parametrize("where", BOXES)
-def test_inside_it_is_what_is_seen_directly(scene: FileScene, direct: TensorBatch, where: str) -> None:
-    box = BOXES[where]
-    off = np.abs(look(scene, box) - look_directly(direct, box))
-    assert off.max() <= most_apart(scene, box)
-    if scene.path.name in FLAT:
-        assert off.max() == 0.0
+def test_glimpses_inside_equal_those_of_the_image_in_memory(scene: FileScene, direct: TensorBatch) -> None:
+    looks = [*((where, SIZE_PX) for where in BOXES), *(("whole", size_px) for size_px in (24, 48, 96, 200))]
+    for where, size_px in looks:
+        box = BOXES[where]
+        off = np.abs(look(scene, box, size_px) - look_directly(direct, box, size_px))
+        assert off.max() <= most_apart(scene, box, size_px), (where, size_px)
+        if scene.path.name in FLAT:
+            assert off.max() == 0.0, (where, size_px)
 
 
-@pytest.mark.parametrize("size_px", [24, 48, 96, 200])
-def test_the_whole_at_several_sizes(scene: FileScene, direct: TensorBatch, size_px: int) -> None:
-    box = BOXES["whole"]
-    assert np.abs(look(scene, box, size_px) - look_directly(direct, box, size_px)).max() <= most_apart(
-        scene, box, size_px
-    )
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_nothing_is_shifted(scene: FileScene, direct: TensorBatch, reduction: float) -> None:
-    """By the analytic picture itself, not by what the same code makes of it in memory."""
-    box = BOXES[f"reduced {reduction}"]
-    level_px = max(scene.info.levels[scene.level_for(box, SIZE_PX)].downsample_yx)
-    for offset in (*offset_px(look(scene, box), box), *offset_px(look_directly(direct, box), box)):
-        assert abs(offset) < 0.1 * level_px
+def test_nothing_is_shifted(scene: FileScene, direct: TensorBatch) -> None:
+    """Compared with the analytic image itself, not with what the same code shows of it in memory."""
+    for reduction in REDUCTIONS:
+        box = BOXES[f"reduced {reduction}"]
+        level_px = max(scene.info.levels[scene.level_for(box, SIZE_PX)].downsample_yx)
+        for offset in (*offset_px(look(scene, box), box), *offset_px(look_directly(direct, box), box)):
+            assert abs(offset) < 0.1 * level_px, reduction
 
 
 def test_a_shift_would_be_found(direct: TensorBatch) -> None:
@@ -227,9 +220,12 @@ def test_a_shift_would_be_found(direct: TensorBatch) -> None:
         assert abs(down + 1) < 0.1 * reduction and abs(right - 2) < 0.1 * reduction
 
 
-@pytest.mark.parametrize("where", OUTSIDE)
-def test_over_an_edge_there_is_fill(scene: FileScene, direct: TensorBatch, where: str) -> None:
-    box = OUTSIDE[where]
+def test_over_an_edge_there_is_fill(scene: FileScene, direct: TensorBatch) -> None:
+    for box in OUTSIDE.values():
+        check_over_an_edge(scene, direct, box)
+
+
+def check_over_an_edge(scene: FileScene, direct: TensorBatch, box: tuple[int, int, int, int]) -> None:
     y0, x0, y1, x1 = box
     seen, expected = look(scene, box), look_directly(direct, box)
     level = scene.info.levels[scene.level_for(box, SIZE_PX)]

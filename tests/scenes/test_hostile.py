@@ -25,7 +25,7 @@ from tnet.scenes import FileScene, LazyBatch, open_scene
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is told by Linux only")
 
-SEEDS = range(2)
+SEEDS = range(1)
 GROUPS: dict[str, Callable[[Path], list[Case]]] = {
     "sound": lambda folder: [
         Case(str(hostile.write(folder, form)), "right", tolerance) for form, (_, tolerance) in hostile.SOUND.items()
@@ -142,7 +142,7 @@ def test_a_file_that_goes_between_looks(tmp_path: Path, form: str) -> None:
     scene = open_scene(hostile.write(tmp_path, form))
     look(scene)
     scene.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(ImageError, match=f"/{form} cannot be read: there is no such file"):
+    with pytest.raises(ImageError, match=f"/{form} cannot be read: no such file"):
         look(scene)
     (tmp_path / "elsewhere").rename(scene.path)
     assert torch.isfinite(look(scene)).all()
@@ -165,7 +165,7 @@ def test_a_file_that_is_cut_short_between_looks(tmp_path: Path, form: str) -> No
     scene = open_scene(hostile.write(tmp_path, form))
     look(scene)
     os.truncate(scene.path, 100)
-    with pytest.raises(ImageError, match=f"/{form} cannot be read: it was replaced or written to"):
+    with pytest.raises(ImageError, match=f"/{form} cannot be read: it was replaced"):
         look(scene)
 
 
@@ -212,7 +212,15 @@ def test_any_number_of_threads(tmp_path: Path) -> None:
     assert all(torch.equal(collate(scenes, threads), alone) for threads in (1, 4, 4, 4))
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 1), ("fork", 4), ("forkserver", 1), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        ("fork", 2),
+        ("spawn", 1),
+        pytest.param("fork", 4, marks=pytest.mark.slow),
+        pytest.param("forkserver", 1, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 @pytest.mark.timeout(240)

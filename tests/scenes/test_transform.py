@@ -69,7 +69,7 @@ def test_a_look_inside_is_the_same_look_at_the_source_mirrored_and_turned(shelf:
     assert torch.equal(look(scene, box), turned)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     crop=st.tuples(st.integers(0, 20), st.integers(0, 30), st.integers(21, 40), st.integers(31, 60)),
     box=st.tuples(st.integers(-20, 50), st.integers(-20, 50), st.integers(1, 60), st.integers(1, 60)),
@@ -203,11 +203,11 @@ def test_it_pickles_as_source_and_change(shelf: Shelf) -> None:
     assert torch.equal(look(again, (0, 0, 50, 50)), found)
 
 
-def test_changes_that_cannot_be() -> None:
+def test_invalid_changes() -> None:
     for wrong, message in (
         ({"quarter_turns": 4}, "quarter_turns is 4"),
         ({"angle_deg": float("nan")}, "angle_deg is nan"),
-        ({"colours": (("hue", 0.7),)}, "hue is changed by 0.7; give a number from -0.5 to 0.5"),
+        ({"colours": (("hue", 0.7),)}, "hue is changed by 0.7; give -0.5 to 0.5"),
         ({"colours": (("contrast", -1.0),)}, "contrast is changed by -1.0"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -219,10 +219,10 @@ def test_changes_that_cannot_be() -> None:
         with pytest.raises(GeometryError, match="empty or not inside"):
             look(TransformedScene(MemoryScene(image), ImageChange(crop)), (0, 0, 4, 4))
     scene = TransformedScene(MemoryScene(image), ImageChange())
-    with pytest.raises(GeometryError, match="shows nothing"):
+    with pytest.raises(GeometryError, match="is empty"):
         look(scene, (4, 4, 4, 9))
     two = TransformedScene(MemoryScene(image[:2]), ImageChange(colours=(("hue", 0.1),)))
-    with pytest.raises(ConfigError, match="2 channels cannot be changed"):
+    with pytest.raises(ConfigError, match="not 2"):
         two.glimpse((0, 0, 4, 4), 4, channels=2, resize="antialias", fill=(0.0,))
 
 
@@ -231,7 +231,7 @@ def test_an_image_in_memory_is_a_scene() -> None:
     scene = MemoryScene(image, "name")
     assert isinstance(scene, Scene) and scene.levels == ((20, 30),)
     assert torch.equal(look(scene, (2, 3, 12, 13), 10), image[:, 2:12, 3:13] / 255)
-    with pytest.raises(GeometryError, match="has 3 channels, but 1 are wanted"):
+    with pytest.raises(GeometryError, match="has 3 channels, not 1"):
         scene.glimpse((0, 0, 4, 4), 4, channels=1, resize="antialias", fill=(0.0,))
     with pytest.raises(GeometryError, match="no pixels"):
         MemoryScene(image[:, :0])

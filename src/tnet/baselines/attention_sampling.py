@@ -8,6 +8,7 @@ and attention alike, are estimated from a few patches, without REINFORCE.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,19 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tnet.backbones import create_backbone
-from tnet.baselines.geometry import chosen_patches, position_boxes
+from tnet.baselines.geometry import Looks, chosen_patches, position_boxes
 from tnet.baselines.objective import Target, Terms
-from tnet.baselines.patches import (
-    Looks,
-    PatchModel,
-    PatchModelConfig,
-    PatchObjective,
-    PatchObjectiveConfig,
-    PatchPolicy,
-    control_policy,
-    count_macs,
-    images_by_size,
-)
+from tnet.baselines.patches import PatchModel, PatchModelConfig, PatchObjective, PatchObjectiveConfig, PatchPolicy
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
@@ -38,6 +29,7 @@ from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
 
 _FIRST_KERNEL, _KERNEL = 7, 3
+_Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +88,11 @@ class AttentionSamplingConfig(PatchModelConfig):
     @property
     @override
     def whole_px(self) -> int:
-        return self.low_px or max(1, round(self.scale * max(self.typical_size_hw)))
+        return self.attention_px(self.typical_size_hw)
+
+    def attention_px(self, size_hw: tuple[int, int]) -> int:
+        """Return the side of the attention network's input for an image of this size, pixels."""
+        return self.low_px or max(1, round(self.scale * max(size_hw)))
 
     @property
     @override
@@ -145,17 +141,7 @@ class AttentionSamplingOutput(ModelOutput):
 def draw_positions(
     log_attention: Float[Tensor, "batch positions"], count: int, replacement: bool
 ) -> Int[Tensor, "batch {count}"]:
-    """Draw positions from the attention; without replacement, each from the attention over what is left.
-
-    Raises:
-        GeometryError: more positions than there are, without replacement.
-    """
-    positions = log_attention.shape[1]
-    if not replacement and count > positions:
-        raise GeometryError(
-            f"looks is {count} but there are {positions} positions to draw without replacement; give fewer looks, or a "
-            "larger model.scale or model.low_px, or set model.replacement to true"
-        )
+    """Draw positions from the attention; without replacement, each from the attention over what is left."""
     probs = log_attention.detach().float().exp()
     # Without replacement, positions whose probability underflows may be needed too.
     return torch.multinomial(probs.clamp_min(torch.finfo(probs.dtype).tiny), count, replacement)
@@ -188,6 +174,13 @@ def expect_without_replacement(
     newest = left * (log_attention - log_attention.detach()).exp()  # left, with the gradient of a / p
     later = torch.arange(draws - 1, -1, -1, device=features.device)
     return torch.einsum("bn,bnd->bd", newest + later * attention, features) / draws
+
+
+def _weigh_by_attention(
+    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
+) -> Float[Tensor, "batch dim"]:
+    """Average features, weighted by their share of the attention."""
+    return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
 
 
 class _GlobalMax(nn.Module):
@@ -246,61 +239,52 @@ class AttentionSampling(PatchModel):
             ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, count = self.scene(images), self.config.count_looks(looks)
-        boxes: dict[int, Tensor] = {}
-        maps: dict[int, Tensor] = {}
-        chosen: dict[int, Tensor] = {}
-        weighing = ""
-        for size_hw, members in images_by_size(scene).items():
-            log_attention = self._attend(scene, members, self.low_px(size_hw))
+        whole = whole_images(scene.sizes_hw)
+        choices: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        estimate: _Estimate | None = None
+        for size_hw, members in self.images_by_size(scene).items():
+            low_px = self.config.attention_px(size_hw)
+            logits = self.attention(self.pixels(scene, whole.take(torch.tensor(members)), low_px)).squeeze(1)
+            log_attention = logits.flatten(1).log_softmax(dim=1).view_as(logits)
             grid = position_boxes(size_hw, (log_attention.shape[1], log_attention.shape[2]), self.config.patch_px)
-            positions, weighing = self._choose(log_attention, count, policy)
+            positions, estimate = self._choose(log_attention, count, policy)
             for row, image in enumerate(members):
-                boxes[image], maps[image], chosen[image] = grid, log_attention[row], positions[row]
-        every = sorted(boxes)
-        regions = chosen_patches([boxes[i] for i in every], [chosen[i] for i in every])
-        features = self._describe(scene, regions).unflatten(0, (len(every), count))
-        log_prob = torch.stack([maps[i].flatten()[chosen[i].to(maps[i].device)] for i in every])
-        if weighing == "control":
+                choices[image] = grid, positions[row], log_attention[row]
+        boxes, chosen, maps = zip(*(choices[image] for image in sorted(choices)), strict=True)
+        regions = chosen_patches(boxes, chosen)
+        features = self._describe(scene, regions).unflatten(0, (len(maps), count))
+        log_prob = torch.stack([log.flatten()[cells.to(log.device)] for log, cells in zip(maps, chosen, strict=True)])
+        if estimate is None:
             log_prob = torch.zeros_like(log_prob)
-        aggregate = _ESTIMATES[weighing](log_prob, features)
+        aggregate = (estimate or _weigh_by_attention)(log_prob, features)
         return AttentionSamplingOutput(
             logits=self.classifier(aggregate),
             features=features,
             aggregate=aggregate,
             log_prob=log_prob,
-            entropy=torch.stack([-(maps[i].exp() * maps[i]).sum() for i in every]),
-            attention=tuple(maps[i].exp() for i in every),
-            regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
+            entropy=torch.stack([-(log.exp() * log).sum() for log in maps]),
+            attention=tuple(log.exp() for log in maps),
+            regions=Regions.concat([whole, regions]),
         )
-
-    def low_px(self, size_hw: tuple[int, int]) -> int:
-        """Return the side of the attention network's input for an image of this size, pixels."""
-        return self.config.low_px or max(1, round(self.config.scale * max(size_hw)))
-
-    def _attend(
-        self, scene: SceneBatch, members: list[int], side_px: int
-    ) -> Float[Tensor, "images {side_px} {side_px}"]:
-        """Compute the log-attention over positions, of images of one size."""
-        regions = whole_images(scene.sizes_hw).take(torch.tensor(members))
-        logits = self.attention(self.pixels(scene, regions, side_px)).squeeze(1)
-        return logits.flatten(1).log_softmax(dim=1).view_as(logits)
 
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
-    ) -> tuple[Int[Tensor, "images looks"], str]:
-        """Choose positions; also return the name of the estimate that fits the choice."""
+    ) -> tuple[Int[Tensor, "images looks"], _Estimate | None]:
+        """Choose positions; also return the estimate that fits the choice, ``None`` for a control."""
         if policy is None:
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
+        if count > flat.shape[1] and not (policy == "sample" and self.config.replacement):
+            raise GeometryError(
+                f"looks is {count} but there are {flat.shape[1]} positions; give fewer, or raise model.scale"
+            )
         if policy == "sample":
             drawn = draw_positions(flat, count, self.config.replacement)
-            return drawn, "with_replacement" if self.config.replacement else "without_replacement"
-        if count > flat.shape[1]:
-            raise GeometryError(f"looks is {count} but there are {flat.shape[1]} positions; give at most that")
-        control = control_policy(policy, log_attention.shape[1], log_attention.shape[2])
+            return drawn, expect_with_replacement if self.config.replacement else expect_without_replacement
+        control = self.control_policy(policy, log_attention.shape[1], log_attention.shape[2])
         if control is not None:
-            return control(torch.zeros(flat.shape), count).cells, "control"
-        return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], "topk"
+            return control(torch.zeros(flat.shape), count).cells, None
+        return flat.sort(dim=1, descending=True, stable=True).indices[:, :count], _weigh_by_attention
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         encoded = self.backbone(self.pixels(scene, regions, self.config.patch_px))
@@ -314,31 +298,16 @@ class AttentionSampling(PatchModel):
         count, outline = self.config.count_looks(looks), copy.deepcopy(self).to("meta").eval()
         low, patch = (
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
-            for side in (self.low_px(image_size_hw), self.config.patch_px)
+            for side in (self.config.attention_px(image_size_hw), self.config.patch_px)
         )
         weights = torch.zeros(1, count, device="meta")
         features = torch.zeros(1, count, self.classifier.in_features, device="meta")
         return {
-            "attention": count_macs(lambda: outline.attention(low)),
-            "backbone": count * count_macs(lambda: outline.backbone(patch)),
-            "aggregation": count_macs(lambda: _weigh_by_attention(weights, features)),
+            "attention": self.count_macs(lambda: outline.attention(low)),
+            "backbone": count * self.count_macs(lambda: outline.backbone(patch)),
+            "aggregation": self.count_macs(lambda: _weigh_by_attention(weights, features)),
             "classifier": self.classifier.weight.numel(),
         }
-
-
-def _weigh_by_attention(
-    log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
-) -> Float[Tensor, "batch dim"]:
-    """Average features, weighted by their share of the attention."""
-    return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
-
-
-_ESTIMATES = {
-    "with_replacement": expect_with_replacement,
-    "without_replacement": expect_without_replacement,
-    "topk": _weigh_by_attention,
-    "control": _weigh_by_attention,
-}
 
 
 @dataclass(frozen=True)

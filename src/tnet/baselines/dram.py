@@ -1,7 +1,7 @@
 """DRAM: two recurrent networks that glimpse around an image, one to classify and one to move (Ba et al. 2015).
 
 This is the form that the Saccader paper compares to (Elsayed et al. 2019). It has 45,610,219 parameters with 1001
-classes and all four vectors of a batch norm. Of the choices that the description leaves open, only these give that
+classes and all four vectors of a batch norm. The description leaves some choices open; only these give that
 number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its first two
 do not; a norm follows the last stage; an LSTM has one bias vector per gate.
 
@@ -18,7 +18,6 @@ image (only averages of such crops are used); glimpses are resized with half-pix
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -30,7 +29,7 @@ from typing_extensions import override
 
 from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
-from tnet.baselines.geometry import box_regions, clip_boxes, crop_boxes, crop_sizes_px
+from tnet.baselines.geometry import Looks, box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
@@ -194,9 +193,7 @@ class DRAM(Model):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(
-        self, images: Images, looks: int | Sequence[int] | None = None, policy: str | None = None
-    ) -> DRAMOutput:
+    def forward(self, images: Images, looks: Looks = None, policy: str | None = None) -> DRAMOutput:
         """Classify images; see :class:`~tnet.models.base.Model`.
 
         Raises:
@@ -214,27 +211,18 @@ class DRAM(Model):
         hidden, _ = self.classifier_cell(self._describe(glimpse, 0), None)
         location_state = self.location_cell(hidden, None)
         state: tuple[Tensor, Tensor] | None = None
-        boxes, steps, places, proposals, log_probs = [], [], [], [], []
+        steps = []
         for step in range(looks):
             proposal = self.locator(location_state[0]).float().tanh() * self.config.location_scale
             place, log_prob = self._choose(proposal, policy)
             glimpse, box = self._look(scene, place)
             state = self.classifier_cell(self._describe(self._only_finest(glimpse), 1), state)
-            steps.append(self.classifier(state[0]))
-            boxes.append(box)
-            places.append(place)
-            proposals.append(proposal)
-            log_probs.append(log_prob)
+            steps.append((self.classifier(state[0]), box, place, proposal, log_prob))
             if step < looks - 1:
                 location_state = self.location_cell(state[0], location_state)
-        return DRAMOutput(
-            logits=steps[-1],
-            step_logits=torch.stack(steps, dim=1),
-            regions=Regions.concat([whole, box_regions(torch.stack(boxes, dim=1))]),
-            location_yx=torch.stack(places, dim=1),
-            location_mean_yx=torch.stack(proposals, dim=1),
-            log_prob=torch.stack(log_probs, dim=1),
-        )
+        logits, boxes, places, proposals, log_prob = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+        regions = Regions.concat([whole, box_regions(boxes)])
+        return DRAMOutput(logits[:, -1], logits, regions, places, proposals, log_prob)
 
     def _describe(self, glimpse: Float[Tensor, "batch channels h w"], level: int) -> Float[Tensor, "batch dim"]:
         """Encode glimpses of the first pass (level 0) or a later one (1)."""
@@ -266,12 +254,10 @@ class DRAM(Model):
 
         Each crop has the image's channels, then two of position.
         """
-        config, mean = self.config, self.get_buffer("mean")
-        sizes = scene.sizes_hw
+        config, mean, sizes = self.config, self.get_buffer("mean"), scene.sizes_hw
         if location_yx.is_meta:  # the cost does not depend on the location
             location_yx = torch.zeros(len(sizes), 2)
-        crops: list[Tensor] = []
-        boxes: list[Tensor] = []
+        crops, boxes = [], []
         for scale, crop_px in enumerate(crop_sizes_px(config.glimpse_px, config.input_px, config.scales)):
             box = crop_boxes(location_yx, sizes, crop_px, config.input_px, keep_inside=scale == 0)
             inside = clip_boxes(box, sizes)
@@ -281,9 +267,7 @@ class DRAM(Model):
             boxes.append(box)
         return torch.cat(crops, dim=1), boxes[0]
 
-    def _only_finest(
-        self, glimpse: Float[Tensor, "batch channels side side"]
-    ) -> Float[Tensor, "batch channels side side"]:
+    def _only_finest(self, glimpse: Float[Tensor, "batch c side side"]) -> Float[Tensor, "batch c side side"]:
         """Replace every channel but those of the finest crop by its average."""
         finest = self.config.in_channels + _POSITION_CHANNELS
         rest = glimpse[:, finest:].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *glimpse.shape[2:])

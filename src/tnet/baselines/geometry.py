@@ -15,6 +15,9 @@ from torch import Tensor
 from tnet.errors import GeometryError
 from tnet.geometry import Regions
 
+Looks = int | Sequence[int] | None
+"""Number of looks; the configured one if ``None``."""
+
 
 def _level_1(
     image: Int[Tensor, " n"], boxes: Int[Tensor, "n 4"], cell: Int[Tensor, " n"], position_yx: Int[Tensor, "n 2"]
@@ -73,8 +76,7 @@ def chosen_patches(
 
     Args:
         boxes: for each image, the boxes to choose from.
-        chosen: for each image, flat (row-major) indices into them, in the order of the result; indices may repeat, and
-            their number may differ between images.
+        chosen: for each image, flat (row-major) indices into them, in the order of the result; may repeat.
         images: index of each image in the batch; 0, 1, ... if ``None``.
 
     Raises:

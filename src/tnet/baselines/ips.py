@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,19 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from tnet.backbones import Backbone, TimmBackbone, create_backbone
-from tnet.baselines.geometry import chosen_patches, patch_boxes
-from tnet.baselines.patches import (
-    Looks,
-    PatchModel,
-    PatchModelConfig,
-    PatchObjective,
-    PatchObjectiveConfig,
-    PatchPolicy,
-    control_policy,
-    count_macs,
-    evaluating,
-    images_by_size,
-)
+from tnet.baselines.geometry import Looks, chosen_patches, patch_boxes
+from tnet.baselines.patches import PatchModel, PatchModelConfig, PatchObjective, PatchObjectiveConfig, PatchPolicy
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, whole_images
 from tnet.models.base import Images, ModelOutput
@@ -92,10 +82,7 @@ class IPSConfig(PatchModelConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; give a probability in [0, 1)")
         if not 0 <= self.stride_px <= self.patch_px:
-            raise ConfigError(
-                f"model.stride_px is {self.stride_px}; give 1 to {self.patch_px}, model.patch_px, to leave no gaps, or "
-                "0 for patches side by side"
-            )
+            raise ConfigError(f"model.stride_px is {self.stride_px}; give 0 to model.patch_px, {self.patch_px}")
         if not 0 <= self.backbone_stages <= 4:
             raise ConfigError(f"model.backbone_stages is {self.backbone_stages}; give 1 to 4, or 0 for all")
 
@@ -137,12 +124,12 @@ def select_patches(
     visited first. At most ``keep + step`` patches per image are in memory.
 
     Args:
-        describe: returns features ``[images, n, dim]`` of the patches with indices ``[n]`` in all images.
-        score: from features and indices, returns scores ``[images, n, scores]`` that belong to each patch alone.
-        combine: from the scores of the patches to compare, returns one score each, ``[images, n]``.
+        describe: from indices ``[n]``, computes features ``[images, n, dim]`` of these patches of all images.
+        score: from features and indices, computes scores ``[images, n, scores]`` that belong to each patch alone.
+        combine: from the scores of the patches to compare, computes one score each, ``[images, n]``.
         order: patch indices in the order of visiting.
-        keep: patches to keep, at least 1; all if there are no more.
-        step: patches to describe at a time, at least 1.
+        keep: patches to keep; all if there are no more.
+        step: patches to describe at a time.
 
     Returns:
         Indices of the kept patches, ascending, and their features.
@@ -155,13 +142,22 @@ def select_patches(
         if held[0].shape[1] > keep:
             # A stable sort settles ties; topk does not.
             best = combine(held[2]).sort(dim=1, descending=True, stable=True).indices[:, :keep]
-            held = tuple(_take(part, best) for part in held)
+            held = tuple(part[torch.arange(len(best), device=best.device)[:, None], best] for part in held)
     patches, raster = held[0].sort(dim=1)
-    return patches, _take(held[1], raster)
+    return patches, held[1][torch.arange(len(raster), device=raster.device)[:, None], raster]
 
 
-def _take(values: Tensor, index: Int[Tensor, "images k"]) -> Tensor:
-    return values[torch.arange(len(index), device=index.device)[:, None], index]
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, each submodule's own mode after it."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 class CrossAttentionPool(nn.Module):
@@ -192,12 +188,7 @@ class CrossAttentionPool(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch n dim"], counts: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch n"]]:
-        """Summarise the tokens; also return the attention to each token, averaged over heads and queries.
-
-        Args:
-            tokens: of each image, padded.
-            counts: number of tokens of each image, at least 1.
-        """
+        """Summarise each image's first ``counts`` tokens; also return the mean attention to each."""
         beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
         attention = self.logits(tokens).masked_fill(beyond[:, None, None], -torch.inf).softmax(dim=3)
         value = self.to_value(tokens).unflatten(2, (self.heads, -1))
@@ -212,9 +203,7 @@ def _keep_stages(backbone: Backbone, stages: int) -> None:
     model = backbone.model if isinstance(backbone, TimmBackbone) else None
     names = [f"layer{stage}" for stage in range(1, 5)]
     if model is None or not all(hasattr(model, name) for name in (*names, "global_pool")):
-        raise ConfigError(
-            f"model.backbone_stages is {stages} but only timm ResNets can be cut; give 0 for other backbones"
-        )
+        raise ConfigError(f"model.backbone_stages is {stages}; give 0 for backbones that are not timm ResNets")
     backbone.feature_dim = int(model.feature_info[stages]["num_chs"])
     for name in names[stages:]:
         setattr(model, name, nn.Identity())
@@ -237,10 +226,7 @@ class IPS(PatchModel):
             _keep_stages(self.backbone, config.backbone_stages)
         dim = self.backbone.feature_dim
         if config.position and dim < _MIN_POSITION_DIM:
-            raise ConfigError(
-                f"features of size {dim} are too small for a positional encoding, which needs {_MIN_POSITION_DIM}; set "
-                "model.position to false"
-            )
+            raise ConfigError(f"model.position needs {_MIN_POSITION_DIM} features, not {dim}; set it to false")
         self.pool = CrossAttentionPool(dim, config)
         self.classifier = nn.Linear(config.queries * dim, config.num_classes)
 
@@ -255,32 +241,22 @@ class IPS(PatchModel):
             ConfigError: a policy that needs logits, or wrong number of channels.
         """
         scene, keep = self.scene(images), self.config.count_looks(looks)
-        boxes: dict[int, Tensor] = {}
-        chosen: dict[int, Tensor] = {}
-        features: dict[int, Tensor] = {}
-        for size_hw, members in images_by_size(scene).items():
+        choices: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        for size_hw, members in self.images_by_size(scene).items():
             grid = patch_boxes(size_hw, self.config.patch_px, self.stride_px)
             patches, described = self._choose(scene, members, grid, keep, policy)
             for row, image in enumerate(members):
-                boxes[image], chosen[image] = grid, patches[row]
-                if described is not None:
-                    features[image] = described[row]
-        every = sorted(boxes)
-        regions = chosen_patches([boxes[i] for i in every], [chosen[i] for i in every])
-        counts = [len(chosen[i]) for i in every]
-        if len(features) == len(every) and self.config.reuse_embeddings and not self.training:
-            kept = torch.cat([features[i] for i in every])
-        else:
-            kept = self._encode(scene, regions)
+                choices[image] = grid, patches[row], None if described is None else described[row]
+        boxes, chosen, selected = zip(*(choices[image] for image in sorted(choices)), strict=True)
+        regions, counts = chosen_patches(boxes, chosen), [len(patches) for patches in chosen]
+        reuse = self.config.reuse_embeddings and not self.training and all(part is not None for part in selected)
+        kept = torch.cat(selected) if reuse else self._encode(scene, regions)
         tokens = kept + self._positions(regions).to(kept) if self.config.position else kept
         padded = pad_sequence(list(tokens.split(counts)), batch_first=True)
         summary, weights = self.pool(padded, torch.tensor(counts, device=padded.device))
-        return IPSOutput(
-            logits=self.classifier(summary.flatten(1)),
-            features=pad_sequence(list(kept.split(counts)), batch_first=True),
-            weights=weights,
-            regions=Regions.concat([whole_images(scene.sizes_hw), regions]),
-        )
+        features = pad_sequence(list(kept.split(counts)), batch_first=True)
+        regions = Regions.concat([whole_images(scene.sizes_hw), regions])
+        return IPSOutput(self.classifier(summary.flatten(1)), features, weights, regions)
 
     @property
     def stride_px(self) -> int:
@@ -295,16 +271,11 @@ class IPS(PatchModel):
         return positional_encoding(F.pad(regions.position_yx.float(), (0, 1)), self.backbone.feature_dim)
 
     def _choose(
-        self,
-        scene: SceneBatch,
-        members: list[int],
-        grid: Int[Tensor, "rows cols 4"],
-        keep: int,
-        policy: PatchPolicy,
+        self, scene: SceneBatch, members: list[int], grid: Int[Tensor, "rows cols 4"], keep: int, policy: PatchPolicy
     ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"] | None]:
         """Choose patches of images of one size; also return their features if computed."""
         rows, cols = grid.shape[:2]
-        control = control_policy(policy, rows, cols)
+        control = self.control_policy(policy, rows, cols)
         keep = min(keep, rows * cols)
         if control is not None:
             return control(torch.zeros(len(members), rows * cols), keep).cells, None
@@ -320,13 +291,13 @@ class IPS(PatchModel):
                 features = features + self._positions(chosen_patches([grid], [patches])).to(features)
             return self.pool.logits(features).flatten(1, 2).transpose(1, 2)
 
+        def combine(logits: Tensor) -> Tensor:
+            return (logits.softmax(dim=1) if self.config.score == "attention" else logits).mean(dim=2)
+
         shuffled = self.config.shuffle and self.training
         order = torch.randperm(rows * cols) if shuffled else torch.arange(rows * cols)
-        with evaluating(self.backbone, self.pool):
-            return select_patches(describe, score, self._combine, order, keep, self.config.step)
-
-    def _combine(self, logits: Float[Tensor, "images n scores"]) -> Float[Tensor, "images n"]:
-        return (logits.softmax(dim=1) if self.config.score == "attention" else logits).mean(dim=2)
+        with _evaluating(self.backbone, self.pool):
+            return select_patches(describe, score, combine, order, keep, self.config.step)
 
     @override
     def multiply_adds(
@@ -336,20 +307,20 @@ class IPS(PatchModel):
         patches, keep = rows * cols, min(self.config.count_looks(looks), rows * cols)
         outline = copy.deepcopy(self).to("meta").eval()
         patch = torch.zeros(1, self.config.in_channels, self.config.patch_px, self.config.patch_px, device="meta")
-        encoder = count_macs(lambda: outline.backbone(patch))
+        encoder = self.count_macs(lambda: outline.backbone(patch))
 
         def tokens(count: int) -> Tensor:
             return torch.zeros(1, count, self.backbone.feature_dim, device="meta")
 
         def scoring(count: int) -> int:
-            return count_macs(lambda: outline.pool.logits(tokens(count)))
+            return self.count_macs(lambda: outline.pool.logits(tokens(count)))
 
-        selects = control_policy(policy, rows, cols) is None and keep < patches
+        selects = self.control_policy(policy, rows, cols) is None and keep < patches
         steps = Counter(len(part) for part in torch.arange(patches).split(self.config.step))
         return {
             "selection": patches * encoder + sum(n * scoring(k) for k, n in steps.items()) if selects else 0,
             "backbone": 0 if selects and self.config.reuse_embeddings else keep * encoder,
-            "pool": count_macs(lambda: outline.pool(tokens(keep), torch.tensor([keep], device="meta"))),
+            "pool": self.count_macs(lambda: outline.pool(tokens(keep), torch.tensor([keep], device="meta"))),
             "classifier": self.classifier.weight.numel(),
         }
 

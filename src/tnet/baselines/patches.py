@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
+from tnet.baselines.geometry import Looks
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms
 from tnet.errors import ConfigError, GeometryError
 from tnet.losses import classification_loss, penalised_parameters, reward
@@ -20,7 +20,6 @@ from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
 
-Looks = int | Sequence[int] | None
 PatchPolicy = Policy | str | None
 
 
@@ -77,21 +76,39 @@ class PatchModel(Model):
         """Count the multiply-adds of each part for one image in evaluation, without computing anything."""
         raise NotImplementedError
 
+    @staticmethod
+    def count_macs(run: Callable[[], object]) -> int:
+        """Count the multiply-adds of a call, as :mod:`tnet.evaluation.cost` does."""
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            run()
+        return counter.get_total_flops() // 2
 
-def images_by_size(scene: SceneBatch) -> dict[tuple[int, int], list[int]]:
-    """Group the indices of images by size (height, width)."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in enumerate(scene.sizes_hw):
-        groups.setdefault((height, width), []).append(index)
-    return groups
+    @staticmethod
+    def images_by_size(scene: SceneBatch) -> dict[tuple[int, int], list[int]]:
+        """Group the indices of images by size (height, width)."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (height, width) in enumerate(scene.sizes_hw):
+            groups.setdefault((height, width), []).append(index)
+        return groups
 
+    @staticmethod
+    def control_policy(policy: PatchPolicy, rows: int, cols: int) -> Policy | None:
+        """Return the policy that chooses patches without the model's scores; ``None`` if the model chooses.
 
-def count_macs(run: Callable[[], object]) -> int:
-    """Count the multiply-adds of a call, as :mod:`tnet.evaluation.cost` does."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        run()
-    return counter.get_total_flops() // 2
+        Raises:
+            ConfigError: the policy needs location logits.
+        """
+        if policy is None or policy == "topk" or isinstance(policy, TopK):
+            return None
+        if policy == "random":
+            return RandomCells()
+        if policy == "centre":
+            return FixedCells.centre_out(rows, cols)
+        if isinstance(policy, str) or policy.needs_logits:
+            name = policy if isinstance(policy, str) else type(policy).__name__
+            raise ConfigError(f"policy {name!r} cannot choose patches of this model; give topk, random or centre")
+        return policy
 
 
 @dataclass(frozen=True)
@@ -119,34 +136,3 @@ class PatchObjective(BaselineObjective):
     @override
     def penalised(self, model: nn.Module) -> list[nn.Parameter]:
         return penalised_parameters(model, self.config.l2_scope)
-
-
-def control_policy(policy: PatchPolicy, rows: int, cols: int) -> Policy | None:
-    """Return the policy that chooses patches without the model's scores; ``None`` if the model chooses (``topk``).
-
-    Raises:
-        ConfigError: the policy needs location logits.
-    """
-    if policy is None or policy == "topk" or isinstance(policy, TopK):
-        return None
-    if policy == "random":
-        return RandomCells()
-    if policy == "centre":
-        return FixedCells.centre_out(rows, cols)
-    if isinstance(policy, str) or policy.needs_logits:
-        name = policy if isinstance(policy, str) else type(policy).__name__
-        raise ConfigError(f"policy {name!r} cannot choose patches of this model; give topk, random or centre")
-    return policy
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Set modules to evaluation mode inside the block; restore each submodule's own mode after it."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for part, _ in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

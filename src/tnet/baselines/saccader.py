@@ -19,7 +19,6 @@ The original's code and this one:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -37,7 +36,7 @@ from tnet.baselines.bagnet_lowd import (
     init_glorot,
     position_grid,
 )
-from tnet.baselines.geometry import window_regions
+from tnet.baselines.geometry import Looks, window_regions
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
@@ -241,11 +240,7 @@ class Saccader(Model):
                 init_glorot(module)
 
     def forward(
-        self,
-        images: Images,
-        looks: int | Sequence[int] | None = None,
-        policy: str | None = None,
-        pretraining: bool = False,
+        self, images: Images, looks: Looks = None, policy: str | None = None, *, pretraining: bool = False
     ) -> SaccaderOutput:
         """Classify images; see :class:`~tnet.models.base.Model`.
 
@@ -273,10 +268,7 @@ class Saccader(Model):
         assert path is not None
         representation_logits = position_logits.mean(dim=1)
         feature_logits = position_logits.gather(1, path[:, :, None].expand(-1, -1, position_logits.shape[2]))
-        regions = whole
-        if looks:
-            field_px, input_px = self.backbone.grid.field_px, self.config.input_px
-            regions = Regions.concat([whole, window_regions(whole, path, self.side, field_px, input_px)])
+        windows = window_regions(whole, path, self.side, self.backbone.grid.field_px, self.config.input_px)
         log_probs = [logits.log_softmax(1).gather(1, path[:, t : t + 1]) for t, logits in enumerate(location_logits)]
         return SaccaderOutput(
             logits=feature_logits.mean(dim=1) if looks else representation_logits,
@@ -284,7 +276,7 @@ class Saccader(Model):
             representation_logits=representation_logits,
             position_logits=position_logits,
             cells=path,
-            regions=regions,
+            regions=Regions.concat([whole, windows]),
             location_logits=location_logits,
             log_prob=torch.cat(log_probs, dim=1) if log_probs else position_logits.new_zeros(path.shape),
         )
@@ -443,10 +435,8 @@ class SaccaderObjective(BaselineObjective):
             terms["cross_entropy"] = classification_loss(logits, target, config.label_smoothing).mean()
         if config.stage == "joint":
             terms["reinforce"] = reinforce(rewards[:, None], output.log_prob) * config.reinforce_weight
-        per_glimpse = logits.new_zeros(())
-        if looks:
-            per_glimpse = reward(output.feature_logits, repeat_target(target, looks)).mean()
-        return terms, rewards.mean(), per_glimpse
+        glimpse_rewards = reward(output.feature_logits, repeat_target(target, looks))
+        return terms, rewards.mean(), glimpse_rewards.mean() if looks else logits.new_zeros(())
 
 
 MODEL_KINDS.register("saccader")(ModelKind(SaccaderConfig, Saccader, SaccaderObjectiveConfig, SaccaderObjective))

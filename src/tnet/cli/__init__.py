@@ -1,5 +1,5 @@
-"""The command line: one Typer application, a verb a file.
+"""The command line: one Typer application, one file per verb.
 
-Modules here import nothing slow at their top (no torch, no Lightning, no matplotlib), so that ``tnet --help`` answers
-at once; what a verb needs is imported inside it.
+Modules import nothing slow at the top (no torch, Lightning or matplotlib), so that ``tnet --help`` is fast; verbs
+import inside their functions.
 """

@@ -1,4 +1,4 @@
-"""``tnet compare``: a table of systems, trained and measured alike."""
+"""``tnet compare``: train several systems, measure them alike, and put them in one table."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tnet.cli.common import DEVICE_HELP, pick_device
 
 
 def compare(
-    suite: Annotated[Path, typer.Argument(help="Suite (YAML): the systems to compare, one a row.")],
+    suite: Annotated[Path, typer.Argument(help="Suite (YAML): the systems to compare, one per row.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Values over the suite's: key.in.suite=value, e.g. costs.repeats=20 'seeds=[0, 1, 2]'."),
+        typer.Argument(help="Overrides of the suite: key=value, such as costs.repeats=20 'seeds=[0, 1, 2]'."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: runs/<suite name>]")] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROW", help="Work on this row alone, and show of others what is kept. Can be repeated."),
+        typer.Option(metavar="ROW", help="Work on this row only; show cached results of others. Can be repeated."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train and measure anew, whatever is kept.")] = False,
-    device: Annotated[str, typer.Option(help=f"To evaluate accuracy on: {DEVICE_HELP}")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Delete cached results, and train and measure again.")] = False,
+    device: Annotated[str, typer.Option(help=f"Device for accuracy: {DEVICE_HELP}")] = "auto",
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Train and measure several systems, and compare them in one table.
 
     Prints locations, top-1 and top-5 accuracy, accuracy without context, FLOPs, parameters, time and peak memory of
-    every row, and writes them as comparison.md, comparison.csv and pictures. What is done is kept: the same command
-    goes on after an interruption, and works again only on rows that have changed. Ends with status 1 if a row failed.
+    each row, and writes them as comparison.md, comparison.csv and plots. Results are cached: the same command resumes
+    after an interruption, and repeats only rows that have changed. Exits with status 1 if a row failed.
     """
     from tnet.evaluation.comparison.run import compare as run
     from tnet.evaluation.comparison.suite import load_suite

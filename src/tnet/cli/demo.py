@@ -1,4 +1,4 @@
-"""``tnet demo``: everything once, on made scenes."""
+"""``tnet demo``: every step once, on synthetic images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results; must be new or empty.")] = Path("demo_run"),
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Seconds instead of minutes: only show that it works.")
+        bool, typer.Option("--smoke", help="Seconds instead of minutes: only check that it works.")
     ] = False,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
-    """Train, compare, predict and explain on made scenes, offline; leaves one page with tables and pictures.
+    """Train, compare, predict and explain on synthetic images, offline, and write a page with tables and figures.
 
-    Takes under 10 minutes on 2 cores. The scenes are megapixel images with one handwritten digit among clutter.
+    Takes under 10 minutes on 2 cores. The images have a megapixel, with one handwritten digit among clutter.
     """
     from tnet.demo.page import next_commands
     from tnet.demo.run import run_demo
@@ -28,7 +28,7 @@ def demo(
     for claim in result.claims:
         typer.echo(f"  {'holds       ' if claim.met else 'DOES NOT HOLD'}  {claim.text}: {claim.measured}")
     if smoke:
-        typer.echo("  (a smoke run trains for seconds; its figures mean nothing)")
+        typer.echo("  (a smoke run trains for seconds; its numbers mean nothing)")
     typer.echo(f"\n{result.seconds / 60:.1f} min. Open the page: {result.page.resolve()}")
     typer.echo("\nNext, on your own images:")
     for command, what in next_commands():

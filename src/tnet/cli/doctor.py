@@ -1,4 +1,4 @@
-"""``tnet doctor``: what is installed here, and whether it works."""
+"""``tnet doctor``: installed software, and whether it works."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def doctor() -> None:
-    """Say what is installed and whether it works: Python, PyTorch, devices, and the readers of image files.
+    """Check Python, PyTorch, devices, and the readers of image files.
 
-    Ends with status 1 if something that is installed does not work; what is only missing is no failure.
+    Exits with status 1 if something that is installed does not work; missing software is not a failure.
     """
     from tnet.scenes.readers.doctor import reader_status
 
@@ -31,7 +31,7 @@ def doctor() -> None:
         failed |= status.installed and not status.works
         typer.echo(f"  {_mark(status.installed, status.works)}  {status.kind:<12}{_about(status)}")
     if failed:
-        typer.echo("\nSomething that is installed does not work; its line says what. Installing it again may help.")
+        typer.echo("\nSomething that is installed does not work (BROKEN); try to install it again.")
         raise typer.Exit(1)
 
 
@@ -50,35 +50,28 @@ def _software() -> list[str]:
 
 
 def _devices() -> list[tuple[str, str, bool, bool]]:
-    """Devices that torch names: their name, what they are, whether they are there, and whether they compute."""
+    """Return name, description, presence and health of each PyTorch device."""
     import torch
 
-    found = [("cpu", f"{torch.get_num_threads()} threads", True, True)]
+    from tnet.cli.common import pick_device
+
+    devices = [("cpu", f"{torch.get_num_threads()} threads", True, True)]
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     names += ["mps"] if torch.backends.mps.is_available() else []
     for name in names:
-        text = ""
+        text, works = "", True
         if name.startswith("cuda"):
             properties = torch.cuda.get_device_properties(name)
             text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        text, works = _tried(name, text)
-        found.append((name, text, True, works))
+        try:
+            pick_device(name)
+        except ConfigError as error:
+            text, works = f"{text}: {error}", False
+        devices.append((name, text, True, works))
     if not names:
-        built = (
-            f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch is built without CUDA"
-        )
-        found.append(("gpu", f"none that PyTorch can use ({built})", False, False))
-    return found
-
-
-def _tried(name: str, text: str) -> tuple[str, bool]:
-    from tnet.cli.common import pick_device
-
-    try:
-        pick_device(name)
-    except ConfigError as error:
-        return f"{text}: {error}", False
-    return text, True
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        devices.append(("gpu", f"none that PyTorch can use (PyTorch is built {built})", False, False))
+    return devices
 
 
 def _mark(installed: bool, works: bool) -> str:
@@ -86,7 +79,7 @@ def _mark(installed: bool, works: bool) -> str:
 
 
 def _about(status: ReaderStatus) -> str:
-    """What stands behind a reader's name."""
+    """Return versions, details and install command of a reader."""
     parts = [", ".join(f"{name} {version}" for name, version in status.versions.items())] if status.versions else []
     parts += [status.detail] if status.detail else []
     parts += [f"pip install 'tnet[{status.extra}]'"] if not status.installed and status.extra else []

@@ -1,4 +1,4 @@
-"""``tnet evaluate``: accuracy against the number of looks, with what each look costs."""
+"""``tnet evaluate``: accuracy and cost against the number of looks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from tnet.cli.common import (
     ReadOption,
     data_of,
     parse_looks_list,
-    parse_reading,
+    parse_scene,
     pick_device,
     recipe_of,
-    set_reading,
 )
 from tnet.errors import ConfigError, DataError
 
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
 
 
 _LOOKS_HELP = (
-    "Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be repeated. "
+    "Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
     "[default: 0 up to the model's own]"
 )
 _DATA_HELP = (
-    "Labelled images: a folder with one folder a class, or a table (CSV, Parquet) of paths and labels; with --recipe "
-    "its data.root. [default: those of the run's recipe]"
+    "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "
+    "the data.root of the recipe. [default: the data of the run's recipe]"
 )
 _RECIPE_HELP = (
-    "Recipe that says which images, and how they are read and prepared: that of a data set (recipes/published), for a "
-    "model from elsewhere. [default: the run's]"
+    "Recipe whose data section names the images and how to read them, such as a published dataset's "
+    "(published/cub_tnet_b0) for a model from elsewhere. [default: the run's]"
 )
 
 
@@ -52,23 +51,27 @@ def evaluate(
         list[PolicyName] | None,
         typer.Option(
             metavar="[topk|sample|random|centre|...]",
-            help="How regions are chosen: by the locator (topk, or sample), or a control; a Saccader also knows "
-            "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]",
+            help="How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also "
+            "has ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]",
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help=_RECIPE_HELP)] = None,
     split: Annotated[
-        Literal["val", "test"], typer.Option(help="Which of the recipe's images, where no others are given.")
+        Literal["val", "test"], typer.Option(help="Split of the recipe's data, if DATA is omitted.")
     ] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random and sample policies.")] = 0,
-    path_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or path]")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Of a table. [default: the recipe's, or label]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random and sample policies.")] = 0,
+    path_column: Annotated[
+        str | None, typer.Option(help="Column of paths in a table. [default: the recipe's, or path]")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of labels in a table. [default: the recipe's, or label]")
+    ] = None,
     label_separator: Annotated[
-        str | None, typer.Option(help="Between several labels of an image in a table. [default: the recipe's, or |]")
+        str | None, typer.Option(help="Separator of several labels in a table cell. [default: the recipe's, or |]")
     ] = None,
     preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
     read: ReadOption = None,
@@ -102,22 +105,35 @@ def evaluate(
         described = load_recipe(recipe)
         if data is not None:
             described, data = replace(described, data=replace(described.data, root=str(data))), None
-    settings = {
-        "preprocess": preprocess,
-        "path_column": path_column,
-        "label_column": label_column,
-        "label_separator": label_separator,
-    }
-    images, source = _open_images(model.config, described, run, data, split, settings)
+    config = data_of(described)
+    config = replace(
+        config,
+        path_column=path_column or config.path_column,
+        label_column=label_column or config.label_column,
+        label_separator=label_separator or config.label_separator,
+        preprocess=preprocess or config.preprocess,
+    )
+    if read is not None or bands is not None or value_range is not None:
+        if (
+            (config.kind == "digits" and data is None)
+            or config.max_side_px
+            or config.max_short_side_px
+            or config.preprocess
+        ):
+            raise ConfigError(
+                "--read, --bands and --value-range need images in files that are neither preprocessed nor downscaled; "
+                "omit them, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
+            )
+        scene, mode = parse_scene(config.scene, bands, value_range), config.read if read is None else read.value
+        config = replace(config, read=mode, scene=scene, overview_px=0)
+    images, source = _open_images(model.config, described, config, run, data, split)
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
         typer.echo(
-            "the model does not know what its classes are called; they are taken to be numbered as those of the data: "
+            "the model has no class names; assuming that its classes are numbered as those of the data: "
             f"{shorten(images.classes)}",
             err=True,
         )
-    if read is not None or bands is not None or value_range is not None:
-        set_reading(images, parse_reading(data_of(described), read, bands, value_range))
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
@@ -144,46 +160,39 @@ def evaluate(
 def _open_images(
     model: ModelConfig,
     recipe: Recipe | None,
+    config: DataConfig,
     run: Path,
     data: Path | None,
     split: Literal["val", "test"],
-    settings: dict[str, str | None],
 ) -> tuple[LabelledData, str]:
-    """The images to evaluate on, and what to call them."""
-    from dataclasses import replace
-
+    """Open the images to evaluate on, and describe them."""
     from tnet.data.loading import name_of_test_images, open_split
 
-    config = data_of(recipe)
-    config = replace(
-        config,
-        path_column=settings["path_column"] or config.path_column,
-        label_column=settings["label_column"] or config.label_column,
-        label_separator=settings["label_separator"] or config.label_separator,
-        preprocess=settings["preprocess"] or config.preprocess,
-    )
     if data is not None:
         return _open_path(model, config, data), str(data)
     if recipe is None:
         raise DataError(
-            f"{run} has no recipe.yaml that says which images to evaluate on; name a folder of class folders or a "
-            f"table after it: tnet evaluate {run} IMAGES"
+            f"{run} has no recipe.yaml that names the images to evaluate on; name a folder of class folders, or a "
+            f"table: tnet evaluate {run} IMAGES"
         )
     images = open_split(config, model.in_channels, recipe.seed, split)
     if config.kind == "digits":
-        return images, f"made digits ({config.digits.task}), {split} images"
+        return images, f"synthetic digits ({config.digits.task}), {split} images"
     root, name = Path(config.root), config.val if split == "val" else name_of_test_images(config)
     return images, str(root / name) if name else f"{config.val_fraction:g} of {root / config.train}"
 
 
 def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
-    """A folder of class folders, or a table, with the model's classes in the model's order."""
+    """Open a folder of class folders, or a table, with the model's classes in the model's order."""
     from tnet.data.folder import ImageFolder
     from tnet.data.loading import read_options
     from tnet.data.table import ImageTable
 
     if model.in_channels not in (1, 3):
-        raise ConfigError(f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}")
+        raise ConfigError(
+            f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}; evaluate it on "
+            "the data of its recipe"
+        )
     classes = model.class_names or None
     reading = read_options(config, model.in_channels)
     if path.is_dir() or not path.suffix:

@@ -1,4 +1,4 @@
-"""``tnet info``: what a recipe or a model consists of and costs; or all registered models, side by side."""
+"""``tnet info``: parts and costs of a recipe or model, or a table of registered models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from tnet.models.tnet import TNet
 
 _TABLE_NOTES = """\
-Base px: side of what the backbone is shown of a region. Looks: by default, in each region, a number for each level.
-Trainable: parameters; total: these and the running statistics of batch norm, as in the published totals. Those of
-traversal networks are 1 more, the scalar reward baseline, which here belongs to the objective.
-Multiply-adds: of one image, at these looks and at 0; 1 multiply-add is 2 FLOPs. Each feature's own classification
-counts, and the location module where it is asked (the published figure at 0 looks includes it). IPS and attention
-sampling cost more on larger images; theirs are those of an image of 30 patches a side (1500 px).
+Base px: side of the backbone's input. Looks: the default number per region, for each level.
+Trainable: parameters; total: including the running statistics of batch norm, as in the published totals, which for
+traversal networks are 1 higher: the scalar reward baseline, which here belongs to the objective.
+Multiply-adds: per image, at these looks and at 0; 1 multiply-add is 2 FLOPs. Classifying each feature is included, and
+the location module if it runs (the published figure at 0 looks includes it). IPS and attention sampling cost more on
+larger images; the numbers are for an image of 30 x 30 patches (1500 px).
 """
 
 
@@ -29,58 +29,63 @@ def info(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="Recipe (YAML), run directory, folder of a saved model, or model name; with --table a pattern of "
-            "model names, as for files: '*b0*'."
+            help="Recipe (YAML), run directory, folder of a saved model, or model name; with --table names with "
+            "wildcards: '*b0*'."
         ),
     ] = None,
     looks: Annotated[
         list[str] | None,
         typer.Option(
             metavar="N,N,...",
-            help="Numbers of looks, such as 0,1,2,3; with several levels also one number each, such as 2x1. Can be "
-            "repeated. [default: 0 up to the model's own]",
+            help="Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
+            "[default: 0 to the model's]",
         ),
     ] = None,
     image_size: Annotated[
         str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="Say also what it does with images of this size, such as 768x1024."),
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Also show regions and costs for images of this size, such as 768x1024."
+        ),
     ] = None,
     table: Annotated[
-        bool, typer.Option("--table", help="Compare registered models instead, one a row: all, or those of a pattern.")
+        bool, typer.Option("--table", help="Show a table of all or some registered models instead.")
     ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar for --table.")] = True,
 ) -> None:
-    """Show parameters and multiply-adds of a recipe or model, part by part and for each number of looks.
+    """Show parameters and multiply-adds of a recipe or model, per part and number of looks.
 
     No weights are loaded or downloaded.
     """
     if table:
         if looks or image_size is not None:
             option = "--looks" if looks else "--image-size"
-            raise typer.BadParameter(f"{option} is for a single model; leave it out with --table")
+            raise typer.BadParameter(f"{option} is for a single model; omit it with --table")
         typer.echo(_table("*" if target is None else target, progress))
         return
     if target is None:
-        raise typer.BadParameter("name a recipe, folder or model, or give --table for all registered models")
+        raise typer.BadParameter("give a recipe, folder or model, or --table for all registered models")
     chosen = parse_looks_list(looks or [])
     size_hw = parse_image_size(image_size) if image_size is not None else None
     typer.echo(_single(target, chosen, size_hw))
 
 
 def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:
-    """What one recipe or model consists of and costs."""
+    """Describe one recipe or model."""
     from tnet.evaluation.cost import build_outline
     from tnet.models.tnet import TNet
 
     config, kind = _read_config(target)
     settings = [config.resolve_looks(item) for item in chosen or config.listed_looks()]
     model = build_outline(config)
-    text = f"{target} ({kind})\n\n{_describe(config)}\n\n{_costs(model, list(dict.fromkeys(settings)), size_hw)}"
+    facts = config.facts()
+    width = max(12, *(len(name) for name, _ in facts))
+    described = "\n".join(f"{name:{width}} {text}" for name, text in facts)
+    text = f"{target} ({kind})\n\n{described}\n\n{_costs(model, list(dict.fromkeys(settings)), size_hw)}"
     return f"{text}\n{_geometry(model, size_hw)}" if size_hw is not None and isinstance(model, TNet) else text
 
 
 def _table(pattern: str, progress: bool) -> str:
-    """Sizes and costs of the registered models that a pattern names."""
+    """Return a table of sizes and costs of the registered models that match a pattern."""
     from tnet.evaluation.cost import build_outline, count_parameters, multiply_adds
     from tnet.evaluation.report import looks_label, markdown_table, short_number
     from tnet.inference.progress import progress_bar
@@ -88,7 +93,7 @@ def _table(pattern: str, progress: bool) -> str:
 
     names = list_models(pattern)
     if not names:
-        raise ConfigError(f"no registered model is called {pattern!r}; `tnet models` lists all of them")
+        raise ConfigError(f"no registered model matches {pattern!r}; see `tnet models` for all names")
     lines = []
     with progress_bar(progress) as bar:
         for name in bar.track(names, description="counting"):
@@ -104,7 +109,7 @@ def _table(pattern: str, progress: bool) -> str:
 
 
 def _read_config(target: str) -> tuple[ModelConfig, str]:
-    """The configuration that a path or a name stands for, and what it was."""
+    """Return the configuration of a path or name, and what it is."""
     from tnet.models.io import CONFIG_NAME, read_config
     from tnet.models.registry import model_config
     from tnet.training.recipe import load_recipe
@@ -118,26 +123,19 @@ def _read_config(target: str) -> tuple[ModelConfig, str]:
             return load_recipe(path / "recipe.yaml").model, "run directory without a model yet"
         return read_config(path), ""
     if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return load_recipe(path).model, "recipe; when training starts the data set the number of classes"
+        return load_recipe(path).model, "recipe; training takes the number of classes from the dataset"
     try:
         return model_config(target), "registered model"
     except ConfigError as error:
-        raise ConfigError(f"{target} is neither a file, nor a folder, nor a model: {error}") from None
-
-
-def _describe(config: ModelConfig) -> str:
-    """What a model is made of, in lines."""
-    facts = config.facts()
-    width = max(12, *(len(name) for name, _ in facts))
-    return "\n".join(f"{name:{width}} {text}" for name, text in facts)
+        raise ConfigError(f"{target} is not a file, folder or model: {error}") from None
 
 
 def _costs(model: Model, settings: list[tuple[int, ...]], size_hw: tuple[int, int] | None) -> str:
-    """Parameters, and multiply-adds of each part for each number of looks."""
+    """Return a table of parameters and multiply-adds of each part, for each number of looks."""
     from tnet.evaluation.cost import cost_by_module, count_parameters
     from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
 
-    # Of a TNet an image of any size costs the same, and --image-size has a table of its own.
+    # A TNet costs the same for images of any size, and --image-size has a table of its own.
     sized = model.config.cost_depends_on_size
     columns = [cost_by_module(model, looks, size_hw if sized else None) for looks in settings]
     totals = [sum(part.macs for part in column) for column in columns]
@@ -147,19 +145,19 @@ def _costs(model: Model, settings: list[tuple[int, ...]], size_hw: tuple[int, in
         for parts in zip(*columns, strict=True)
     ]
     height, width = size_hw or model.config.typical_size_hw
-    size = f" of {height} x {width} px (--image-size counts for another size)" if sized else ""
+    size = f" of {height} x {width} px (--image-size sets another)" if sized else ""
     count = count_parameters(model)
     lines.append(["total", f"{count.trainable:,}", *(short_number(macs / unit) for macs in totals)])
     names = [f"{looks_label(model.config.looks_at_each_level(looks))} looks" for looks in settings]
     table = markdown_table(["part", "parameters", *names], lines)
     return (
-        f"{table}\nLooks: multiply-adds ({letter}) of one image{size}; 1 multiply-add is 2 FLOPs.\n"
-        f"Parameters: trainable ones; {count.total:,} with frozen ones and the running statistics of batch norm.\n"
+        f"{table}\nLooks: multiply-adds ({letter}) per image{size}; 1 multiply-add is 2 FLOPs.\n"
+        f"Parameters: trainable; {count.total:,} including frozen ones and the running statistics of batch norm.\n"
     )
 
 
 def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
-    """What becomes of an image of a size: regions in its pixels, what all of it would cost, and our proposal."""
+    """Describe images of one size: their regions, the cost of processing them whole, and a suggested geometry."""
     import torch
 
     from tnet.evaluation.cost import full_image_multiply_adds, multiply_adds
@@ -174,23 +172,23 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
             count *= config.looks[level - 1]
         height, width = regions.size_hw[0].tolist()
         lines.append([f"{level}", f"{count}", f"{height} x {width}", f"{max(height, width) / config.base_px:.2f}"])
-    table = markdown_table(["level", "regions", "image px (height x width)", "image px per px seen"], lines)
+    table = markdown_table(["level", "regions", "image px (height x width)", "image px per input px"], lines)
     text = f"An image of {size_hw[0]} x {size_hw[1]} px:\n\n{table}\n"
     try:
         whole, own = full_image_multiply_adds(model, size_hw), multiply_adds(model)
         unit, letter = macs_unit(whole)
         text += (
-            f"The same backbone on all of it: {short_number(whole / unit)} {letter} multiply-adds, "
-            f"{short_number(whole / own)} times what this model needs.\n"
+            f"The same backbone on the whole image: {short_number(whole / unit)} {letter} multiply-adds, "
+            f"{short_number(whole / own)} times as many as this model.\n"
         )
     except ConfigError as error:
-        text += f"To compare: {error}.\n"
+        text += f"No comparison: {error}.\n"
     try:
         proposal = fit_grid(size_hw, config.base_px)
     except GeometryError as error:
         return f"{text}{error}\n"
     grid = f"{{rows: {proposal.grid.rows}, cols: {proposal.grid.cols}, cell_extent: {proposal.grid.cell_extent:g}}}"
     return (
-        f"{text}Proposed for this size: levels: {proposal.levels}, grid: {grid}, looks: {list(proposal.looks)}\n"
+        f"{text}Suggested for this size: levels: {proposal.levels}, grid: {grid}, looks: {list(proposal.looks)}\n"
         f"({proposal.why})\n"
     )

@@ -30,19 +30,19 @@ from tnet.cli import (
 )
 from tnet.errors import TnetError
 
-# A folder that may not be entered, a disk that is full or read-only: whatever was being done, no bug of ours.
-_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+# Permissions, and disks that are full or read-only: not bugs.
+_SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_INTERRUPTED = 130  # exit status of shells after Ctrl-C
 
 
 class _Group(TyperGroup):
-    """Turns what a user can cause into one sentence and an exit status; a bug keeps its traceback."""
+    """Prints errors that a user can cause as one sentence, with an exit status; a bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            # A verb that knows how to go on says so in a note on the exception.
+            # A verb that can resume says how in a note on the exception.
             typer.echo(": ".join(["\ninterrupted", *getattr(interrupt, "__notes__", [])]), err=True)
             raise typer.Exit(_INTERRUPTED) from None
         except Exception as error:
@@ -54,19 +54,19 @@ class _Group(TyperGroup):
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell about an error that is no bug; ``None`` for a bug."""
+    """Return the message of an error that is not a bug; ``None`` for a bug."""
     if isinstance(error, TnetError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+    if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; change its permissions, make room, or choose another place"
-    # By name and text where it is torch that ran out: torch may not be imported here.
+        return f"{where}{error.strerror}; change its permissions, free space, or choose another path"
+    # torch's error is recognized by name, since torch is not imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
-        reason = str(error).splitlines()[0][:200] if str(error) else "no more to be had"
+        reason = str(error).splitlines()[0][:200] if str(error) else "no memory left"
         return (
-            f"memory ran out ({reason}); use a smaller batch (--batch-size, or train.batch_size=8 in training) or "
-            "smaller pictures"
+            f"out of memory ({reason}); use a smaller batch (--batch-size, or train.batch_size=8 in training) or "
+            "smaller images"
         )
     return None
 
@@ -75,7 +75,7 @@ app = typer.Typer(
     name="tnet",
     cls=_Group,
     no_args_is_help=True,
-    # Plain help: the framed one takes three times as long to show.
+    # Framed help takes three times as long.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -99,7 +99,7 @@ def _tnet(
 ) -> None:
     """Classify images that are too large to process whole, by looking at a few regions of them.
 
-    Start with `tnet demo`: it trains, evaluates and explains on made images, offline, in a few minutes.
+    Start with `tnet demo`: it trains, evaluates and explains on synthetic images, offline, in a few minutes.
     """
 
 
@@ -123,7 +123,7 @@ app.add_typer(data.data)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Our own warnings as a sentence, others as Python shows them."""
+    """Show our own warnings as one sentence, others as Python does."""
     if category.__module__ == "tnet.errors":
         typer.echo(f"warning: {message}", err=True)
     else:
@@ -137,7 +137,7 @@ def main() -> None:
     """Run the command line: the entry point of ``tnet``."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # A terminal without a sign for "×" must not end a run.
+            # A terminal that cannot show "×" must not end a run.
             stream.reconfigure(errors="replace")
     warnings.showwarning = _show_warning
     keep_freed_memory()
@@ -148,9 +148,9 @@ def main() -> None:
 
 
 def _flush() -> None:
-    """Write out what is buffered; quiet where the reader has gone, as after ``tnet models | head -1``."""
+    """Flush standard output; silent if its reader is gone, as after ``tnet models | head -1``."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more on its way out, and must find a place to write to.
+        # Python flushes again at exit, which must succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""``tnet models``: what can be built by name."""
+"""``tnet models``: models and backbones by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tnet.errors import ConfigError
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Which names, as for files: '*b0*'.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Names with wildcards: '*b0*'.")] = "*",
     backbones: Annotated[
         bool, typer.Option("--backbones", help="List backbones for recipes instead: bagnet77 and timm's models.")
     ] = False,
 ) -> None:
-    """List models that can be built by name, or backbones.
+    """List registered models, or backbones.
 
-    `tnet info NAME` says what a model consists of and costs; `tnet.create_model(NAME)` builds it.
+    `tnet info NAME` shows parts and costs of a model; `tnet.create_model(NAME)` builds it.
     """
     if backbones:
         _list_backbones(pattern)
@@ -32,7 +32,7 @@ def _list_backbones(pattern: str) -> None:
 
     names = [name for name in ["bagnet77", *timm.list_models()] if fnmatchcase(name, pattern)]
     if not names:
-        raise ConfigError(f"no backbone is called {pattern!r}; give a pattern such as '*{pattern.strip('*')[:6]}*'")
+        raise ConfigError(f"no backbone matches {pattern!r}; give a pattern such as '*{pattern.strip('*')[:6]}*'")
     typer.echo("\n".join(names))
 
 
@@ -43,7 +43,7 @@ def _list_models(pattern: str) -> None:
 
     names = list_models(pattern)
     if not names:
-        raise ConfigError(f"no registered model is called {pattern!r}; `tnet models` lists all of them")
+        raise ConfigError(f"no registered model matches {pattern!r}; see `tnet models` for all names")
     lines = []
     for name in names:
         config = model_config(name)

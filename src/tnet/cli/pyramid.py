@@ -1,4 +1,4 @@
-"""``tnet pyramid``: an image written so that any look at it reads a few tiles."""
+"""``tnet pyramid``: convert an image to a tiled TIFF with coarser levels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class CompressionName(StrEnum):
-    """How tiles are compressed; an Enum, because Typer takes no list of a Literal."""
+    """Compression of tiles."""
 
     deflate = "deflate"
     zstd = "zstd"
@@ -18,37 +18,35 @@ class CompressionName(StrEnum):
 
 
 def pyramid(
-    image: Annotated[Path, typer.Argument(help="Any image that tnet reads.")],
+    image: Annotated[Path, typer.Argument(help="Image of any supported format.")],
     out: Annotated[Path, typer.Argument(help="File to write, .tif or .tiff.")],
     compression: Annotated[
         CompressionName,
         typer.Option(
-            help="deflate: lossless, read by all; zstd: lossless and faster, read by newer programs; jpeg: small, not "
-            "lossless, for 8 bit grey or RGB."
+            help="deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, "
+            "lossy, for 8-bit gray or RGB."
         ),
     ] = CompressionName.deflate,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG; colours are not subsampled.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality; colors are not subsampled.")] = 90,
     smallest_px: Annotated[
         int, typer.Option(min=1, help="Add coarser levels until the longer side is at most this.")
     ] = 256,
-    series: Annotated[int, typer.Option(min=0, help="Which image of a file that holds several, from 0.")] = 0,
+    series: Annotated[int, typer.Option(min=0, help="Index of the image in a file with several.")] = 0,
     apply_icc: Annotated[
-        bool, typer.Option("--apply-icc", help="Convert colours to sRGB by the image's profile, which is not kept.")
+        bool, typer.Option("--apply-icc", help="Convert colors to sRGB by the image's profile.")
     ] = False,
     max_pixels: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Most pixels of an image that has to be decoded as a whole (JPEG, PNG). [default: 2^28]"
-        ),
+        typer.Option(min=1, help="Maximum pixels of an image that is decoded as a whole (JPEG, PNG). [default: 2^28]"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
-    """Write an image as a tiled TIFF with coarser levels (a pyramid), so that looking at any part of it is quick.
+    """Convert an image to a tiled TIFF with coarser levels (a pyramid), so that regions of any size are read fast.
 
-    Each level is half the one before, down to about the size of a glimpse; a pixel is the mean of the pixels it stands
-    for. The image is read once, a few rows of tiles at a time; formats that can only be decoded as a whole (JPEG, PNG)
-    take the memory of that. Scale and georeference are kept.
+    Each level has half the resolution of the one before, down to about the size of a glimpse, by area means. The image
+    is read once, a few rows of tiles at a time, except formats that are decoded as a whole (JPEG, PNG). Scale and
+    georeference are kept.
     """
     from dataclasses import replace
 

@@ -84,7 +84,7 @@ class AnnotatedImages(LabelledImages):
         cover: whether random crops respect the boxes.
         crop: whether each sample is one box of an image, with ``box_context`` around it.
         box_context: see :func:`with_context`.
-        class_names: readable names, by class index; ``classes`` if there are no better ones.
+        class_names: readable names, by class index; defaults to ``classes``.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class AnnotatedImages(LabelledImages):
             box_context: see :func:`with_context`.
 
         Raises:
-            DataError: there are no boxes, or a file of boxes cannot be read.
+            DataError: no image has boxes, or a file of boxes cannot be read.
         """
         boxes_by_image = self.boxes.read_all() if isinstance(self.boxes, BoxFiles) else self.boxes or ()
         kept = [

@@ -4,7 +4,7 @@
     images.txt  image_class_labels.txt  train_test_split.txt  bounding_boxes.txt  classes.txt
 
 Each list has one line per image, starting with the image's number. Boxes are x, y, width, height. Class indices are the
-numbers in ``classes.txt`` minus 1. There is no official validation split: published results are measured on ``test``.
+numbers in ``classes.txt`` minus 1. It has no official validation split: published results are measured on ``test``.
 """
 
 from __future__ import annotations

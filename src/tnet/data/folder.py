@@ -268,7 +268,7 @@ def check_classes(classes: Sequence[str]) -> list[str]:
     """Return the names as a list.
 
     Raises:
-        DataError: there are no names, or one is empty or repeated.
+        DataError: the list is empty, or a name is empty or repeated.
     """
     if not classes:
         raise DataError("the list of classes is empty; give at least one class, or leave the list out")

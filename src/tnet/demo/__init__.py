@@ -1,1 +1,1 @@
-"""The demonstration behind ``tnet demo``: train, compare, predict and explain on made scenes, and leave one page."""
+"""The demonstration behind ``tnet demo``: train, compare, predict and explain on synthetic images."""

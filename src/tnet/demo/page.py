@@ -1,4 +1,4 @@
-"""The page that the demonstration leaves: one HTML file with its pictures inside."""
+"""The demonstration's page: one HTML file with embedded figures."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from tnet.training.recipe import Recipe
 if TYPE_CHECKING:
     from tnet.demo.run import Claim
 
-_LEARNED = "learned"
-
 
 def tnet_config(recipe: Recipe) -> TNetConfig:
-    """The recipe's model, which in the demonstration is a TNet."""
+    """Return the configuration of the demonstration's TNet."""
     assert isinstance(recipe.model, TNetConfig)
     return recipe.model
 
@@ -39,16 +37,16 @@ def write_page(
     train_minutes: float,
     seconds: float,
 ) -> Path:
-    """Write ``index.html`` from what a run measured.
+    """Write ``index.html`` with the results of a run.
 
     Args:
-        folder: of the run; its pictures go into the page.
+        folder: of the run, with the figures that are embedded.
         recipe: of the TNet.
-        rows: measured systems.
-        claims: held against the rows.
-        explained: pictures of explanations.
-        train_minutes: of each of the three networks.
-        seconds: of the whole run.
+        rows: measurements of each system.
+        claims: checked claims.
+        explained: figures of explanations.
+        train_minutes: training time of each of the three networks.
+        seconds: duration of the whole run.
     """
     from tnet.demo.run import machine
 
@@ -86,52 +84,43 @@ def write_page(
 
 
 def next_commands() -> list[tuple[str, str]]:
-    """What to try next on one's own images: command and what it does."""
+    """Return commands to try next on one's own images, with descriptions."""
     return [
         (
             "tnet train recipes/own_images.yaml data.root=PHOTOS --out runs/photos",
-            "train on a folder with train/CLASS/picture.jpg and val/CLASS/picture.jpg",
+            "train on a folder with train/CLASS/image.jpg and val/CLASS/image.jpg",
         ),
         ("tnet evaluate runs/photos", "accuracy against the number of looks, with cost and time"),
-        ("tnet explain runs/photos PHOTOS/val --out explained", "see where it looked, picture by picture"),
+        ("tnet explain runs/photos PHOTOS/val --out explained", "see where it looked, image by image"),
     ]
 
 
 def _systems(rows: dict[str, list[LooksRow]], looks: int) -> list[dict[str, str | bool]]:
-    """Lines of the page's table."""
-    unit, letter = macs_unit(max(row.macs for found in rows.values() for row in found))
-    lines: list[dict[str, str | bool]] = []
-
-    def add(name: str, row: LooksRow, strong: bool = False) -> None:
-        interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
-        lines.append(
-            {
-                "name": name,
-                "accuracy": f"{100 * row.accuracy:.1f}",
-                "interval": interval,
-                "macs": f"{short_number(row.macs / unit)} {letter}",
-                "parameters": f"{row.parameters / 1e6:.2f} M",
-                "time": f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})",
-                "strong": strong,
-            }
+    """Return the lines of the page's table."""
+    systems = []
+    for row in sorted(rows["TNet"], key=lambda row: row.policy == "random"):
+        kind = "random" if row.policy == "random" else "learned"
+        count = f"{row.total_looks} {kind} look{'s' if row.total_looks > 1 else ''}" if row.total_looks else ""
+        systems.append(
+            (f"TNet, {count or 'the whole image only'}", row, kind == "learned" and row.total_looks == looks)
         )
-
-    for row in rows["TNet"]:
-        if row.policy != "random":
-            name = "TNet, the whole image only" if not row.total_looks else f"TNet, {_count(row.total_looks, _LEARNED)}"
-            add(name, row, row.total_looks == looks)
-    for row in rows["TNet"]:
-        if row.policy == "random":
-            add(f"TNet, {_count(row.total_looks, 'random')}", row)
-    add("plain backbone, downsized image", rows["downsized"][0])
-    add("plain backbone, full image", rows["full"][0])
-    return lines
-
-
-def _count(looks: int, kind: str) -> str:
-    return f"{looks} {kind} look{'s' if looks > 1 else ''}"
+    systems.append(("plain backbone, downsized image", rows["downsized"][0], False))
+    systems.append(("plain backbone, full image", rows["full"][0], False))
+    unit, letter = macs_unit(max(row.macs for _, row, _ in systems))
+    return [
+        {
+            "name": name,
+            "accuracy": f"{100 * row.accuracy:.1f}",
+            "interval": f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}",
+            "macs": f"{short_number(row.macs / unit)} {letter}",
+            "parameters": f"{row.parameters / 1e6:.2f} M",
+            "time": f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})",
+            "strong": strong,
+        }
+        for name, row, strong in systems
+    ]
 
 
 def _embedded(path: Path) -> str:
-    """A PNG as a data address, so that the page is one file."""
+    """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

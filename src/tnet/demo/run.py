@@ -29,7 +29,6 @@ from tnet.training.run import RunResult, train
 RECIPE = Path(__file__).parent / "digits.yaml"
 LOOKS = (0, 1, 2, 3, 5, 8)
 FRESH_IMAGES = 6
-# Small enough for a test, large enough for every step to do something.
 _SMOKE = (
     "train.epochs=1",
     "train.images_per_epoch=64",
@@ -41,12 +40,12 @@ _SMOKE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the demonstration sets out to show, and whether this run did.
+    """A claim of the demonstration, and whether it holds in this run.
 
     Attributes:
-        text: what is claimed.
-        measured: what came out, in words.
-        met: whether it holds.
+        text: the claim.
+        measured: the measurement, in words.
+        met: whether the claim holds.
     """
 
     text: str
@@ -56,13 +55,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration left.
+    """Results of the demonstration.
 
     Attributes:
-        folder: of everything.
+        folder: of all files.
         page: the HTML page.
-        claims: what it set out to show.
-        rows: measured systems by name: the TNet at each number of looks and policy, and the two plain networks.
+        claims: checked claims.
+        rows: measurements per system: the TNet at each number of looks and policy, and the two plain networks.
         seconds: wall time of all steps.
     """
 
@@ -81,25 +80,25 @@ def run_demo(
     progress: bool = True,
     say: Callable[[str], object] = print,
 ) -> DemoResult:
-    """Train a TNet and two plain networks on made scenes, compare them, and write a page about it.
+    """Train a TNet and two plain networks on synthetic images, compare them, and write a page.
 
-    The plain networks are the same backbone on the whole image, once downsized to the base resolution and once at full
-    resolution; each gets the wall time that the TNet's training took.
+    The plain networks are the same backbone on the whole image, at the base resolution and at full resolution, each
+    trained for the same wall time as the TNet.
 
     Args:
         folder: for all results; must be new or empty.
-        seed: of everything random.
-        smoke: a run of seconds that only shows that every step works.
+        seed: random seed.
+        smoke: run for seconds, only to check that every step works.
         progress: show progress bars.
-        say: takes a line about each step.
+        say: called with a line about each step.
 
     Raises:
-        OutputError: the folder is in use or cannot be written.
+        OutputError: the folder is not empty or cannot be written.
     """
     start = time.monotonic()
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} already exists and is not empty; give another --out, or remove it")
+        raise OutputError(f"{folder} exists and is not empty; give another --out, or remove it")
     make_folder(folder)
     recipe = load_recipe(RECIPE, [*(_SMOKE if smoke else ()), f"seed={seed}"])
     digits = recipe.data.digits
@@ -112,7 +111,7 @@ def run_demo(
     )
     say("3/5  Training the same backbone on the full image, for the same time")
     full = train(plain_recipe(recipe, digits.canvas_px, minutes), folder / "plain_full", progress=progress)
-    say("4/5  Evaluating all three on images that none of them has seen")
+    say("4/5  Evaluating all three on test images")
     rows = _evaluate(tnet, small, full, progress)
     say("5/5  Predicting and explaining fresh images")
     explained = _fresh_images(tnet.model, recipe, folder)
@@ -124,9 +123,9 @@ def run_demo(
 
 
 def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
-    """The recipe of the plain backbone on the whole image at ``base_px``, trained for a given time.
+    """Return the recipe of the plain backbone on the whole image at ``base_px``, trained for a given time.
 
-    The full image takes smaller batches, so that memory suffices; training ends by time, not by a number of images.
+    The full image needs smaller batches to fit in memory.
     """
     batch = recipe.train.batch_size if base_px == tnet_config(recipe).base_px else max(4, recipe.train.batch_size // 4)
     images = recipe.data.digits.images_train // batch * batch
@@ -140,7 +139,7 @@ def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
 
 
 def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> dict[str, list[LooksRow]]:
-    """Measure all systems on the test split, and write what was measured."""
+    """Evaluate all systems on the test split, and write the results."""
     data = MegapixelDigits(tnet.recipe.data.digits, "test")
     rows = {
         "TNet": evaluate(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
@@ -148,23 +147,23 @@ def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool
         "full": evaluate(full.model, data, looks=(0,), batch_size=4, progress=progress),
     }
     folder = tnet.folder.parent
-    for name, found in rows.items():
-        write_rows_csv(found, folder / f"evaluation_{name.lower()}.csv")
+    for name, system in rows.items():
+        write_rows_csv(system, folder / f"evaluation_{name.lower()}.csv")
     plot_looks(rows["TNet"], folder / "accuracy.png")
     return rows
 
 
 def find_row(rows: Sequence[LooksRow], looks: int, policy: str = "topk") -> LooksRow:
-    """The row of a number of looks; the policy does not matter for 0."""
+    """Return the row of a number of looks; the policy is ignored for 0."""
     return next(row for row in rows if row.total_looks == looks and (looks == 0 or row.policy == policy))
 
 
 def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
-    """Hold what was measured against what the demonstration sets out to show."""
+    """Check the demonstration's claims."""
     chosen = find_row(rows["TNet"], looks)
     none, random = find_row(rows["TNet"], 0), find_row(rows["TNet"], looks, "random")
     full = rows["full"][0]
-    # Rounded, because 0.7 - 0.4 is a little less than 0.3.
+    # Rounded, because 0.7 - 0.4 < 0.3 in floating point.
     over_none = round(100 * (chosen.accuracy - none.accuracy), 6)
     over_random = round(100 * (chosen.accuracy - random.accuracy), 6)
     share = chosen.macs / full.macs
@@ -193,21 +192,21 @@ def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
 
 
 def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
-    """Write fresh images as files, predict them as a user would, and explain them."""
+    """Write new images as files, predict them as a user would, and explain them."""
     digits = recipe.data.digits
-    # Beyond the images that were evaluated.
+    # After the images that were evaluated.
     fresh = MegapixelDigits(replace(digits, images_test=digits.images_test + FRESH_IMAGES), "test")
     paths, explained = [], []
-    pictures = make_folder(folder / "fresh_images")
+    images = make_folder(folder / "fresh_images")
     for number in range(FRESH_IMAGES):
         sample = fresh[digits.images_test + number]
-        path = pictures / f"scene_{number + 1}.png"
+        path = images / f"scene_{number + 1}.png"
         assert isinstance(sample.image, torch.Tensor)
         Image.fromarray(sample.image[0].numpy()).save(path)
         paths.append(path)
-        picture = folder / "explained" / f"scene_{number + 1}.png"
-        save_explanation(model, sample.image, picture, title=path.name, truth=fresh.classes[int(sample.target)])
-        explained.append(picture)
+        figure = folder / "explained" / f"scene_{number + 1}.png"
+        save_explanation(model, sample.image, figure, title=path.name, truth=fresh.classes[int(sample.target)])
+        explained.append(figure)
     write_predictions(iter_predictions(model, paths, progress=False), folder / "predictions.csv")
     return explained
 
@@ -215,20 +214,20 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
 def _write_results(
     folder: Path, rows: dict[str, list[LooksRow]], claims: list[Claim], seed: int, seconds: float
 ) -> None:
-    """All figures as plain data, and the table as text."""
+    """Write all numbers as plain data, and the table as text."""
     results = {
         "seed": seed,
         "seconds": round(seconds, 1),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "claims": [asdict(claim) for claim in claims],
-        "rows": {name: [asdict(row) for row in found] for name, found in rows.items()},
+        "rows": {name: [asdict(row) for row in system] for name, system in rows.items()},
     }
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(folder / "evaluation_tnet.md", looks_table(rows["TNet"]))
 
 
 def machine() -> str:
-    """What it ran on, in words."""
+    """Describe the hardware and software."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return f"{platform.machine()}, {device}, Python {platform.python_version()}, PyTorch {torch.__version__}"

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from tnet.evaluation.evaluator import LEARNED, NO_POLICY, LooksRow
+from tnet.evaluation.evaluator import LooksRow
 from tnet.evaluation.report import looks_label, macs_unit
 from tnet.files import atomic_path
 
 _LABELS = {"topk": "learned (top-k)", "sample": "learned (sampled)", "random": "random", "centre": "centre out"}
-_MARKERS = {"random": "x", "centre": "^"}
 _ACCURACY, _NO_LOOKS = "val/accuracy", "val/accuracy_0_looks"
 
 
@@ -113,32 +112,13 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
     _save(figure, path)
 
 
-@dataclass(frozen=True)
-class SystemPoint:
-    """A system at one number of looks and one policy, with every quantity that it can be plotted against.
-
-    Attributes:
-        system: its name.
-        policy: how locations were chosen.
-        accuracy: mean, lower and upper end of its interval.
-        x: value per quantity; a quantity that was not measured is absent.
-    """
-
-    system: str
-    policy: str
-    accuracy: tuple[float, float, float]
-    x: dict[str, float]
-
-
-def plot_systems(points: Sequence[SystemPoint], quantity: str, path: Path, *, logarithmic: bool) -> None:
-    """Draw the accuracy of systems against one quantity: a curve per system and policy.
-
-    The point without looks belongs to every curve of its system; controls are dashed.
+def plot_curves(curves: Sequence[Curve], xlabel: str, path: Path, *, logarithmic: bool) -> None:
+    """Draw the accuracy of several systems against one quantity.
 
     Args:
-        points: what was measured; those without the quantity are left out.
-        quantity: key of :attr:`SystemPoint.x`, and label of the axis.
-        path: file to write, whole or not at all.
+        curves: at least one.
+        xlabel: the quantity, with its unit.
+        path: file to write, atomically.
         logarithmic: whether the quantity differs by factors.
 
     Raises:
@@ -146,24 +126,13 @@ def plot_systems(points: Sequence[SystemPoint], quantity: str, path: Path, *, lo
     """
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axis = figure.subplots()
-    names = list(dict.fromkeys(point.system for point in points))
-    for name, policy in dict.fromkeys((point.system, point.policy) for point in points):
-        own = [point for point in points if point.system == name]
-        if policy == NO_POLICY and {point.policy for point in own} != {NO_POLICY}:
-            continue
-        drawn = [point for point in own if point.policy in (policy, NO_POLICY) and quantity in point.x]
-        if not drawn:
-            continue
-        control = policy not in (LEARNED, NO_POLICY)
-        marker = _MARKERS.get(policy, "s" if control else "o")
-        label = f"{name}, {policy}" if control else name
-        curve = [Point(point.x[quantity], *point.accuracy) for point in drawn]
-        draw_curve(axis, Curve(label, curve, names.index(name), marker, control))
+    for curve in curves:
+        draw_curve(axis, curve)
     if logarithmic:
         plain_log_scale(axis)
     else:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel=quantity, ylabel="top-1 accuracy (%)")
+    axis.set(xlabel=xlabel, ylabel="top-1 accuracy (%)")
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper")
     _save(figure, path)

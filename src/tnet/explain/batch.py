@@ -105,20 +105,9 @@ def explain_samples(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> list[Path | Unreadable]:
-    """Explain samples spread evenly over a labelled dataset, with the true labels in the figures.
+    """Explain up to ``count`` samples spread evenly over a labelled dataset, with the true labels in the figures.
 
-    Args:
-        model: as in :func:`explain_paths`.
-        data: labelled images, from files or synthetic.
-        count: maximum number of samples.
-        out: as in :func:`explain_paths`.
-        looks: as in :func:`explain_paths`.
-        policy: as in :func:`explain_paths`.
-        device: as in :func:`explain_paths`.
-        progress: as in :func:`explain_paths`.
-
-    Returns:
-        The path of each figure.
+    The other arguments and the result are as in :func:`explain_paths`.
 
     Raises:
         DataError: there are no samples.

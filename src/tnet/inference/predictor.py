@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
-from tnet.data.transforms import named_transform
+from tnet.data.loading import read_options
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
@@ -83,6 +83,7 @@ def predict(
         GeometryError: the model does not allow this number of looks.
         ImageError: an image cannot be read, or is too small.
     """
+    was_training = isinstance(model, Model) and model.training
     if not isinstance(model, Model):
         folder = Path(model)
         read = run_read_options(folder) if read is None else read
@@ -100,7 +101,10 @@ def predict(
         allow_small=allow_small,
         progress=progress,
     )
-    return [item for item in found if isinstance(item, Prediction)]
+    try:
+        return [item for item in found if isinstance(item, Prediction)]
+    finally:
+        model.train(was_training)
 
 
 def list_images(
@@ -118,16 +122,9 @@ def list_images(
     return single
 
 
-def read_options(config: DataConfig) -> ReadOptions:
-    """Return how a recipe's data section says that images are read."""
-    return ReadOptions(
-        config.read,
-        config.lazy_above_px,
-        scene=config.scene,
-        max_side_px=config.max_side_px,
-        max_short_side_px=config.max_short_side_px,
-        prepare=None if config.preprocess is None else named_transform(config.preprocess),
-    )
+def data_read_options(config: DataConfig) -> ReadOptions:
+    """Return how a recipe's data section says that images are read, without overviews, which serve training."""
+    return replace(read_options(config, channels=3), overview_px=0, overview_folder=None)
 
 
 def run_read_options(folder: Path) -> ReadOptions:
@@ -148,7 +145,7 @@ def run_read_options(folder: Path) -> ReadOptions:
         raise RecipeError(f"{path} cannot be read ({type(error).__name__}); repair it, or pass read=") from None
     if not isinstance(recipe, dict) or "base" in recipe:
         raise RecipeError(f"{path} is not the recipe of a run; pass read= instead")
-    return read_options(parse_dataclass(DataConfig, recipe.get("data") or {}, f"{path}: data"))
+    return data_read_options(parse_dataclass(DataConfig, recipe.get("data") or {}, f"{path}: data"))
 
 
 def check_image_size(
@@ -163,10 +160,10 @@ def check_image_size(
 
     Args:
         size_hw: height and width, pixels, as the model gets it.
-        config: of the model: base resolution and grid.
+        config: of the model.
         name: of the image, for the message.
-        looks: number of looks per region for each level; the model's default if ``None``.
-        allow_small: enlarge images whose shorter side is below the base resolution.
+        looks: number of looks per level; the model's default if ``None``.
+        allow_small: allow a shorter side below the base resolution.
 
     Raises:
         ImageError: too small.
@@ -213,15 +210,7 @@ def load_input(
     read: ReadOptions = DEFAULT_READ,
     name: str = "",
 ) -> LoadedImage:
-    """Decode one image for a model, or open it as a scene.
-
-    Args:
-        image: a file, scene or tensor.
-        config: of the model: channels, base resolution and grid.
-        looks: as in :func:`check_image_size`.
-        allow_small: as in :func:`check_image_size`.
-        read: how a file is read.
-        name: of a scene or tensor.
+    """Decode one image for a model, or open it as a scene, and check its size; ``name`` is that of a scene or tensor.
 
     Raises:
         ImageError: it cannot be read, or is too small.
@@ -270,23 +259,8 @@ def iter_predictions(
     """Classify images one batch after the other, for any number of them.
 
     A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
-    but time.
-
-    Args:
-        model: moved to ``device`` and set to evaluation mode.
-        images: image files, scenes or tensors.
-        looks: as in :func:`predict`.
-        policy: as in :func:`predict`.
-        batch_size: as in :func:`predict`.
-        workers: as in :func:`predict`.
-        device: where the model runs.
-        progress: show a progress bar on standard error.
-        skip_unreadable: yield :class:`Unreadable` for an image that cannot be read or is too small, and continue.
-        allow_small: as in :func:`predict`.
-        read: how files are read. Boxes of downscaled images are in pixels of the image as stored.
-
-    Returns:
-        One record per image, in order.
+    but time. The model is moved to ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that
+    cannot be read or is too small yields :class:`Unreadable` in its place. Other arguments are as in :func:`predict`.
 
     Raises:
         DataError: there are no images; raised at once.
@@ -333,7 +307,7 @@ def _batches(
         if isinstance(entry, Unreadable) and not skip_unreadable:
             yield batch
             raise ImageError(entry.error)
-        size_bytes = entry.image.numel() if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
+        size_bytes = entry.image.nbytes if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
         if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
             yield batch
             batch, used_bytes = [], 0

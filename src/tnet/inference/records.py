@@ -122,7 +122,7 @@ def prediction_of(
     """Return the prediction for one image of a batch.
 
     Args:
-        output: output of the model.
+        output: of the model.
         image: index in the batch.
         config: of the model.
         path: source of the image.

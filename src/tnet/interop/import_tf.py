@@ -48,8 +48,8 @@ class Imported:
         family: naming scheme of the variables.
         variables: number of variables that became weights.
         left_out: number of entries that are training state: optimizer slots and counters.
-        step: training step at which it was saved, if stored.
-        baseline: moving reward baseline of its training, if stored.
+        step: training step, if stored.
+        baseline: moving reward baseline, if stored.
     """
 
     model: TNet
@@ -81,8 +81,8 @@ def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Impo
     family = family_of(keys)
     model = TNet(config).eval()
     names = variable_names(model, family)
-    baseline = keys.pop(_BASELINE, None)
-    _check_shapes(variables.path, shapes, keys, names, tensors_of(model))
+    baseline_key = keys.pop(_BASELINE, None)
+    _check_shapes(variables, keys, names, model)
     state = model.state_dict()
     for name, variable in names.items():
         key = keys[variable]
@@ -98,15 +98,10 @@ def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Impo
         state[name] = to_tensor(variable, value)
     model.load_state_dict(state)
     step = next((variables.scalar(key) for key in _STEPS if key in shapes), None)
-    return Imported(
-        model=model,
-        checkpoint=variables.path,
-        family=family,
-        variables=len(names),
-        left_out=sum(_TRAINING_STATE.fullmatch(key) is not None for key in shapes),
-        step=None if step is None else int(step),
-        baseline=None if baseline is None else variables.scalar(baseline),
-    )
+    left_out = sum(_TRAINING_STATE.fullmatch(key) is not None for key in shapes)
+    step = None if step is None else int(step)
+    baseline = None if baseline_key is None else variables.scalar(baseline_key)
+    return Imported(model, variables.path, family, len(names), left_out, step, baseline)
 
 
 def _weight_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -123,14 +118,9 @@ def _weight_keys(keys: Iterable[str]) -> dict[str, str]:
     return weights
 
 
-def _check_shapes(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    keys: Mapping[str, str],
-    names: Mapping[str, str],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[str, str], model: TNet) -> None:
     """Compare the names and shapes of the variables with the model's weights, before any value is read."""
+    shapes, tensors = variables.shapes, tensors_of(model)
     expected = {variable: tensorflow_shape(variable, tensors[name].shape) for name, variable in names.items()}
     wrong = [variable for variable in expected if variable in keys and shapes[keys[variable]] != expected[variable]]
     missing = [variable for variable in expected if variable not in keys]
@@ -150,7 +140,7 @@ def _check_shapes(
         if len(wrong) <= 2 and variable.rpartition("/")[2] in ("kernel", "bias"):
             remedy = f"if its number of classes differs, add num_classes={shape[-1]}"
     counts = f"({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of another shape in all)"
-    raise CheckpointError(f"checkpoint {path} {what} {counts}; {remedy}")
+    raise CheckpointError(f"checkpoint {variables.path} {what} {counts}; {remedy}")
 
 
 def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"]:
@@ -161,12 +151,7 @@ def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"
 
 
 def save_imported(imported: Imported, folder: str | Path, name: str) -> Path:
-    """Save an imported model and verify that the saved model gives the same output.
-
-    Args:
-        imported: the model.
-        folder: replaced if it exists.
-        name: of the registered model, for the model card.
+    """Save an imported model, replacing ``folder``, and verify that the saved model gives the same output.
 
     Raises:
         CheckpointError: outputs are not finite, or differ.

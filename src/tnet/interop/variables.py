@@ -33,15 +33,7 @@ _DAMAGE = (
 
 
 class Variables:
-    """Arrays of an ``.npz`` file: shapes and types are read at once, values on request.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        path: as given.
-        shapes: shape per name; names contain slashes, as in TensorFlow.
-        dtypes: type per name.
+    """Arrays of an ``.npz`` file: ``shapes`` and ``dtypes`` by name are read at once, values on request.
 
     Raises:
         CheckpointError: the file is missing, damaged, too large, or not an ``.npz`` file.

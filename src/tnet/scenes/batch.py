@@ -40,11 +40,11 @@ class LazyBatch:
 
     Args:
         scenes: one per image.
-        channels: number of channels of glimpses.
+        channels: of glimpses.
         resize: see :data:`tnet.scenes.base.Resize`.
         fill: value outside an image, in [0, 1]: one, or one per channel.
-        threads: regions read at a time; 0 reads them in turn without threads. Results are the same.
-        device: device of glimpses.
+        threads: regions read at a time; 0 reads them in turn without threads, with the same result.
+        device: of glimpses.
 
     Raises:
         GeometryError: no scenes, something that is not a scene, or a negative number of threads.
@@ -62,7 +62,7 @@ class LazyBatch:
         device: torch.device | str = "cpu",
     ) -> None:
         if not scenes or not all(isinstance(scene, Scene) for scene in scenes):
-            raise GeometryError("a batch of scenes must contain at least one scene, and nothing else")
+            raise GeometryError("scenes are empty or contain something else; give at least one scene")
         if threads < 0:
             raise GeometryError(f"threads is {threads}; give at least 0, which reads without threads")
         self.scenes = tuple(scenes)
@@ -77,18 +77,11 @@ class LazyBatch:
     def sizes_hw(self) -> list[tuple[int, int]]:
         """Height and width of each image, level-0 pixels; opens the files."""
         if self._sizes_hw is None:
-            self._sizes_hw = self._map(_size_hw, [(scene,) for scene in self.scenes])
+            self._sizes_hw = self._map(lambda scene: scene.size_hw, [(scene,) for scene in self.scenes])
         return list(self._sizes_hw)
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Return the pixels of each region, resized to ``size_px`` squared.
-
-        Args:
-            regions: boxes in level-0 pixels; outside an image is ``fill``.
-            size_px: side of the result.
-
-        Returns:
-            ``float32`` in [0, 1].
+        """Return the pixels of each region, ``float32`` in [0, 1].
 
         Raises:
             ImageError: an image cannot be read; if several, the first in the order of regions.
@@ -125,7 +118,3 @@ def _executor(threads: int) -> ThreadPoolExecutor:
         if threads not in _executors:
             _executors[threads] = ThreadPoolExecutor(threads, thread_name_prefix="tnet-read")
         return _executors[threads]
-
-
-def _size_hw(scene: Scene) -> tuple[int, int]:
-    return scene.size_hw

@@ -12,8 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakValueDictionary
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -36,35 +35,17 @@ class FileKey:
     stamp: tuple[int, ...]  # distinguishes the file from another that took its place
 
 
-class FileStats:
-    """Counts of what this process has read of one file."""
+class FileStats(NamedTuple):
+    """Encoded bytes read and stored tiles decoded by the open readers of one file."""
 
-    def __init__(self) -> None:
-        self.readers: list[Reader] = []  # open ones, which continue to count
-        self._closed_bytes = self._closed_tiles = 0
-
-    @property
-    def bytes_read(self) -> int:
-        """Encoded bytes, as counted by the readers."""
-        return self._closed_bytes + sum(reader.bytes_read for reader in tuple(self.readers))
-
-    @property
-    def tiles_read(self) -> int:
-        """Stored tiles decoded."""
-        return self._closed_tiles + sum(reader.tiles_read for reader in tuple(self.readers))
-
-    def finish(self, reader: Reader) -> None:
-        """Keep the counts of a reader that is about to be closed."""
-        self._closed_bytes += reader.bytes_read
-        self._closed_tiles += reader.tiles_read
-        self.readers = [other for other in self.readers if other is not reader]
+    bytes_read: int
+    tiles_read: int
 
 
 @dataclass(eq=False)
 class _Open:
     key: FileKey
     reader: Reader
-    stats: FileStats
     users: int = 1
     wanted: bool = True  # not closed meanwhile, and never failed
 
@@ -82,16 +63,16 @@ class ReaderPool:
     def __init__(self, limit: int = MAX_OPEN_READERS) -> None:
         self.limit = limit
         self._entries: list[_Open] = []  # least recently used first
-        self._stats: WeakValueDictionary[FileKey, FileStats] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def stats(self, key: FileKey) -> FileStats:
-        """Return the counts of a file; they last while somebody holds them, or a reader of the file is open."""
+        """Return the counts of a file's open readers."""
         with self._lock:
-            return self._stats.setdefault(key, FileStats())
+            readers = [entry.reader for entry in self._entries if entry.key == key]
+        return FileStats(sum(reader.bytes_read for reader in readers), sum(reader.tiles_read for reader in readers))
 
     @contextmanager
     def lend(self, key: FileKey, opener: Callable[[], Reader]) -> Iterator[Reader]:
@@ -128,10 +109,8 @@ class ReaderPool:
         return None
 
     def _add(self, key: FileKey, reader: Reader) -> _Open:
-        stats = self.stats(key)
-        entry = _Open(key, reader, stats)
+        entry = _Open(key, reader)
         with self._lock:
-            stats.readers.append(reader)
             self._entries.append(entry)
             surplus = self._remove_surplus()
         _close(surplus)
@@ -145,7 +124,6 @@ class ReaderPool:
         removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
         for entry in removed:
             self._entries.remove(entry)
-            entry.stats.finish(entry.reader)
         return removed
 
 

@@ -129,10 +129,8 @@ def map_channels(
         elif (len(taken), channels) == (3, 1) and info.color == "rgb" and bands is None:
             mix = "luma"
         else:
-            raise ImageError(
-                f"image {path} has {len(taken)}{' chosen' if bands else ''} bands, but the model takes {channels}; "
-                f"choose {channels} of its {info.channels} with bands=(...) (--bands)"
-            )
+            problem = f"image {path} has {len(taken)}{' chosen' if bands else ''} bands, but the model takes {channels}"
+            raise ImageError(f"{problem}; choose {channels} of its {info.channels} with bands=(...) (--bands)")
     below = info.has_alpha and stored[-1] not in taken
     return ChannelMap(
         take=None if taken == stored else taken,
@@ -152,8 +150,6 @@ def _value_range(
         return value_range
     defaults: dict[str, tuple[float, float] | None] = {"uint8": None, "uint16": (0, 65535), "bool": (0, 1)}
     if dtype.name not in defaults:
-        raise ImageError(
-            f"image {path} holds {dtype.name} values, whose black and white are unknown; give "
-            "value_range=(black, white) (--value-range)"
-        )
+        problem = f"image {path} holds {dtype.name} values, whose black and white are unknown"
+        raise ImageError(f"{problem}; give value_range=(black, white) (--value-range)")
     return defaults[dtype.name]

@@ -145,7 +145,7 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
         plugin, accepts = Image.OPEN.get(name, (None, None))  # some builds of Pillow lack AVIF or JPEG 2000
         if plugin is None or accepts is None or accepts(prefix) is not True:
             continue
-        if name == "JPEG":  # of a multi-picture JPEG only the first, without the index of the others
+        if name == "JPEG":  # of a JPEG with several images only the first, without the index of the others
             plugin = JpegImagePlugin.JpegImageFile
         stream.seek(0)
         try:
@@ -155,11 +155,8 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
             raise unreadable(path, f"it is larger than {limit} ({error})", remedy) from error
         pixels = image.width * image.height
         if pixels > max_pixels:
-            raise unreadable(
-                path,
-                f"it has {image.width:,} x {image.height:,} = {pixels:,} pixels, over {limit}",
-                remedy,
-            )
+            size = f"{image.width:,} x {image.height:,} = {pixels:,}"
+            raise unreadable(path, f"it has {size} pixels, over {limit}", remedy)
         return image
     raise unreadable(path, f"its format is not supported ({', '.join(_FORMATS)})", _CONVERT)
 
@@ -217,11 +214,8 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
     if is_16_bit_grey(image):
         converted = _high_byte(image)
     elif image.mode in ("I", "F"):
-        raise unreadable(
-            path,
-            f"its values are 32-bit, signed or floating-point numbers (mode {image.mode}) with an unknown white level",
-            "scale it to 8 or 16 bits first",
-        )
+        reason = f"its values are 32-bit or floating-point (mode {image.mode}), whose white level is unknown"
+        raise unreadable(path, reason, "scale it to 8 or 16 bits")
     elif image.has_transparency_data:
         converted = image.convert("RGBA")
         converted = Image.alpha_composite(Image.new("RGBA", converted.size, "white"), converted)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from tnet.errors import ConfigError, SlowImageWarning
 from tnet.scenes import cache
-from tnet.scenes.base import BoxL0, Resize, check_look
+from tnet.scenes.base import BoxL0, Resize, Window, check_look
 from tnet.scenes.channels import Alpha, map_channels
-from tnet.scenes.guard import guarded, unreadable
+from tnet.scenes.guard import accessing, guarded, unreadable
 from tnet.scenes.readers import open_reader
-from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, Window
+from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.resample import LevelPixels, resample
 
 # A level may be this much coarser than requested: sizes of levels are rounded to whole pixels, so a level at half the
@@ -94,7 +94,6 @@ class FileScene:
         self.name = str(path)
         self._info: ImageInfo | None = None
         self._key: cache.FileKey | None = None
-        self._stats: cache.FileStats | None = None  # held, so that it lasts while the file is closed
 
     def __reduce__(self) -> tuple[type[FileScene], tuple[Path, SceneOptions]]:
         return type(self), (self.path, self.options)
@@ -141,11 +140,8 @@ class FileScene:
 
     @property
     def stats(self) -> cache.FileStats:
-        """What this process has read of the file so far, through any scene."""
-        _ = self.info
-        assert self._key is not None
-        self._stats = cache.readers.stats(self._key)
-        return self._stats
+        """What this process has read of the file since it was opened, through any scene."""
+        return cache.readers.stats(self._key or self._file_key())
 
     def close(self) -> None:
         """Close the file and drop its pixels; it is reopened at the next use."""
@@ -193,12 +189,10 @@ class FileScene:
         level = info.levels[index]
         down_y, down_x = level.downsample_yx
         height, width = info.levels[0].size_hw
+        extent_hw = math.ceil(height / down_y - 1e-6), math.ceil(width / down_x - 1e-6)
         pixels = LevelPixels(
             size_hw=level.size_hw,
-            extent_hw=(
-                max(level.size_hw[0], math.ceil(height / down_y - 1e-6)),
-                max(level.size_hw[1], math.ceil(width / down_x - 1e-6)),
-            ),
+            extent_hw=(max(level.size_hw[0], extent_hw[0]), max(level.size_hw[1], extent_hw[1])),
             read=partial(self._read if tile_rows else self._crop, key, index),
             prepare=partial(mapping.apply, fill=fill),
             channels=channels,
@@ -229,18 +223,13 @@ class FileScene:
     @contextmanager
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
         """Borrow a reader from the pool."""
-        self._stats = cache.readers.stats(key)
         opener = partial(open_reader, self.path, self.options.read, self.options.reader)
         with guarded(self.path), cache.readers.lend(key, opener) as reader:
             yield reader
 
     def _file_key(self) -> cache.FileKey:
-        try:
+        with accessing(self.path):
             status = self.path.stat()
-        except FileNotFoundError as error:
-            raise unreadable(self.path, "there is no such file", "correct the path, or restore the file") from error
-        except (OSError, ValueError) as error:
-            raise unreadable(self.path, f"it cannot be accessed ({error})", "correct the path") from error
         # A folder changes whenever something is added to it, an image file only if it is written again.
         stamp: tuple[int, ...] = (status.st_dev, status.st_ino)
         if not stat.S_ISDIR(status.st_mode):
@@ -253,11 +242,8 @@ class FileScene:
             reason = f"it claims {height:,} x {width:,} pixels, over the limit of {_MAX_SIDE_PX:,} per side"
             raise unreadable(self.path, reason)
         if math.prod(coarsest) > _MAX_COARSEST_PX:
-            raise unreadable(
-                self.path,
-                f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}",
-                f"write one with: tnet pyramid {self.path} OUT.tif",
-            )
+            reason = f"it has {height:,} x {width:,} pixels, and no smaller version with up to {_MAX_COARSEST_PX:,}"
+            raise unreadable(self.path, reason, f"write one with: tnet pyramid {self.path} OUT.tif")
 
     def _warn_if_slow(self, info: ImageInfo) -> None:
         (height, width), coarsest = info.levels[0].size_hw, info.levels[-1].size_hw

@@ -59,9 +59,8 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
             raise DataError(f"{path} {problem}; give a folder of images")
         images = sorted(_walk(path))
     except OSError as error:
-        raise DataError(
-            f"folder {error.filename or path} cannot be listed ({error.strerror}); make it readable"
-        ) from error
+        folder = error.filename or path
+        raise DataError(f"folder {folder} cannot be listed ({error.strerror}); make it readable") from error
     if not images:
         raise DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return images

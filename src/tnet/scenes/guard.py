@@ -36,13 +36,29 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
     except TnetError:
         raise
     except MemoryError as error:
-        raise unreadable(
-            path, "there is not enough memory for it", "lower max_pixels, or read fewer or smaller images at a time"
-        ) from error
+        raise unreadable(path, "there is not enough memory for it", "read fewer or smaller images at a time") from error
     except Exception as error:  # on damaged files, libraries raise nearly every type there is
-        raise unreadable(
-            path, f"it is truncated, damaged or in an unsupported format ({one_line(error)})", remedy
-        ) from error
+        reason = f"it is truncated, damaged or in an unsupported format ({one_line(error)})"
+        raise unreadable(path, reason, remedy) from error
+
+
+@contextmanager
+def accessing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that names the file and the remedy.
+
+    Raises:
+        ImageError: instead of ``OSError``, or of ``ValueError`` for a path with a null character.
+    """
+    try:
+        yield
+    except ImageError:  # a ValueError
+        raise
+    except FileNotFoundError as error:
+        raise unreadable(path, "no such file", "correct the path, or restore the file") from error
+    except PermissionError as error:
+        raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
+    except (OSError, ValueError) as error:
+        raise unreadable(path, f"it cannot be opened ({one_line(error)})", "correct the path") from error
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -51,7 +67,7 @@ def open_file(path: Path) -> IO[bytes]:
     Raises:
         ImageError: it is missing, empty, not a regular file, or not readable.
     """
-    try:
+    with accessing(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise unreadable(path, "it is a folder", "give an image inside it")
@@ -60,11 +76,3 @@ def open_file(path: Path) -> IO[bytes]:
         if status.st_size == 0:
             raise unreadable(path, "the file is empty (0 bytes)")
         return path.open("rb")
-    except ImageError:  # a ValueError
-        raise
-    except FileNotFoundError as error:
-        raise unreadable(path, "there is no such file", "correct the path, or restore the file") from error
-    except PermissionError as error:
-        raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise unreadable(path, f"the file cannot be opened ({one_line(error)})", "correct the path") from error

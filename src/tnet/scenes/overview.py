@@ -98,12 +98,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class OverviewScene:
     """A scene whose coarse glimpses are served from a small copy of it, made at the first of them.
 
-    Copies of files are kept in a store of the process (:data:`overviews`) and in a folder, if given, and identified by
-    path, size, modification time and options; those of other scenes are kept by this object alone. A scene with fewer
-    pixels per side than the copy would have gets none. Glimpses with the ``bilinear`` filter, whose result depends on
-    single pixels, and with another number of channels go to the scene.
-
-    It pickles with its copy: a data loader's worker that has made it saves the training process the read.
+    Copies of files, identified by path, size, modification time and options, are kept in a store of the process
+    (:data:`overviews`) and in a folder, if given; those of other scenes by this object alone. Smaller scenes get none.
+    Glimpses with the ``bilinear`` filter, which depends on single pixels, and with other channels go to the scene. It
+    pickles with its copy, so that a data loader's worker can make it for the training process.
 
     Args:
         scene: the scene.
@@ -144,12 +142,7 @@ class OverviewScene:
         return self.scene.levels if kept is None else kept.levels
 
     def warm(self) -> None:
-        """Make the overview now, if the scene gets one and it is not kept already.
-
-        Raises:
-            ImageError: the scene cannot be read.
-            OutputError: the folder cannot be written.
-        """
+        """Make the overview now; raises ``ImageError`` or ``OutputError`` (the folder)."""
         self._get_or_make()
 
     def serves(self, box_l0_yxyx: BoxL0, size_px: int) -> bool:
@@ -264,4 +257,4 @@ def _load(path: Path, px: int, channels: int) -> Overview | None:
     is_valid = is_valid and levels.dtype == torch.int64 and levels.ndim == 2 and levels.shape[1] == 2
     if not is_valid or len(levels) < 1 or int(levels.min()) < 1 or int(levels[0].min()) < px:
         return None
-    return Overview(pixels, tuple((int(height), int(width)) for height, width in levels.tolist()))
+    return Overview(pixels, tuple(map(tuple, levels.tolist())))

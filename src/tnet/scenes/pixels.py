@@ -29,17 +29,11 @@ _RADIUS_PX = {"bilinear": 1.0, "bicubic": 2.0, "mitchell": 2.0, "gaussian": 1.5,
 
 
 class RandAugmentDraw(NamedTuple):
-    """One draw of RandAugment.
+    """One draw of RandAugment."""
 
-    Attributes:
-        operations: number of operations in sequence.
-        magnitude: 0 to 30.
-        seed: decides which operations, and in which direction.
-    """
-
-    operations: int
-    magnitude: int
-    seed: int
+    operations: int  # in sequence
+    magnitude: int  # 0 to 30
+    seed: int  # decides which operations, and in which direction
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,7 @@ class PixelChange:
 def change_pixels(
     image: UInt8[Tensor, "channels height width"], change: PixelChange
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Return a changed image.
-
-    Args:
-        image: values 0 to 255; one or three channels for colour changes and RandAugment. Not modified.
-        change: the change.
+    """Return a changed copy of an image with values 0 to 255.
 
     Raises:
         ConfigError: colours are changed, but there are neither one nor three channels.
@@ -140,9 +130,8 @@ def _filter(distance: Tensor, method: ResizeMethod) -> Tensor:
     else:  # the cubics of Mitchell and Netravali by B and C
         b, c = (0.0, 0.5) if method == "bicubic" else (1 / 3, 1 / 3)
         near = ((12 - 9 * b - 6 * c) * distance + (-18 + 12 * b + 6 * c)) * distance.square() + (6 - 2 * b)
-        far = (((-b - 6 * c) * distance + (6 * b + 30 * c)) * distance - (12 * b + 48 * c)) * distance + (
-            8 * b + 24 * c
-        )
+        far = ((-b - 6 * c) * distance + (6 * b + 30 * c)) * distance - (12 * b + 48 * c)
+        far = far * distance + (8 * b + 24 * c)
         weight = torch.where(distance < 1, near, far) / 6
     return torch.where(distance < radius, weight, 0)
 

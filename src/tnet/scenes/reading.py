@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -34,9 +34,9 @@ class ReadOptions:
     """How the images of a dataset are read.
 
     Attributes:
-        mode: see :data:`ReadMode`. ``auto`` decodes every image if images are downscaled or prepared. Otherwise it also
-            reads lazily what Pillow does not read correctly (slides, OME-Zarr, OME-TIFF, georeferenced and multi-band
-            files), and every image if ``scene`` is not the default.
+        mode: see :data:`ReadMode`. ``auto`` decodes every image if images are downscaled or prepared, reads every image
+            lazily if ``scene`` is not the default, and else also those that Pillow does not read correctly (slides,
+            OME-Zarr, OME-TIFF, georeferenced and multi-band files).
         lazy_above_px: pixels above which ``auto`` reads lazily.
         overview_px: side of the copy of each lazily read image from which coarse glimpses are served; 0 for none. See
             :mod:`tnet.scenes.overview`.
@@ -67,10 +67,7 @@ class ReadOptions:
         check_limits(self.max_side_px, self.max_short_side_px, self.max_pixels)
         has_scene_options = self.scene != SceneOptions()
         if self.mode == "memory" and has_scene_options:
-            raise ConfigError(
-                "bands, value_range and other scene options need images that are read lazily; set data.read to lazy "
-                "(--read lazy)"
-            )
+            raise ConfigError("bands, value_range and other scene options need lazy reading; set data.read or --read")
         if self.changes_images and (self.mode == "lazy" or has_scene_options):
             raise ConfigError(
                 "images that are read lazily (--read lazy, --bands, --value-range) are neither downscaled nor "
@@ -139,14 +136,3 @@ class ReadOptions:
         if get_worker_info() is not None:
             with_overview.warm()
         return with_overview
-
-
-@dataclass(frozen=True)
-class Reading(ReadOptions):
-    """Former name of :class:`ReadOptions`, whose ``channels`` may be left to the caller; to be removed."""
-
-    channels: int | None = None  # type: ignore[assignment]
-
-    def open_scene(self, path: str | os.PathLike[str], channels: int) -> FileScene | OverviewScene:
-        """Make a scene of an image, with its overview if it has one."""
-        return replace(self, channels=self.channels or channels)._open_scene(path)

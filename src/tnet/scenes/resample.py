@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tnet.scenes.base import Resize
-from tnet.scenes.readers.base import Window
+from tnet.scenes.base import Resize, Window
 
 # Smaller windows are resized in one go; larger ones have their columns resized in bands of rows first, then their rows,
 # so that the extra memory of a glimpse hardly depends on the size of the image.
@@ -39,28 +38,18 @@ _SNAP_PX = 1e-6  # rounding error of a position that is a whole number
 
 @dataclass(frozen=True)
 class LevelPixels:
-    """Access to the pixels of one stored level.
+    """Access to the pixels of one stored level."""
 
-    Attributes:
-        size_hw: stored height and width.
-        extent_hw: height and width of the image in pixels of this level, rounded up: a pixel more than is stored if the
-            level was cut down to whole pixels. The last stored pixel is then repeated.
-        read: returns ``[height, width, stored channels]`` of a window inside the stored pixels.
-        prepare: converts rows that were read to ``[height, width, channels]`` of ``dtype``.
-        channels: of prepared pixels.
-        dtype: of prepared pixels: ``uint8``, or ``float32`` in [0, 1].
-        pixel_bytes: size of a pixel as it is read.
-        tile_rows: height of the stored tiles; ``None`` if reading is free, so that a window is read in one go.
-    """
-
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, int]  # as stored
+    # Size of the image in pixels of this level, rounded up: a pixel more than is stored if the level was cut down to
+    # whole pixels. The last stored pixel is then repeated.
     extent_hw: tuple[int, int]
-    read: Callable[[Window], NDArray[Any]]
-    prepare: Callable[[NDArray[Any]], NDArray[Any]]
+    read: Callable[[Window], NDArray[Any]]  # a window inside the stored pixels, [height, width, stored channels]
+    prepare: Callable[[NDArray[Any]], NDArray[Any]]  # rows that were read to [height, width, channels] of dtype
     channels: int
-    dtype: np.dtype[Any]
-    pixel_bytes: int
-    tile_rows: int | None
+    dtype: np.dtype[Any]  # uint8, or float32 in [0, 1]
+    pixel_bytes: int  # as read
+    tile_rows: int | None  # height of the stored tiles; None if reading is free, so that a window is read in one go
 
 
 def interpolate(

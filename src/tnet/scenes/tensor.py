@@ -41,19 +41,15 @@ class TensorBatch:
         self.resize: Resize = resize
         self.fill = fill
         if len(images) == 0 or any(image.ndim != 3 for image in images):
-            raise GeometryError(
-                "images must be [batch, channels, height, width], or a list of [channels, height, width]"
-            )
+            raise GeometryError("images are missing or not three-dimensional; give [channels, height, width]")
         first = images[0]
         self.is_normalized = first.dtype.is_floating_point
         if not self.is_normalized and first.dtype != torch.uint8:
             raise GeometryError(f"images are {first.dtype}; give uint8 or normalised floating-point pixels")
         for image in images:
             if (image.dtype, image.shape[0]) != (first.dtype, first.shape[0]):
-                raise GeometryError(
-                    f"images are {first.dtype} with {first.shape[0]} channel(s) and {image.dtype} with "
-                    f"{image.shape[0]}; give one type and number of channels"
-                )
+                form = f"{first.dtype} with {first.shape[0]} channel(s) and {image.dtype} with {image.shape[0]}"
+                raise GeometryError(f"images are {form}; give one type and number of channels")
 
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:
@@ -66,15 +62,7 @@ class TensorBatch:
         return self.images[0].device
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Return the pixels of each region, resized to ``size_px`` squared.
-
-        Args:
-            regions: boxes in level-0 pixels; outside the image is ``fill``.
-            size_px: side of the result.
-
-        Returns:
-            ``float32`` in [0, 1] for ``uint8`` images, else the images' own floating type.
-        """
+        """Return the pixels of each region: ``float32`` in [0, 1] for ``uint8`` images, else their own type."""
         boxes = list(zip(regions.image.tolist(), regions.box_l0_yxyx.tolist(), strict=True))
         result: list[Tensor] = []
         group: list[Tensor] = []

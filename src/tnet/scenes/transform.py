@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,16 +68,12 @@ class ImageChange:
                 raise ConfigError(f"{name} is changed by {factor}; give {low:g} to {high:g}")
 
     def crop_of(self, size_hw: tuple[int, int]) -> BoxL0:
-        """Return the crop of an image of this size.
-
-        Raises:
-            GeometryError: it is empty, or not inside the image.
-        """
+        """Return the crop of an image of this size; raises ``GeometryError`` if it is empty, or not inside."""
         if self.crop_yxyx is None:
             return (0, 0, *size_hw)
         y0, x0, y1, x1 = self.crop_yxyx
         if not (0 <= y0 < y1 <= size_hw[0] and 0 <= x0 < x1 <= size_hw[1]):
-            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside an image of {size_hw} pixels")
+            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside; the image has {size_hw} pixels")
         return self.crop_yxyx
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -91,12 +87,7 @@ class ImageChange:
 def change_image(
     image: UInt8[Tensor, "channels height width"], change: ImageChange
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Change an image in memory.
-
-    Args:
-        image: values 0 to 255; one or three channels for colour changes. Not modified.
-        change: the change.
-    """
+    """Return a changed copy of an image in memory; colour changes need one or three channels."""
     y0, x0, y1, x1 = change.crop_of((int(image.shape[1]), int(image.shape[2])))
     if change.angle_deg:
         rows, columns = torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5
@@ -117,7 +108,7 @@ def adjust_colours(
     """Change colours in sequence.
 
     Args:
-        pixels: ``[channels, height, width]``, 1 or 3 channels: ``uint8``, or floating point in [0, 1].
+        pixels: ``[channels, height, width]``: ``uint8``, or floating point in [0, 1].
         colours: names and factors.
         contrast_mean: grey level in [0, 1] about which contrast is changed; ``None`` for the mean of ``pixels``.
 
@@ -130,17 +121,11 @@ def adjust_colours(
         raise ConfigError(f"colour changes need an image of 1 or 3 channels, not {pixels.shape[0]}")
     from torchvision.transforms.v2 import functional
 
-    adjust: dict[Colour, Any] = {
-        "brightness": functional.adjust_brightness,
-        "contrast": functional.adjust_contrast,
-        "saturation": functional.adjust_saturation,
-        "hue": functional.adjust_hue,
-    }
     for name, factor in colours:
         if name == "contrast" and contrast_mean is not None:
             pixels = (pixels * factor + contrast_mean * (1 - factor)).clamp(0, 1)
         else:
-            pixels = adjust[name](pixels, factor)
+            pixels = getattr(functional, f"adjust_{name}")(pixels, factor)
     return pixels
 
 
@@ -219,15 +204,9 @@ class TransformedScene:
         return self._look(box_l0_yxyx, size_px, channels, resize, fill, colours, mean)
 
     def _look(
-        self,
-        box_yxyx: BoxL0,
-        size_px: int,
-        channels: int,
-        resize: Resize,
-        fill: Sequence[float],
-        colours: Sequence[tuple[Colour, float]],
-        mean: float | None,
-    ) -> Tensor:
+        self, box_yxyx: BoxL0, size_px: int, channels: int, resize: Resize, fill: Sequence[float],
+        colours: Sequence[tuple[Colour, float]], mean: float | None,
+    ) -> Tensor:  # fmt: skip
         """Glimpse with some of the colour changes."""
         check_look(box_yxyx, size_px)
         top, left, bottom, right = self.change.crop_of(self.scene.size_hw)

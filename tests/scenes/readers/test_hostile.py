@@ -109,6 +109,7 @@ def test_empty_and_missing_files(name: str, tmp_path: Path) -> None:
             open_reader(tmp_path / path, name=name)
 
 
+@pytest.mark.slow
 def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
     """What libraries take for themselves set aside; libtiff reads as much of a bomb as a tile holds, and no more."""
     files = [write(tmp_path / write.__name__) for write in (make.giant_png, make.giant_jpeg, make.bomb_tiff)]

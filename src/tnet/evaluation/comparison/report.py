@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from tnet.evaluation.comparison.work import Effort
-from tnet.evaluation.evaluator import LooksRow
-from tnet.evaluation.plots import SystemPoint, plot_systems
+from tnet.evaluation.evaluator import LEARNED, NO_POLICY, LooksRow
+from tnet.evaluation.plots import Curve, Point, plot_curves
 from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number, write_csv
 from tnet.evaluation.resources import Cost, MemoryUse, TimeUse
+
+_MARKERS = {"random": "x", "centre": "^"}
 
 
 @dataclass(frozen=True)
@@ -292,22 +294,43 @@ def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
     """
     unit, letter = macs_unit(_largest_macs(lines))
     device, batch_size = first = next(iter(_keys(lines, "times")), ("", 0))
-    macs, time = f"multiply-adds per image ({letter})", f"ms per image ({device}, batch {batch_size})"
-    looks = "looks (regions per image)"
-    points = []
-    for line in lines:
-        if line.top1 is None:
-            continue
-        x = {looks: float(line.total_looks)}
-        if line.cost is not None:
-            x[macs] = line.cost.macs / unit
-        if (timed := line.time(first)) is not None:
-            x[time] = timed.median_ms
-        points.append(SystemPoint(line.row, line.policy, (line.top1.mean, line.top1.low, line.top1.high), x))
+
+    def macs(line: Line) -> float | None:
+        return None if line.cost is None else line.cost.macs / unit
+
+    def time_ms(line: Line) -> float | None:
+        time = line.time(first)
+        return None if time is None else time.median_ms
+
+    quantities: tuple[tuple[str, str, Callable[[Line], float | None], bool], ...] = (
+        ("accuracy_macs.png", f"multiply-adds per image ({letter})", macs, True),
+        ("accuracy_time.png", f"ms per image ({device}, batch {batch_size})", time_ms, True),
+        ("accuracy_looks.png", "looks (regions per image)", lambda line: float(line.total_looks), False),
+    )
     drawn = []
-    for quantity, name in ((macs, "accuracy_macs.png"), (time, "accuracy_time.png"), (looks, "accuracy_looks.png")):
-        if any(quantity in point.x for point in points):
-            # Costs of systems differ by factors.
-            plot_systems(points, quantity, folder / name, logarithmic=quantity != looks)
+    for name, label, x_of, differs_by_factors in quantities:
+        if curves := _curves(lines, x_of):
+            plot_curves(curves, label, folder / name, logarithmic=differs_by_factors)
             drawn.append(folder / name)
     return drawn
+
+
+def _curves(lines: Sequence[Line], x_of: Callable[[Line], float | None]) -> list[Curve]:
+    """A curve per row and policy; the point without looks belongs to every curve of its row."""
+    names = list(dict.fromkeys(line.row for line in lines))
+    curves = []
+    for name, policy in dict.fromkeys((line.row, line.policy) for line in lines):
+        own = [line for line in lines if line.row == name]
+        if policy == NO_POLICY and {line.policy for line in own} != {NO_POLICY}:
+            continue
+        points = [
+            Point(x, line.top1.mean, line.top1.low, line.top1.high)
+            for line in own
+            if line.policy in (policy, NO_POLICY) and line.top1 is not None and (x := x_of(line)) is not None
+        ]
+        if points:
+            control = policy not in (LEARNED, NO_POLICY)
+            marker = _MARKERS.get(policy, "s" if control else "o")
+            label = f"{name}, {policy}" if control else name
+            curves.append(Curve(label, points, names.index(name), marker, control))
+    return curves

@@ -46,7 +46,7 @@ class Effort:
     """Training effort, including that of earlier stages.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         images: images seen in training, with repetition.
         minutes: wall time with validation, without work that was lost when a run was killed.
     """

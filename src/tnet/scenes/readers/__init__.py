@@ -17,33 +17,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from tnet.errors import ImageError
 from tnet.scenes.guard import unreadable
-from tnet.scenes.readers.base import (
-    READERS,
-    GeoReference,
-    ImageInfo,
-    Reader,
-    ReaderOptions,
-    StoredLevel,
-)
+from tnet.scenes.readers.base import READERS, Reader, ReaderOptions
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.pillow_reader import decodes_tiff
 
 for _name in ("pillow", "openslide", "rasterio", "tifffile", "zarr"):
     import_module(f"tnet.scenes.readers.{_name}_reader")  # which registers the reader
 
-__all__ = [
-    "READERS",
-    "GeoReference",
-    "ImageInfo",
-    "Reader",
-    "ReaderOptions",
-    "StoredLevel",
-    "is_plain_image",
-    "open_reader",
-    "sniff",
-]
+__all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "open_reader", "sniff"]
 
 
 def open_reader(path: str | Path, options: ReaderOptions | None = None, name: str | None = None) -> Reader:
@@ -56,7 +38,7 @@ def open_reader(path: str | Path, options: ReaderOptions | None = None, name: st
 
     Raises:
         ImageError: it cannot be read, or the library for it is not installed.
-        ConfigError: there is no reader of this name.
+        ConfigError: the name is unknown.
     """
     path, options = Path(path), options or ReaderOptions()
     if name is not None:
@@ -113,7 +95,5 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
 
 def _refuse_missing(path: Path, name: str) -> NoReturn:
     entry = READERS[name]
-    raise ImageError(
-        f"image {path} cannot be read without {' and '.join(entry.modules)}, not installed; run: "
-        f"pip install 'tnet[{entry.extra}]'"
-    )
+    reason = f"{' and '.join(entry.modules)} must be installed"
+    raise unreadable(path, reason, f"run: pip install 'tnet[{entry.extra}]'")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tnet.errors import GeometryError
+from tnet.scenes.base import Window
 from tnet.scenes.guard import unreadable
-from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
 
 _T = TypeVar("_T")
 
@@ -44,11 +45,11 @@ def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> N
     """Check that a window is not empty and lies inside its level.
 
     Raises:
-        GeometryError: it does not, or there is no such level.
+        GeometryError: it does not, or the level does not exist.
     """
     y0, x0, y1, x1 = box_yxyx
     if not 0 <= level < len(info.levels):
-        raise GeometryError(f"{path} has {len(info.levels)} levels, but not level {level}, counted from 0")
+        raise GeometryError(f"{path} has no level {level}; give 0 to {len(info.levels) - 1}")
     height, width = info.levels[level].size_hw
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise GeometryError(f"window {box_yxyx} is empty or not inside level {level} of {path}, {height} x {width}")
@@ -63,20 +64,12 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
     height, width = block_hw
     pixels = height * width
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
-        raise unreadable(
-            path,
-            f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
-            f"max_pixels={options.max_pixels:,} of up to 4 bytes",
-            "raise max_pixels if there is memory for it",
-        )
+        reason = f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
+        raise unreadable(path, f"{reason}max_pixels={options.max_pixels:,} of up to 4 bytes", "raise max_pixels")
 
 
 def check_deflated(data: bytes, limit: int) -> None:
-    """Decompress zlib data to verify their checksum.
-
-    Args:
-        data: as stored.
-        limit: largest decompressed size, bytes.
+    """Decompress zlib data of up to ``limit`` bytes to verify their checksum.
 
     Raises:
         ValueError: they end early, or decompress to more.
@@ -88,9 +81,7 @@ def check_deflated(data: bytes, limit: int) -> None:
         data = decoder.unconsumed_tail
         total += step
         if total > limit or not (step or data):
-            raise ValueError(
-                f"a tile decompresses to {total:,} bytes{' or more' if total > limit else ', and ends early'}"
-            )
+            raise ValueError(f"a tile ends early, or decompresses to more than {limit:,} bytes ({total:,})")
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
@@ -210,19 +201,31 @@ class OrientedReader:
         self._reader = reader
         self._transposed, self._flip_y, self._flip_x = _TURNS[orientation]
         self.thread_safe = reader.thread_safe
-        self.bytes_read, self.tiles_read = reader.bytes_read, reader.tiles_read
         info = reader.info
-        levels = [(index, self._turned_level(level)) for index, level in enumerate(info.levels)]
-        full_hw = levels[0][1].size_hw
-        kept = [(index, level) for index, level in levels if self._is_exact(level, full_hw)]
-        self._stored_levels = [index for index, _ in kept]
+        full_hw = self._turned(info.levels[0].size_hw)
+        levels = {
+            index: StoredLevel(self._turned(level.size_hw), self._turned(level.downsample_yx))
+            for index, level in enumerate(info.levels)
+        }
+        levels = {index: level for index, level in levels.items() if self._is_exact(level, full_hw)}
+        self._stored_levels = list(levels)
         self.info = replace(
             info,
-            levels=tuple(level for _, level in kept),
-            spacing_m_yx=self._swapped(info.spacing_m_yx) if info.spacing_m_yx else None,
-            tile_hw=self._swapped(info.tile_hw) if info.tile_hw else None,
+            levels=tuple(levels.values()),
+            spacing_m_yx=self._turned(info.spacing_m_yx) if info.spacing_m_yx else None,
+            tile_hw=self._turned(info.tile_hw) if info.tile_hw else None,
             georeference=None,
         )
+
+    @property
+    def bytes_read(self) -> int:
+        """Encoded bytes fetched so far."""
+        return self._reader.bytes_read
+
+    @property
+    def tiles_read(self) -> int:
+        """Stored tiles decoded so far."""
+        return self._reader.tiles_read
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window of the turned image; see :class:`~tnet.scenes.readers.base.Reader`."""
@@ -234,28 +237,21 @@ class OrientedReader:
             x0, x1 = width - x1, width - x0
         stored = (x0, y0, x1, y1) if self._transposed else (y0, x0, y1, x1)
         pixels = self._reader.read(self._stored_levels[level], stored)
-        self.bytes_read, self.tiles_read = self._reader.bytes_read, self._reader.tiles_read
         if self._transposed:
             pixels = pixels.swapaxes(0, 1)
-        if self._flip_y:
-            pixels = pixels[::-1]
-        if self._flip_x:
-            pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(pixels)
+        return np.ascontiguousarray(pixels[:: -1 if self._flip_y else 1, :: -1 if self._flip_x else 1])
 
     def close(self) -> None:
         """Release the file."""
         self._reader.close()
 
-    def _swapped(self, pair: tuple[_T, _T]) -> tuple[_T, _T]:
+    def _turned(self, pair: tuple[_T, _T]) -> tuple[_T, _T]:
         return (pair[1], pair[0]) if self._transposed else pair
 
-    def _turned_level(self, level: StoredLevel) -> StoredLevel:
-        return StoredLevel(self._swapped(level.size_hw), self._swapped(level.downsample_yx))
-
     def _is_exact(self, level: StoredLevel, full_hw: tuple[int, int]) -> bool:
-        flips = (self._flip_y, self._flip_x)
         return all(
             not flip or abs(size * down - full) < 1e-3
-            for flip, size, down, full in zip(flips, level.size_hw, level.downsample_yx, full_hw, strict=True)
+            for flip, size, down, full in zip(
+                (self._flip_y, self._flip_x), level.size_hw, level.downsample_yx, full_hw, strict=True
+            )
         )

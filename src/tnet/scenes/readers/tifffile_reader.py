@@ -1,7 +1,7 @@
 """Tiled, pyramidal and OME TIFF, BigTIFF too, through tifffile: any bands, 8- to 64-bit types, strips or tiles.
 
-tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. Of a
-stack (times, depths, pages of one size) the first plane is read, with all its channels. A tile that is left out of the
+tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. The
+first plane of a stack (times, depths, pages of one size) is read, with all its channels. A tile that is left out of the
 file (0 bytes) is ``nodata``, else 0. How stored colours are returned:
 
 ==========================================  ================================================================
@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import common
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import check_ome_xml, ome_spacing_m_yx
 from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, TIFFFILE_COMPRESSIONS, read_tiff_header
@@ -207,15 +208,11 @@ class TifffileReader:
             raise unreadable(self._path, f"its tiles are {page.tilewidth} x {page.tilelength}")
         if page.compression not in TIFFFILE_COMPRESSIONS:
             name = getattr(page.compression, "name", page.compression)
-            raise unreadable(
-                self._path,
-                f"its compression {name} is not supported by this reader",
-                "try the reader rasterio or openslide, or save it with LZW, Deflate, JPEG or Zstandard",
-            )
+            reason = f"its compression {name} is not supported by this reader"
+            raise unreadable(self._path, reason, "use LZW, Deflate, JPEG or Zstandard, or the reader rasterio")
         if page.dtype is None or page.dtype.kind not in "uifb" or not isinstance(page.bitspersample, int):
-            raise unreadable(
-                self._path, f"its pixels are of type {page.dtype}, {page.bitspersample} bits", "save it as 8 or 16 bits"
-            )
+            reason = f"its pixels are of type {page.dtype}, {page.bitspersample} bits"
+            raise unreadable(self._path, reason, "save it as 8 or 16 bits")
 
     def _fill(self, level: _Level, plane: _Plane, box_yxyx: Window, out: NDArray[Any]) -> None:
         """Decode the segments that touch a window, one at a time, into ``[height, width, samples]``."""
@@ -290,9 +287,8 @@ class TifffileReader:
         coded = Image.OPEN[name][0](BytesIO(data), "")
         height, width = level.segment_hw
         if coded.width > max(width, 64) or coded.height > max(height, 64):
-            raise unreadable(
-                self._path, f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
-            )
+            reason = f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
+            raise unreadable(self._path, reason)
 
     def _colored(self, pixels: NDArray[Any]) -> NDArray[Any]:
         pixels = self._colors.apply(pixels)

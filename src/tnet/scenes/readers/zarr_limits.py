@@ -49,14 +49,8 @@ class Meter:
 
 
 def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
-    """Open an array for reading, with limits on the decoded size of its chunks.
-
-    Args:
-        folder: the array.
-        zarr_format: 2 or 3.
-        meter: counts what is read.
-    """
-    store = MeteredStore(folder, meter)
+    """Open an array for reading, with limits on the decoded size of its chunks; ``meter`` counts what is read."""
+    store = _MeteredStore(folder, meter)
     array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
     itemsize = array.dtype.itemsize
     largest = int(np.prod([float(side) for side in array.shards or array.chunks])) * itemsize
@@ -65,23 +59,17 @@ def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any
     limited: ArrayV2Metadata | ArrayV3Metadata
     if isinstance(metadata, ArrayV2Metadata):
         nbytes = int(np.prod([float(side) for side in metadata.chunks])) * itemsize
-        limited = replace(metadata, compressor=LimitedCompressor(metadata.compressor, nbytes, meter))
+        limited = replace(metadata, compressor=_LimitedCompressor(metadata.compressor, nbytes, meter))
     else:
         limited = replace(metadata, codecs=_limited(metadata.codecs, meter))
-    opened: zarr.Array[Any] = zarr.Array(zarr.AsyncArray(limited, StorePath(store), array.config))
-    return opened
+    return zarr.Array(zarr.AsyncArray(limited, StorePath(store), array.config))
 
 
 def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
     """Check the decoded size of compressed bytes without allocating it.
 
-    Args:
-        name: of the compressor, as in Zarr's descriptions; any other stands for none.
-        data: the compressed bytes.
-        limit: largest decoded size, bytes.
-
     Raises:
-        ValueError: they claim, or decode to, more.
+        ValueError: they claim, or decode to, more than ``limit`` bytes.
     """
     view = memoryview(data)
     if name == "blosc":
@@ -135,7 +123,7 @@ def _streamed_size(name: str, view: memoryview, limit: int) -> int:
     return total
 
 
-class MeteredStore(LocalStore):
+class _MeteredStore(LocalStore):
     """A read-only folder whose files are counted; refuses pipes, devices and files too large for a chunk."""
 
     def __init__(self, root: Path, meter: Meter) -> None:
@@ -146,18 +134,16 @@ class MeteredStore(LocalStore):
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return the content of a file; ``None`` if there is none."""
-        self._check(key, byte_range)
+        self._check(key)
         return self._counted(super().get_sync(key, prototype=prototype, byte_range=byte_range))
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return the content of a file; ``None`` if there is none."""
-        self._check(key, byte_range)
+        self._check(key)
         return self._counted(await super().get(key, prototype, byte_range))
 
-    def _check(self, key: str, byte_range: ByteRequest | None) -> None:
+    def _check(self, key: str) -> None:
         try:
             status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -173,7 +159,7 @@ class MeteredStore(LocalStore):
         return buffer
 
 
-class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
+class _LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
     """A compressor of Zarr v2, or none, that checks before it decodes."""
 
     codec_id = "tnet_limited"
@@ -182,11 +168,9 @@ class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
         self._inner, self._nbytes, self._meter = inner, nbytes, meter
 
     def encode(self, buf: Any) -> Any:
-        """Raise: nothing is ever written."""
         raise NotImplementedError
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a chunk."""
         name = self._inner.codec_id if self._inner is not None else ""
         check_encoded(name, memoryview(buf), self._nbytes)
         self._meter.add(tiles=1)
@@ -194,7 +178,7 @@ class LimitedCompressor(NumcodecsCodec):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class LimitCodec(BytesBytesCodec):
+class _LimitCodec(BytesBytesCodec):
     """A codec after a compressor of Zarr v3, which checks a chunk before that decodes it."""
 
     name: str
@@ -204,11 +188,9 @@ class LimitCodec(BytesBytesCodec):
     is_fixed_size = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description, for error messages only."""
         return {"name": "tnet_limit", "configuration": {}}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Return the same size."""
         return input_byte_length
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
@@ -232,7 +214,7 @@ def _limited(codecs: tuple[Any, ...], meter: Meter) -> tuple[Any, ...]:
             continue
         out.append(codec)
         if type(codec) in names:
-            out.append(LimitCodec(names[type(codec)], meter))
-    if not any(isinstance(codec, ShardingCodec | LimitCodec) for codec in out):
-        out.append(LimitCodec("", meter))  # for the count
+            out.append(_LimitCodec(names[type(codec)], meter))
+    if not any(isinstance(codec, ShardingCodec | _LimitCodec) for codec in out):
+        out.append(_LimitCodec("", meter))  # for the count
     return tuple(out)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, unreadable
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import MAX_CHANNELS, MAX_LEVELS, check_block, check_window, clip_text, only_series
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import METRES
@@ -94,33 +95,27 @@ class ZarrReader:
 
     def _describe(self) -> None:
         path, options = self._path, self._options
-        root = path
-        attributes = self._attributes(root)
+        root, attributes = path, self._attributes(path)
         if "multiscales" not in attributes and "bioformats2raw.layout" in attributes:
-            root, attributes = path / str(options.series), self._attributes(path / str(options.series))
-            images = self._images(root, attributes)
-            only_series(path, ReaderOptions(), len(images))
-            image = images[0]
-        else:
-            images = self._images(root, attributes)
-            only_series(path, options, len(images))
-            image = images[options.series]
+            root, options = path / str(options.series), ReaderOptions()
+            attributes = self._attributes(root)
+        images = self._images(root, attributes)
+        only_series(path, options, len(images))
+        image = images[options.series]
         datasets = image["datasets"][:MAX_LEVELS]
         folders = [self._inside(root, str(dataset["path"])) for dataset in datasets]
         opened = [self._array(folder) for folder in folders]
         self._arrays, self._marks = [array for array, _ in opened], [mark for _, mark in opened]
         self._axes = _axes(image, self._arrays[0])
         scales = [_scale(dataset, len(self._axes)) for dataset in datasets]
-        levels = self._levels(scales)
         first = self._arrays[0]
-        sizes = dict(zip(self._axes, first.shape, strict=True))
-        channels = sizes.get("c", 1)
+        channels = dict(zip(self._axes, first.shape, strict=True)).get("c", 1)
         if not 1 <= channels <= MAX_CHANNELS:
             raise unreadable(path, f"it has {channels:,} channels, not 1 to {MAX_CHANNELS:,}", "choose fewer")
         dtype = first.dtype.newbyteorder("=")
         chunk = dict(zip(self._axes, first.chunks, strict=True))
         self.info = ImageInfo(
-            levels=levels,
+            levels=self._levels(scales),
             channels=channels,
             dtype=dtype,
             color=_color(attributes, channels, dtype),
@@ -194,11 +189,8 @@ class ZarrReader:
             foreign = [codec] if codec not in _CODECS_V2 else []
             foreign += [each.get("id") for each in described.get("filters") or []]
         if foreign:
-            raise unreadable(
-                self._path,
-                f"its codec {clip_text(foreign[0])!r} is not supported",
-                "save it with blosc, zstd or gzip and without filters",
-            )
+            reason = f"its codec {clip_text(foreign[0])!r} is not supported"
+            raise unreadable(self._path, reason, "save it with blosc, zstd or gzip and without filters")
 
     def _levels(self, scales: list[tuple[float, ...] | None]) -> tuple[StoredLevel, ...]:
         """Return resolutions that get ever smaller, with their stated scales if these fit their sizes."""
