@@ -1,4 +1,4 @@
-"""That freed memory stays with the process, where that can be asked for."""
+"""Freed memory stays with the process after `keep_freed_memory`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(resident_mib() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_kept_only_after_asking() -> None:
+def test_freed_memory_is_kept_only_on_request() -> None:
     grown = {}
     for how in ("keep", "leave"):
         done = subprocess.run([sys.executable, "-c", RESIDENT, how], capture_output=True, text=True, check=True)
@@ -37,7 +37,7 @@ def test_freed_memory_is_kept_only_after_asking() -> None:
     assert grown["leave"] < 20 and grown["keep"] > 150
 
 
-def test_without_glibc_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_effect_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("the C library was asked"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("the C library was called"))
     assert not keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Writing whole or not at all."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_atomic_path_appears_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "a.csv"
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent and temporary.suffix == ".csv"
@@ -24,7 +24,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert target.read_text() == "1" and names(target.parent) == ["a.csv"]
 
 
-def test_an_error_leaves_the_old_file_and_nothing_beside(tmp_path: Path) -> None:
+def test_error_keeps_the_old_file_and_leaves_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
@@ -33,28 +33,28 @@ def test_an_error_leaves_the_old_file_and_nothing_beside(tmp_path: Path) -> None
     assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_writing_text_replaces_what_was_there(tmp_path: Path) -> None:
+def test_write_text_replaces_the_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "é" * 1000)
     write_text(tmp_path / "a.txt", "ü\n")
     assert (tmp_path / "a.txt").read_bytes() == "ü\n".encode()
 
 
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: atomic_folder(path).__enter__()])
-def test_a_file_where_a_folder_is_needed(tmp_path: Path, write: object) -> None:
+def test_file_where_a_folder_is_needed(tmp_path: Path, write: object) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=r"file cannot be written .*choose another"):
+    with pytest.raises(OutputError, match="file cannot be written"):
         write(tmp_path / "file" / "inside")  # type: ignore[operator]
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt" / "b").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"a\.txt cannot be written"):
         write_text(tmp_path / "a.txt", "x")
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="no permission is refused to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
 def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="cannot be written"):
@@ -63,7 +63,7 @@ def test_no_permission(tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "x")
 
 
-def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
+def test_atomic_folder_replaces_the_old_one_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for content in ("one", "two"):
         with atomic_folder(target) as temporary:
@@ -72,7 +72,7 @@ def test_a_folder_takes_the_place_of_the_old_one_when_it_is_whole(tmp_path: Path
     assert target.stat().st_mode & 0o777 == 0o755  # not the private mode of temporary folders
 
 
-def test_an_error_leaves_the_old_folder_and_nothing_beside(tmp_path: Path) -> None:
+def test_error_keeps_the_old_folder_and_leaves_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as temporary:
         (temporary / "good").write_text("x")
@@ -82,7 +82,7 @@ def test_an_error_leaves_the_old_folder_and_nothing_beside(tmp_path: Path) -> No
     assert names(target) == ["good"] and names(tmp_path) == ["model"]
 
 
-def test_a_failed_exchange_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as temporary:
         (temporary / "good").write_text("x")
@@ -99,7 +99,7 @@ def test_a_failed_exchange_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert names(target) == ["good"] and names(tmp_path) == ["model"]
 
 
-def test_making_a_folder(tmp_path: Path) -> None:
+def test_make_folder(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert names(tmp_path / "a" / "b") == []

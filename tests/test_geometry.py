@@ -1,4 +1,4 @@
-"""Grids, boxes, levels: that cells cover their parent as the reference implementation places them."""
+"""Grids, boxes and levels: cells are placed as in the reference implementation."""
 
 from __future__ import annotations
 
@@ -45,24 +45,26 @@ def axes(draw: st.DrawFn) -> tuple[int, int, float]:
 # --- one axis
 
 
+def layout(size: int, count: int, extent: float) -> tuple[int, int, int, int]:
+    """Size of a cell, stride, and padding before and after the parent."""
+    starts, cell = axis_cells(size, count, extent)
+    (stride,) = {b - a for a, b in pairwise(starts)}
+    assert len(starts) == count
+    return cell, stride, -starts[0], starts[-1] + cell - size
+
+
 @given(axes())
-def test_cells_have_the_stated_size_stride_and_padding(axis: tuple[int, int, float]) -> None:
+def test_cell_size_stride_and_padding(axis: tuple[int, int, float]) -> None:
     size, count, extent = axis
-    cells = axis_cells(size, count, extent)
-    assert cells.cell_px == round(size * extent)
-    # ceil by integers: -(-a // b).
-    assert cells.stride_px == -(-(size - cells.cell_px) // (count - 1))
-    surplus = cells.stride_px * (count - 1) + cells.cell_px - size
-    assert surplus >= 0
-    assert cells.pad_before_px + cells.pad_after_px == surplus
-    assert cells.pad_before_px - cells.pad_after_px == surplus % 2  # the odd pixel goes before
-    assert len(cells.starts_px) == count
-    assert cells.starts_px[0] == -cells.pad_before_px
-    assert {b - a for a, b in pairwise(cells.starts_px)} == {cells.stride_px}
+    cell, stride, before, after = layout(size, count, extent)
+    assert cell == round(size * extent)
+    assert stride == -(-(size - cell) // (count - 1))  # ceil by integers
+    assert before + after == stride * (count - 1) + cell - size >= 0
+    assert before - after == (before + after) % 2  # the odd pixel goes before
 
 
 @given(axes())
-def test_cells_cover_their_parent_wherever_they_can(axis: tuple[int, int, float]) -> None:
+def test_cells_cover_the_parent_if_large_enough(axis: tuple[int, int, float]) -> None:
     size, count, extent = axis
     cells = axis_cells(size, count, extent)
     assert cells.starts_px[0] <= 0 and cells.starts_px[-1] + cells.cell_px >= size
@@ -96,34 +98,33 @@ def test_halves_round_to_even(size: int, extent: float, cell: int) -> None:
 def test_reference_geometry(
     size: int, extent: float, count: int, cell: int, stride: int, before: int, after: int
 ) -> None:
-    cells = axis_cells(size, count, extent)
-    assert (cells.cell_px, cells.stride_px, cells.pad_before_px, cells.pad_after_px) == (cell, stride, before, after)
+    assert layout(size, count, extent) == (cell, stride, before, after)
 
 
-def test_one_cell_is_in_the_middle() -> None:
+def test_single_cell_is_centred() -> None:
     assert axis_cells(10, 1, 0.4).starts_px == (3,)
     assert axis_cells(10, 1, 1.0).starts_px == (0,)
 
 
 @pytest.mark.parametrize(("size", "count", "extent"), [(1, 3, 0.3), (2, 5, 0.2), (1, 2, 0.9), (3, 4, 0.99)])
-def test_an_axis_too_short_is_refused(size: int, count: int, extent: float) -> None:
-    with pytest.raises(GeometryError, match=f"a region of {size} px cannot hold {count} cells"):
+def test_axis_too_short(size: int, count: int, extent: float) -> None:
+    with pytest.raises(GeometryError, match=rf"\b{size} px cannot hold {count} cells"):
         axis_cells(size, count, extent)
 
 
 @pytest.mark.parametrize(
     ("rows", "cols", "extent", "message"),
     [
-        (0, 5, 0.3, "at least 1 row"),
-        (5, -1, 0.3, "at least 1 row"),
-        (5, 5, 0.0, "above 0"),
-        (5, 5, 1.2, "at most 1"),
-        (5, 5, math.nan, "above 0"),
-        (2, 1, 1.0, "same place"),
-        (1, 2, 1.0, "same place"),
+        (0, 5, 0.3, "0 x 5"),
+        (5, -1, 0.3, "5 x -1"),
+        (5, 5, 0.0, "cell_extent is 0.0"),
+        (5, 5, 1.2, "cell_extent is 1.2"),
+        (5, 5, math.nan, "cell_extent is nan"),
+        (2, 1, 1.0, "cell_extent 1 "),
+        (1, 2, 1.0, "cell_extent 1 "),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused(rows: int, cols: int, extent: float, message: str) -> None:
+def test_invalid_grid(rows: int, cols: int, extent: float, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         Grid(rows, cols, extent)
 
@@ -142,12 +143,12 @@ def test_whole_images() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [(0, 5)], [(4, 4), (5, 0)]])
-def test_images_without_pixels_are_refused(sizes: list[tuple[int, int]]) -> None:
+def test_empty_images(sizes: list[tuple[int, int]]) -> None:
     with pytest.raises(GeometryError, match=re.escape(str(sizes))):
         whole_images(sizes)
 
 
-def test_first_and_last_pixels_of_the_reference() -> None:
+def test_reference_pixel_indices() -> None:
     """The reference's 5 x 5 patches of 224 px: flat pixel indices from 1, 0 where a patch starts in the padding."""
     size = 224
     boxes = cell_boxes(whole_images([(size, size)]), Grid(5, 5, 0.34375))[0].tolist()
@@ -159,12 +160,12 @@ def test_first_and_last_pixels_of_the_reference() -> None:
     assert last == [row + 37 * i for row in rows_last for i in range(5)]
 
 
-def test_boxes_come_in_raster_order_and_keep_rows_and_columns_apart() -> None:
+def test_cell_boxes_are_in_raster_order() -> None:
     boxes = cell_boxes(whole_images([(40, 100)]), Grid(2, 3, 0.5))[0]
     assert boxes.tolist() == [[y, x, y + 20, x + 50] for y in (0, 20) for x in (0, 25, 50)]
 
 
-def test_choosing_cells_of_any_rows_of_a_table() -> None:
+def test_choose_cells_of_any_rows() -> None:
     """Parents of different levels in one call; ``parent`` counts rows of the whole table."""
     grid = Grid(3, 3, 0.5)
     table = whole_images([(64, 64), (96, 64)])
@@ -182,9 +183,7 @@ grids = st.builds(Grid, st.integers(1, 6), st.integers(1, 6), st.floats(0.2, 0.8
 
 
 @given(st.data(), grids, sizes_hw, st.integers(1, 4))
-def test_regions_of_any_number_of_levels(
-    data: st.DataObject, grid: Grid, sizes: list[tuple[int, int]], deepest: int
-) -> None:
+def test_regions_at_several_levels(data: st.DataObject, grid: Grid, sizes: list[tuple[int, int]], deepest: int) -> None:
     levels = [whole_images(sizes)]
     while len(levels) <= deepest and len(levels[-1]) < 30 and int(levels[-1].size_hw.min()) * grid.cell_extent > 4:
         k = data.draw(st.integers(1, min(grid.cells, 3)))
@@ -200,19 +199,16 @@ def test_regions_of_any_number_of_levels(
             box, around = children.box_l0_yxyx[i].tolist(), parents.box_l0_yxyx[parent].tolist()
             for axis, (index, count) in enumerate(((row, grid.rows), (col, grid.cols))):
                 size = around[axis + 2] - around[axis]
-                cells = axis_cells(size, count, grid.cell_extent)
-                assert box[axis] == around[axis] + cells.starts_px[index]
-                assert box[axis + 2] - box[axis] == cells.cell_px
-                # Inside the parent, but for its padding.
-                assert around[axis] - cells.pad_before_px <= box[axis]
-                assert box[axis + 2] <= around[axis + 2] + cells.pad_after_px
+                starts, cell = axis_cells(size, count, grid.cell_extent)
+                assert box[axis] == around[axis] + starts[index]
+                assert box[axis + 2] - box[axis] == cell
             y, x = parents.position_yx[parent].tolist()
             assert children.position_yx[i].tolist() == [y * grid.rows + row, x * grid.cols + col]
         keys = list(zip(children.image.tolist(), children.parent.tolist(), children.cell.tolist(), strict=True))
         assert keys == sorted(keys)
 
 
-def test_positions_of_a_level_number_its_overall_grid() -> None:
+def test_positions_index_the_overall_grid_of_a_level() -> None:
     grid = Grid(2, 3, 0.5)
     everything = torch.arange(6)[None]
     level_1 = choose_cells(whole_images([(96, 96)]), grid, everything)
@@ -222,7 +218,7 @@ def test_positions_of_a_level_number_its_overall_grid() -> None:
 
 
 @given(grids)
-def test_the_share_that_cells_cover_of_each_other_is_that_of_their_boxes(grid: Grid) -> None:
+def test_covered_shares_match_box_overlap(grid: Grid) -> None:
     boxes = cell_boxes(whole_images([(4000, 6000)]), grid)[0].double()
     low, high = torch.maximum(boxes[:, None, :2], boxes[:, :2]), torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
     shared = (high - low).clamp(min=0).prod(dim=2) / (boxes[0, 2:] - boxes[0, :2]).prod()
@@ -230,14 +226,14 @@ def test_the_share_that_cells_cover_of_each_other_is_that_of_their_boxes(grid: G
 
 
 @pytest.mark.parametrize("cells", [[[9]], [[-1]], [[0, 12]]])
-def test_cells_outside_the_grid_are_refused(cells: list[list[int]]) -> None:
-    with pytest.raises(GeometryError, match=r"0\.\.8 for a 3 x 3 grid"):
+def test_cells_outside_the_grid(cells: list[list[int]]) -> None:
+    with pytest.raises(GeometryError, match=r"0\.\.8"):
         choose_cells(whole_images([(50, 50)]), Grid(3, 3, 0.5), torch.tensor(cells))
 
 
-def test_a_level_too_deep_for_the_image_is_refused() -> None:
+def test_level_too_deep_for_the_image() -> None:
     grid, regions = Grid(3, 3, 0.5), whole_images([(8, 8)])
-    with pytest.raises(GeometryError, match="fewer levels or larger images"):
+    with pytest.raises(GeometryError, match="1 px cannot hold"):
         for _ in range(5):
             regions = choose_cells(regions, grid, torch.zeros(1, 1, dtype=torch.long))
 
@@ -247,8 +243,8 @@ def test_a_level_too_deep_for_the_image_is_refused() -> None:
 
 @given(axes())
 @example((7, 5, 0.34375))
-@example((104, 20, 0.08))  # the first cell lies in the padding altogether
-def test_spans_are_the_cells_without_the_padding(axis: tuple[int, int, float]) -> None:
+@example((104, 20, 0.08))  # the first cell lies entirely in the padding
+def test_spans_are_the_cells_without_padding(axis: tuple[int, int, float]) -> None:
     size, count, extent = axis
     rows, cols = cell_spans(whole_images([(size, size)]), Grid(count, count, extent))
     assert torch.equal(rows, cols)
@@ -270,24 +266,24 @@ def test_spans_are_the_cells_without_the_padding(axis: tuple[int, int, float]) -
     ("looks", "resolved"),
     [(0, ()), (3, (3, 2)), (9, (9, 2)), ((1,), (1,)), ((1, 4), (1, 4)), ((2, 0), (2,)), ((0, 0), ()), ((), ())],
 )
-def test_looks_are_spelled_out(looks: int | tuple[int, ...], resolved: tuple[int, ...]) -> None:
+def test_resolve_looks(looks: int | tuple[int, ...], resolved: tuple[int, ...]) -> None:
     assert resolve_looks(looks, (4, 2), Grid(3, 3, 0.5), 3) == resolved
 
 
 @pytest.mark.parametrize("looks", [10, -1, (2, 10), (0, 2), (1, 2, 3), (-1,)])
-def test_looks_that_cannot_be_are_refused(looks: int | tuple[int, ...]) -> None:
+def test_invalid_looks(looks: int | tuple[int, ...]) -> None:
     with pytest.raises(GeometryError, match="looks"):
         resolve_looks(looks, (4, 2), Grid(3, 3, 0.5), 3)
 
 
-def test_a_plain_network_takes_no_looks() -> None:
+def test_plain_network_takes_no_looks() -> None:
     assert resolve_looks(0, (), Grid(3, 3, 0.5), 1) == ()
-    with pytest.raises(GeometryError, match="the model has 0"):
+    with pytest.raises(GeometryError, match="model has 0"):
         resolve_looks(1, (), Grid(3, 3, 0.5), 1)
 
 
 @pytest.mark.parametrize(("looks", "total"), [((), 0), ((3,), 3), ((2, 1), 4), ((2, 3), 8), ((2, 3, 2), 20)])
-def test_looks_add_up_over_levels(looks: tuple[int, ...], total: int) -> None:
+def test_total_looks(looks: tuple[int, ...], total: int) -> None:
     assert total_looks(looks) == total
 
 
@@ -298,14 +294,14 @@ def test_looks_add_up_over_levels(looks: tuple[int, ...], total: int) -> None:
     ("side", "base", "levels", "grid"),
     [(224, 77, 2, PAPER_GRIDS[0]), (448, 224, 2, PAPER_GRIDS[2]), (896, 224, 3, PAPER_GRIDS[2])],
 )
-def test_the_papers_settings_are_suggested(side: int, base: int, levels: int, grid: Grid) -> None:
+def test_fit_grid_gives_the_settings_of_the_paper(side: int, base: int, levels: int, grid: Grid) -> None:
     suggestion = fit_grid((side, side), base)
     assert (suggestion.levels, suggestion.grid) == (levels, grid)
     assert suggestion.finest_scale == pytest.approx(1)
 
 
 @given(st.tuples(st.integers(32, 200_000), st.integers(32, 200_000)), st.integers(32, 512), st.floats(0.1, 0.9))
-def test_a_suggestion_reaches_full_resolution_in_the_fewest_levels(
+def test_fit_grid_reaches_full_resolution_in_the_fewest_levels(
     size: tuple[int, int], base: int, smallest: float
 ) -> None:
     assume(max(size) >= base)
@@ -320,20 +316,18 @@ def test_a_suggestion_reaches_full_resolution_in_the_fewest_levels(
     assert len(suggestion.looks) == steps
     assert all(1 <= number <= suggestion.grid.cells for number in suggestion.looks)
     # Neighbours overlap by half or more (of a cell in a large parent, where rounding counts for little).
-    cells = axis_cells(10**6, suggestion.grid.cols, extent)
-    assert cells.stride_px <= cells.cell_px / 2 + 1
+    cell, stride, *_ = layout(10**6, suggestion.grid.cols, extent)
+    assert stride <= cell / 2 + 1
 
 
 @pytest.mark.parametrize(
     ("size", "base", "smallest", "message"),
     [
-        ((100, 90), 224, 0.3, "smaller than the base resolution 224 px"),
+        ((100, 90), 224, 0.3, "100 x 90 px.*224 px"),
         ((100, 90), 0, 0.3, "base_px 0"),
         ((100, 90), 32, 1.0, "min_cell_extent 1.0"),
     ],
 )
-def test_a_suggestion_that_cannot_be_is_refused(
-    size: tuple[int, int], base: int, smallest: float, message: str
-) -> None:
+def test_fit_grid_rejects_invalid_sizes(size: tuple[int, int], base: int, smallest: float, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         fit_grid(size, base, min_cell_extent=smallest)

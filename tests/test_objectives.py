@@ -1,7 +1,7 @@
-"""The training objective: each term against its formula written out in loops, and against the reference implementation.
+"""Training objective: each term against its formula in plain loops, and against the reference implementation.
 
-The reference implementation's numbers are those of ``tests/golden.py``: one batch in training mode, without dropout, of
-narrow forms of its published models, with every term of the loss, already weighted.
+The reference numbers (``tests/golden.py``) are the weighted terms of the loss for one batch in training mode, without
+dropout, of narrow variants of the published models.
 """
 
 from __future__ import annotations
@@ -20,17 +20,10 @@ from torch import Tensor
 from tnet.backbones.base import batch_norms
 from tnet.errors import ConfigError
 from tnet.geometry import Grid, Regions, choose_cells, whole_images
+from tnet.losses import classification_loss, contrastive_loss, penalised_parameters, reward
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
-from tnet.objectives import (
-    Loss,
-    Objective,
-    ObjectiveConfig,
-    classification_loss,
-    contrastive_loss,
-    penalised_parameters,
-    reward,
-)
+from tnet.objectives import Loss, Objective, ObjectiveConfig
 from tnet.traversal.trail import group_rows
 
 BATCH, CLASSES = 4, 5
@@ -47,7 +40,7 @@ def output_of(
     features: Tensor | None = None,
     location_logits: tuple[Tensor, ...] = (),
 ) -> TNetOutput:
-    """What a model would have found, from these numbers."""
+    """Output of a model with these numbers."""
     batch, n = feature_logits.shape[:2]
     features = torch.ones(batch, n, 3, dtype=logits.dtype) if features is None else features
     table = whole_images([(1000, 1000)] * batch)
@@ -71,8 +64,8 @@ def output_of(
     )
 
 
-def made_output(counts: tuple[int, ...] = COUNTS, cells: int = 9) -> TNetOutput:
-    """Random numbers of the right shapes, in double precision; the joint log-probability is no sum of the others."""
+def random_output(counts: tuple[int, ...] = COUNTS, cells: int = 9) -> TNetOutput:
+    """Random 64-bit output; the joint log-probability is independent of the others."""
     n = sum(counts)
     draw = torch.Generator().manual_seed(11)
     options: dict[str, Any] = {"generator": draw, "dtype": torch.float64}
@@ -151,32 +144,32 @@ def values(loss: Loss) -> dict[str, float]:
         ({"per_feature_levels": 9}, 7),
     ],
 )
-def test_the_four_terms_of_the_paper(changes: dict[str, Any], features: int) -> None:
-    output = made_output()
+def test_four_terms_of_the_paper(changes: dict[str, Any], features: int) -> None:
+    output = random_output()
     rewards = reward(output.feature_logits, TARGET[:, None].expand(-1, 7))[:, 1:]
-    assert 0 < float(rewards.mean()) < 1  # the made numbers hold rights and wrongs
+    assert 0 < float(rewards.mean()) < 1  # some are correct, some are not
     loss = loss_of(output, **changes)
     expected = expected_terms(output, ObjectiveConfig(**changes), features)
     assert values(loss) == pytest.approx(expected, rel=1e-6)
     assert float(loss.total) == pytest.approx(sum(expected.values()), rel=1e-6)
 
 
-def test_terms_add_up_to_what_is_minimised() -> None:
+def test_total_is_the_sum_of_terms() -> None:
     model = TNet(tiny_config())
     config = ObjectiveConfig(contrastive_weight=2.0, l2_weight=0.1, entropy_weight=0.5, reinforce_weight=1.0)
-    loss = Objective(config)(made_output(), TARGET, model)
+    loss = Objective(config)(random_output(), TARGET, model)
     names = {"cross_entropy", "cross_entropy_per_feature", "reinforce", "reinforce_per_feature"}
     assert loss.terms.keys() == names | {"contrastive", "l2", "entropy"}
     assert float(loss.total.detach()) == pytest.approx(sum(values(loss).values()), rel=1e-6)
 
 
-def test_without_looks_there_is_nothing_to_reinforce() -> None:
-    loss = loss_of(made_output((1,)), entropy_weight=1.0)
+def test_no_reinforce_terms_without_looks() -> None:
+    loss = loss_of(random_output((1,)), entropy_weight=1.0)
     assert loss.terms.keys() == {"cross_entropy", "cross_entropy_per_feature"}
 
 
-def test_joint_terms_alone() -> None:
-    output = made_output()
+def test_joint_terms_only() -> None:
+    output = random_output()
     loss = loss_of(output, joint_weight_ce=1.0, joint_weight_reinforce=1.0)
     assert loss.terms.keys() == {"cross_entropy", "reinforce"}
     assert float(loss.terms["cross_entropy"]) == pytest.approx(
@@ -184,9 +177,9 @@ def test_joint_terms_alone() -> None:
     )
 
 
-def test_a_cap_of_one_level_keeps_the_whole_images_feature_alone() -> None:
-    """Nothing chosen is left for the single features' REINFORCE term, and the baseline follows the joint reward."""
-    output = made_output()
+def test_cap_of_one_level_keeps_only_the_whole_image() -> None:
+    """No chosen feature is left for the per-feature REINFORCE term; the baseline follows the joint reward."""
+    output = random_output()
     objective = Objective(ObjectiveConfig(per_feature_levels=1)).train()
     loss = objective(output, TARGET)
     assert loss.terms.keys() == {"cross_entropy", "cross_entropy_per_feature", "reinforce"}
@@ -199,8 +192,8 @@ def test_a_cap_of_one_level_keeps_the_whole_images_feature_alone() -> None:
 
 
 @pytest.mark.parametrize("margin", [0.4, 0.0])
-def test_contrastive_is_the_mean_over_all_pairs_with_the_diagonal(margin: float) -> None:
-    output = made_output()
+def test_contrastive_loss_is_the_mean_over_all_pairs(margin: float) -> None:
+    output = random_output()
     vectors = output.aggregate.numpy()
     pairs = []
     for i in range(BATCH):
@@ -212,7 +205,7 @@ def test_contrastive_is_the_mean_over_all_pairs_with_the_diagonal(margin: float)
     assert float(loss.terms["contrastive"]) == pytest.approx(50 * sum(pairs) / BATCH**2, rel=1e-6)
 
 
-def test_contrastive_by_hand() -> None:
+def test_contrastive_loss_of_a_small_example() -> None:
     """Two features at 60 degrees: of one class they cost 1 - 0.5 twice in four pairs, of two classes 0.5 - 0.4."""
     features = torch.tensor([[2.0, 0.0], [0.5, 0.75**0.5]])
     together, apart = torch.ones(2, 2, dtype=torch.bool), torch.eye(2, dtype=torch.bool)
@@ -220,8 +213,8 @@ def test_contrastive_by_hand() -> None:
     assert float(contrastive_loss(features, apart, 0.4)) == pytest.approx(0.05)
 
 
-def test_images_that_share_a_label_belong_together() -> None:
-    output = made_output()
+def test_contrastive_loss_with_multiple_labels() -> None:
+    output = random_output()
     unit = torch.nn.functional.normalize(output.aggregate, dim=1)
     cosine = unit @ unit.T
     expected = 0.0
@@ -235,7 +228,7 @@ def test_images_that_share_a_label_belong_together() -> None:
 
 @pytest.mark.parametrize("scope", ["all", "new"])
 @pytest.mark.parametrize("config", [tiny_config(aggregation="weighted"), tiny_config(backbone=TINY_BAGNET)])
-def test_l2_counts_biases_but_no_norms(config: TNetConfig, scope: Any) -> None:
+def test_l2_includes_biases_but_not_norms(config: TNetConfig, scope: Any) -> None:
     model = TNet(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)  # no bias is 0
@@ -246,7 +239,7 @@ def test_l2_counts_biases_but_no_norms(config: TNetConfig, scope: Any) -> None:
         if "Norm" in type(owner).__name__ or (scope == "new" and name.startswith("backbone.")):
             continue
         expected += float((parameter.detach().numpy().astype(np.float64) ** 2).sum())
-    loss = Objective(ObjectiveConfig(l2_weight=0.01, l2_scope=scope))(made_output(), TARGET, model)
+    loss = Objective(ObjectiveConfig(l2_weight=0.01, l2_scope=scope))(random_output(), TARGET, model)
     assert float(loss.terms["l2"].detach()) == pytest.approx(0.01 * expected, rel=1e-5)
     penalised = {id(parameter) for parameter in penalised_parameters(model, scope)}
     assert id(model.classifier.bias) in penalised
@@ -254,14 +247,14 @@ def test_l2_counts_biases_but_no_norms(config: TNetConfig, scope: Any) -> None:
     assert bool(penalised & backbone) == (scope == "all")
 
 
-def test_frozen_parameters_are_not_penalised() -> None:
+def test_l2_excludes_frozen_parameters() -> None:
     model = TNet(tiny_config())
     model.classifier.weight.requires_grad_(False)
     assert id(model.classifier.weight) not in {id(parameter) for parameter in penalised_parameters(model, "all")}
 
 
-def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> None:
-    output = made_output()
+def test_entropy_bonus_is_averaged_over_divided_regions() -> None:
+    output = random_output()
     entropies = []
     for row in output.location_logits.numpy():
         p = np.exp(row) / np.exp(row).sum()
@@ -274,7 +267,7 @@ def test_entropy_is_a_bonus_averaged_over_all_regions_that_were_divided() -> Non
 # --- what looks are worth
 
 
-def a_traversal(config: TNetConfig) -> tuple[TNet, TNetOutput]:
+def traverse(config: TNetConfig) -> tuple[TNet, TNetOutput]:
     torch.manual_seed(3)
     model = TNet(replace(config, dropout=0.5)).double()
     images = torch.randn(BATCH, 1, 96, 96, dtype=torch.float64)
@@ -282,8 +275,8 @@ def a_traversal(config: TNetConfig) -> tuple[TNet, TNetOutput]:
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "weighted"])
-def test_a_look_is_worth_what_it_says_of_the_label_together_with_the_whole(aggregation: Any) -> None:
-    model, output = a_traversal(three_levels(aggregation=aggregation))
+def test_worth_is_the_log_likelihood_given_the_look_and_the_whole(aggregation: Any) -> None:
+    model, output = traverse(three_levels(aggregation=aggregation))
     worth = Objective.worth(output, TARGET, model)
     assert worth.shape == (BATCH, 2 + 4) and not worth.requires_grad
     for image in range(BATCH):
@@ -295,8 +288,8 @@ def test_a_look_is_worth_what_it_says_of_the_label_together_with_the_whole(aggre
             assert float(worth[image, look]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_locator_is_paid_what_its_choice_is_worth_beyond_the_siblings() -> None:
-    model, output = a_traversal(three_levels())
+def test_worth_term_is_relative_to_siblings() -> None:
+    model, output = traverse(three_levels())
     loss = Objective(ObjectiveConfig(worth_weight=0.7))(output, TARGET, model)
     worth = Objective.worth(output, TARGET, model).numpy()
     groups = [worth[:, :2].reshape(-1, 2), worth[:, 2:].reshape(-1, 2)]  # by parent
@@ -314,9 +307,9 @@ def test_the_locator_is_paid_what_its_choice_is_worth_beyond_the_siblings() -> N
     assert parts == {"locator"}
 
 
-def test_worth_teaches_the_locator_where_to_look() -> None:
+def test_worth_gradient_prefers_the_best_look() -> None:
     """Whatever the cells say, the one whose region is worth more than its siblings is asked for."""
-    model, output = a_traversal(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", logits="l2_scaled")))
+    model, output = traverse(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", logits="l2_scaled")))
     best = Objective.worth(output, TARGET, model).argmax(dim=1)
     wanted = output.regions.at_level(1).cell.reshape(BATCH, 3).gather(1, best[:, None])
     logits = torch.zeros(BATCH, 9, dtype=torch.float64, requires_grad=True)
@@ -327,10 +320,10 @@ def test_worth_teaches_the_locator_where_to_look() -> None:
     assert torch.equal(gradient.argmin(dim=1, keepdim=True), wanted)
 
 
-def test_one_look_has_no_sibling_and_the_model_must_be_given() -> None:
-    model, output = a_traversal(tiny_config(looks=(1,)))
+def test_worth_with_one_look_and_without_a_model() -> None:
+    model, output = traverse(tiny_config(looks=(1,)))
     assert float(Objective(ObjectiveConfig(worth_weight=1.0))(output, TARGET, model).terms["worth"]) == 0
-    with pytest.raises(ConfigError, match="worth_weight needs the TNet"):
+    with pytest.raises(ConfigError, match="worth_weight"):
         Objective(ObjectiveConfig(worth_weight=1.0))(output, TARGET)
 
 
@@ -338,8 +331,8 @@ def test_one_look_has_no_sibling_and_the_model_must_be_given() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_several_labels_cost_the_mean_binary_cross_entropy(smoothing: float) -> None:
-    logits = made_output().logits
+def test_multilabel_loss_is_the_mean_binary_cross_entropy(smoothing: float) -> None:
+    logits = random_output().logits
     expected = []
     for i in range(BATCH):
         costs = []
@@ -362,14 +355,14 @@ def test_several_labels_cost_the_mean_binary_cross_entropy(smoothing: float) -> 
         ([0, 0, 0], [0, 0, 0], 1.0),
     ],
 )
-def test_the_reward_of_several_labels_is_what_is_shared(predicted: list[int], true: list[int], expected: float) -> None:
+def test_multilabel_reward_is_intersection_over_union(predicted: list[int], true: list[int], expected: float) -> None:
     logits = torch.tensor([predicted]) * 4.0 - 2.0
     assert reward(logits, torch.tensor([true]).float()).tolist() == pytest.approx([expected])
 
 
-def test_the_objective_of_several_labels() -> None:
+def test_multilabel_objective() -> None:
     """The same four terms, with the other loss and reward; single features are compared with their image's labels."""
-    output = made_output()
+    output = random_output()
     loss = loss_of(output, LABELS)
     single = [
         [float(classification_loss(output.feature_logits[i, n][None], LABELS[i][None])) for n in range(7)]
@@ -387,20 +380,20 @@ def test_the_objective_of_several_labels() -> None:
 # --- reward and baseline
 
 
-def test_the_reward_is_whether_the_most_probable_class_is_right() -> None:
+def test_reward_is_top_1_accuracy() -> None:
     logits = torch.tensor([[0.1, 0.3, 0.2], [5.0, -1.0, 4.0]])
     assert reward(logits, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("target", [TARGET, LABELS])
-def test_the_reward_has_no_gradient(target: Tensor) -> None:
-    logits = made_output().logits.requires_grad_()
+def test_reward_has_no_gradient(target: Tensor) -> None:
+    logits = random_output().logits.requires_grad_()
     assert not reward(logits, target).requires_grad
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
-def test_the_baseline_follows_both_rewards_and_terms_use_the_old_one(share: float) -> None:
-    output = made_output()
+def test_baseline_update_and_use(share: float) -> None:
+    output = random_output()
     config = ObjectiveConfig(joint_weight_reinforce=share, reinforce_weight=1.0)
     objective = Objective(config).train()
     baseline = 0.5
@@ -418,17 +411,17 @@ def test_the_baseline_follows_both_rewards_and_terms_use_the_old_one(share: floa
         assert float(objective.baseline) == pytest.approx(baseline, rel=1e-6)
 
 
-def test_the_baseline_stays_in_evaluation_and_without_looks() -> None:
+def test_baseline_is_constant_in_evaluation_and_without_looks() -> None:
     objective = Objective(ObjectiveConfig()).eval()
-    objective(made_output(), TARGET)
+    objective(random_output(), TARGET)
     assert float(objective.baseline) == 0.5
-    objective.train()(made_output((1,)), TARGET)
+    objective.train()(random_output((1,)), TARGET)
     assert float(objective.baseline) == 0.5
 
 
-def test_the_baseline_is_saved_with_the_objective() -> None:
+def test_baseline_is_in_the_state_dict() -> None:
     objective = Objective(ObjectiveConfig()).train()
-    objective(made_output(), TARGET)
+    objective(random_output(), TARGET)
     again = Objective(ObjectiveConfig())
     again.load_state_dict(objective.state_dict())
     assert float(again.baseline) == float(objective.baseline) != 0.5
@@ -437,7 +430,7 @@ def test_the_baseline_is_saved_with_the_objective() -> None:
 # --- gradients
 
 
-def test_gradients_of_the_objective_against_finite_differences() -> None:
+def test_gradients_match_finite_differences() -> None:
     """Of all terms together, with respect to features, classifier and location logits, the choices held fixed."""
     draw = torch.Generator().manual_seed(3)
     features = torch.randn(BATCH, 7, 6, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -484,7 +477,7 @@ def gradients_of(config: TNetConfig, **changes: Any) -> dict[str, Tensor | None]
 
 
 @pytest.mark.parametrize("config", MODELS)
-def test_every_parameter_of_a_model_learns(config: TNetConfig) -> None:
+def test_every_parameter_gets_a_gradient(config: TNetConfig) -> None:
     found = gradients_of(config, joint_weight_reinforce=0.6, reinforce_weight=1.0)
     assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in found.values())
     still = {name for name, gradient in found.items() if gradient is not None and not gradient.any()}
@@ -492,7 +485,7 @@ def test_every_parameter_of_a_model_learns(config: TNetConfig) -> None:
 
 
 @pytest.mark.parametrize("config", MODELS)
-def test_the_locator_learns_from_reinforce_alone_and_the_backbone_does_not(config: TNetConfig) -> None:
+def test_only_the_locator_learns_from_reinforce(config: TNetConfig) -> None:
     without, with_reward = gradients_of(config, reinforce_weight=0.0), gradients_of(config, reinforce_weight=10.0)
     for name, gradient in without.items():
         if name.startswith("locator."):
@@ -509,7 +502,7 @@ def test_the_locator_learns_from_reinforce_alone_and_the_backbone_does_not(confi
 @pytest.mark.parametrize(
     "name", ["tiny_imagenet_tnet_3", "tiny_fmow_tnet_448_l2", "tiny_fmow_tnet_896_l3", "tiny_cub_tnet_b0_5"]
 )
-def test_the_reference_implementations_loss(name: str) -> None:
+def test_loss_matches_the_reference_implementation(name: str) -> None:
     reference = Golden(name)
     golden = {key: torch.from_numpy(array) for key, array in reference.train.items() if array.dtype.kind == "f"}
     config = replace(reference.objective(), l2_weight=0.0)
@@ -538,26 +531,26 @@ def test_the_reference_implementations_loss(name: str) -> None:
     assert torch.equal(reward(output.logits, target), golden["reward"][:, 0].float())
 
 
-# --- settings that are refused
+# --- invalid settings
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "value"),
     [
-        ({"joint_weight_ce": 1.1}, r"objective\.joint_weight_ce is 1.1; give a share between 0 and 1"),
-        ({"joint_weight_reinforce": -0.1}, r"objective\.joint_weight_reinforce is -0.1"),
-        ({"joint_weight_ce": math.nan}, r"objective\.joint_weight_ce is nan"),
-        ({"label_smoothing": 1.0}, r"objective\.label_smoothing is 1.0; give a number in \[0, 1\)"),
-        ({"reinforce_weight": -1.0}, r"objective\.reinforce_weight is -1.0; give"),
-        ({"reinforce_weight": math.nan}, r"objective\.reinforce_weight is nan; give"),
-        ({"entropy_weight": -1.0}, r"objective\.entropy_weight is -1.0; give"),
-        ({"contrastive_weight": -1.0}, r"objective\.contrastive_weight is -1.0; give"),
-        ({"contrastive_margin": 1.5}, r"objective\.contrastive_margin is 1.5; give a cosine, from -1 to 1"),
-        ({"contrastive_margin": math.nan}, r"objective\.contrastive_margin is nan; give"),
-        ({"l2_weight": math.inf}, r"objective\.l2_weight is inf; give"),
-        ({"per_feature_levels": -1}, r"objective\.per_feature_levels is -1; give"),
+        ("joint_weight_ce", 1.1),
+        ("joint_weight_reinforce", -0.1),
+        ("joint_weight_ce", math.nan),
+        ("label_smoothing", 1.0),
+        ("reinforce_weight", -1.0),
+        ("reinforce_weight", math.nan),
+        ("entropy_weight", -1.0),
+        ("contrastive_weight", -1.0),
+        ("contrastive_margin", 1.5),
+        ("contrastive_margin", math.nan),
+        ("l2_weight", math.inf),
+        ("per_feature_levels", -1),
     ],
 )
-def test_a_weight_that_cannot_be(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        ObjectiveConfig(**changes)
+def test_invalid_setting(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"objective\.{name} is {value}"):
+        ObjectiveConfig(**{name: value})

@@ -1,4 +1,4 @@
-"""From plain data (YAML, JSON) to frozen dataclasses and back, with errors that name file, key and remedy."""
+"""Conversion between plain data (YAML, JSON) and frozen dataclasses; errors name the file, the key and the remedy."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
-    """Build a dataclass, and those inside it, from nested mappings.
+    """Build a dataclass with nested dataclasses from nested mappings.
 
     Args:
         cls: a dataclass.
-        data: its values; what is left out takes its default.
-        source: where the data came from, for error messages.
+        data: values of fields; missing ones take their default.
+        source: origin of the data, for error messages.
 
     Raises:
-        RecipeError: an unknown key, or a value of the wrong type.
-        TnetError: a value that the dataclass itself refuses.
+        RecipeError: a key is unknown, or a value has the wrong type.
+        TnetError: the dataclass rejects a value.
     """
     _check_keys(cls, data, source, "")
     parser = _parser(cls)  # type: ignore[arg-type]
@@ -42,14 +42,14 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
 
 @lru_cache(maxsize=32)
 def _parser(cls: type) -> jsonargparse.ArgumentParser:
-    """Building a parser takes longer than parsing."""
+    # Cached, since building a parser takes longer than parsing.
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None)
     return parser
 
 
 def _check_keys(cls: type, data: object, source: str, path: str) -> None:
-    """Refuse what is not a mapping and keys that are not fields, at every depth."""
+    """Raise RecipeError for non-mappings and unknown keys, at every depth."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{source}: {path or 'the file'} must hold keys and values, not {type(data).__name__}")
     hints = get_type_hints(cls)
@@ -65,16 +65,16 @@ def _check_keys(cls: type, data: object, source: str, path: str) -> None:
 
 
 def _one_sentence(message: str) -> str:
-    """The parser's message on one line: ``model.base_px: expected an int, got 'abc'``."""
+    """Condense the parser's message: ``model.base_px is abc; give a whole number``."""
     text = " ".join(message.split()).removeprefix("Parser key ")
     key, _, rest = text.partition(": ")
-    rest = rest.replace("typing.", "").replace("<class ", "").replace(">", "")
-    rest, key = _in_words(rest)[:300], key.strip('"')
+    rest = _describe(rest.replace("typing.", "").replace("<class ", "").replace(">", ""))[:300]
+    key = key.strip('"')
     return f"{key}{' ' if rest.startswith('is ') else ': '}{rest}" if rest else key
 
 
-def _in_words(message: str) -> str:
-    """What a value must be, without the names of Python's types; a message of another form as it is."""
+def _describe(message: str) -> str:
+    """Replace the names of Python types; messages of another form are returned as they are."""
     if match := re.fullmatch(r"Expected a Literal\[(.*)\]\. Got value: (.*)", message):
         return f"is {match[2]}; give one of {match[1]}"
     if match := re.fullmatch(r"Expected a '(\w+)'\. Got value: (.*)", message):
@@ -93,7 +93,7 @@ _TYPES = {
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as nested dicts and lists, ready for YAML or JSON."""
+    """Convert a dataclass to nested dicts and lists for YAML or JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever left under the final name."""
+"""Atomic writing: no partly written file or folder is ever left under its final name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tnet.errors import OutputError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary path beside ``path`` that replaces it if the block ends without an error.
 
-    The temporary path keeps the suffix, since many writers choose the format by it.
+    The temporary path keeps the suffix, by which many writers choose the format.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -28,24 +28,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
+        raise _cannot_write(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of ``path`` when the block ends without an error.
+    """Yield a temporary folder that replaces ``path`` if the block ends without an error.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
     path = Path(path)
     make_folder(path.parent)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
+        raise _cannot_write(path, error) from None
     old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
@@ -54,7 +54,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             path.replace(old)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
+        raise _cannot_write(path, error) from None
     finally:
         if old.exists() and not path.exists():
             old.replace(path)
@@ -62,43 +62,44 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    remedy = "choose another folder with --out, or change its permissions"
+    return OutputError(f"{path} cannot be written ({error.strerror or error}); {remedy}")
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents, and check that files can be made in it.
+    """Create a folder with its parents, and check that it is writable.
 
     Raises:
-        OutputError: it is a file, or there is no permission.
+        OutputError: the path is a file, or permission is denied.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
-            pass
+            return path
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); choose another folder with --out, or change "
-            "its permissions"
-        ) from None
-    return path
+        raise _cannot_write(path, error) from None
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """A name for a file about a picture, after its picture's; with a number if there is another of that name.
+    """Return a file name made of the stem of an image's path and ``suffix``, numbered if it is taken.
 
     Args:
-        source: path of the picture.
-        suffix: of the name, with its dot.
+        source: path of the image.
+        suffix: suffix of the name, with its dot.
         taken: names in use, in lower case; the new one is added.
     """
-    # Bytes that are no UTF-8 are lone surrogates in a path, which would not go into the JSON as they are.
-    stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "picture"
+    # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
+    stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"
     name, number = f"{stem}{suffix}", 1
-    while name.lower() in taken:  # some file systems do not tell A from a
+    while name.lower() in taken:  # some file systems ignore case
         number += 1
         name = f"{stem}-{number}{suffix}"
     taken.add(name.lower())

@@ -1,15 +1,14 @@
-"""Where regions are: grids, boxes, levels.
+"""Grids, boxes and levels: where regions are.
 
-Everything here is pure arithmetic, on integers but for where centres of crops lie. No other module adds, scales
-or clips boxes.
+Pure arithmetic, on integers except for the centres of crops. No other module adds, scales or clips boxes.
 
 Frames and units: a box is ``(y0, x0, y1, x1)`` in *level-0 pixels*, the pixels of the full-resolution image, with
-``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below); what is there is the
-scene's stated padding. *Level* counts from 0, the whole image (the paper counts processing levels from 1).
+``y1`` and ``x1`` exclusive. A box may reach past the edge of its image (by the padding below), where the scene's
+padding is shown. *Level* counts from 0, the whole image (the paper counts processing levels from 1).
 
-Grid geometry (paper, section 3.1; constants as in the reference implementation): a parent of ``size`` pixels on an
+Grid geometry (paper, section 3.1; constants as in the reference implementation): a parent of ``size`` pixels along an
 axis is covered by ``n`` cells of ``round(size * cell_extent)`` pixels (halves round to even), ``ceil((size - cell) /
-(n - 1))`` pixels apart. What this sticks out past the parent is split: ``ceil(total / 2)`` before, the rest after.
+(n - 1))`` pixels apart. The excess over the parent's size is split: ``ceil(total / 2)`` before, the rest after.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,19 +25,18 @@ from torch import Tensor
 
 from tnet.errors import GeometryError
 
-# So long an axis that rounding to its pixels does not matter.
-_FINE_PX = 10**6
+_FINE_PX = 10**6  # an axis long enough for rounding to whole pixels not to matter
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a region is divided into the cells that can be looked at next.
+    """Division of a region into cells.
 
     Attributes:
-        rows: cells down.
-        cols: cells across.
-        cell_extent: side of a cell as a fraction of the side of the region it lies in, in (0, 1]. (The reference
-            implementation calls this number "overlap": with 5 cells of 0.34375 neighbours share about half.)
+        rows: number of cells down.
+        cols: number of cells across.
+        cell_extent: side of a cell as a fraction of the side of its region, in (0, 1]. (Called "overlap" in the
+            reference implementation: with 5 cells of 0.34375, neighbours share about half.)
     """
 
     rows: int = 5
@@ -55,27 +54,15 @@ class Grid:
 
     @property
     def cells(self) -> int:
-        """Number of cells, rows times columns."""
+        """Number of cells."""
         return self.rows * self.cols
 
 
-@dataclass(frozen=True)
-class AxisCells:
-    """The cells along one axis of a parent region.
-
-    Attributes:
-        starts_px: first pixel of each cell relative to the parent's first pixel; negative inside the padding.
-        cell_px: pixels in each cell.
-        stride_px: pixels between starts of neighbours.
-        pad_before_px: pixels by which the first cell sticks out before the parent.
-        pad_after_px: pixels by which the last cell sticks out after the parent.
-    """
+class AxisCells(NamedTuple):
+    """First pixel of each cell along an axis of a parent, relative to the parent's (negative in the padding); size."""
 
     starts_px: tuple[int, ...]
     cell_px: int
-    stride_px: int
-    pad_before_px: int
-    pad_after_px: int
 
 
 @lru_cache(maxsize=4096)
@@ -92,38 +79,35 @@ def axis_cells(size_px: int, count: int, cell_extent: float) -> AxisCells:
             "use fewer levels or larger images"
         )
     if count == 1:
-        before = (size_px - cell_px) // 2
-        return AxisCells((before,), cell_px, 0, 0, 0)
+        return AxisCells(((size_px - cell_px) // 2,), cell_px)
     stride_px = math.ceil((size_px - cell_px) / (count - 1))
-    total_pad = max(stride_px * (count - 1) + cell_px - size_px, 0)
-    before = math.ceil(total_pad / 2)
-    starts = tuple(i * stride_px - before for i in range(count))
-    return AxisCells(starts, cell_px, stride_px, before, total_pad - before)
+    pad_before_px = math.ceil(max(stride_px * (count - 1) + cell_px - size_px, 0) / 2)
+    return AxisCells(tuple(i * stride_px - pad_before_px for i in range(count)), cell_px)
 
 
 @lru_cache(maxsize=64)
 def covered_shares(grid: Grid) -> Float[Tensor, "cells cells"]:
-    """How much of each cell every other cell of the same region covers, as a share of its area, pixels left aside."""
+    """Return the share of each cell's area covered by every other cell of the region, rounding to pixels ignored."""
 
     def along(count: int) -> Tensor:
-        axis = axis_cells(_FINE_PX, count, grid.cell_extent)
-        starts = torch.tensor(axis.starts_px, dtype=torch.float64)
-        return (1 - (starts[:, None] - starts).abs() / axis.cell_px).clamp(min=0)
+        starts_px, cell_px = axis_cells(_FINE_PX, count, grid.cell_extent)
+        starts = torch.tensor(starts_px, dtype=torch.float64)
+        return (1 - (starts[:, None] - starts).abs() / cell_px).clamp(min=0)
 
     return torch.kron(along(grid.rows), along(grid.cols)).float()
 
 
 @dataclass(frozen=True)
 class Regions:
-    """A table of regions of a batch of images, of any mix of levels; row ``i`` of each column is region ``i``.
+    """Table of regions of a batch of images, at any mix of levels; row ``i`` of each column is region ``i``.
 
     Attributes:
         level: 0 for a whole image, 1 for a cell of a whole image, ...
         image: index of the image in the batch.
         box_l0_yxyx: box in level-0 pixels; may reach past the edge of the image.
         cell: flat (row-major) grid cell in the parent; -1 for a whole image.
-        parent: row of the table that holds the parent; -1 for a whole image.
-        position_yx: row and column in the grid that the level would have if every cell were divided: a cell (i, j)
+        parent: row of the parent in the table; -1 for a whole image.
+        position_yx: row and column in the grid that the level would have if every cell were divided: cell (i, j)
             of a parent at (y, x) is at ``(y * rows + i, x * cols + j)`` (paper, positional encoding).
     """
 
@@ -144,63 +128,53 @@ class Regions:
 
     @property
     def position_yxl(self) -> Float[Tensor, "regions 3"]:
-        """Row, column and level of each region: what the positional encoding takes."""
+        """Row, column and level of each region: the input of the positional encoding."""
         return torch.cat([self.position_yx, self.level[:, None]], dim=1).float()
 
     @property
     def depth(self) -> int:
-        """The deepest level in the table."""
+        """Deepest level in the table."""
         return int(self.level.max())
 
     def take(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " regions"]) -> Regions:
-        """Some of the rows; ``parent`` still counts rows of this table."""
+        """Return a selection of rows; ``parent`` still refers to rows of this table."""
         return Regions(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def at_level(self, level: int) -> Regions:
-        """The rows of one level; ``parent`` still counts rows of this table."""
+        """Return the rows of one level; ``parent`` still refers to rows of this table."""
         return self.take(self.level == level)
 
     @staticmethod
     def concat(tables: Sequence[Regions]) -> Regions:
-        """One table of several whose ``parent`` counts rows of the result already."""
+        """Concatenate tables whose ``parent`` already refers to rows of the result."""
         return Regions(*(torch.cat([getattr(table, field.name) for table in tables]) for field in fields(Regions)))
 
 
 def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
-    """Level 0: one region per image, covering it.
-
-    Args:
-        sizes_hw: height and width of each image, pixels.
+    """Return level 0: one region per image, of height and width ``sizes_hw`` in pixels.
 
     Raises:
-        GeometryError: no image, or one without pixels.
+        GeometryError: there are no images, or one has no pixels.
     """
     if not sizes_hw or min(min(size) for size in sizes_hw) < 1:
         raise GeometryError(f"image sizes {list(sizes_hw)[:4]} are empty; each side needs at least 1 px")
-    count = len(sizes_hw)
     sizes = torch.tensor([tuple(size) for size in sizes_hw], dtype=torch.long)
-    none = torch.full((count,), -1, dtype=torch.long)
-    return Regions(
-        level=torch.zeros(count, dtype=torch.long),
-        image=torch.arange(count),
-        box_l0_yxyx=torch.cat([torch.zeros_like(sizes), sizes], dim=1),
-        cell=none,
-        parent=none.clone(),
-        position_yx=torch.zeros(count, 2, dtype=torch.long),
-    )
+    image = torch.arange(len(sizes))
+    none, zeros = torch.full_like(image, -1), torch.zeros_like(sizes)
+    return Regions(zeros[:, 0], image, torch.cat([zeros, sizes], dim=1), none, none.clone(), zeros)
 
 
 def _starts_and_sizes(
     sizes_px: Int[Tensor, " regions"], count: int, cell_extent: float
 ) -> tuple[Int[Tensor, "regions count"], Int[Tensor, " regions"]]:
-    """First pixels and size of the cells along one axis, for regions of any sizes."""
+    """First pixels and size of the cells along one axis of each region."""
     cells = [axis_cells(size, count, cell_extent) for size in sizes_px.tolist()]
     starts = torch.tensor([axis.starts_px for axis in cells], dtype=torch.long).reshape(-1, count)
     return starts, torch.tensor([axis.cell_px for axis in cells], dtype=torch.long)
 
 
 def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
-    """Boxes of every cell of every parent, cells in raster order, in level-0 pixels.
+    """Return the boxes of all cells of each parent in raster order, in level-0 pixels.
 
     Raises:
         GeometryError: a parent is too small to be divided.
@@ -217,16 +191,16 @@ def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
 def choose_cells(
     parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"], rows: Int[Tensor, " regions"] | None = None
 ) -> Regions:
-    """The regions that are the chosen cells of each parent.
+    """Return the chosen cells of each parent as regions.
 
     Args:
-        parents: regions of any levels.
-        grid: how each is divided.
-        cells: flat cell indices, ascending in each row (raster order).
-        rows: row of each parent in the table that the result goes into; 0, 1, ... if ``None``.
+        parents: regions at any levels.
+        grid: division of each parent.
+        cells: flat cell indices, ascending per parent (raster order).
+        rows: row of each parent in the table that the result is added to; 0, 1, ... if ``None``.
 
     Raises:
-        GeometryError: a cell outside the grid, or a parent too small to be divided.
+        GeometryError: a cell is outside the grid, or a parent is too small to be divided.
     """
     cells = cells.cpu()
     if cells.numel() and (int(cells.min()) < 0 or int(cells.max()) >= grid.cells):
@@ -247,22 +221,17 @@ def choose_cells(
 
 
 def scaled_box(box_yxyx: Sequence[int], scale_yx: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A box of a resized image in the pixels of the other size, rounded to whole ones.
-
-    Args:
-        box_yxyx: ``(y0, x0, y1, x1)``.
-        scale_yx: pixels of the other size for each pixel of this one, down and across.
-    """
+    """Scale a box ``(y0, x0, y1, x1)`` by factors down and across, rounded to whole pixels."""
     y0, x0, y1, x1 = box_yxyx
     scale_y, scale_x = scale_yx
     return round(y0 * scale_y), round(x0 * scale_x), round(y1 * scale_y), round(x1 * scale_x)
 
 
 def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
-    """What each cell covers of its parent, per axis, as fractions of the parent's side.
+    """Return the first and last edge of each cell per axis, as fractions of the parent's side.
 
-    Padding is cut off, so all values lie in [0, 1]: this says which part of a parent's feature map describes a cell. A
-    cell that lies in the padding altogether (many cells in a small parent) is described by the parent's edge pixel.
+    Padding is clipped, so all values lie in [0, 1] and select the part of the parent's feature map that describes a
+    cell. A cell entirely in the padding (many cells in a small parent) is described by the parent's edge pixel.
     """
     spans = []
     for axis, count in ((0, grid.rows), (1, grid.cols)):
@@ -276,20 +245,17 @@ def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions row
 
 
 def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid, levels: int) -> tuple[int, ...]:
-    """Spell out a number of looks as locations per region, one number a level after the first.
+    """Expand a number of looks to locations per region for levels 1, 2, ...; empty for 0 looks.
 
     Args:
         looks: ``0`` (only the whole image), a number for level 1 (deeper levels keep their default), or one number
-            for each level; a sequence shorter than ``levels - 1`` stops early.
+            per level; a sequence shorter than ``levels - 1`` stops early.
         default: the model's own numbers, ``levels - 1`` of them.
         grid: the model's grid.
-        levels: levels of the model, the whole image included.
-
-    Returns:
-        Locations per region for levels 1, 2, ...; empty for 0 looks.
+        levels: number of levels of the model, including the whole image.
 
     Raises:
-        GeometryError: negative, more than the grid's cells, or more levels than the model has.
+        GeometryError: a number is negative or exceeds the grid's cells, or there are more levels than the model has.
     """
     if isinstance(looks, int):
         chosen = () if looks == 0 else (looks, *default[1:])
@@ -299,7 +265,8 @@ def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid
             chosen = chosen[:-1]
     if len(chosen) > levels - 1:
         raise GeometryError(
-            f"looks {looks} asks for {len(chosen)} levels of regions but the model has {levels - 1}; give at most that"
+            f"looks {looks} asks for {len(chosen)} levels of regions but the model has {levels - 1}; give at most "
+            f"{levels - 1} number(s)"
         )
     for number in chosen:
         if not 1 <= number <= grid.cells:
@@ -311,24 +278,20 @@ def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid
 
 
 def total_looks(looks: Sequence[int]) -> int:
-    """Regions looked at in one image after the whole: 2 then 1 each is 2 + 2 = 4."""
-    total, at_level = 0, 1
-    for number in looks:
-        at_level *= number
-        total += at_level
-    return total
+    """Return the number of regions seen per image after the whole: 2 then 1 each is 2 + 2 = 4."""
+    return sum(math.prod(looks[: level + 1]) for level in range(len(looks)))
 
 
 @dataclass(frozen=True)
 class GridFit:
-    """A traversal for images of a given size: see :func:`fit_grid`.
+    """Traversal for images of a given size; see :func:`fit_grid`.
 
     Attributes:
-        levels: levels of processing, the whole image included.
-        grid: the grid used at every level.
+        levels: number of levels, including the whole image.
+        grid: grid of every level.
         looks: locations per region for each level after the first.
         finest_scale: image pixels per glimpse pixel at the last level; 1 is full resolution.
-        why: the reasoning in one or two sentences.
+        why: reasoning in one or two sentences.
     """
 
     levels: int
@@ -339,21 +302,21 @@ class GridFit:
 
 
 def fit_grid(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: float = 0.3) -> GridFit:
-    """Return levels and grid with which the last level sees full resolution.
+    """Propose levels and a grid that reach full resolution at the last level.
 
     The cell extent is the same at every level and shrinks the image's longer side to ``base_px`` over ``levels - 1``
-    steps; the fewest levels are taken for which a cell is at least ``min_cell_extent`` of its parent (smaller cells
-    are too faint in the parent to be chosen well). Neighbouring cells overlap by at least half, so that a thing of up
-    to half a cell is whole in some cell. For 224 px and base 77 this gives the paper's 5 x 5 cells of 0.344; for 448
-    and 896 px and base 224, 2 and 3 levels of 3 x 3 cells of 0.5.
+    steps, with the fewest levels for which a cell is at least ``min_cell_extent`` of its parent (smaller cells are too
+    faint in the parent to be chosen well). Neighbouring cells overlap by at least half, so an object of up to half a
+    cell is entirely inside some cell. For 224 px and base 77 this gives the paper's 5 x 5 cells of 0.344; for 448 and
+    896 px and base 224, 2 and 3 levels of 3 x 3 cells of 0.5.
 
     Args:
         image_size_hw: typical height and width, pixels.
-        base_px: side of what the backbone sees.
+        base_px: side of a glimpse, pixels.
         min_cell_extent: smallest acceptable cell, in (0, 1).
 
     Raises:
-        GeometryError: the image is smaller than ``base_px``, or a size or fraction that makes no sense.
+        GeometryError: the image is smaller than ``base_px``, or an argument is out of range.
     """
     longer = max(image_size_hw)
     if base_px < 1 or not 0 < min_cell_extent < 1:
@@ -361,7 +324,7 @@ def fit_grid(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: f
     if longer < base_px:
         raise GeometryError(
             f"images of {image_size_hw[0]} x {image_size_hw[1]} px are smaller than the base resolution {base_px} px; "
-            "a plain network is enough for them, or choose a smaller base"
+            "use a plain network or a smaller base"
         )
     ratio = longer / base_px
     steps = max(1, math.ceil(math.log(ratio) / math.log(1 / min_cell_extent) - 1e-9))
@@ -371,6 +334,6 @@ def fit_grid(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: f
     scale = max(1.0, ratio * extent**steps)
     why = (
         f"{longer} px is {ratio:.1f} times the base of {base_px} px; {steps} step(s) of {extent:.3f} reach "
-        f"{scale:.2f} image pixel(s) per pixel seen, and {count} x {count} cells overlap by half or more."
+        f"{scale:.2f} image pixel(s) per glimpse pixel, and {count} x {count} cells overlap by half or more."
     )
     return GridFit(steps + 1, Grid(count, count, round(extent, 6)), looks, scale, why)

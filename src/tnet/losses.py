@@ -1,4 +1,4 @@
-"""What every objective is put together from: losses, rewards, penalties. Imports no model."""
+"""Losses, rewards and penalties that objectives are built from. Independent of any model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tnet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Loss:
-    """The terms of the objective, each already weighted, and what training logs beside them.
+    """Weighted terms of an objective and the rewards that training logs.
 
     Attributes:
-        terms: by name; they add up to ``total``.
-        total: what is minimised.
+        terms: weighted terms by name; their sum is ``total``.
+        total: the loss to minimise.
         reward: mean reward of the joint prediction.
         reward_per_feature: mean reward of single regions.
     """
@@ -35,18 +35,17 @@ class Loss:
     def of(
         cls, terms: dict[str, Float[Tensor, ""]], reward: Float[Tensor, ""], reward_per_feature: Float[Tensor, ""]
     ) -> Loss:
-        """The loss that these terms add up to."""
+        """Sum the terms."""
         return cls(terms, torch.stack(list(terms.values())).sum(), reward, reward_per_feature)
 
 
 def reward(
     logits: Float[Tensor, "*n classes"], target: Int[Tensor, "*n"] | Float[Tensor, "*n classes"]
 ) -> Float[Tensor, "*n"]:
-    """How right a prediction is, between 0 and 1, without gradient.
+    """Return how correct each prediction is, in [0, 1], without gradient.
 
-    For classes that exclude each other: 1 if the most probable class is the right one (paper). For several labels:
-    what predicted and true labels share, over their union (1 if both are empty), which is 1 only if all are right and
-    does not reward predicting nothing.
+    Single label: 1 if the most probable class is correct (paper). Multiple labels: intersection over union of predicted
+    and true labels (1 if both are empty), which is 1 only if all are correct and does not reward predicting nothing.
     """
     if not target.is_floating_point():
         return (logits.argmax(dim=-1) == target).float()
@@ -61,7 +60,7 @@ def classification_loss(
     target: Int[Tensor, " n"] | Float[Tensor, "n classes"],
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, " n"]:
-    """Cross entropy, or the mean binary cross entropy over the classes for several labels; one value an example."""
+    """Return the cross entropy of each sample, or for multiple labels its mean binary cross entropy over classes."""
     if not target.is_floating_point():
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
     target = target * (1 - label_smoothing) + label_smoothing / 2
@@ -71,14 +70,14 @@ def classification_loss(
 def contrastive_loss(
     features: Float[Tensor, "batch dim"], same: Bool[Tensor, "batch batch"], margin: float
 ) -> Float[Tensor, ""]:
-    """Pull features of a class together, push others apart beyond a margin (mean over all pairs, diagonal included)."""
+    """Pull features of a class together and others apart beyond a margin (mean over all pairs, with the diagonal)."""
     unit = F.normalize(features, dim=1)
     similarity = unit @ unit.T
     return torch.where(same, 1 - similarity, (similarity - margin).clamp_min(0)).mean()
 
 
 def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list[nn.Parameter]:
-    """Parameters under the L2 penalty: biases included, norm layers excluded; ``new`` leaves out the backbone."""
+    """Return the parameters under the L2 penalty: with biases, without norms; ``new`` excludes the backbone."""
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     parameters = []
     for name, module in model.named_modules():
@@ -89,37 +88,25 @@ def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list
 
 
 def l2_term(parameters: Iterable[nn.Parameter], weight: float) -> Float[Tensor, ""]:
-    """The sum of squares of all parameters, times a weight."""
+    """Return the weighted sum of squares of all parameters."""
     return torch.stack([parameter.square().sum() for parameter in parameters]).sum() * weight
 
 
 def check_weights(config: object, *names: str) -> None:
-    """Refuse weights of terms that are negative or no numbers.
-
-    Raises:
-        ConfigError: one is.
-    """
+    """Raise ConfigError unless these weights of a configuration are finite and not negative."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
-            raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a number, 0 or more")
+            raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a finite number of at least 0")
 
 
 def check_smoothing(label_smoothing: float) -> None:
-    """Refuse a label smoothing that cannot be.
-
-    Raises:
-        ConfigError: it is not in [0, 1).
-    """
+    """Raise ConfigError unless the label smoothing is in [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise ConfigError(f"objective.label_smoothing is {label_smoothing}; give a number in [0, 1)")
 
 
 class ModelObjective(nn.Module):
-    """What is minimised in training: ``forward(output, target, model) -> Loss``.
-
-    Args:
-        config: weights of the terms.
-    """
+    """Base of objectives: ``forward(output, target, model) -> Loss``; ``config`` holds the weights of the terms."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -127,9 +114,9 @@ class ModelObjective(nn.Module):
 
     @property
     def forward_options(self) -> dict[str, int | str | bool]:
-        """Arguments beside the images that the model's ``forward`` takes in training."""
+        """Extra arguments of the model's ``forward`` in training."""
         return {}
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
+        """Return the trainable parameters by name."""
         return dict(model.named_parameters())

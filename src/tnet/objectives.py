@@ -1,4 +1,4 @@
-"""What training minimises (paper, training objective with per-feature regularisation)."""
+"""Training objective of TNet (paper, training objective with per-feature regularisation)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,9 @@ from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.traversal.trail import group_rows
 
-__all__ = [
-    "Loss",
-    "Objective",
-    "ObjectiveConfig",
-    "classification_loss",
-    "contrastive_loss",
-    "penalised_parameters",
-    "reward",
-]
+__all__ = ["Loss", "Objective", "ObjectiveConfig"]
+
+_Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 
 _BASELINE_DECAY = 0.9
 
@@ -48,17 +42,17 @@ class ObjectiveConfig:
         joint_weight_ce: share of the cross entropy of all features together (paper: 0.3 ImageNet and birds, 0.2 and
             0.05 fMoW); the rest goes to the cross entropy of single features.
         joint_weight_reinforce: the same for the two REINFORCE terms.
-        reinforce_weight: of both REINFORCE terms (paper: 0.1).
-        worth_weight: of what the locator's choice among sibling regions is worth (:meth:`Objective.worth`), by which it
-            learns from every look, not only from whether the answer was right (not in the paper). Needs 2 or more
-            looks at some level.
-        entropy_weight: of an entropy bonus on the location probabilities (0 in the paper).
-        per_feature_levels: use single features of this many levels only, 0 for all (paper: 2 in fMoW stage 2).
-        contrastive_weight: of the contrastive term (paper: 100 CUB, 50 NABirds).
+        reinforce_weight: weight of both REINFORCE terms (paper: 0.1).
+        worth_weight: weight of the worth of the locator's choice among sibling regions (:meth:`Objective.worth`), which
+            lets it learn from every look, not only from whether the answer was correct (not in the paper). Needs 2 or
+            more looks at some level.
+        entropy_weight: weight of an entropy bonus on the location probabilities (0 in the paper).
+        per_feature_levels: number of levels whose single features are used, 0 for all (paper: 2 in fMoW stage 2).
+        contrastive_weight: weight of the contrastive term (paper: 100 CUB, 50 NABirds).
         contrastive_margin: cosine similarity below which different classes cost nothing.
-        l2_weight: of the sum of squares of the penalised parameters, biases included, norms excluded.
+        l2_weight: weight of the sum of squares of the penalised parameters, including biases, excluding norms.
         l2_scope: penalise ``all`` parameters or only those of the ``new`` layers (everything but the backbone).
-        label_smoothing: of the cross entropy.
+        label_smoothing: label smoothing of the cross entropy.
     """
 
     joint_weight_ce: float = 0.3
@@ -80,18 +74,15 @@ class ObjectiveConfig:
         if not -1 <= self.contrastive_margin <= 1:
             raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
         check_smoothing(self.label_smoothing)
-        check_weights(
-            self,
-            *("reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"),
-            "per_feature_levels",
-        )
+        weights = "reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"
+        check_weights(self, *weights, "per_feature_levels")
 
 
 class Objective(ModelObjective):
     """The training objective with its moving reward baseline.
 
     The baseline starts at 0.5 and follows the rewards with a decay of 0.9; both REINFORCE terms use its old value, and
-    it is updated once a step in training mode. With several processes the rewards are averaged over them, so that all
+    it is updated once per step in training mode. With several processes the rewards are averaged over them, so that all
     keep the same baseline.
 
     Args:
@@ -104,19 +95,13 @@ class Objective(ModelObjective):
         super().__init__(config)
         self.register_buffer("baseline", torch.tensor(0.5))
 
-    def forward(
-        self,
-        output: TNetOutput,
-        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-        model: nn.Module | None = None,
-    ) -> Loss:
-        """All terms for one batch.
+    def forward(self, output: TNetOutput, target: _Target, model: nn.Module | None = None) -> Loss:
+        """Compute all terms for one batch.
 
         Args:
-            output: of the model in training mode.
-            target: class indices, or 0/1 values for several labels.
-            model: whose parameters the L2 term penalises, and whose parts tell what a look is worth; needed only if
-                one of these terms has a weight.
+            output: output of the model in training mode.
+            target: class indices, or 0/1 values for multiple labels.
+            model: the model, required only by the L2 and worth terms.
         """
         config = self.config
         looks = output.log_prob.shape[1]
@@ -127,10 +112,10 @@ class Objective(ModelObjective):
         feature_reward = output.logits.new_zeros(())
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
             logits, repeated = output.feature_logits.flatten(0, 1), _repeated(target, used.shape[1])
-            rows = _places(used, logits.device)
+            rows = _indices(used, logits.device)
             per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
-            chosen = _places(used[:, 1:], logits.device)
+            chosen = _indices(used[:, 1:], logits.device)
             if len(chosen):
                 rewards = reward(logits, repeated).unflatten(0, (-1, used.shape[1]))[:, 1:].flatten()[chosen]
                 share = config.reinforce_weight * (1 - config.joint_weight_reinforce)
@@ -151,19 +136,17 @@ class Objective(ModelObjective):
         if config.l2_weight and model is not None:
             terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
         if self.training and looks:
-            # A cap of one level leaves no chosen feature: the baseline then follows the joint reward alone.
+            # With a cap of one level there is no chosen feature: the baseline follows the joint reward alone.
             self._update_baseline(joint_reward.mean(), feature_reward if used[:, 1:].any() else joint_reward.mean())
         return Loss.of(terms, joint_reward.mean(), feature_reward)
 
     @staticmethod
     @torch.no_grad()
-    def worth(
-        output: TNetOutput, target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], model: TNet
-    ) -> Float[Tensor, "batch looks"]:
-        """What each look is worth: log-likelihood of the label from the whole image and this region, in nats.
+    def worth(output: TNetOutput, target: _Target, model: TNet) -> Float[Tensor, "batch looks"]:
+        """Return the worth of each look: log-likelihood of the label given the whole image and this region, in nats.
 
-        Regions of all levels are paired with the whole image, so that what one of them is worth does not depend on
-        which others happened to be looked at. Dropout is left out.
+        Regions of all levels are paired with the whole image, so the worth of one does not depend on which others were
+        seen. Dropout is not applied.
         """
         features = output.features.detach()
         pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
@@ -171,42 +154,35 @@ class Objective(ModelObjective):
         logits = model.classify(pairs.flatten(0, 1))
         return -classification_loss(logits, _repeated(target, looks)).unflatten(0, (batch, looks))
 
-    def _expected_worth(
-        self,
-        output: TNetOutput,
-        target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
-        model: nn.Module | None,
-    ) -> Float[Tensor, ""]:
-        """What a region drawn from those looked at, as the locator would draw, is worth more than any of its siblings.
+    def _expected_worth(self, output: TNetOutput, target: _Target, model: nn.Module | None) -> Float[Tensor, ""]:
+        """Expected worth of a seen region drawn by the locator's logits, above the mean of its siblings.
 
-        An expectation, not an estimate of one: no reward baseline is needed, nor the probability of the choice, and any
-        policy can have chosen. Where all siblings are worth the same, as in pictures that are known by heart, there is
-        nothing to learn. (Cross entropy with what they are worth as a distribution makes the locator undecided there.)
+        This is an exact expectation: it needs neither a reward baseline nor the probability of the choice, so any
+        policy can have chosen. If all siblings are worth the same, as in memorised images, the gradient is zero. (Cross
+        entropy with the softmax of the worth as target would push the locator to uniform there.)
         """
         if not isinstance(model, TNet):
-            raise ConfigError(
-                "objective.worth_weight needs the TNet that made the output; give it as the third argument"
-            )
+            raise ConfigError("objective.worth_weight needs the TNet of the output; pass it as the third argument")
         regions, seen = output.regions, output.seen
         worth, rows = self.worth(output, target, model), output.rows[:, 1:]
-        places = slice(None) if seen is None else seen[:, 1:]
+        valid = slice(None) if seen is None else seen[:, 1:]
         by_row = worth.new_zeros(len(regions))
-        by_row[rows[places].flatten()] = worth[places].flatten()
+        by_row[rows[valid].flatten()] = worth[valid].flatten()
         chosen_logits, gains = output.chosen_logits, []
         for level in range(1, regions.depth + 1):
             children = (regions.level == level).nonzero().flatten()
             parents, group = regions.parent[children].unique(return_inverse=True)
-            members, meant = group_rows(group, len(parents))
-            if meant is not None:  # an only child has no siblings to be compared with
-                several = meant.sum(1) > 1
-                members, meant = members[several], meant[several]
+            members, mask = group_rows(group, len(parents))
+            if mask is not None:  # an only child has no siblings to compare with
+                several = mask.sum(1) > 1
+                members, mask = members[several], mask[several]
             if members.shape[1] > 1 and len(members):
                 siblings = children[members]
-                gains.append(_expected_gain(chosen_logits[siblings], by_row[siblings], meant))
+                gains.append(_expected_gain(chosen_logits[siblings], by_row[siblings], mask))
         return torch.stack(gains).mean() if gains else output.logits.new_zeros(())
 
     def _used_features(self, output: TNetOutput) -> Bool[Tensor, "batch n"]:
-        """Features that the per-feature terms use: those of the first levels, where a cap is set; on the CPU."""
+        """Mask of the features used by the per-feature terms (those of the first levels if capped), on the CPU."""
         level, cap = output.regions.level[output.rows], self.config.per_feature_levels
         used = torch.ones_like(level, dtype=torch.bool) if output.seen is None else output.seen
         return used & (level < cap) if cap else used
@@ -226,28 +202,26 @@ class Objective(ModelObjective):
         self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)
 
 
-def _repeated(
-    target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"], n: int
-) -> Int[Tensor, " rows"] | Float[Tensor, "rows classes"]:
-    """The target of each image for each of its ``n`` features."""
+def _repeated(target: _Target, n: int) -> Int[Tensor, " rows"] | Float[Tensor, "rows classes"]:
+    """Repeat the target of each image for each of its ``n`` features."""
     return target[:, None].expand(-1, n, *target.shape[1:]).flatten(0, 1)
 
 
-def _places(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:
-    """Flat indices of what is true, found on the CPU so that no other device has to wait."""
+def _indices(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:
+    """Flat indices of true elements, computed on the CPU to avoid a device synchronisation."""
     return mask.flatten().nonzero().flatten().to(device)
 
 
 def _expected_gain(
-    logits: Float[Tensor, "parents k"], worth: Float[Tensor, "parents k"], meant: Bool[Tensor, "parents k"] | None
+    logits: Float[Tensor, "parents k"], worth: Float[Tensor, "parents k"], mask: Bool[Tensor, "parents k"] | None
 ) -> Float[Tensor, ""]:
-    """Expected worth of a sibling drawn by its logits, over the mean of all; ``meant`` masks missing siblings."""
-    if meant is None:
+    """Expected worth of a sibling drawn by its logits, above the siblings' mean; ``mask`` is false where missing."""
+    if mask is None:
         gained = worth - worth.mean(dim=1, keepdim=True)
     else:
-        meant = meant.to(logits.device)
-        logits = logits.masked_fill(~meant, -torch.inf)
-        gained = (worth - (worth * meant).sum(1, keepdim=True) / meant.sum(1, keepdim=True)) * meant
+        mask = mask.to(logits.device)
+        logits = logits.masked_fill(~mask, -torch.inf)
+        gained = (worth - (worth * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
     return (logits.softmax(dim=1) * gained).sum(dim=1).mean()
 
 

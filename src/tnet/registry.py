@@ -1,7 +1,6 @@
-"""Things of one kind by name, so that adding one touches its own file and one list.
+"""Registries of named parts, so that adding one touches its own file and one list.
 
-Knows nothing of what it holds. Each kind (policies, aggregations, models, readers, datasets) has one registry, next to
-the protocol or base class that its entries implement.
+Policies, aggregations, models, readers and datasets each have one, next to the protocol that its entries implement.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Entries by name.
+    """Mapping from names to entries.
 
     Args:
         what: what an entry is, for error messages: ``policy``.
-        lazy: module that registers a name when it is imported, by name; for entries that would close an import cycle or
-            are slow to import.
+        lazy: module to import for a name not registered yet; for entries that are slow to import or would close an
+            import cycle.
     """
 
     def __init__(self, what: str, lazy: Mapping[str, str] | None = None) -> None:
@@ -31,31 +30,31 @@ class Registry(Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that registers a class, function or object under ``name``.
+        """Return a decorator that registers a class, function or object under ``name``.
 
         Raises:
-            ConfigError: the name is taken by another entry.
+            ConfigError: another entry has the name.
         """
 
         def add(entry: T) -> T:
             if self._entries.setdefault(name, entry) is not entry:
-                raise ConfigError(f"{self.what} {name!r} is registered already; choose another name")
+                raise ConfigError(f"{self.what} {name!r} is already registered; choose another name")
             return entry
 
         return add
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the name is unknown.
         """
         if name not in self._entries and name in self._lazy:
             import_module(self._lazy[name])
         if name not in self._entries:
             close = difflib.get_close_matches(str(name), list(self), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(close)}" if close else f"give one of {', '.join(self)}"
-            raise ConfigError(f"{self.what} {name!r} is not known; {hint}")
+            raise ConfigError(f"unknown {self.what} {name!r}; {hint}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -68,12 +67,12 @@ class Registry(Mapping[str, T]):
         return len({*self._lazy, *self._entries})
 
     def name_of(self, entry: object) -> str:
-        """The name under which an entry is registered.
+        """Return the name of a registered entry.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: the entry is not registered.
         """
-        for name, known in self._entries.items():
-            if known is entry:
+        for name, registered in self._entries.items():
+            if registered is entry:
                 return name
         raise ConfigError(f"{entry!r} is not a registered {self.what}; register it first")

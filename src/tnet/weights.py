@@ -1,4 +1,4 @@
-"""Files of weights: read without unpickling, and compared with a model before loading."""
+"""Weight files: read without unpickling, and checked against a model before loading."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from tnet.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from ``.safetensors``, or from a PyTorch file that holds nothing but a state dict.
+    """Read named tensors from ``.safetensors``, or from a PyTorch file of a plain state dict.
 
     Raises:
-        CheckpointError: missing, damaged, or a file that holds more than tensors.
+        CheckpointError: the file is missing, damaged, or holds more than tensors.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no file of weights {path}; check the path")
+        raise CheckpointError(f"weights file {path} does not exist; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            # Of a pickle protocol that torch does not write: advice to its developers, beside our own error.
+            # Torch warns its developers of unusual pickle protocols; users get our error.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); copy it again") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path} is damaged ({reason}); copy it again") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is not a plain state dict, and loading it could run code in it; save only the tensors of it"
+            f"{path} is not a plain state dict, and loading it could run code; save only its tensors"
         ) from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
@@ -46,38 +47,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def check_state(
     expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
     source: str,
     remedy: str = "use the config.json that was saved with them",
 ) -> None:
-    """Say which tensor does not fit before loading.
-
-    Args:
-        expected: the model's own.
-        found: in the file.
-        source: the file.
-        remedy: what to do about weights of another model.
+    """Check that the tensors of file ``source`` fit a model's, before loading.
 
     Raises:
-        CheckpointError: a missing, superfluous or differently shaped tensor.
+        CheckpointError: a tensor is missing, unknown, or has another shape; the message ends with ``remedy``.
     """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if missing or extra:
-        name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
-        raise CheckpointError(
-            f"{source} {what} tensor {name!r} ({len(missing)} missing, {len(extra)} unknown in all): these are weights "
-            f"of another model; {remedy}"
-        )
+    why = f"these are weights of another model; {remedy}"
+    missing = [name for name in expected if name not in loaded]
+    unknown = [name for name in loaded if name not in expected]
+    if missing or unknown:
+        name, what = (missing[0], "lacks") if missing else (unknown[0], "has an unknown")
+        counts = f"{len(missing)} missing, {len(unknown)} unknown in all"
+        raise CheckpointError(f"{source} {what} tensor {name!r} ({counts}): {why}")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{source}: tensor {name!r} has shape {list(found[name].shape)} but the model needs "
-                f"{list(tensor.shape)}: these are weights of another model; {remedy}"
-            )
+        if loaded[name].shape != tensor.shape:
+            shapes = f"shape {list(loaded[name].shape)} but the model needs {list(tensor.shape)}"
+            raise CheckpointError(f"{source}: tensor {name!r} has {shapes}: {why}")

@@ -18,7 +18,7 @@ from tnet.baselines.geometry import chosen_patches, patch_boxes
 from tnet.baselines.ips import IPS, CrossAttentionPool, IPSConfig, IPSObjective, IPSObjectiveConfig, select_patches
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.objectives import classification_loss
+from tnet.losses import classification_loss
 from tnet.traversal import FixedCells, RandomCells, SampleWithoutReplacement, TopK
 
 TINY = IPSConfig(

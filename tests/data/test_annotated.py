@@ -1,4 +1,4 @@
-"""Pictures with boxes: what becomes of boxes in subsets, splits, crops, shrinking, lazy reading and augmentation."""
+"""Images with boxes: what becomes of boxes in subsets, splits, crops, shrinking, lazy reading and augmentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOX = (10.0, 20.0, 30.0, 60.0)
 
 
 class Noting(Augment):
-    """Notes what it is told."""
+    """Notes what it is given."""
 
     def __init__(self) -> None:
         super().__init__(AugmentConfig())
@@ -47,7 +47,7 @@ def read_numbers(path: Path, picture: Path) -> np.ndarray:
 def pictures(
     folder: Path, boxes: list[list[tuple[float, ...]]], *, in_files: bool = False, **options
 ) -> AnnotatedImages:
-    """Black pictures, white where the first box is."""
+    """Black images, white where the first box is."""
     paths = []
     for index, of_picture in enumerate(boxes):
         levels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -63,7 +63,7 @@ def pictures(
     return AnnotatedImages(paths, targets, ["a", "b"], boxes=files if in_files else listed, **options)
 
 
-def test_whole_pictures_unless_asked_otherwise(tmp_path: Path) -> None:
+def test_whole_images_unless_asked_otherwise(tmp_path: Path) -> None:
     noting = Noting()
     data = pictures(tmp_path, [[BOX]], augment=noting)
     assert data[0].image.shape == (3, HEIGHT, WIDTH) and data[-1].target == 0
@@ -75,7 +75,7 @@ def test_whole_pictures_unless_asked_otherwise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("in_files", [False, True])
-def test_the_augmentation_is_told_of_boxes(tmp_path: Path, lazy: bool, in_files: bool) -> None:
+def test_the_augmentation_gets_the_boxes(tmp_path: Path, lazy: bool, in_files: bool) -> None:
     noting = Noting()
     boxes = [[BOX, (-5.0, 90.0, 20.0, 130.0), (70.0, 0.0, 80.0, 9.0)], []]
     data = pictures(tmp_path, boxes, in_files=in_files, augment=noting)
@@ -88,7 +88,7 @@ def test_the_augmentation_is_told_of_boxes(tmp_path: Path, lazy: bool, in_files:
         data[2]
 
 
-def test_boxes_are_scaled_with_the_picture(tmp_path: Path) -> None:
+def test_boxes_are_scaled_with_the_image(tmp_path: Path) -> None:
     noting = Noting()
     data = pictures(tmp_path, [[BOX]], augment=noting, reading=ReadOptions(max_side_px=50))
     data.cover_boxes()
@@ -98,7 +98,7 @@ def test_boxes_are_scaled_with_the_picture(tmp_path: Path) -> None:
     assert noting.told == [((30, 50), [[5, 10, 15, 30]]), ((120, 120), [[20, 24, 60, 72]])]
 
 
-def test_the_shorter_side_is_shrunk(tmp_path: Path) -> None:
+def test_boxes_follow_a_downscaled_shorter_side(tmp_path: Path) -> None:
     noting = Noting()
     data = pictures(tmp_path, [[BOX]], augment=noting, reading=ReadOptions(max_short_side_px=30))
     data.cover_boxes()
@@ -131,7 +131,7 @@ def test_crops_cover_boxes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_every_box_is_a_picture(tmp_path: Path, lazy: bool) -> None:
+def test_every_box_is_a_sample(tmp_path: Path, lazy: bool) -> None:
     small = (50.0, 90.0, 52.0, 99.0)
     data = pictures(tmp_path, [[BOX, small, (0.0, 0.0, 60.0, 100.0)], [], [(5.0, 6.0, 8.0, 9.0)]], in_files=True)
     data.reading = ReadOptions("lazy" if lazy else "memory")
@@ -147,10 +147,10 @@ def test_every_box_is_a_picture(tmp_path: Path, lazy: bool) -> None:
         assert (crops[0].image == 255).all()
         wider = data.cropped_to_boxes(1.0)[0].image
         assert wider.shape == (3, 40, 80) and (wider[:, 10:30, 20:60] == 255).all() and wider.sum() == 255 * 3 * 800
-    assert not data.crop, "the whole pictures stay as they are"
+    assert not data.crop, "the whole images stay as they are"
 
 
-def test_crops_are_shrunk_prepared_and_augmented(tmp_path: Path) -> None:
+def test_crops_are_downscaled_prepared_and_augmented(tmp_path: Path) -> None:
     noting = Noting()
     crops = pictures(tmp_path, [[BOX]], augment=noting, reading=ReadOptions(max_side_px=20)).cropped_to_boxes(0.0)
     assert crops[0].image.shape == (3, 10, 20) and (crops[0].image == 255).all()
@@ -159,7 +159,7 @@ def test_crops_are_shrunk_prepared_and_augmented(tmp_path: Path) -> None:
     assert noting.told == [((10, 20), None)] * 2 + [((12, 12), None)]
 
 
-def test_boxes_are_looked_for_in_some_pictures(tmp_path: Path) -> None:
+def test_some_images_are_probed_for_boxes(tmp_path: Path) -> None:
     read: list[Path] = []
 
     def note(path: Path, picture: Path) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_small_boxes_get_more_context(side: int, buffer: int) -> None:
     st.tuples(st.floats(-50, 150), st.floats(-50, 150), st.floats(0, 100), st.floats(0, 100)),
     st.none() | st.floats(0, 10),
 )
-def test_context_stays_in_the_picture_and_covers_the_box(values: tuple[float, ...], context: float | None) -> None:
+def test_context_stays_in_the_image_and_covers_the_box(values: tuple[float, ...], context: float | None) -> None:
     y, x, height, width = values
     box = np.array([y, x, y + height, x + width])
     y0, x0, y1, x1 = with_context(box, (80, 120), context)

@@ -46,7 +46,7 @@ def test_splits_labels_and_boxes(root: Path) -> None:
     )
 
 
-def test_classes_without_pictures_stay_in_place(root: Path) -> None:
+def test_classes_without_images_stay_in_place(root: Path) -> None:
     (root / "classes.txt").write_text("3 c\n10 z\n2 b\n1 a\n")
     data = CUB.read(root)
     assert data.classes == ["a", "b", "c", "z"] and data.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -82,7 +82,7 @@ def test_lists_that_are_missing(root: Path, name: str) -> None:
     assert len(findings) == 2 and all(name in finding for finding in findings)
 
 
-def test_a_split_without_pictures(root: Path) -> None:
+def test_a_split_without_images(root: Path) -> None:
     path = root / "train_test_split.txt"
     path.write_text("".join(f"{line.split()[0]} 1\n" for line in path.read_text().splitlines()))
     assert len(CUB.read(root)) == 18
@@ -91,7 +91,7 @@ def test_a_split_without_pictures(root: Path) -> None:
     assert any(finding.startswith("test: ") and "no image" in finding for finding in CUB.check(root).findings)
 
 
-def test_missing_pictures(root: Path) -> None:
+def test_missing_images(root: Path) -> None:
     for path in CUB.read(root).paths[:5]:
         path.unlink()
     with pytest.raises(DataError, match="5 of the 12 .* and 2 more"):

@@ -1,4 +1,4 @@
-"""The made task: what the images hold, that they repeat, and what is refused."""
+"""The synthetic task: what the images hold, that they repeat, and what is rejected."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_stream_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"variant": "ats"}, {"noise_patterns": 10}, {"canvas_px": 170}])
-def test_what_shapes_the_picture_changes_it(changes: dict[str, object]) -> None:
+def test_every_option_changes_the_image(changes: dict[str, object]) -> None:
     assert not torch.equal(make()[0].image, make(**changes)[0].image)
 
 
@@ -100,7 +100,7 @@ def test_splits_have_different_layouts() -> None:
     assert not any(layouts[a] == layouts[b] for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_task_changes_the_question_not_the_picture() -> None:
+def test_task_changes_the_question_not_the_image() -> None:
     images = [make(task=task)[5].image for task in get_args(Task)]
     assert all(torch.equal(images[0], image) for image in images[1:])
 
@@ -390,7 +390,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
         ({"target_copies": 2, "other_digits": 10}, "other_digits is 10.*at most 9"),
     ],
 )
-def test_a_wrong_setting_is_refused_with_a_remedy(changes: dict[str, object], said: str, as_in_use: None) -> None:
+def test_wrong_settings_are_rejected(changes: dict[str, object], said: str, as_in_use: None) -> None:
     with pytest.raises(ConfigError, match=said):
         DigitsConfig(**(SMALL | changes))  # type: ignore[arg-type]
 
@@ -400,13 +400,13 @@ def test_other_tasks_need_no_majority() -> None:
     assert (layout.labels[1:] != layout.labels[0]).all()
 
 
-def test_an_unknown_split_is_refused(as_in_use: None) -> None:
+def test_an_unknown_split_is_rejected(as_in_use: None) -> None:
     with pytest.raises(ConfigError, match="split is 'dev'.*train, val, test"):
         make("dev")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("index", [-1, 20])
-def test_an_index_outside_the_split_is_refused(index: int) -> None:
+def test_an_index_outside_the_split_is_rejected(index: int) -> None:
     with pytest.raises(IndexError, match=f"index is {index}; .* 0 to 19"):
         make("val")[index]
 

@@ -1,4 +1,4 @@
-"""Miniatures of the published data sets: that they can be learned from, repeated, and do no harm."""
+"""Miniatures of the published datasets: that they can be learned from, repeated, and do no harm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_counts_and_sizes(name: str, tmp_path: Path) -> None:
             assert min(sample.image.shape[1:]) == 40 and max(sample.image.shape[1:]) <= 50
 
 
-def test_classes_can_be_told_by_what_is_in_the_boxes_and_not_by_the_rest(tmp_path: Path) -> None:
+def test_classes_differ_inside_the_boxes_only(tmp_path: Path) -> None:
     make_fake("cub", tmp_path / "cub", classes=8, images_per_class=6, side_px=64)
 
     def means(split: str, inside: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,8 @@ def test_classes_can_be_told_by_what_is_in_the_boxes_and_not_by_the_rest(tmp_pat
     assert right[True] > 0.9 and right[False] < 0.5
 
 
-def test_all_classes_of_a_data_set(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_all_classes_of_a_dataset(tmp_path: Path) -> None:
     make_fake("nabirds", tmp_path / "nabirds", images_per_class=1, side_px=16)
     data = PUBLISHED["nabirds"].read(tmp_path / "nabirds", "train")
     assert len(data.classes) == len(data) == 555

@@ -1,4 +1,4 @@
-"""Lists that come with data sets: what is read, and what is refused by file and line."""
+"""Lists that come with datasets: what is read, and what is rejected by file and line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rows(path: Path) -> None:
         list(read_rows(path, 4) if path.write_text("1 2 3 4\n\n1 2 3") else ())
 
 
-def test_keys_come_once(path: Path) -> None:
+def test_repeated_keys(path: Path) -> None:
     path.write_text("1 a\n2 b\n1 c\n")
     with pytest.raises(DataError, match="'1' in lines 1 and 3"):
         read_keyed_rows(path, 2)
@@ -56,7 +56,7 @@ def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"), [('{"a": \n}', "line 2 "), ("[" * 100_000, "recursion"), ("1" * 5000, "4300"), ("", "line 1")]
 )
-def test_json_that_is_none(path: Path, text: str, reason: str) -> None:
+def test_invalid_json(path: Path, text: str, reason: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=rf"list\.txt .*{reason}"):
         read_json(path, 10**6)
@@ -95,7 +95,7 @@ def test_paths_stay_inside(parts: list[str]) -> None:
     assert ".." not in path.parts and path.is_relative_to(folder)
 
 
-def test_the_folder_inside(tmp_path: Path) -> None:
+def test_root_may_be_a_subfolder(tmp_path: Path) -> None:
     (tmp_path / "CUB_200_2011" / "sub").mkdir(parents=True)
     (tmp_path / "CUB_200_2011" / "images.txt").touch()
     assert CUB.find_root(tmp_path) == tmp_path / "CUB_200_2011"

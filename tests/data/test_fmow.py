@@ -1,4 +1,4 @@
-"""fMoW-rgb in its own layout: categories, metadata, the mapping of test pictures, boxes and their context."""
+"""fMoW-rgb in its own layout: categories, metadata, the mapping of test images, boxes and their context."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_categories() -> None:
 
 def test_splits(root: Path) -> None:
     train, val, test = (FMOW.read(root, split) for split in ("train", "val", "test"))
-    assert train.classes == val.classes == test.classes == list(CATEGORIES), "all, whichever there are pictures of"
+    assert train.classes == val.classes == test.classes == list(CATEGORIES), "all, whichever there are images of"
     assert train.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert val.targets.tolist() == [0, 0, 1, 1, 2, 2] == test.targets.tolist(), "false detections are no class"
     assert [path.name for path in train.paths[:3]] == [
@@ -49,7 +49,7 @@ def test_splits(root: Path) -> None:
     assert len(FMOW.read(root.parent)) == 12
 
 
-def test_test_pictures_are_mapped_to_their_truth(root: Path) -> None:
+def test_test_images_are_mapped_to_their_truth(root: Path) -> None:
     test = FMOW.read(root, "test")
     mapping = {entry["output"]: entry["input"] for entry in json.loads((root / "test_gt_mapping.json").read_text())}
     for index, path in enumerate(test.paths):
@@ -60,7 +60,7 @@ def test_test_pictures_are_mapped_to_their_truth(root: Path) -> None:
     assert len({path.parent for path in test.paths}) == 6
 
 
-def test_the_coarser_pictures(root: Path) -> None:
+def test_multispectral_images(root: Path) -> None:
     data = FMOW.list_split(root, "test", {}, variant="msrgb")
     assert len(data) == 6 and all(path.name.endswith("_msrgb.jpg") for path in data.paths)
     assert all(len(boxes) for boxes in data.boxes)
@@ -75,7 +75,7 @@ def test_a_sorted_test_split(root: Path) -> None:
     assert FMOW.read(root, "test").targets.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_the_truth_may_lie_in_a_folder(root: Path) -> None:
+def test_true_metadata_may_be_in_a_folder(root: Path) -> None:
     (root / "groundtruth").mkdir()
     for name in ("test_gt", "test_gt_mapping.json"):
         (root / name).rename(root / "groundtruth" / name)

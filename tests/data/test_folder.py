@@ -1,4 +1,4 @@
-"""Folders of class folders: what is listed, in which order, how it is split, and what is refused."""
+"""Folders of class folders: what is listed, in which order, how it is split, and what is rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_folder(root: Path, **counts: int) -> Path:
 
 
 def listed(count: int, classes: int) -> LabelledImages:
-    """Without any files: for what does not open pictures."""
+    """Without any files: for what does not open images."""
     paths = [Path(f"root/{index % classes}/{index}.png") for index in range(count)]
     return LabelledImages(paths, torch.arange(count) % classes, [str(index) for index in range(classes)])
 
@@ -48,7 +48,7 @@ def listed(count: int, classes: int) -> LabelledImages:
 # --- one folder
 
 
-def test_folders_that_are_one_picture(tmp_path: Path) -> None:
+def test_folders_that_are_images(tmp_path: Path) -> None:
     for name in ("b/b.zarr/0/x", "a/deep/a.ome.zarr/x", "stray.zarr/x"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
@@ -72,7 +72,7 @@ def test_classes_targets_and_paths(tmp_path: Path) -> None:
     assert data.paths == [root / name for name in names]
 
 
-def test_sample_holds_picture_target_and_path(tmp_path: Path) -> None:
+def test_sample_holds_image_target_and_path(tmp_path: Path) -> None:
     root = make_folder(tmp_path, a=2, b=1)
     data = ImageFolder(root)
     image, target, name = data[1]
@@ -85,7 +85,7 @@ def test_sample_holds_picture_target_and_path(tmp_path: Path) -> None:
             data[index]
 
 
-def test_pictures_are_read_as_asked(tmp_path: Path) -> None:
+def test_read_options_are_used(tmp_path: Path) -> None:
     put_picture(tmp_path / "a" / "a.png", size=(40, 20))
     assert ImageFolder(tmp_path, reading=ReadOptions(channels=1, max_side_px=10))[0].image.shape == (1, 5, 10)
     with pytest.raises(ImageError, match="max_pixels=100"):
@@ -97,7 +97,7 @@ def test_given_classes_decide_the_order(tmp_path: Path) -> None:
     assert data.classes == ["b", "a"] and data.targets.tolist() == [0, 0, 1]
 
 
-def test_classes_can_be_numbered_anew(tmp_path: Path) -> None:
+def test_classes_can_be_renumbered(tmp_path: Path) -> None:
     data = ImageFolder(make_folder(tmp_path, a=1, b=2, c=3))
     number_classes_as([], data)
     number_classes_as(["a", "b"], data)
@@ -121,7 +121,7 @@ def test_class_folders_that_are_not_those_given(tmp_path: Path) -> None:
         ImageFolder(tmp_path, classes=["cat"])
 
 
-def test_no_classes_to_be_found(tmp_path: Path) -> None:
+def test_folders_without_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         ImageFolder(tmp_path)
     put_picture(tmp_path / "a.png")
@@ -133,7 +133,7 @@ def test_no_classes_to_be_found(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "gone")
 
 
-def test_class_without_pictures(tmp_path: Path) -> None:
+def test_class_without_images(tmp_path: Path) -> None:
     make_folder(tmp_path, full=1, void=0)
     with pytest.raises(DataError, match="class 'void' "):
         ImageFolder(tmp_path)
@@ -151,12 +151,12 @@ def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("classes", "message"), [([], "is empty"), (["a", ""], "empty name at index 1"), (["a", "b", "a"], "'a' more than")]
 )
-def test_lists_of_classes_that_cannot_be(classes: list[str], message: str) -> None:
+def test_invalid_lists_of_classes(classes: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_classes(classes)
 
 
-def test_negative_seed_is_refused() -> None:
+def test_negative_seed_is_rejected() -> None:
     with pytest.raises(ConfigError, match="seed is -1"):
         LabelledImages([], torch.zeros(0, dtype=torch.int64), ["a"], seed=-1)
 
@@ -176,7 +176,7 @@ def augmented(root: Path, seed: int = 0) -> ImageFolder:
 
 def test_augmentation_depends_on_seed_epoch_and_index_only(tmp_path: Path) -> None:
     root = make_folder(tmp_path, a=1)
-    for index in range(1, 4):  # the same picture again
+    for index in range(1, 4):  # the same image again
         os.link(root / "a" / "000.png", root / "a" / f"{index:03}.png")
     data = augmented(root)
     first = [data[index].image for index in range(4)]
@@ -200,7 +200,7 @@ def test_workers_give_the_batches_that_the_process_itself_gives(tmp_path: Path) 
             assert torch.equal(one.targets, other.targets) and one.names == other.names
 
 
-def test_unreadable_picture_is_named_by_a_worker(tmp_path: Path) -> None:
+def test_unreadable_image_is_named_by_a_worker(tmp_path: Path) -> None:
     data = ImageFolder(make_folder(tmp_path, a=1))
     (tmp_path / "a" / "000.png").write_bytes(b"no picture")
     batches = iter(DataLoader(data, num_workers=1, collate_fn=collate))
@@ -209,7 +209,7 @@ def test_unreadable_picture_is_named_by_a_worker(tmp_path: Path) -> None:
     batches._shutdown_workers()  # left to the garbage collector after an error, this takes PyTorch 5 seconds
 
 
-def test_data_set_pickles_small_and_whole(tmp_path: Path) -> None:
+def test_dataset_pickles_small_and_whole(tmp_path: Path) -> None:
     data = augmented(make_folder(tmp_path, a=2))
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(again[1].image, data[1].image) and again.classes == data.classes
@@ -231,7 +231,7 @@ def test_split_folders_share_the_training_classes_and_only_training_is_augmented
     assert val[0].image.shape == train[0].image.shape == (1, 6, 8)
 
 
-def test_missing_split_folder_lists_those_there_are(tmp_path: Path) -> None:
+def test_missing_split_folder_lists_existing_ones(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=2)
     make_folder(tmp_path / "val_imagenet_val", a=1)
     with pytest.raises(DataError, match=r"/val is missing.* \(train, val_imagenet_val\), or set val to null"):
@@ -252,7 +252,7 @@ def test_validation_classes_must_be_the_training_classes(tmp_path: Path) -> None
         open_split_folders(tmp_path)
 
 
-def test_validation_pictures_split_off_the_training_folder(tmp_path: Path) -> None:
+def test_validation_images_split_off_the_training_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=10, b=5)
     augment = Augment(AugmentConfig(vertical_flip=True))
     train, val = open_split_folders(
@@ -302,7 +302,7 @@ def test_split_is_the_same_on_every_machine() -> None:
     assert [path.stem for path in val.paths] == ["0", "7", "9", "10"]
 
 
-def test_splits_that_cannot_be() -> None:
+def test_invalid_splits() -> None:
     for fraction in (0.0, 1.0, float("nan")):
         with pytest.raises(ConfigError, match="fraction"):
             listed(4, 1).split_off(fraction)

@@ -1,4 +1,4 @@
-"""ImageNet in its own layouts: classes, labels of validation pictures, boxes, and hostile annotations."""
+"""ImageNet in its own layouts: classes, labels of validation images, boxes, and hostile annotations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 
 def colour_in_box(data: AnnotatedImages, index: int) -> np.ndarray:
-    """Mean colour of the pattern, by which the class of a made picture is told."""
+    """Mean colour of the pattern, by which the class of a synthetic image is given."""
     image = data[index].image.float()
     y0, x0, y1, x1 = (0, 0, *image.shape[1:]) if data.crop else data.boxes[index][0].astype(int)
     return image[:, y0:y1, x0:x1].mean((1, 2)).numpy()
@@ -57,7 +57,7 @@ def test_layouts(made: Path, layout: str) -> None:
     names = WNIDS if layout == "folders" else [f"made thing {index}, thing" for index in range(3)]
     assert train.class_names == val.class_names == names
     assert [len(boxes) for boxes in train.boxes] == [0, 1, 0, 1] * 3 and all(len(boxes) == 1 for boxes in val.boxes)
-    # That labels and boxes are right is seen in the pictures: one class, one colour.
+    # That labels and boxes are right is seen in the images: one class, one colour.
     colours = {}
     for data in (train.cropped_to_boxes(0.0), val):
         for index, label in enumerate(data.targets.tolist()):
@@ -85,7 +85,7 @@ def test_a_part_of_imagenet(root: Path) -> None:
     val = IMAGENET.read(root, "val")
     assert val.classes == [WNIDS[0], WNIDS[2]] and sorted(val.targets.tolist()) == [0, 0, 1, 1]
     shutil.rmtree(root / "train")
-    assert IMAGENET.read(root, "val").classes == WNIDS, "of the devkit, where there are no training pictures"
+    assert IMAGENET.read(root, "val").classes == WNIDS, "of the devkit, where there are no training images"
     with pytest.raises(DataError, match="train of ImageNet"):
         IMAGENET.read(root)
 
@@ -98,7 +98,7 @@ def test_names_in_other_letters(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any("numbered" in finding for finding in IMAGENET.check(root).findings)
 
 
-def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
+def test_what_is_not_a_image_is_left_out(root: Path) -> None:
     (root / "train" / WNIDS[0] / "notes.txt").touch()
     (root / "train" / WNIDS[0] / "._n01440764_7.JPEG").touch()
     (root / "train" / "other").mkdir()
@@ -107,7 +107,7 @@ def test_what_is_not_a_picture_is_left_out(root: Path) -> None:
     assert IMAGENET.read(root).classes == WNIDS
 
 
-def test_validation_pictures_without_labels(root: Path) -> None:
+def test_validation_images_without_labels(root: Path) -> None:
     truth = root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
     lines = truth.read_text().splitlines()
     truth.write_text("\n".join(lines[:-1]))
@@ -164,7 +164,7 @@ def boxes_of(annotation: Path, *objects: str, width: object = 100, height: objec
     return read_boxes_xml(annotation, annotation.with_suffix(".JPEG")).tolist()
 
 
-def test_boxes_are_scaled_to_the_picture(annotation: Path) -> None:
+def test_boxes_are_scaled_to_the_image(annotation: Path) -> None:
     box = OBJECT.format("n01440764", 20, 10, 60, 30)
     assert boxes_of(annotation, box) == [[10, 20, 30, 60]]
     assert boxes_of(annotation, box, width=200, height=100) == [[5, 10, 15, 30]]
@@ -180,7 +180,7 @@ def test_objects_of_other_synsets_are_left_out(annotation: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "1e9", "", "--1", "99999999"])
-def test_numbers_that_are_none(annotation: Path, value: str) -> None:
+def test_invalid_numbers(annotation: Path, value: str) -> None:
     with pytest.raises(DataError, match=r"n01440764_1\.xml .*bndbox/xmin is '"):
         boxes_of(annotation, OBJECT.format("n01440764", value, 1, 2, 3))
 
@@ -311,7 +311,7 @@ def test_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     shutil.rmtree(root / "train" / WNIDS[0])
     numbered = [finding for finding in IMAGENET.check(root).findings if "numbered" in finding]
-    assert len(numbered) == 1 and "1 numbered images" in numbered[0], "pictures of other classes are not missing"
+    assert len(numbered) == 1 and "1 numbered images" in numbered[0], "images of other classes are not missing"
     (root / "Annotation").rename(root / "elsewhere")
     assert any(
         finding.startswith("train: boxes are missing") and f"bbox_train_v2.tar.gz into {root / 'Annotation'}" in finding

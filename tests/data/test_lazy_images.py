@@ -1,4 +1,4 @@
-"""Pictures read lazily: which, that they are the same pictures, and that workers change nothing."""
+"""Images read lazily: which, that they are the same images, and that workers change nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def whole(scene: Scene, size_px: int = 24) -> Tensor:
 # --- what is handed out
 
 
-def test_a_lazy_data_set_hands_out_scenes(root: Path) -> None:
+def test_lazy_dataset_returns_scenes(root: Path) -> None:
     train, val = opened(lazily(root, augment=CHANGES))
     assert isinstance(train[0].image, TransformedScene) and isinstance(val[0].image, OverviewScene)
     assert train[0].name == str(train.paths[0]) == train[0].image.name
@@ -85,7 +85,7 @@ def test_a_lazy_data_set_hands_out_scenes(root: Path) -> None:
         assert isinstance(batch.images, list) and all(isinstance(image, Scene) for image in batch.images)
 
 
-def test_scenes_are_changed_as_tensors_are(root: Path) -> None:
+def test_scenes_are_augmented_like_tensors(root: Path) -> None:
     """The same numbers are drawn; only how pixels are reduced and rounded differs."""
     lazy, _ = opened(lazily(root, augment=replace(CHANGES, contrast=0.0)), base_px=None)
     memory, _ = opened(lazily(root, augment=replace(CHANGES, contrast=0.0), read="memory"), base_px=None)
@@ -98,7 +98,7 @@ def test_scenes_are_changed_as_tensors_are(root: Path) -> None:
         assert float((whole(scene) - whole(MemoryScene(image))).abs().max()) <= 1.001 / 255
 
 
-def test_auto_reads_large_pictures_lazily(root: Path) -> None:
+def test_auto_reads_large_images_lazily(root: Path) -> None:
     train, _ = opened(lazily(root, read="auto", lazy_above_px=163 * 199))
     lazy = [not isinstance(sample.image, Tensor) for sample in map(train.__getitem__, range(8))]
     sizes = [int(path.stem) for path in train.paths]
@@ -139,7 +139,7 @@ def test_a_table_lists_any_files(tmp_path: Path) -> None:
     assert torch.equal(found, torch.from_numpy(levels[:, :16, :16]) / 255)
 
 
-def test_splitting_keeps_how_pictures_are_read(root: Path) -> None:
+def test_splitting_keeps_how_images_are_read(root: Path) -> None:
     config = lazily(root, val=None, val_fraction=0.25)
     assert [type(data[0].image) for data in opened(config)] == [OverviewScene, OverviewScene]
 
@@ -168,7 +168,7 @@ def logits_of(batches: Any, model: TNet) -> list[Tensor]:
         return [model(batch.images).feature_logits for batch in batches]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_do_not_change_what_is_seen(root: Path, store: OverviewStore, workers: int) -> None:
     train, _ = opened(lazily(root, augment=replace(CHANGES, rotation=10.0)))
@@ -266,7 +266,7 @@ def test_batches_are_pinned() -> None:
     assert collate([Sample(image, target, "a")]).pin_memory().images.is_pinned()  # type: ignore[union-attr]
 
 
-def test_evaluation_looks_at_scenes(root: Path) -> None:
+def test_evaluation_on_scenes(root: Path) -> None:
     model = TNet(tiny_config(in_channels=3, num_classes=2)).eval()
     lazy, memory = (opened(lazily(root, read=read), base_px=None)[1] for read in ("lazy", "memory"))
     rows = [evaluate(model, data, looks=[0, 2], batch_size=3, progress=False) for data in (lazy, memory)]
@@ -281,7 +281,7 @@ def test_the_first_look_at_any_change_is_served(root: Path, monkeypatch: pytest.
         assert not isinstance(image, Tensor)
         whole(image)
     monkeypatch.setattr(FileScene, "glimpse", lambda *_, **__: pytest.fail("the file was read"))
-    for epoch in range(8):
+    for epoch in range(4):
         train.set_epoch(epoch)
         for index in range(8):
             image = train[index].image

@@ -33,7 +33,7 @@ DIGITS = replace(tiny_recipe().data, digits=replace(tiny_recipe().data.digits, i
 
 
 def put_pictures(root: Path, count: int = 3, size: tuple[int, int] = (40, 36)) -> DataConfig:
-    """Two classes of noise pictures, for training and validation, with strong augmentation."""
+    """Two classes of noise images, for training and validation, with strong augmentation."""
     noise = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -113,7 +113,7 @@ def seen(images: int, per_epoch: int, seed: int, epochs: int) -> list[int]:
 
 
 @given(st.integers(1, 20), st.integers(1, 50), st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_no_image_comes_again_before_all_others_have_come(images: int, per_epoch: int, seed: int, epochs: int) -> None:
+def test_no_image_is_repeated_before_all_others(images: int, per_epoch: int, seed: int, epochs: int) -> None:
     order = seen(images, per_epoch, seed, epochs)
     assert len(order) == epochs * per_epoch == epochs * len(EpochSampler(images, per_epoch, seed, 0))
     for start in range(0, len(order), images):
@@ -135,7 +135,7 @@ def test_order_depends_on_seed_and_epoch_only(seed: int, epoch: int) -> None:
 # --- opening
 
 
-def test_the_made_digits() -> None:
+def test_synthetic_digits() -> None:
     train, val = open_data(DIGITS, 1, seed=0)
     assert isinstance(train, MegapixelDigits) and isinstance(val, MegapixelDigits)
     assert isinstance(train, LabelledData) and (len(train), len(val)) == (10, 5)
@@ -148,7 +148,7 @@ def test_the_made_digits() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_have_the_channels_of_the_model(tmp_path: Path, channels: int) -> None:
+def test_images_have_the_channels_of_the_model(tmp_path: Path, channels: int) -> None:
     train, val = open_data(put_pictures(tmp_path), channels, seed=0)
     assert isinstance(train, LabelledData)
     assert train[0].image.shape[0] == val[0].image.shape[0] == channels
@@ -156,7 +156,7 @@ def test_pictures_have_the_channels_of_the_model(tmp_path: Path, channels: int) 
         open_data(DataConfig(root=str(tmp_path)), 4, seed=0)
 
 
-def test_validation_set_aside_of_a_folder(tmp_path: Path) -> None:
+def test_validation_split_off_a_folder(tmp_path: Path) -> None:
     config = replace(put_pictures(tmp_path, count=4), val=None, val_fraction=0.25)
     train, val = open_data(config, 3, seed=0)
     assert (len(train), len(val)) == (6, 2)
@@ -187,7 +187,7 @@ def test_tables(tmp_path: Path) -> None:
         open_data(replace(config, train="none.csv"), 1, seed=0)
 
 
-def test_one_class_is_nothing_to_tell_apart_but_one_label_may_be_there_or_not(tmp_path: Path) -> None:
+def test_single_class_is_rejected_but_a_single_label_is_not(tmp_path: Path) -> None:
     config = replace(put_pictures(tmp_path), kind="table", train="all.csv", val=None, val_fraction=0.5)
     paths = sorted(path.relative_to(tmp_path) for path in (tmp_path / "train").rglob("*.png"))
     (tmp_path / "all.csv").write_text("path,label\n" + "".join(f"{path},cat\n" for path in paths))
@@ -197,7 +197,7 @@ def test_one_class_is_nothing_to_tell_apart_but_one_label_may_be_there_or_not(tm
     assert train.multilabel and train.classes == ["cat"]
 
 
-def test_images_to_test_on_lie_beside_those_to_train_on(tmp_path: Path) -> None:
+def test_test_images_lie_beside_the_training_images(tmp_path: Path) -> None:
     config = put_pictures(tmp_path)
     (tmp_path / "val").rename(tmp_path / "test")
     (tmp_path / "test" / "b" / "0.png").unlink()
@@ -214,7 +214,7 @@ def test_images_to_test_on_lie_beside_those_to_train_on(tmp_path: Path) -> None:
     assert len(test) == 1 and test[0].target == 1, "with the classes of the training images"
 
 
-def test_made_images_to_test_on() -> None:
+def test_synthetic_test_images() -> None:
     config = replace(DIGITS, digits=replace(DIGITS.digits, images_test=4))
     assert len(open_split(config, 1, 0, "val")) == 5 and len(open_split(config, 1, 0, "test")) == 4
     for split in ("val", "test"):
@@ -225,7 +225,7 @@ def test_made_images_to_test_on() -> None:
 # --- sizes
 
 
-def test_the_shorter_side_may_be_shrunk_to(tmp_path: Path) -> None:
+def test_downscaling_the_shorter_side(tmp_path: Path) -> None:
     config = replace(put_pictures(tmp_path), max_short_side_px=18, augment=AugmentConfig())  # 40 x 36
     for aside in (config, replace(config, val=None)):
         for images in open_data(aside, 3, seed=0):
@@ -244,7 +244,7 @@ def test_the_shorter_side_may_be_shrunk_to(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
-def test_the_shorter_side_is_what_was_asked_for(height: int, width: int, short_px: int) -> None:
+def test_downscaled_shorter_side(height: int, width: int, short_px: int) -> None:
     shown = shrunk_size((height, width), None, short_px)
     scale = min(1, short_px / min(height, width))
     assert min(shown) == min(short_px, height, width) and abs(max(shown) - max(height, width) * scale) <= 0.5
@@ -252,12 +252,12 @@ def test_the_shorter_side_is_what_was_asked_for(height: int, width: int, short_p
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
-def test_of_two_limits_the_one_that_shrinks_more_counts(height: int, width: int, side_px: int, short_px: int) -> None:
+def test_the_tighter_of_two_limits_counts(height: int, width: int, side_px: int, short_px: int) -> None:
     one = shrunk_size((height, width), side_px), shrunk_size((height, width), None, short_px)
     assert shrunk_size((height, width), side_px, short_px) == min(one)
 
 
-def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:
+def test_images_below_the_base_resolution_are_rejected(tmp_path: Path) -> None:
     config = put_pictures(tmp_path)  # 40 x 36
     train, _ = open_data(config, 1, seed=0)
     check_sizes(train, 36)
@@ -269,12 +269,12 @@ def test_pictures_below_the_base_resolution_are_refused(tmp_path: Path) -> None:
         check_sizes(shrunk, 19)
 
 
-def test_a_picture_that_is_none_is_found_before_training(tmp_path: Path) -> None:
+def test_a_image_that_is_damaged_is_found_before_training(tmp_path: Path) -> None:
     train, _ = open_data(put_pictures(tmp_path), 1, seed=0)
     (tmp_path / "train" / "a" / "1.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"1\.png"):
         check_sizes(train, 8)
 
 
-def test_made_images_are_not_checked() -> None:
+def test_synthetic_images_are_not_checked() -> None:
     check_sizes(open_data(DIGITS, 1, seed=0)[0], 10**6)

@@ -1,4 +1,4 @@
-"""NABirds in its own layout: classes are those nodes of the tree that have pictures."""
+"""NABirds in its own layout: classes are those nodes of the tree that have images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "nabirds"))
 
 
-def test_classes_are_nodes_with_pictures(root: Path) -> None:
+def test_classes_are_nodes_with_images(root: Path) -> None:
     train, test = NABIRDS.read(root), NABIRDS.read(root.parent, "test")
     assert len(train) == 10 and len(test) == 5 and sorted(test.targets.tolist()) == [0, 1, 2, 3, 4]
     assert train.classes == [f"Made bird {index} (Adult)" for index in range(5)] == test.classes
@@ -60,7 +60,7 @@ def test_both_splits_have_all_classes(root: Path) -> None:
     assert NABIRDS.read(root).classes == NABIRDS.read(root, "test").classes
 
 
-def test_names_that_come_twice(root: Path) -> None:
+def test_repeated_names(root: Path) -> None:
     path = root / "classes.txt"
     path.write_text(path.read_text().replace("Made bird 3 (Adult)", "Made bird 1 (Adult)"))
     assert NABIRDS.read(root).classes[:4] == [
@@ -87,7 +87,7 @@ def test_check(root: Path) -> None:
     assert all("hierarchy.txt has 'x' in line 1" in finding for finding in NABIRDS.check(root).findings)
 
 
-def test_damaged_lists_and_missing_pictures(root: Path) -> None:
+def test_damaged_lists_and_missing_images(root: Path) -> None:
     NABIRDS.read(root).paths[0].unlink()
     with pytest.raises(DataError, match="1 of the 10"):
         NABIRDS.read(root)

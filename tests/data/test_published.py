@@ -1,4 +1,4 @@
-"""The published data sets by name, and from a recipe's data section."""
+"""The published datasets by name, and from a recipe's data section."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_miniatures_have_images_and_boxes_in_every_split(tmp_path: Path, name: s
         assert data[0].image.shape == (3, 240, 300)
 
 
-def test_what_cannot_be_asked_for() -> None:
+def test_boxes_that_do_not_fit_the_data() -> None:
     for kind in ("folder", "table", "digits"):
         with pytest.raises(ConfigError, match=rf"data\.boxes is cover.* {kind} "):
             DataConfig(kind=kind, boxes="cover")  # type: ignore[arg-type]

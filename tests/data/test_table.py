@@ -1,4 +1,4 @@
-"""Tables of pictures: what is read from CSV and Parquet, and what is refused."""
+"""Tables of images: what is read from CSV and Parquet, and what is rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = {"path": ["a.png", "sub/b.png", "c.png"], "label": ["dog", "cat", "dog"],
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, the second in a folder of its own."""
+    """Three images, the second in a folder of its own."""
     (tmp_path / "sub").mkdir()
     for level, name in enumerate(ROWS["path"]):
         Image.fromarray(np.full((4, 6, 3), level * 10, np.uint8)).save(tmp_path / name)
@@ -99,13 +99,13 @@ def test_rows_of_a_split_share_the_classes_of_the_table(folder: Path, kind: str)
     assert train.paths == [folder / "a.png", folder / "c.png"] and train.targets.tolist() == [1, 1]
     assert val.paths == [folder / "sub/b.png"] and val.targets.tolist() == [0]
     (folder / "c.png").unlink()
-    assert len(ImageTable(table, split="val")) == 1  # a picture missing from another split is not its business
+    assert len(ImageTable(table, split="val")) == 1  # an image missing from another split is not its business
     with pytest.raises(DataError, match="'test' in column 'split'.* 'train', 'val'"):
         ImageTable(table, split="test")
 
 
 @both
-def test_several_labels_a_picture(folder: Path, kind: str) -> None:
+def test_several_labels_per_image(folder: Path, kind: str) -> None:
     table = write(folder, kind, {"path": ROWS["path"], "label": ["b|a", "c", " a | b|a"]})
     data = ImageTable(table, label_separator="|")
     assert data.classes == ["a", "b", "c"] and data.multilabel
@@ -146,7 +146,7 @@ def test_csv_and_parquet_give_the_same(tmp_path_factory: pytest.TempPathFactory,
         assert data.classes == sorted(set(labels))
 
 
-# --- what is refused
+# --- what is rejected
 
 
 def test_tables_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_csv_line_of_another_length(folder: Path, line: str) -> None:
 
 
 @given(cut=st.floats(0.01, 0.99))
-def test_cut_parquet_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: float) -> None:
+def test_cut_parquet_is_rejected(tmp_path_factory: pytest.TempPathFactory, cut: float) -> None:
     path = write(tmp_path_factory.mktemp("cut"), "parquet", ROWS)
     content = path.read_bytes()
     path.write_bytes(content[: max(1, int(len(content) * cut))])
@@ -259,14 +259,14 @@ def test_empty_labels_and_paths_are_counted_and_placed(folder: Path, kind: str) 
 
 @both
 @pytest.mark.parametrize("url", ["http://host/a.png", "s3://bucket/a.png", "HTTPS://host/a.png", "file:///a.png"])
-def test_urls_are_refused(folder: Path, kind: str, url: str) -> None:
+def test_urls_are_rejected(folder: Path, kind: str, url: str) -> None:
     table = write(folder, kind, {"path": ["a.png", url, url], "label": ["x", "x", "x"]})
     with pytest.raises(DataError, match=rf"URL \(column 'path'\) in 2 rows, first row 2 \('{url}'\), row 3 "):
         ImageTable(table)
 
 
 @both
-def test_missing_pictures_are_named_and_counted(folder: Path, kind: str) -> None:
+def test_missing_images_are_named_and_counted(folder: Path, kind: str) -> None:
     paths = ["a.png", "g1.png", "g2.png", "g3.png", "g4.png", "g5.png", "sub"]
     table = write(folder, kind, {"path": paths, "label": ["x"] * 7})
     with pytest.raises(DataError, match=r"6 of the 7 .*g1\.png', .*g2\.png', .*g3\.png' and 3 more.*data\.root"):
@@ -276,7 +276,7 @@ def test_missing_pictures_are_named_and_counted(folder: Path, kind: str) -> None
 
 
 @both
-def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
+def test_labels_that_are_not_a_class(folder: Path, kind: str) -> None:
     table = write(folder, kind, ROWS)
     with pytest.raises(DataError, match="2 classes: 'cat'"):
         ImageTable(table, classes=["dog", "cow"])
@@ -284,7 +284,7 @@ def test_labels_that_are_no_class(folder: Path, kind: str) -> None:
         ImageTable(table, classes=[])
 
 
-def test_parquet_columns_of_other_types_are_refused(folder: Path) -> None:
+def test_parquet_columns_of_other_types_are_rejected(folder: Path) -> None:
     for labels in ([1.0, 2.0], [["a"], ["b"]], [True, False]):
         table = write(folder, "parquet", {"path": ["a.png", "c.png"], "label": labels})
         with pytest.raises(DataError, match="column 'label'"):

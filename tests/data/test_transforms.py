@@ -1,4 +1,4 @@
-"""Preparation of pictures by name."""
+"""Preparation of images by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden" / "preprocess.npz"
 
 @pytest.mark.parametrize("size", [24, 64])
 def test_the_reference_implementations_pixels(size: int) -> None:
-    """TensorFlow's own result for a picture of 40 x 52, smaller and larger."""
+    """TensorFlow's own result for an image of 40 x 52, smaller and larger."""
     with np.load(GOLDEN) as golden:
         image = torch.from_numpy(golden["input_u8"]).permute(2, 0, 1)
         expected = golden[f"bilinear_{size}"].transpose(2, 0, 1)
@@ -38,12 +38,12 @@ def test_an_unknown_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 16_385])
-def test_a_size_that_cannot_be(size: int) -> None:
+def test_size_out_of_range(size: int) -> None:
     with pytest.raises(ConfigError, match=f"is {size};"):
         ReferenceEval(size)
 
 
-def test_data_sets_apply_it(tmp_path: Path) -> None:
+def test_datasets_apply_it(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for label in ("a", "b"):
             folder = tmp_path / split / label

@@ -221,7 +221,7 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_nothing(model: TNet, image: 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_three_channels_keep_their_colour() -> None:
+def test_three_channels_keep_their_color() -> None:
     model = a_model(in_channels=3)
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[0] = 200

@@ -99,7 +99,7 @@ def test_systems_without_a_code() -> None:
     assert found["crs"]["properties"]["name"] == "urn:ogc:def:crs:OGC:1.3:CRS84"  # longitude first
 
 
-def test_a_system_given_as_text_is_recognised() -> None:
+def test_a_system_given_as_text_is_recognized() -> None:
     rasterio = pytest.importorskip("rasterio")
     wkt = rasterio.crs.CRS.from_epsg(32633).to_wkt()
     found = regions_geojson(PREDICTION, replace(UTM, crs=wkt), coordinates="native")

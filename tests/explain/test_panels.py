@@ -17,7 +17,7 @@ from tnet.explain.panels import (
     draw_bars,
     draw_cell_map,
     draw_frames,
-    level_colour,
+    level_color,
     one_line,
     shorten,
     show_image,
@@ -51,7 +51,7 @@ def test_nested_boxes_that_share_a_corner_have_their_numbers_apart(axes: Axes) -
     found = [Frame((0, 0, 0.5 / level, 0.5 / level), ".".join("1" * level), level) for level in (1, 2, 3, 4)]
     draw_frames(axes, found, {frame.number for frame in found})
     assert len({text.get_position() for text in axes.texts}) == 4
-    assert [to_hex(patch.get_edgecolor()) for patch in axes.patches] == [level_colour(level) for level in (1, 2, 3, 4)]
+    assert [to_hex(patch.get_edgecolor()) for patch in axes.patches] == [level_color(level) for level in (1, 2, 3, 4)]
 
 
 def test_only_numbered_boxes_get_a_number(axes: Axes) -> None:
@@ -104,8 +104,8 @@ def test_bars_are_as_long_as_the_probability(axes: Axes) -> None:
 
 
 def test_a_dimmed_picture_is_grey_and_darker(axes: Axes) -> None:
-    colours = np.full((2, 2, 3), (200, 100, 0), dtype=np.uint8)
-    show_image(axes, colours, dim=True)
+    colors = np.full((2, 2, 3), (200, 100, 0), dtype=np.uint8)
+    show_image(axes, colors, dim=True)
     (shown,) = axes.get_images()
     assert np.asarray(shown.get_array()).tolist() == [[55, 55], [55, 55]]
     assert axes.get_ylim() == (1, 0)

@@ -1,6 +1,9 @@
-"""Models by name: which there are, how they are changed, and that the published ones have their published size."""
+"""Named models: patterns, overrides, published settings and sizes; the registry of model kinds."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -13,7 +16,9 @@ from tnet.errors import ConfigError, GeometryError
 from tnet.evaluation.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
 from tnet.models import registry
+from tnet.models.base import ModelConfig
 from tnet.models.config import PositionConfig, TNetConfig
+from tnet.models.kind import MODEL_KINDS, kind_of
 from tnet.models.registry import create_model, list_models, model_config
 from tnet.models.tnet import TNet
 
@@ -38,26 +43,26 @@ def test_patterns() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("tnet_resnet18.won", "did you mean tnet_resnet18.own"),
-        ("tnet_efficientnet_b8.cub", r"did you mean tnet_efficientnet_b\d.cub"),
-        ("zzz", "see `tnet models`"),
+        ("tnet_resnet18.won", "tnet_resnet18.own"),
+        ("tnet_efficientnet_b8.cub", r"tnet_efficientnet_b\d.cub"),
+        ("zzz", "`tnet models`"),
     ],
 )
-def test_a_name_that_is_not_registered(name: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model '{name}' is not registered; {hint}"):
+def test_an_unknown_name_raises(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}'.*{hint}"):
         create_model(name)
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_every_configuration_names_a_backbone_that_exists(name: str) -> None:
+def test_the_backbone_exists(name: str) -> None:
     config = model_config(name)
     if isinstance(config, (SaccaderConfig, DRAMConfig)):
-        return  # a network of their own
+        return  # built without a named backbone
     assert config.backbone.name == "bagnet77" or timm.is_model(config.backbone.name)
     assert not config.backbone.pretrained and config.backbone.weights is None
 
 
-def test_the_published_settings() -> None:
+def test_published_settings() -> None:
     imagenet = model_config("tnet_bagnet77.imagenet")
     assert (imagenet.num_classes, imagenet.base_px, imagenet.levels, imagenet.grid.cells) == (1000, 77, 2, 25)
     two, three = model_config("tnet_efficientnet_b0.fmow_448"), model_config("tnet_efficientnet_b0.fmow_896")
@@ -84,41 +89,39 @@ def test_overrides() -> None:
     ("name", "published"),
     [("bagnet77_lowd.imagenet", 20_628_393), ("saccader.imagenet", 35_583_913), ("dram.imagenet", 45_610_219)],
 )
-def test_the_published_sizes_of_the_baselines(name: str, published: int) -> None:
+def test_published_sizes_of_the_baselines(name: str, published: int) -> None:
     outline = build_outline(model_config(name))
     assert count_parameters(outline).total == published
 
 
-def test_saccader_costs_what_is_published_whatever_the_number_of_looks() -> None:
+def test_published_cost_of_saccader() -> None:
     outline = build_outline(model_config("saccader.imagenet"))
     costs = {part.name: part.macs for part in cost_by_module(outline, 6)}
     assert round(multiply_adds(outline, 2) / 1e9, 2) == 19.50
     assert sum(costs.values()) == multiply_adds(outline, 6) < 1.001 * multiply_adds(outline, 1)
-    # Nearly all of it is the network that sees everything, and next to nothing the cell.
+    # The representation network dominates; the cell is almost free.
     assert costs["backbone"] > 0.7 * sum(costs.values()) and 0 < costs["cell"] < 0.001 * sum(costs.values())
 
 
-def test_patches_cost_by_the_size_of_the_image() -> None:
+def test_the_cost_of_ips_grows_with_the_image() -> None:
     outline = build_outline(model_config("ips.digits"))
     small, large = (multiply_adds(outline, 10, (side, side)) for side in (1500, 3000))
     assert 3.9 < large / small < 4.1 and multiply_adds(outline, 10) == small
 
 
-def test_an_override_that_is_no_field() -> None:
-    with pytest.raises(ConfigError, match="create_model does not take 'num_clases'; the fields are .*num_classes"):
+def test_an_unknown_override_raises() -> None:
+    with pytest.raises(ConfigError, match="num_clases"):
         create_model("tnet_resnet18.own", num_clases=3)
 
 
-def test_an_override_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="26 locations in a grid of 5 x 5"):
+def test_an_invalid_override_raises() -> None:
+    with pytest.raises(ConfigError, match="26"):
         create_model("tnet_resnet18.own", looks=(26,))
-    with pytest.raises(GeometryError, match="0 x 5 cells"):
+    with pytest.raises(GeometryError, match="0 x 5"):
         create_model("tnet_resnet18.own", grid=Grid(0, 5))
 
 
-def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said of the model, meant of its backbone; and what a name registers is not changed by it."""
-
+def test_pretrained_applies_to_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unbuilt(TNet):
         def __init__(self, config: TNetConfig) -> None:
             torch.nn.Module.__init__(self)
@@ -127,7 +130,26 @@ def test_pretrained_is_the_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build_model", Unbuilt)
     for given, pretrained in (({"pretrained": True}, True), ({"pretrained": False}, False), ({}, False)):
         assert create_model("tnet_resnet18.own", **given).config.backbone.pretrained is pretrained
-    # Also beside another backbone, whose own setting it overrules.
+    # It overrides the setting of a given backbone.
     other = create_model("tnet_resnet18.own", backbone=TINY_RESNET, pretrained=True).config.backbone
     assert other.name == TINY_RESNET.name and other.pretrained
     assert not model_config("tnet_resnet18.own").backbone.pretrained
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["tnet.models", "tnet.objectives", "tnet.baselines.ips", "tnet.models.registry", "tnet.baselines.saccader"],
+)
+def test_model_kinds_are_complete_whatever_is_imported_first(module: str) -> None:
+    code = (
+        f"import {module}; from tnet.models.kind import MODEL_KINDS, kind_of\n"
+        "print(*(kind_of(kind.config()) == kind_of(kind.objective_config()) == name "
+        "for name, kind in MODEL_KINDS.items()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True"] * len(MODEL_KINDS)
+
+
+def test_a_config_of_no_kind_raises() -> None:
+    with pytest.raises(ConfigError, match="ModelConfig"):
+        kind_of(ModelConfig())

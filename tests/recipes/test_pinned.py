@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,13 @@ def test_model_is_as_published(name: str) -> None:
     assert plain_model(name) == pinned()["models"][name]
 
 
-@pytest.mark.parametrize("name", published_recipes())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * bool(re.search("_b[1-4].yaml", name)))
+        for name in published_recipes()
+    ],
+)
 def test_recipe_is_as_published(name: str) -> None:
     found, expected = plain_recipe(name), pinned()["recipes"][name]
     for section in expected:

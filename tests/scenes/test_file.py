@@ -18,9 +18,9 @@ from torch import Tensor
 
 import tnet
 from tnet.errors import ConfigError, GeometryError, ImageError, SlowImageWarning
-from tnet.scenes import FileScene, ReaderOptions, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
+from tnet.scenes import FileScene, Scene, SceneBatch, SceneOptions, TensorBatch, cache, open_scene
 from tnet.scenes.base import Resize
-from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
+from tnet.scenes.readers.base import GeoReference, ImageInfo, ReaderOptions, StoredLevel
 
 RESIZES: tuple[Resize, ...] = ("antialias", "bilinear")
 FILL = (0.2, 0.4, 1.0)
@@ -57,7 +57,7 @@ def test_a_flat_file_gives_what_a_tensor_gives(shelf: Shelf, resize: Resize, til
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
 def test_a_png_gives_what_load_image_gives(tmp_path: Path, mode: str) -> None:
     """With the real reader."""
-    from tnet.scenes.images import load_image
+    from tnet.scenes.decode import load_image
 
     image = Image.fromarray(noise(60, 50, 4)).convert(mode)
     image.save(tmp_path / "a.png")
@@ -274,7 +274,7 @@ def test_a_file_that_vanishes_between_looks(shelf: Shelf) -> None:
     scene = FileScene(shelf.add("a", noise(40, 40), tile_hw=None))
     look(scene, (0, 0, 8, 8))
     scene.path.unlink()
-    with pytest.raises(ImageError, match=r"/a cannot be read: there is no such file"):
+    with pytest.raises(ImageError, match=r"/a cannot be read: no such file"):
         look(scene, (0, 0, 8, 8))
 
 
@@ -307,12 +307,12 @@ def test_pixels_other_than_announced(shelf: Shelf) -> None:
 
 
 def test_missing_files_and_unsupported_formats(shelf: Shelf) -> None:
-    with pytest.raises(ImageError, match="nowhere.tif cannot be read: there is no such file"):
+    with pytest.raises(ImageError, match="nowhere.tif cannot be read: no such file"):
         open_scene(shelf.folder / "nowhere.tif")
     (shelf.folder / "text.tif").write_text("no picture")
     with pytest.raises(ImageError, match="text.tif has an unsupported format"):
         open_scene(shelf.folder / "text.tif")
-    with pytest.raises(ImageError, match="there is no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         _ = FileScene(shelf.folder / "nowhere.tif").size_hw
     with pytest.raises(ImageError, match="cannot be opened"):
         _ = FileScene("null\0character").size_hw

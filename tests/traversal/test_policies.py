@@ -1,4 +1,4 @@
-"""How locations are drawn: that the probabilities stated are those of what happens."""
+"""Policies: stated probabilities are those of the actual draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGITS = [0.3, -1.2, 2.0, 0.3, -0.4]
 
 
 def sequence_probability(weights: list[float], order: tuple[int, ...]) -> float:
-    """Draw after draw, each from what is left; by plain fractions of plain numbers."""
+    """Product over draws, each from the remaining cells, in plain floats."""
     probability, left = 1.0, sum(weights)
     for cell in order:
         probability *= weights[cell] / left
@@ -30,7 +30,7 @@ def sequence_probability(weights: list[float], order: tuple[int, ...]) -> float:
 
 
 def set_probability(weights: list[float], cells: tuple[int, ...]) -> float:
-    """Over all orders in which the cells can be drawn."""
+    """Sum over all orders of drawing the cells."""
     return sum(sequence_probability(weights, order) for order in permutations(cells))
 
 
@@ -45,7 +45,7 @@ logit_lists = st.lists(st.floats(-4, 4), min_size=2, max_size=6)
 
 
 @given(logit_lists, st.data())
-def test_sequences_have_the_probability_of_their_draws(logits: list[float], data: st.DataObject) -> None:
+def test_sequence_log_prob_is_exact(logits: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(logits)))
     orders = list(permutations(range(len(logits)), k))[:60]
     weights = [math.exp(logit) for logit in logits]
@@ -59,7 +59,7 @@ def test_sequences_have_the_probability_of_their_draws(logits: list[float], data
 
 
 @given(logit_lists, st.data())
-def test_sets_have_the_probability_of_all_their_orders(logits: list[float], data: st.DataObject) -> None:
+def test_set_log_prob_is_exact(logits: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(logits)))
     sets = list(combinations(range(len(logits)), k))
     found = set_log_prob(repeated(logits, len(sets)), torch.tensor(sets)).exp()
@@ -68,29 +68,29 @@ def test_sets_have_the_probability_of_all_their_orders(logits: list[float], data
     assert float(found.sum()) == pytest.approx(1, abs=1e-9)
 
 
-def test_the_order_in_which_a_set_is_named_does_not_matter() -> None:
+def test_set_log_prob_ignores_order() -> None:
     orders = torch.tensor(list(permutations((1, 2, 4))))
     found = set_log_prob(repeated(LOGITS, len(orders)), orders)
     assert torch.allclose(found, found[0].expand_as(found), atol=1e-12)
 
 
-def test_probabilities_are_exact_where_one_cell_takes_nearly_all() -> None:
+def test_set_log_prob_is_exact_for_a_dominant_cell() -> None:
     """1 minus a sum of probabilities would be rounded to 0 here."""
     logits = repeated([40.0, 0.0, 0.0, 0.0], 1, torch.float32)
     assert float(set_log_prob(logits, torch.tensor([[0, 1]])).exp()) == pytest.approx(1 / 3, rel=1e-4)
     assert float(set_log_prob(logits, torch.tensor([[1, 2]]))) == pytest.approx(math.log(2) - 80, rel=1e-4)
 
 
-def test_a_set_too_large_to_be_exact_is_refused() -> None:
+def test_set_log_prob_rejects_large_sets() -> None:
     cells = torch.arange(MAX_SET_SIZE + 1)[None]
-    with pytest.raises(GeometryError, match=r"set of 11 locations .* the limit is 10"):
+    with pytest.raises(GeometryError, match=r"set of 11 .* at most 10"):
         set_log_prob(torch.zeros(1, 12), cells)
 
 
 # --- drawing
 
 
-def test_draws_follow_the_exact_distribution_of_sequences() -> None:
+def test_draws_follow_the_exact_distribution() -> None:
     """Gumbel top-k against the probability of every sequence of 2 of 5 cells: chi-squared."""
     draws = 20_000
     policy = SampleWithoutReplacement("sequence", generator=torch.Generator().manual_seed(3))
@@ -121,7 +121,7 @@ def test_draws_follow_the_exact_distribution_of_sequences() -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("joint", ["sequence", "set"])
-def test_a_draw_states_its_own_probability(k: int, joint: str) -> None:
+def test_draw_states_its_probability(k: int, joint: str) -> None:
     weights = [math.exp(logit / 0.5) for logit in LOGITS]
     policy = SampleWithoutReplacement(joint, temperature=0.5, generator=torch.Generator().manual_seed(0))
     choice = policy(repeated(LOGITS, 40), k)
@@ -144,7 +144,7 @@ def test_a_draw_states_its_own_probability(k: int, joint: str) -> None:
         assert any(stated_by_cell == pytest.approx(order, rel=1e-6) for order in by_order)
 
 
-def test_a_generator_makes_draws_repeat() -> None:
+def test_generator_makes_draws_repeatable() -> None:
     def draw(seed: int) -> list[list[int]]:
         policy = SampleWithoutReplacement(generator=torch.Generator().manual_seed(seed))
         return policy(repeated([0.0] * 9, 20), 3).cells.tolist()
@@ -154,8 +154,8 @@ def test_a_generator_makes_draws_repeat() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("joint", ["sequence", "set"])
-def test_sixteen_bits_are_widened(joint: str, dtype: torch.dtype) -> None:
-    """Mixed precision hands out logits of 16 bits where no norm has widened them."""
+def test_16_bit_logits_are_widened(joint: str, dtype: torch.dtype) -> None:
+    """Mixed precision gives 16-bit logits unless a norm widened them."""
     logits = torch.randn(2, 9).to(dtype).requires_grad_()
     choice = SampleWithoutReplacement(joint)(logits, 3)
     assert choice.log_prob.dtype == choice.joint_log_prob.dtype == torch.float32
@@ -164,7 +164,7 @@ def test_sixteen_bits_are_widened(joint: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("joint", "temperature"), [("both", 1.0), ("set", 0.0), ("set", -1.0), ("set", math.nan)])
-def test_a_sampler_that_cannot_be_is_refused(joint: str, temperature: float) -> None:
+def test_invalid_sampler(joint: str, temperature: float) -> None:
     with pytest.raises(GeometryError, match="joint|temperature"):
         SampleWithoutReplacement(joint, temperature)
 
@@ -174,7 +174,7 @@ def test_a_sampler_that_cannot_be_is_refused(joint: str, temperature: float) -> 
 
 @pytest.mark.parametrize("joint", ["sequence", "set"])
 @pytest.mark.parametrize("k", [1, 4, 5])
-def test_gradients_are_right_also_when_every_cell_is_drawn(joint: str, k: int) -> None:
+def test_gradients_match_finite_differences(joint: str, k: int) -> None:
     logits = repeated(LOGITS, 1).clone().requires_grad_()
     drawn = torch.tensor([[3, 0, 4, 2, 1][:k]])
     function = set_log_prob if joint == "set" else sequence_log_prob
@@ -217,13 +217,13 @@ def test_topk_gives_ties_to_the_lower_index() -> None:
     assert TopK()(torch.zeros(3, 49), 4).cells.tolist() == [[0, 1, 2, 3]] * 3
 
 
-def test_topk_keeps_the_log_of_nothing_finite() -> None:
+def test_topk_log_prob_of_zero_is_finite() -> None:
     choice = TopK()(torch.tensor([[0.0, -200.0]]), 2)
     assert choice.log_prob[0, 1].item() == pytest.approx(math.log(1e-10), rel=1e-5)
 
 
 @given(data=st.data(), cells=st.integers(2, 9))
-def test_cells_apart_are_passed_over_while_others_are_left(data: st.DataObject, cells: int) -> None:
+def test_overlapping_cells_are_skipped_while_others_are_left(data: st.DataObject, cells: int) -> None:
     k = data.draw(st.integers(1, cells))
     logits = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=cells, max_size=cells))
     near = data.draw(st.sets(st.tuples(st.integers(0, cells - 1), st.integers(0, cells - 1)), max_size=12))
@@ -244,7 +244,7 @@ def test_cells_apart_are_passed_over_while_others_are_left(data: st.DataObject, 
 # --- controls
 
 
-def test_random_cells_are_different_uniform_and_without_gradient() -> None:
+def test_random_cells_are_distinct_uniform_and_without_gradient() -> None:
     policy = RandomCells(torch.Generator().manual_seed(0))
     logits = repeated([9.0, 0, 0, 0, 0, 0], 3000, torch.float32).clone().requires_grad_()
     choice = policy(logits, 2)
@@ -255,15 +255,15 @@ def test_random_cells_are_different_uniform_and_without_gradient() -> None:
     assert not choice.log_prob.any() and not choice.joint_log_prob.any() and not choice.log_prob.requires_grad
 
 
-def test_fixed_cells_come_in_raster_order_whatever_their_preference() -> None:
+def test_fixed_cells_are_in_raster_order() -> None:
     choice = FixedCells([7, 2, 5])(torch.zeros(2, 9), 2)
     assert choice.cells.tolist() == [[2, 7], [2, 7]] and not choice.joint_log_prob.any()
-    with pytest.raises(GeometryError, match="4 looks asked of a fixed policy that names 3 cells"):
+    with pytest.raises(GeometryError, match="4 looks exceed the 3 cells"):
         FixedCells([7, 2, 5])(torch.zeros(2, 9), 4)
 
 
 @pytest.mark.parametrize(("rows", "cols", "first"), [(3, 3, {4}), (5, 5, {12}), (1, 5, {2}), (3, 5, {7})])
-def test_the_centre_comes_first(rows: int, cols: int, first: set[int]) -> None:
+def test_centre_comes_first(rows: int, cols: int, first: set[int]) -> None:
     policy = FixedCells.centre_out(rows, cols)
     assert set(policy.order[: len(first)]) == first
     assert policy(torch.zeros(1, rows * cols), rows * cols).cells.tolist() == [list(range(rows * cols))]
@@ -271,7 +271,7 @@ def test_the_centre_comes_first(rows: int, cols: int, first: set[int]) -> None:
     assert away == sorted(away)
 
 
-def test_the_centre_too_keeps_cells_apart() -> None:
+def test_centre_skips_overlapping_cells() -> None:
     near = (torch.arange(25) % 5)[:, None] == (torch.arange(25) % 5)  # a column each
     assert FixedCells.centre_out(5, 5).order[:3] == (12, 7, 11)
     assert FixedCells.centre_out(5, 5, near).order[:5] == (12, 11, 13, 10, 14)
@@ -282,11 +282,11 @@ def test_the_centre_too_keeps_cells_apart() -> None:
     ("policy", "asks"),
     [(TopK(), True), (SampleWithoutReplacement(), True), (RandomCells(), False), (FixedCells([0]), False)],
 )
-def test_policies_say_whether_they_need_the_locator(policy: Policy, asks: bool) -> None:
+def test_needs_logits(policy: Policy, asks: bool) -> None:
     assert isinstance(policy, Policy) and policy.needs_logits is asks
     assert isinstance(policy(torch.zeros(2, 4), 1), Choice)
 
 
-def test_raster_order_takes_probabilities_along() -> None:
+def test_raster_order_sorts_log_probs_too() -> None:
     cells, log_prob = raster_order(torch.tensor([[4, 0, 2]]), torch.tensor([[-4.0, 0.0, -2.0]]))
     assert cells.tolist() == [[0, 2, 4]] and log_prob.tolist() == [[0.0, -2.0, -4.0]]

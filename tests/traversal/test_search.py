@@ -1,4 +1,4 @@
-"""Searches and other parts from outside the package, and images that differ in their numbers of looks."""
+"""Custom searches, policies and aggregations; images with different numbers of looks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tnet.traversal import POLICIES, Choice, FixedCells, LevelByLevel, Policy, S
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
-    """Registries as they were, afterwards."""
+    """Restore the registries afterwards."""
     before = [(registry, dict(registry._entries)) for registry in (POLICIES, AGGREGATIONS)]
     yield
     for registry, entries in before:
@@ -31,10 +31,10 @@ def build(**changes: object) -> TNet:
     return TNet(tiny_config(**changes)).eval()
 
 
-# --- from outside the package, in a few lines each
+# --- custom parts
 
 
-def test_a_policy_from_outside() -> None:
+def test_custom_policy() -> None:
     @POLICIES.register("worst")
     class Worst(Policy):
         def __call__(self, logits: Tensor, k: int) -> Choice:
@@ -46,7 +46,7 @@ def test_a_policy_from_outside() -> None:
     assert output.regions.at_level(1).cell.tolist() == worst.flatten().tolist()
 
 
-def test_an_aggregation_from_outside() -> None:
+def test_custom_aggregation() -> None:
     @AGGREGATIONS.register("first")
     class First(nn.Module):
         def __init__(self, dim: int) -> None:
@@ -60,7 +60,7 @@ def test_an_aggregation_from_outside() -> None:
 
 
 class Deeper(Search):
-    """Each look at the best cell of the look before; image ``i`` gets ``looks[i]``."""
+    """Each look is at the best cell of the previous one; image ``i`` gets ``looks[i]``."""
 
     def __init__(self, *looks: int) -> None:
         self.looks = torch.tensor(looks)
@@ -72,7 +72,7 @@ class Deeper(Search):
         return trail.step(last, Choice.of_cells(best)) if len(last) else None
 
 
-def test_a_search_from_outside_with_other_numbers_of_looks_per_image() -> None:
+def test_custom_search_with_different_looks_per_image() -> None:
     images = torch.rand(3, 1, 128, 128)
     for aggregation in ("mean", "max", "weighted"):
         model = build(aggregation=aggregation)
@@ -92,7 +92,7 @@ def test_a_search_from_outside_with_other_numbers_of_looks_per_image() -> None:
 
 
 class Mixed(Search):
-    """One step that mixes levels: another cell of the whole image, and a cell of the look before."""
+    """One step that mixes levels: another cell of the whole image, and a cell of the previous look."""
 
     def __call__(self, trail: Trail) -> Step | None:
         if len(trail) == 1:
@@ -103,8 +103,8 @@ class Mixed(Search):
 
 
 @pytest.mark.parametrize("batch_norm", ["shared", "per_level"])
-def test_a_step_can_mix_levels(batch_norm: str) -> None:
-    """Features are those of the same regions looked at level by level."""
+def test_step_with_mixed_levels(batch_norm: str) -> None:
+    """Features equal those of the same regions seen level by level."""
     model = build(batch_norm=batch_norm, levels=3, looks=(2, 1)).train()
     for _ in range(3):  # so that the two sets of statistics differ
         model(torch.rand(4, 1, 96, 96))
@@ -118,7 +118,7 @@ def test_a_step_can_mix_levels(batch_norm: str) -> None:
     assert inner.regions.level.tolist() == [0, 1, 2]
 
 
-def test_whole_images_and_regions_in_one_batch_of_glimpses() -> None:
+def test_whole_images_and_regions_in_one_batch() -> None:
     model = build(batch_norm="per_level").train()
     for _ in range(3):
         model(torch.rand(4, 1, 96, 96))
@@ -134,10 +134,10 @@ def test_whole_images_and_regions_in_one_batch_of_glimpses() -> None:
 # --- training
 
 
-def test_images_with_other_numbers_of_looks_can_be_trained_on() -> None:
-    """Every term is finite and reaches the parameters, and padding counts for nothing."""
+def test_training_with_different_looks_per_image() -> None:
+    """Every term is finite and reaches the parameters, and padding is ignored."""
     model = build(levels=3, looks=(2, 1)).train()
-    model.backbone.eval()  # the last step holds a single region, which batch norm refuses in training
+    model.backbone.eval()  # batch norm cannot train on the last step's single region
     target = torch.tensor([0, 1, 2])
     images = torch.rand(3, 1, 128, 128)
     objective = Objective(ObjectiveConfig(worth_weight=1.0, entropy_weight=0.1))
@@ -153,20 +153,20 @@ def test_images_with_other_numbers_of_looks_can_be_trained_on() -> None:
     torch.testing.assert_close(loss.terms["cross_entropy_per_feature"], expected)
 
 
-# --- misuse
+# --- invalid arguments
 
 
-def test_a_search_beside_looks_is_refused() -> None:
+def test_search_and_looks_are_exclusive() -> None:
     with pytest.raises(ConfigError, match="search"):
         build()(torch.rand(1, 1, 96, 96), looks=2, search=Deeper(1))
 
 
-def test_a_plain_network_cannot_search() -> None:
+def test_plain_network_cannot_search() -> None:
     with pytest.raises(ConfigError, match=r"model\.levels is 1"):
         build(levels=1, looks=())(torch.rand(1, 1, 96, 96), search=Deeper(1))
 
 
-def test_level_by_level_is_what_forward_does() -> None:
+def test_level_by_level_is_the_default_search() -> None:
     torch.manual_seed(1)
     model = TNet(three_levels()).eval()
     images = torch.rand(2, 1, 96, 96)
@@ -178,8 +178,8 @@ def test_level_by_level_is_what_forward_does() -> None:
 # --- export
 
 
-def test_the_tensor_parts_can_be_exported() -> None:
-    """See, locate and answer take tensors only; what was exported gives the same numbers."""
+def test_tensor_parts_can_be_exported() -> None:
+    """See, locate and answer take tensors only; exported programs give the same numbers."""
     model = build(batch_norm="shared")
     output = model(torch.rand(2, 1, 96, 96), looks=2)
     pixels, position = torch.rand(3, 1, 32, 32), torch.rand(3, 3)

@@ -1,4 +1,4 @@
-"""The trail: rows, scores, and what belongs to which image."""
+"""Trail: rows, scores and grouping by image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GRID = Grid(2, 2, 0.5)
 
 
 def started(images: int = 2) -> Trail:
-    """A trail that has seen two whole images and scored their cells."""
+    """A trail with whole images and the scores of their cells."""
     trail = Trail([(64, 64)] * images, GRID)
     scores = torch.arange(images * 4.0).reshape(images, 4)
     trail.append(trail.first_step(), torch.zeros(images, 3), scores, torch.ones(images, dtype=torch.bool))
     return trail
 
 
-def test_it_starts_with_the_whole_images() -> None:
+def test_trail_starts_with_the_whole_images() -> None:
     trail = Trail([(64, 64), (32, 96)], GRID)
     assert len(trail) == 0
     step = trail.first_step()
@@ -34,13 +34,13 @@ def test_it_starts_with_the_whole_images() -> None:
     assert not trail.scores(torch.tensor([0, 1])).any()  # nothing was scored
 
 
-def test_rows_know_their_parents_and_scores() -> None:
+def test_rows_have_parents_and_scores() -> None:
     trail = started()
     log_prob = torch.tensor([[-1.0], [-2.0]])
     trail.append(
         trail.step(torch.tensor([0, 1]), Choice(torch.tensor([[3], [0]]), log_prob, log_prob[:, 0])), torch.ones(2, 3)
     )
-    # Then one more look at the second image alone, inside its first.
+    # One more look at the second image only, inside its first region.
     step = trail.step(torch.tensor([3]), Choice.of_cells(torch.tensor([[1]])))
     scored = torch.ones(1, dtype=torch.bool)
     trail.append(step, torch.full((1, 3), 2.0), torch.tensor([[9.0, 8.0, 7.0, 6.0]]), scored)
@@ -58,13 +58,13 @@ def test_rows_know_their_parents_and_scores() -> None:
 
 
 @pytest.mark.parametrize(("parents", "cells"), [([2], [[0]]), ([-1], [[0]]), ([0], [[4]])])
-def test_rows_and_cells_that_do_not_exist_are_refused(parents: list[int], cells: list[list[int]]) -> None:
+def test_missing_rows_and_cells(parents: list[int], cells: list[list[int]]) -> None:
     with pytest.raises(GeometryError, match=r"0\.\.[13]"):
         started().step(torch.tensor(parents), Choice.of_cells(torch.tensor(cells)))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20))
-def test_grouped_rows_are_those_of_the_group_in_order(groups: list[int]) -> None:
+def test_group_rows(groups: list[int]) -> None:
     rows, seen = group_rows(torch.tensor(groups), 5)
     for group in range(5):
         expected = [row for row, one in enumerate(groups) if one == group]

@@ -80,7 +80,9 @@ class TimmBackbone(Backbone):
             with torch.no_grad():
                 self.model.forward_features(probe)
             if self._tapped is None or self._tapped.ndim != 4:
-                raise ConfigError(f"tap {config.tap!r} of {config.name} gives no [channels, height, width] map")
+                raise ConfigError(
+                    f"tap {config.tap!r} of {config.name} gives no [channels, height, width] map; choose another tap"
+                )
             self.cell_dim = int(self._tapped.shape[1])
             self._tapped = None
         else:
@@ -182,5 +184,7 @@ def _efficientnet_arguments(config: BackboneConfig, kwargs: dict[str, Any]) -> t
                 "[0, 1)"
             )
     if values["width"] != 1 and config.pretrained:
-        raise ConfigError(f"backbone kwargs width is {values['width']}, but pretrained weights fit width 1 only")
+        raise ConfigError(
+            f"backbone kwargs width is {values['width']}, but pretrained weights fit width 1; set pretrained: false"
+        )
     return values["width"], values["stochastic_depth"]

@@ -1,7 +1,7 @@
 """DRAM: two recurrent networks that glimpse around an image, one to classify and one to move (Ba et al. 2015).
 
 This is the form that the Saccader paper compares to (Elsayed et al. 2019). It has 45,610,219 parameters with 1001
-classes and all four vectors of a batch norm. Of the choices that the description leaves open, only these give that
+classes and all four vectors of a batch norm. The description leaves some choices open; only these give that
 number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its first two
 do not; a norm follows the last stage; an LSTM has one bias vector per gate.
 

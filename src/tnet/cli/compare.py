@@ -33,8 +33,9 @@ def compare(
     """
     from tnet.evaluation.comparison.run import compare as run
     from tnet.evaluation.comparison.suite import load_suite
+    from tnet.training.bundled import find_recipe
 
-    loaded = load_suite(suite, overrides or [])
+    loaded = load_suite(find_recipe(suite), overrides or [])
     result = run(
         loaded,
         out or Path("runs") / suite.stem,

@@ -60,7 +60,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; change its permissions, free space, or choose another path"
-    # torch's error is recognised by name, since torch is not imported here.
+    # torch's error is recognized by name, since torch is not imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
         reason = str(error).splitlines()[0][:200] if str(error) else "no memory left"
@@ -106,6 +106,7 @@ def _tnet(
 for _verb in (
     demo.demo,
     suggest.suggest,
+    recipes.recipes,
     train.train,
     evaluate.evaluate,
     compare.compare,
@@ -119,7 +120,6 @@ for _verb in (
     app.command()(_verb)
 app.command(epilog=import_tf.EPILOG)(import_tf.import_tf)
 app.add_typer(data.data)
-app.add_typer(recipes.recipes)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -24,16 +24,16 @@ def pyramid(
         CompressionName,
         typer.Option(
             help="deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, "
-            "lossy, for 8-bit grey or RGB."
+            "lossy, for 8-bit gray or RGB."
         ),
     ] = CompressionName.deflate,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality; colours are not subsampled.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality; colors are not subsampled.")] = 90,
     smallest_px: Annotated[
         int, typer.Option(min=1, help="Add coarser levels until the longer side is at most this.")
     ] = 256,
     series: Annotated[int, typer.Option(min=0, help="Index of the image in a file with several.")] = 0,
     apply_icc: Annotated[
-        bool, typer.Option("--apply-icc", help="Convert colours to sRGB by the image's profile.")
+        bool, typer.Option("--apply-icc", help="Convert colors to sRGB by the image's profile.")
     ] = False,
     max_pixels: Annotated[
         int | None,

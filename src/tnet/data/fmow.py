@@ -26,18 +26,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from tnet.data import published
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
 from tnet.data.file_lists import parse_box, read_json, resolve_within
 from tnet.data.folder import ImageOptions, shorten
-from tnet.data.published import (
-    MINIATURE_BOX_YXYX,
-    MINIATURE_HW,
-    PUBLISHED,
-    PublishedDataset,
-    is_empty,
-    missing_files,
-    write_image,
-)
+from tnet.data.published import PUBLISHED, PublishedDataset, is_empty, missing_files
 from tnet.errors import DataError
 
 _NAMES = """
@@ -136,12 +129,12 @@ class Fmow(PublishedDataset):
 
     def write_miniature(self, root: Path) -> None:
         """Write two images, with metadata, of each of two categories per split."""
-        (height, width), (y0, x0, y1, x1) = MINIATURE_HW, MINIATURE_BOX_YXYX
+        (height, width), (y0, x0, y1, x1) = published.MINIATURE_HW, published.MINIATURE_BOX_YXYX
         for split in self.images:
             for label, category in enumerate(CATEGORIES[:2]):
                 for time in range(2):
                     path = root / split / category / f"{category}_0" / f"{category}_0_{time}_rgb.jpg"
-                    write_image(path, 2 * label + time)
+                    published.write_image(path, 2 * label + time)
                     box = {"ID": 0, "category": category, "box": [x0, y0, x1 - x0, y1 - y0]}
                     metadata = {"img_width": width, "img_height": height, "bounding_boxes": [box]}
                     path.with_suffix(".json").write_text(json.dumps(metadata))

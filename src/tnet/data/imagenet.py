@@ -27,18 +27,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from tnet.data import published
 from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
 from tnet.data.file_lists import parse_whole_number, read_rows, read_text
 from tnet.data.folder import ImageOptions
 from tnet.data.imagenet_devkit import read_synsets
-from tnet.data.published import (
-    MINIATURE_BOX_YXYX,
-    MINIATURE_HW,
-    PUBLISHED,
-    PublishedDataset,
-    missing_files,
-    write_image,
-)
+from tnet.data.published import PUBLISHED, PublishedDataset, missing_files
 from tnet.errors import DataError
 from tnet.scenes.decode import image_size_hw
 from tnet.scenes.find import is_image_path
@@ -118,11 +112,11 @@ class ImageNet(PublishedDataset):
 
     def write_miniature(self, root: Path) -> None:
         """Write two training images and one validation image, each with a box, for each of two synsets."""
-        (height, width), (y0, x0, y1, x1) = MINIATURE_HW, MINIATURE_BOX_YXYX
+        (height, width), (y0, x0, y1, x1) = published.MINIATURE_HW, published.MINIATURE_BOX_YXYX
         for number in range(6):
             wnid = f"n0144{number // 3:04}"
             split, name = ("train", f"{wnid}_{number}") if number % 3 < 2 else ("val", f"ILSVRC2012_val_{number:08}")
-            write_image(root / split / wnid / f"{name}.JPEG", number)
+            published.write_image(root / split / wnid / f"{name}.JPEG", number)
             annotation = root / "Annotation" / (wnid if split == "train" else "val") / f"{name}.xml"
             annotation.parent.mkdir(parents=True, exist_ok=True)
             annotation.write_text(

@@ -5,8 +5,8 @@
 
 ``classes.txt`` names the 1011 nodes of a tree, ``hierarchy.txt`` has the parent of each node; images belong to 555 of
 them, which are the classes, sorted by id. The paper's reference implementation numbers them in the order of their first
-image in ``images.txt`` (:meth:`NABirds.author_classes`). It has no official validation split: published results are
-measured on ``test``.
+image in ``images.txt`` (:meth:`NABirds.author_classes`). The dataset has no official validation split: published
+results are measured on ``test``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from tnet.data import file_lists
 from tnet.data.annotated import AnnotatedImages
-from tnet.data.file_lists import (
-    ListedDataset,
-    ListedImages,
-    parse_whole_number,
-    read_image_lists,
-    read_keyed_rows,
-    read_rows,
-)
+from tnet.data.file_lists import ListedDataset, ListedImages, read_image_lists
 from tnet.data.folder import shorten
 from tnet.data.published import PUBLISHED
 from tnet.errors import DataError
@@ -65,7 +59,7 @@ class NABirds(ListedDataset):
         ]
         findings = [f"{path} does not connect {len(lost)} classes to the root: {shorten(lost)}"] if lost else []
         try:
-            listed_sizes = len(read_keyed_rows(sizes, 3))
+            listed_sizes = len(file_lists.read_keyed_rows(sizes, 3))
         except DataError as error:
             return [*findings, str(error)]
         if listed_sizes != len(lists.paths):
@@ -80,8 +74,8 @@ def read_parents(path: Path) -> dict[int, int]:
         DataError: the file is missing or damaged.
     """
     return {
-        parse_whole_number(child, path, line): parse_whole_number(parent, path, line)
-        for line, (child, parent) in read_rows(path, 2)
+        file_lists.parse_whole_number(child, path, line): file_lists.parse_whole_number(parent, path, line)
+        for line, (child, parent) in file_lists.read_rows(path, 2)
     }
 
 

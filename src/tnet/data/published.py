@@ -79,10 +79,7 @@ class DatasetSummary:
 
     def text(self) -> str:
         """Return a table of the splits, followed by the findings."""
-        lines = [
-            f"{self.title} in {self.root}",
-            f"  {'split':<8}{'images':>12}{'official':>12}{'classes':>10}",
-        ]
+        lines = [f"{self.title} in {self.root}", f"  {'split':<8}{'images':>12}{'official':>12}{'classes':>10}"]
         for split in self.splits:
             images = "-" if split.images is None else f"{split.images:,}"
             lines.append(f"  {split.name:<8}{images:>12}{split.official:>12,}{split.classes:>10,}")
@@ -207,10 +204,7 @@ class PublishedDataset(ABC):
 
     @abstractmethod
     def write_miniature(self, root: Path) -> None:
-        """Write a synthetic copy for smoke runs: every split, two classes, at least two images per class, with boxes.
-
-        See :func:`write_image`.
-        """
+        """Write a synthetic copy for smoke runs: every split, two classes, boxes; see :func:`write_image`."""
 
 
 PUBLISHED: Registry[PublishedDataset] = Registry(
@@ -226,7 +220,8 @@ PUBLISHED: Registry[PublishedDataset] = Registry(
 
 def missing_files(what: str, paths: Sequence[Path], root: Path) -> list[str]:
     """Return a finding with the number of missing files and the first few paths, or nothing if there are none."""
-    shown = shorten([os.path.relpath(path, root) for path in paths], _NAMED_FILES)
+    named = [os.path.relpath(path, root) for path in paths[:_NAMED_FILES]]
+    shown = shorten([*named, *map(str, paths[_NAMED_FILES:])], _NAMED_FILES)
     return [f"{len(paths):,} {what} are missing or empty: {shown}"] if paths else []
 
 
@@ -238,10 +233,8 @@ def is_empty(path: Path) -> bool:
         return True
 
 
-MINIATURE_HW = (240, 300)
-"""Height and width in pixels of the synthetic images of :meth:`PublishedDataset.write_miniature`."""
-MINIATURE_BOX_YXYX = (60, 90, 180, 240)
-"""The box annotated in each of them."""
+# Size in pixels of the synthetic images of PublishedDataset.write_miniature, and the box annotated in each.
+MINIATURE_HW, MINIATURE_BOX_YXYX = (240, 300), (60, 90, 180, 240)
 
 
 def write_image(path: Path, seed: int) -> None:

@@ -237,7 +237,7 @@ def evaluate(
     policies = (config.eval_policy,) if policies is None else policies
     if not policies or batch_size < 1 or workers < 0:
         raise ConfigError(
-            f"policies {list(policies)}, batch size {batch_size} and workers {workers}: give at least one policy and a "
+            f"policies {list(policies)}, batch size {batch_size} and workers {workers}; give at least one policy and a "
             "batch of 1, and no negative number of workers"
         )
     if config.num_classes < 2:

@@ -161,7 +161,7 @@ def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
 
 
 def _display(image: UInt8[Tensor, "channels height width"]) -> np.ndarray:
-    """Return a grey or RGB array: of two channels the first, of more than three the first three."""
+    """Return a gray or RGB array: of two channels the first, of more than three the first three."""
     image = image.cpu()
     if image.shape[0] < 3:
         return image[0].numpy()

@@ -142,10 +142,10 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
     prediction, config = explanation.prediction, explanation.model.config
     room = 68
     if explanation.truth is not None:
-        mark, colour = ("✓", GOOD) if explanation.is_right else ("✗", BAD)
+        mark, color = ("✓", GOOD) if explanation.is_right else ("✗", BAD)
         label = explanation.truth.replace("|", ", ") if config.multilabel else explanation.truth
         truth = clip(f"{mark}  true: {label}", 36)
-        sheet.text(WIDTH_IN - MARGIN_IN, 0.25, truth, 15, colour, ha="right", weight="bold")
+        sheet.text(WIDTH_IN - MARGIN_IN, 0.25, truth, 15, color, ha="right", weight="bold")
         room -= len(truth)
     if config.multilabel:
         verdict = f"Predicted: {', '.join(prediction.labels) or 'no label above 50%'}"
@@ -223,7 +223,7 @@ def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> Non
         text += f"; {len(row.records)} are shown, {row.total - len(row.records)} more are not"
     marker = sheet.axes(MARGIN_IN, y - 0.01, 0.16, 0.16)
     marker.set_axis_off()
-    marker.add_patch(Rectangle((0, 0), 1, 1, facecolor=panels.level_colour(row.level), edgecolor="none"))
+    marker.add_patch(Rectangle((0, 0), 1, 1, facecolor=panels.level_color(row.level), edgecolor="none"))
     sheet.text(MARGIN_IN + 0.26, y, text, 10.5, weight="bold")
     places = [records.index(record) for record in row.records]
     step_x, step_y = row.step_xy
@@ -233,7 +233,7 @@ def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> Non
         record = row.records[i]
         axes = sheet.axes(x, at_y, row.width, row.height)
         panels.show_image(axes, pixels)
-        panels.outline(axes, panels.level_colour(row.level))
+        panels.outline(axes, panels.level_color(row.level))
         panels.badge(axes, (0, 0, 1, 1), record.number, row.level, 11, nested=False)
         _caption(sheet, explanation, record, x, at_y + row.height + 0.09, row.slot)
         if row.divided and explanation.is_divided(place):
@@ -254,9 +254,9 @@ def _caption(sheet: Sheet, explanation: Explanation, record: RegionRecord, x: fl
     if record.label is None or record.probability is None:
         return
     verdict = explanation.output.verdict
-    colour = INK
+    color = INK
     if explanation.truth is not None:
-        colour = GOOD if record.label in explanation.true_labels else BAD
+        color = GOOD if record.label in explanation.true_labels else BAD
     size, letter_in = (9.5, 0.08) if width > 2.2 else (8.5, 0.0715)
     label = clip(record.label, max(4, int((width + 0.25) / letter_in) - len(f"{verdict}:  (100%)")))
-    sheet.text(x, y + 0.19, f"{verdict}: {label} ({record.probability:.0%})", size, colour, weight="bold")
+    sheet.text(x, y + 0.19, f"{verdict}: {label} ({record.probability:.0%})", size, color, weight="bold")

@@ -36,7 +36,7 @@ def regions_geojson(
 ) -> dict[str, Any]:
     """Return the regions of one image as a GeoJSON FeatureCollection, one polygon per region.
 
-    In pixels, features are QuPath annotations (``objectType``, ``name``, ``classification`` with colour,
+    In pixels, features are QuPath annotations (``objectType``, ``name``, ``classification`` with color,
     ``measurements``). In map coordinates, properties are flat, as GIS programs show them; ``native`` adds the member
     ``crs`` that GDAL and QGIS read if the system has an EPSG code, else ``crs_wkt``. The prediction for the whole image
     is in the member ``tnet``.
@@ -144,7 +144,7 @@ def check_geojson_output(out: str | Path, count: int) -> bool:
 
 
 def class_color(label: str) -> tuple[int, int, int]:
-    """Derive the colour of a class from its name: red, green and blue from 0 to 255."""
+    """Derive the color of a class from its name: red, green and blue from 0 to 255."""
     hue = zlib.crc32(label.encode("utf-8", "surrogatepass")) / 2**32
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 0.9))
     return red, green, blue

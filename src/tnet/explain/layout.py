@@ -39,10 +39,10 @@ class Sheet:
         at = (x / WIDTH_IN, 1 - (y + height) / self.height_in, width / WIDTH_IN, height / self.height_in)
         return self.figure.add_axes(at)
 
-    def text(self, x: float, y: float, text: str, size: float = 10, colour: str = INK, **options: Any) -> None:
+    def text(self, x: float, y: float, text: str, size: float = 10, color: str = INK, **options: Any) -> None:
         """Add a line of text whose top left corner is at ``x``, ``y``."""
         self.figure.text(
-            x / WIDTH_IN, 1 - y / self.height_in, text, fontsize=size, color=colour, va="top", parse_math=False,
+            x / WIDTH_IN, 1 - y / self.height_in, text, fontsize=size, color=color, va="top", parse_math=False,
             **options,
         )  # fmt: skip
 

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 
 INK, FAINT, GOOD, BAD, ACCENT, BAR = "#16202c", "#66717f", "#15803d", "#c62828", "#2563eb", "#b9c6d8"
-LEVEL_COLOURS = ("#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b")
-"""Colours of the regions of levels 1, 2, ...; repeated for more levels."""
+LEVEL_COLORS = ("#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b")
+"""Colors of the regions of levels 1, 2, ...; repeated for more levels."""
 
 ShareBox = tuple[float, float, float, float]
 """``(y0, x0, y1, x1)`` as fractions of a frame."""
@@ -56,9 +56,9 @@ class CellMap:
     level: int
 
 
-def level_colour(level: int) -> str:
-    """Return the colour of a level, from 1."""
-    return LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+def level_color(level: int) -> str:
+    """Return the color of a level, from 1."""
+    return LEVEL_COLORS[(level - 1) % len(LEVEL_COLORS)]
 
 
 def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: bool = False) -> None:
@@ -67,12 +67,12 @@ def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: boo
     Args:
         axes: the panel.
         pixels: ``uint8``, ``[height, width]`` or ``[height, width, 3]``.
-        dim: grey and darkened, as a background.
+        dim: gray and darkened, as a background.
         smooth: interpolate; otherwise pixels are squares.
     """
     if dim:
-        grey = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
-        pixels = (0.55 * grey).astype(np.uint8)
+        gray = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
+        pixels = (0.55 * gray).astype(np.uint8)
     axes.imshow(
         pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect="auto",
         interpolation="antialiased" if smooth else "nearest",
@@ -82,16 +82,16 @@ def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: boo
         spine.set(color="#9aa5b1", linewidth=0.8)
 
 
-def outline(axes: Axes, colour: str) -> None:
-    """Frame a panel in the colour of its level."""
+def outline(axes: Axes, color: str) -> None:
+    """Frame a panel in the color of its level."""
     for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=3)
+        spine.set(color=color, linewidth=3)
 
 
 def badge(axes: Axes, box: ShareBox, number: str, level: int, size: float = 10, *, nested: bool = True) -> None:
     """Draw a region's number at a corner of its box that depends on the level, since nested boxes can share one."""
     x_at, y_at, ha, va = _CORNERS[(level - 1) % 4 if nested else 0]
-    style = {"boxstyle": "round,pad=0.22", "facecolor": level_colour(level), "edgecolor": "#000000a0", "linewidth": 0.8}
+    style = {"boxstyle": "round,pad=0.22", "facecolor": level_color(level), "edgecolor": "#000000a0", "linewidth": 0.8}
     axes.text(
         box[x_at], box[y_at], number, fontsize=size, color="black", weight="bold", ha=ha, va=va, bbox=style,
         clip_on=False, zorder=6,
@@ -105,7 +105,7 @@ def draw_frames(axes: Axes, frames: Sequence[Frame], numbered: set[str]) -> None
         bold = frame.number in numbered
         axes.add_patch(
             Rectangle(
-                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=level_colour(frame.level), clip_on=False, zorder=3,
+                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=level_color(frame.level), clip_on=False, zorder=3,
                 linewidth=max(1.2, 2.6 - 0.5 * (frame.level - 1)) if bold else 0.8,
                 path_effects=_HALO if bold else None,
             )
@@ -124,7 +124,7 @@ def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> N
     """Draw probabilities over a (dimmed) image, every cell at its true extent.
 
     Where cells overlap, the largest probability is shown. Numbers are per cent, those of chosen cells on their level's
-    colour.
+    color.
 
     Args:
         axes: the panel.
@@ -139,7 +139,7 @@ def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> N
     pitch_h = _pitch((middles[:, 0, 0] + middles[:, 0, 2]) / 2)
     pitch_w = _pitch((middles[0, :, 1] + middles[0, :, 3]) / 2)
     text_pt = min(10.0, 72 * min(pitch_h * size_in[1] * 0.5, pitch_w * size_in[0] * 0.32))
-    edge = level_colour(cells.level)
+    edge = level_color(cells.level)
     for cell in cells.chosen:
         y0, x0, y1, x1 = boxes[cell]
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=1.6, zorder=4))
@@ -156,15 +156,15 @@ def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> N
 
 
 def _heat(boxes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return RGBA colours ``[side, side, 4]``, per pixel by the largest share of the cells that cover it."""
+    """Return RGBA colors ``[side, side, 4]``, per pixel by the largest share of the cells that cover it."""
     side = 400
     values = np.zeros((side, side))
     for (y0, x0, y1, x1), share in zip((boxes * side).round().astype(int), shares, strict=True):
         spot = values[y0:y1, x0:x1]
         np.maximum(spot, share, out=spot)
-    colours = _MAP(0.3 + 0.5 * values)
-    colours[..., 3] = 0.06 + 0.6 * values
-    return colours
+    colors = _MAP(0.3 + 0.5 * values)
+    colors[..., 3] = 0.06 + 0.6 * values
+    return colors
 
 
 def _pitch(middles: np.ndarray) -> float:
@@ -196,9 +196,9 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], threshold: float | None) -> None:
     left = min(0.52, 0.06 + 0.026 * max(map(len, labels)))
     for row, bar in enumerate(bars):
         axes.add_patch(Rectangle((left, row + 0.16), right - left, 0.68, facecolor="#eef2f6", edgecolor="none"))
-        colour = ACCENT if bar.predicted else BAR
+        color = ACCENT if bar.predicted else BAR
         axes.add_patch(
-            Rectangle((left, row + 0.16), (right - left) * bar.prob, 0.68, facecolor=colour, edgecolor="none")
+            Rectangle((left, row + 0.16), (right - left) * bar.prob, 0.68, facecolor=color, edgecolor="none")
         )
         weight = "bold" if bar.predicted else "normal"
         ink = GOOD if bar.true else INK

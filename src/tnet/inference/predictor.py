@@ -83,6 +83,7 @@ def predict(
         GeometryError: the model does not allow this number of looks.
         ImageError: an image cannot be read, or is too small.
     """
+    was_training = isinstance(model, Model) and model.training
     if not isinstance(model, Model):
         folder = Path(model)
         read = run_read_options(folder) if read is None else read
@@ -100,7 +101,10 @@ def predict(
         allow_small=allow_small,
         progress=progress,
     )
-    return [item for item in found if isinstance(item, Prediction)]
+    try:
+        return [item for item in found if isinstance(item, Prediction)]
+    finally:
+        model.train(was_training)
 
 
 def list_images(
@@ -256,7 +260,7 @@ def iter_predictions(
 
     A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
     but time. The model is moved to ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that
-    cannot be read or is too small yields :class:`Unreadable` in its place. The other arguments are as in :func:`predict`.
+    cannot be read or is too small yields :class:`Unreadable` in its place. Other arguments are as in :func:`predict`.
 
     Raises:
         DataError: there are no images; raised at once.
@@ -303,7 +307,7 @@ def _batches(
         if isinstance(entry, Unreadable) and not skip_unreadable:
             yield batch
             raise ImageError(entry.error)
-        size_bytes = entry.image.numel() if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
+        size_bytes = entry.image.nbytes if isinstance(entry, LoadedImage) and isinstance(entry.image, Tensor) else 0
         if batch and (len(batch) == batch_size or used_bytes + size_bytes > _BATCH_BYTES):
             yield batch
             batch, used_bytes = [], 0

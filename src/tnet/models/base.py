@@ -187,7 +187,7 @@ class ModelConfig:
         ]
 
     def class_fact(self) -> tuple[str, str]:
-        """What is told apart."""
+        """Return the classes as a fact for `tnet info`."""
         return "classes", f"{self.num_classes} {'labels, any number an image' if self.multilabel else 'classes'}"
 
     def without_weights(self) -> ModelConfig:
@@ -284,7 +284,7 @@ class Model(nn.Module, HubModel):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the modules that costs are told by, in the order in which they run."""
+        """Names of the modules by which costs are reported, in order of execution."""
         return tuple(name for name, part in self.named_children() if not isinstance(part, PopulationNorms))
 
     def scene(self, images: Images) -> SceneBatch:

@@ -117,8 +117,8 @@ class TNetConfig(ModelConfig):
             raise ConfigError(f"model.levels is {self.levels}; give 1 (a plain network) or more")
         if len(self.looks) != self.levels - 1:
             raise ConfigError(
-                f"model.looks {list(self.looks)} has {len(self.looks)} number(s) but {self.levels} levels need "
-                f"{self.levels - 1}, one for each level after the first"
+                f"model.looks {list(self.looks)} has {len(self.looks)} numbers for {self.levels} levels; give "
+                f"{self.levels - 1}, one per level after the first"
             )
         for number in self.looks:
             if not 1 <= number <= self.grid.cells:

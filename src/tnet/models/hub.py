@@ -93,8 +93,8 @@ class HubModel(ModelHubMixin):
             except (OSError, ValueError, EntryNotFoundError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise CheckpointError(
-                    f"model {source} is no folder, and cannot be fetched from the hub ({reason}); check the name, the "
-                    "network and your access (hf auth login), or give a folder"
+                    f"model {source} is not a folder, and cannot be fetched from the hub ({reason}); check the name, "
+                    "the network and your access (hf auth login), or give a folder"
                 ) from None
             folder = Path(fetched)
         model = load_model(folder, device=device)

@@ -117,7 +117,7 @@ def read_config(folder: Path) -> ModelConfig:
             raise ValueError(f"it is larger than {_MAX_CONFIG_BYTES} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again or train anew") from None
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again or train again") from None
     kind = data.pop("model_type", None) if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise CheckpointError(

@@ -45,7 +45,7 @@ def positional_encoding(position: Float[Tensor, "regions 3"], dim: int) -> Float
 
 
 class PositionModule(nn.Module):
-    """Tells a feature where it was seen.
+    """Adds the position of its region to a feature.
 
     Args:
         config: which form.

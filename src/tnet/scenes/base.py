@@ -22,6 +22,9 @@ Resize = Literal["antialias", "bilinear"]
 BoxL0 = tuple[int, int, int, int]
 """``(y0, x0, y1, x1)`` in level-0 pixels, ends exclusive; may reach past the image's edge."""
 
+Window = tuple[int, int, int, int]
+"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
+
 
 def check_look(box_yxyx: BoxL0, size_px: int) -> None:
     """Check that a glimpse is not empty.

@@ -62,7 +62,7 @@ class LazyBatch:
         device: torch.device | str = "cpu",
     ) -> None:
         if not scenes or not all(isinstance(scene, Scene) for scene in scenes):
-            raise GeometryError("a batch of scenes must contain at least one scene, and nothing else")
+            raise GeometryError("scenes are empty or contain something else; give at least one scene")
         if threads < 0:
             raise GeometryError(f"threads is {threads}; give at least 0, which reads without threads")
         self.scenes = tuple(scenes)

@@ -145,7 +145,7 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
         plugin, accepts = Image.OPEN.get(name, (None, None))  # some builds of Pillow lack AVIF or JPEG 2000
         if plugin is None or accepts is None or accepts(prefix) is not True:
             continue
-        if name == "JPEG":  # of a multi-picture JPEG only the first, without the index of the others
+        if name == "JPEG":  # of a JPEG with several images only the first, without the index of the others
             plugin = JpegImagePlugin.JpegImageFile
         stream.seek(0)
         try:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from tnet.errors import ConfigError, SlowImageWarning
 from tnet.scenes import cache
-from tnet.scenes.base import BoxL0, Resize, check_look
+from tnet.scenes.base import BoxL0, Resize, Window, check_look
 from tnet.scenes.channels import Alpha, map_channels
 from tnet.scenes.guard import accessing, guarded, unreadable
 from tnet.scenes.readers import open_reader
-from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions, Window
+from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
 from tnet.scenes.resample import LevelPixels, resample
 
 # A level may be this much coarser than requested: sizes of levels are rounded to whole pixels, so a level at half the

@@ -54,7 +54,7 @@ def accessing(path: Path) -> Iterator[None]:
     except ImageError:  # a ValueError
         raise
     except FileNotFoundError as error:
-        raise unreadable(path, "there is no such file", "correct the path, or restore the file") from error
+        raise unreadable(path, "no such file", "correct the path, or restore the file") from error
     except PermissionError as error:
         raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
     except (OSError, ValueError) as error:

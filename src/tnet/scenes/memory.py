@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnet.errors import GeometryError
-from tnet.scenes.base import BoxL0, Resize, check_look
-from tnet.scenes.readers.base import Window
+from tnet.scenes.base import BoxL0, Resize, Window, check_look
 from tnet.scenes.resample import LevelPixels, resample
 
 
@@ -31,7 +30,7 @@ class MemoryScene:
 
     def __init__(self, image: UInt8[Tensor, "channels height width"], name: str = "") -> None:
         if image.numel() == 0:
-            raise GeometryError(f"image {name} of shape {list(image.shape)} has no pixels")
+            raise GeometryError(f"image {name} has no pixels; its shape is {list(image.shape)}")
         self.image = image
         self.name = name
 

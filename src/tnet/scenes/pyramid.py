@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -160,7 +160,6 @@ class _Plan:
         self._compression = compression
         self._quality = quality
         self._geo_tags = geo_tags(info.georeference) if info.georeference is not None else []
-
         self.sums_dtype = self._sums_dtype()
         # Whether the file could exceed a classic TIFF.
         self.is_big = sum(self.tile_counts) * self.tile_bytes * 1.01 > _CLASSIC_BYTES
@@ -247,14 +246,11 @@ def _write(reader: Reader, plan: _Plan, path: Path, on_tile: Callable[[int, int]
     """Write the finest level in one sweep over the image, then the others, which are spooled meanwhile."""
     import tifffile
 
-    total = sum(plan.tile_counts)
-    done = 0
+    total, done = sum(plan.tile_counts), count(1)
 
     def counted(tiles: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        nonlocal done
         for tile in tiles:
-            done += 1
-            on_tile(done, total)
+            on_tile(next(done), total)
             yield tile
 
     with ExitStack() as stack:
@@ -374,9 +370,9 @@ class _Level:
         return np.concatenate([colors, _divided(alpha, counts)], axis=2).astype(plan.dtype)
 
 
-def _counts(first: int, count: int, size: int, level: int) -> NDArray[np.int64]:
-    """Return the number of level-0 pixels along one axis in each of ``count`` pixels of a level, from ``first`` on."""
-    starts = np.arange(first, first + count, dtype=np.int64) << level
+def _counts(first: int, pixels: int, size: int, level: int) -> NDArray[np.int64]:
+    """Return the number of level-0 pixels along one axis in each of ``pixels`` of a level, from ``first`` on."""
+    starts = np.arange(first, first + pixels, dtype=np.int64) << level
     return np.minimum(starts + (1 << level), size) - starts
 
 

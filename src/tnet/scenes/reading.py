@@ -67,7 +67,7 @@ class ReadOptions:
         check_limits(self.max_side_px, self.max_short_side_px, self.max_pixels)
         has_scene_options = self.scene != SceneOptions()
         if self.mode == "memory" and has_scene_options:
-            raise ConfigError("bands, value_range and other scene options need data.read: lazy (--read lazy)")
+            raise ConfigError("bands, value_range and other scene options need lazy reading; set data.read or --read")
         if self.changes_images and (self.mode == "lazy" or has_scene_options):
             raise ConfigError(
                 "images that are read lazily (--read lazy, --bands, --value-range) are neither downscaled nor "

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tnet.scenes.base import Resize
-from tnet.scenes.readers.base import Window
+from tnet.scenes.base import Resize, Window
 
 # Smaller windows are resized in one go; larger ones have their columns resized in bands of rows first, then their rows,
 # so that the extra memory of a glimpse hardly depends on the size of the image.
@@ -42,8 +41,8 @@ class LevelPixels:
     """Access to the pixels of one stored level."""
 
     size_hw: tuple[int, int]  # as stored
-    # Of the image in pixels of this level, rounded up: a pixel more than is stored if the level was cut down to whole
-    # pixels. The last stored pixel is then repeated.
+    # Size of the image in pixels of this level, rounded up: a pixel more than is stored if the level was cut down to
+    # whole pixels. The last stored pixel is then repeated.
     extent_hw: tuple[int, int]
     read: Callable[[Window], NDArray[Any]]  # a window inside the stored pixels, [height, width, stored channels]
     prepare: Callable[[NDArray[Any]], NDArray[Any]]  # rows that were read to [height, width, channels] of dtype

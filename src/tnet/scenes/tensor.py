@@ -41,7 +41,7 @@ class TensorBatch:
         self.resize: Resize = resize
         self.fill = fill
         if len(images) == 0 or any(image.ndim != 3 for image in images):
-            raise GeometryError("images must be [batch, channels, height, width], or several [channels, height, width]")
+            raise GeometryError("images are missing or not three-dimensional; give [channels, height, width]")
         first = images[0]
         self.is_normalized = first.dtype.is_floating_point
         if not self.is_normalized and first.dtype != torch.uint8:

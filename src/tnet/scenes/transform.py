@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ class ImageChange:
             return (0, 0, *size_hw)
         y0, x0, y1, x1 = self.crop_yxyx
         if not (0 <= y0 < y1 <= size_hw[0] and 0 <= x0 < x1 <= size_hw[1]):
-            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside an image of {size_hw} pixels")
+            raise GeometryError(f"crop {self.crop_yxyx} is empty or not inside; the image has {size_hw} pixels")
         return self.crop_yxyx
 
     def size_of(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -121,17 +121,11 @@ def adjust_colours(
         raise ConfigError(f"colour changes need an image of 1 or 3 channels, not {pixels.shape[0]}")
     from torchvision.transforms.v2 import functional
 
-    adjust: dict[Colour, Any] = {
-        "brightness": functional.adjust_brightness,
-        "contrast": functional.adjust_contrast,
-        "saturation": functional.adjust_saturation,
-        "hue": functional.adjust_hue,
-    }
     for name, factor in colours:
         if name == "contrast" and contrast_mean is not None:
             pixels = (pixels * factor + contrast_mean * (1 - factor)).clamp(0, 1)
         else:
-            pixels = adjust[name](pixels, factor)
+            pixels = getattr(functional, f"adjust_{name}")(pixels, factor)
     return pixels
 
 

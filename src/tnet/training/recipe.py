@@ -182,14 +182,16 @@ class Recipe:
 
     def _check_mixup(self) -> None:
         if self.model.default_looks:
-            problem = "a region of a mixture has no single right class; set model.looks to []"
+            problem, remedy = "a region of a mixture has no single class", "set model.looks to []"
         elif self.model.multilabel:
-            problem = "images have several labels; give them one each"
+            problem, remedy = "images have several labels", "give them one each"
         elif getattr(self.objective, "contrastive_weight", 0):
-            problem = "objective.contrastive_weight compares images by a single class; set it to 0"
+            problem, remedy = "objective.contrastive_weight needs a single class per image", "set it to 0"
         else:
             return
-        raise ConfigError(f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}, or mixup_alpha to 0")
+        raise ConfigError(
+            f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}; {remedy}, or mixup_alpha to 0"
+        )
 
 
 def build_objective(config: object) -> ModelObjective:
@@ -345,7 +347,7 @@ def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any,
         for parent in parents:
             inside = inside.setdefault(parent, {})
             if not isinstance(inside, dict):
-                raise RecipeError(f"override {override!r}: {parent} holds a value, not keys")
+                raise RecipeError(f"override {override!r}: {parent} holds a value, not keys; check the key")
         inside[last] = read_yaml(value, f"override {override!r}")
     return data
 

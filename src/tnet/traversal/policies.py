@@ -1,7 +1,6 @@
-"""How locations are chosen from what the locator says.
+"""Policies: choice of cells from location logits, with its log-probability.
 
-A policy turns location logits into the cells to look at, with the log-probability of having chosen them. Chosen cells
-always come in raster order (as in the reference implementation), whatever the order in which they were drawn.
+Chosen cells are always in raster order (as in the reference implementation), whatever the order of drawing.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, covered_shares
 from tnet.registry import Registry
 
-# Logit of a cell that cannot be drawn any more; finite, because the gradient of logsumexp over nothing but -inf is NaN.
-_GONE = -1e30
+# Logit of a cell that is already drawn; finite, because the gradient of logsumexp over only -inf is NaN.
+_DRAWN = -1e30
 
-# The subset recursion of set_log_prob visits 2^k subsets.
-MAX_SET_SIZE = 10
+MAX_SET_SIZE = 10  # set_log_prob visits 2^k subsets
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Choice:
     Attributes:
         cells: flat cell indices in raster order.
         log_prob: log-probability of each chosen cell: of its draw for a sampled choice, of the cell under the
-            softmax for top-k, 0 where nothing was learned. Differentiable with respect to the logits.
-        joint_log_prob: log-probability of the whole choice in a region.
+            softmax for top-k, 0 if the choice ignores the logits. Differentiable with respect to the logits.
+        joint_log_prob: log-probability of all cells chosen in a region.
     """
 
     cells: Int[Tensor, "regions k"]
@@ -45,27 +43,26 @@ class Choice:
 
     @classmethod
     def of_cells(cls, cells: Int[Tensor, "regions k"]) -> Choice:
-        """A choice that nothing was drawn for: its log-probabilities are 0."""
+        """Return a choice with log-probabilities of 0."""
         zeros = torch.zeros(cells.shape, device=cells.device)
         return cls(cells, zeros, zeros.sum(dim=1))
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """How locations are chosen.
+    """Options of policies.
 
     Attributes:
         train: policy in training: ``topk`` (published, deterministic) or ``sample`` (without replacement), or the
             controls ``random`` and ``centre``.
         eval: policy in evaluation.
         joint: log-probability of a sampled choice: of the ``sequence`` drawn or of the ``set``.
-        temperature: temperature of sampling in training.
-        max_overlap: share of a cell that another chosen cell of the same region may cover, for ``topk`` and
-            ``centre``, as long as any other cell is left; 1 as published. Two looks at nearly the same place show
-            little more than one.
+        temperature: temperature of sampling.
+        max_overlap: share of a cell that another chosen cell of the region may cover, for ``topk`` and ``centre``,
+            while any other cell is left; 1 as published. Two looks at nearly the same place show little more than one.
 
     Raises:
-        ConfigError: an unknown policy, or a value out of range.
+        ConfigError: a policy is unknown, or a value is out of range.
     """
 
     train: str = "sample"
@@ -85,10 +82,10 @@ class PolicyConfig:
 
 
 class Policy(ABC):
-    """Chooses ``k`` cells of each region."""
+    """Choice of ``k`` cells of each region."""
 
     needs_logits: bool = True
-    """Whether the location logits matter; if not, the locator is not run."""
+    """Whether the choice depends on the logits; if not, the locator is not run."""
 
     @abstractmethod
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
@@ -96,29 +93,23 @@ class Policy(ABC):
 
     @classmethod
     def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> Policy:
-        """Build the policy a configuration describes.
-
-        Args:
-            config: options of all policies; each takes what concerns it.
-            grid: the grid of the model.
-            generator: source of random numbers, for policies that draw; PyTorch's default if ``None``.
-        """
+        """Build the policy from the options of all policies, the model's grid and a source of random numbers."""
         return cls()
 
 
 POLICIES: Registry[type[Policy]] = Registry("policy")
-"""Policies by name: what ``model.policy.train`` and ``.eval`` of a recipe, ``--policy`` and ``policy=`` can name."""
+"""Policies by name: values of ``model.policy.train`` and ``.eval`` in a recipe, ``--policy`` and ``policy=``."""
 
 
-def cells_apart(config: PolicyConfig, grid: Grid) -> Bool[Tensor, "cells cells"] | None:
-    """Pairs of cells that overlap more than the configuration allows; ``None`` if it allows any overlap."""
+def _cells_apart(config: PolicyConfig, grid: Grid) -> Bool[Tensor, "cells cells"] | None:
+    """Pairs of cells that overlap more than allowed; ``None`` if any overlap is allowed."""
     return covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
 
 
 def raster_order(
     cells: Int[Tensor, "regions k"], log_prob: Float[Tensor, "regions k"]
 ) -> tuple[Int[Tensor, "regions k"], Float[Tensor, "regions k"]]:
-    """Sort chosen cells by position, their log-probabilities with them."""
+    """Sort chosen cells by position, and their log-probabilities with them."""
     cells, order = cells.sort(dim=1)
     return cells, log_prob.gather(1, order)
 
@@ -126,40 +117,36 @@ def raster_order(
 def most_wanted(
     logits: Float[Tensor, "regions cells"], k: int, apart: Bool[Tensor, "cells cells"] | None = None
 ) -> Int[Tensor, "regions k"]:
-    """The ``k`` cells with the largest logits, best first; ties go to the lower index.
+    """Return the ``k`` cells with the largest logits, best first; ties go to the lower index.
 
-    Args:
-        logits: of each cell.
-        k: how many.
-        apart: pairs of cells of which the second is passed over once the first is taken, as long as any other is left.
+    Once a cell is taken, those marked in its row of ``apart`` are skipped while any other is left.
     """
     # A stable descending sort settles ties; topk leaves them open.
     order = logits.detach().sort(dim=1, descending=True, stable=True).indices
     if apart is None:
         return order[:, :k]
     cells = order.shape[1]
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(cells, device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(cells, device=order.device).expand_as(order))
     apart = apart.to(order.device)
-    passed = torch.zeros_like(order, dtype=torch.bool)
+    skipped = torch.zeros_like(order, dtype=torch.bool)
     chosen = []
     for _ in range(k):
-        cell = (place + cells * passed).argmin(dim=1, keepdim=True)
+        cell = (rank + cells * skipped).argmin(dim=1, keepdim=True)
         chosen.append(cell)
-        passed |= apart[cell.squeeze(1)]
-        place = place.scatter(1, cell, 2 * cells)
+        skipped |= apart[cell.squeeze(1)]
+        rank = rank.scatter(1, cell, 2 * cells)
     return torch.cat(chosen, dim=1)
 
 
 @POLICIES.register("topk")
 class TopK(Policy):
-    """The ``k`` most probable cells, in training too (the published form).
+    """The ``k`` most probable cells, also in training (the published form).
 
-    Ties go to the lower index. The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their
-    sum, as in the paper's objective, although a deterministic choice has no distribution.
+    The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their sum, as in the paper's
+    objective, although a deterministic choice has no distribution.
 
     Args:
-        apart: pairs of cells that are not looked at together, as long as any other is left (:func:`most_wanted`);
-            ``None`` as published.
+        apart: pairs of cells not to choose together (:func:`most_wanted`); ``None`` as published.
     """
 
     def __init__(self, apart: Bool[Tensor, "cells cells"] | None = None) -> None:
@@ -168,11 +155,10 @@ class TopK(Policy):
     @classmethod
     @override
     def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> TopK:
-        return cls(cells_apart(config, grid))
+        return cls(_cells_apart(config, grid))
 
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
-        """Choose the ``k`` most probable cells."""
         cells = most_wanted(logits, k, self.apart)
         log_prob = torch.log(logits.softmax(dim=1) + 1e-10).gather(1, cells)
         cells, log_prob = raster_order(cells, log_prob)
@@ -181,29 +167,26 @@ class TopK(Policy):
 
 @POLICIES.register("sample")
 class SampleWithoutReplacement(Policy):
-    """``k`` different cells drawn one after the other, each from the softmax over those left (Gumbel top-k).
+    """``k`` distinct cells drawn one by one, each from the softmax over the rest (Gumbel top-k).
 
-    Perturbing the logits with independent Gumbel noise and taking the ``k`` largest draws exactly from that sequential
+    Adding independent Gumbel noise to the logits and taking the ``k`` largest draws exactly from that sequential
     distribution (Plackett-Luce; Kool et al. 2019, "Stochastic beams and where to find them").
 
     Args:
         joint: ``sequence``, the log-probability of the cells in the order drawn, or ``set``, of the cells in any
             order, which has less variance as a REINFORCE estimator and costs ``2^k`` steps (``k`` at most 10).
-        temperature: the logits are divided by this before drawing; the log-probabilities are those of the tempered
-            distribution.
-        generator: random numbers; PyTorch's default generator if ``None``.
+        temperature: divisor of the logits; log-probabilities are those of the tempered distribution.
+        generator: source of random numbers; PyTorch's default if ``None``.
     """
 
     def __init__(
         self, joint: str = "sequence", temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> None:
         if joint not in ("sequence", "set"):
-            raise GeometryError(f"joint log-probability {joint!r} is not known; give 'sequence' or 'set'")
+            raise GeometryError(f"unknown joint log-probability {joint!r}; give 'sequence' or 'set'")
         if not temperature > 0:
             raise GeometryError(f"temperature is {temperature}; give a number above 0")
-        self.joint = joint
-        self.temperature = temperature
-        self.generator = generator
+        self.joint, self.temperature, self.generator = joint, temperature, generator
 
     @classmethod
     @override
@@ -214,8 +197,7 @@ class SampleWithoutReplacement(Policy):
 
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
-        """Draw ``k`` different cells in each region."""
-        if logits.dtype in (torch.float16, torch.bfloat16):  # too coarse for probabilities; 16 bits cannot hold _GONE
+        if logits.dtype in (torch.float16, torch.bfloat16):  # too coarse for probabilities; 16 bits cannot hold _DRAWN
             logits = logits.float()
         logits = logits / self.temperature
         uniform = torch.rand(logits.shape, generator=self.generator, device=logits.device, dtype=torch.float32)
@@ -230,41 +212,41 @@ class SampleWithoutReplacement(Policy):
 def sequence_log_prob(
     logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "regions k"]
 ) -> Float[Tensor, "regions k"]:
-    """Log-probability of each draw given the ones before it; summed over ``k``, that of the sequence."""
+    """Return the log-probability of each draw given the ones before it; their sum is that of the sequence."""
     remaining = logits
     log_probs = []
     for step in range(drawn.shape[1]):
         cell = drawn[:, step : step + 1]
         log_probs.append(remaining.log_softmax(dim=1).gather(1, cell))
-        remaining = remaining.scatter(1, cell, _GONE)
+        remaining = remaining.scatter(1, cell, _DRAWN)
     return torch.cat(log_probs, dim=1)
 
 
 def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "regions k"]) -> Float[Tensor, " regions"]:
-    """Log-probability that sequential drawing gives these cells in any order.
+    """Return the log-probability that sequential drawing gives these cells in any order.
 
-    Exact, by recursion over subsets: the last cell of a subset is drawn after all the others of it, so
+    Exact, by recursion over subsets ``S`` and their last draw ``i``:
     ``P(S) = sum_i P(S without i) * p_i / (1 - sum of p over S without i)``.
 
     Raises:
-        GeometryError: more than 10 cells (the cost doubles with each).
+        GeometryError: there are more than 10 cells (the cost doubles with each).
     """
     k = drawn.shape[1]
     if k > MAX_SET_SIZE:
         raise GeometryError(
-            f"the probability of a set of {k} locations needs 2^{k} steps; the limit is {MAX_SET_SIZE} locations, "
-            "use the sequence's probability instead"
+            f"the probability of a set of {k} locations needs 2^{k} steps; give at most {MAX_SET_SIZE}, or use joint "
+            "'sequence'"
         )
     log_p = logits.log_softmax(dim=1)
     chosen = log_p.gather(1, drawn)
-    rest = log_p.scatter(1, drawn, _GONE).logsumexp(dim=1)
+    rest = log_p.scatter(1, drawn, _DRAWN).logsumexp(dim=1)
     log_prob: dict[frozenset[int], Tensor] = {frozenset(): torch.zeros_like(rest)}
     for size in range(1, k + 1):
         for subset in combinations(range(k), size):
             terms = []
             for last in subset:
                 before = frozenset(subset) - {last}
-                # Probability left once `before` is gone, added up from what is left: 1 - sum would cancel.
+                # Probability of the remaining cells, as a sum over them: 1 - sum would cancel.
                 left = [chosen[:, i] for i in range(k) if i not in before]
                 remaining = torch.logsumexp(torch.stack([rest, *left]), dim=0)
                 terms.append(log_prob[before] + chosen[:, last] - remaining)
@@ -272,9 +254,15 @@ def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "reg
     return log_prob[frozenset(range(k))]
 
 
+def _unscored(cells: Int[Tensor, "regions k"], logits: Float[Tensor, "regions cells"]) -> Choice:
+    """Choice that ignores the logits, with log-probabilities of 0 in their precision."""
+    zeros = logits.new_zeros(cells.shape)
+    return Choice(cells, zeros, zeros.sum(dim=1))
+
+
 @POLICIES.register("random")
 class RandomCells(Policy):
-    """``k`` different cells, all equally likely: the control that a learned locator has to beat."""
+    """``k`` distinct cells, all equally likely: the control that a learned locator has to beat."""
 
     needs_logits = False
 
@@ -288,20 +276,13 @@ class RandomCells(Policy):
 
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
-        """Draw ``k`` cells whatever the logits say."""
         noise = torch.rand(logits.shape, generator=self.generator, device=logits.device)
-        cells = noise.topk(k, dim=1).indices.sort(dim=1).values
-        zeros = logits.new_zeros(cells.shape)
-        return Choice(cells, zeros, zeros.sum(dim=1))
+        return _unscored(noise.topk(k, dim=1).indices.sort(dim=1).values, logits)
 
 
 @POLICIES.register("centre")
 class FixedCells(Policy):
-    """The same cells in every region, in a stated order of preference.
-
-    Args:
-        order: flat cell indices; the first ``k`` are looked at.
-    """
+    """The same cells in every region: the first ``k`` of ``order``, a sequence of flat cell indices."""
 
     needs_logits = False
 
@@ -311,25 +292,17 @@ class FixedCells(Policy):
     @classmethod
     @override
     def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> FixedCells:
-        return cls.centre_out(grid.rows, grid.cols, cells_apart(config, grid))
+        return cls.centre_out(grid.rows, grid.cols, _cells_apart(config, grid))
 
     @classmethod
     def centre_out(cls, rows: int, cols: int, apart: Bool[Tensor, "cells cells"] | None = None) -> FixedCells:
-        """Cells by their distance from the middle; with ``k`` of all cells this is the whole grid.
-
-        Args:
-            rows: of the grid.
-            cols: of the grid.
-            apart: pairs of cells that are not looked at together, as long as any other is left.
-        """
-        away = [(i // cols - (rows - 1) / 2) ** 2 + (i % cols - (cols - 1) / 2) ** 2 for i in range(rows * cols)]
-        return cls(most_wanted(-torch.tensor([away]), rows * cols, apart)[0].tolist())
+        """Order the cells of a grid by their distance from the centre; ``apart`` as for :func:`most_wanted`."""
+        distance = [(i // cols - (rows - 1) / 2) ** 2 + (i % cols - (cols - 1) / 2) ** 2 for i in range(rows * cols)]
+        return cls(most_wanted(-torch.tensor([distance]), rows * cols, apart)[0].tolist())
 
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
-        """Choose the first ``k`` cells of the order."""
         if k > len(self.order):
-            raise GeometryError(f"{k} looks asked of a fixed policy that names {len(self.order)} cells")
+            raise GeometryError(f"{k} looks exceed the {len(self.order)} cells of a fixed policy; give at most those")
         cells = torch.tensor(sorted(self.order[:k]), device=logits.device).expand(logits.shape[0], k)
-        zeros = logits.new_zeros(cells.shape)
-        return Choice(cells, zeros, zeros.sum(dim=1))
+        return _unscored(cells, logits)

@@ -1,8 +1,4 @@
-"""Searches: given what has been seen, what to look at next.
-
-A search holds no network. It reads the :class:`Trail` and returns the next :class:`Step`, or ``None`` when all images
-of the batch are done. Images may differ in what is looked at and in how often.
-"""
+"""Searches: which regions to see next, given the trail of those seen. Independent of networks."""
 
 from __future__ import annotations
 
@@ -20,11 +16,11 @@ from tnet.traversal.trail import Step, Trail
 
 
 class Search(ABC):
-    """Decides where to look.
+    """Decision where to look next. Images of a batch may differ in level and number of looks.
 
     Example:
         >>> class Deeper(Search):
-        ...     "Three looks per image, each at the best cell of the one before."
+        ...     "Three looks per image, each at the best cell of the previous one."
         ...
         ...     def __call__(self, trail):
         ...         if int(trail.looks.max()) == 3:
@@ -35,20 +31,20 @@ class Search(ABC):
     """
 
     def wants_scores(self, regions: Regions) -> Bool[Tensor, " regions"]:
-        """Which regions' cells the locator is to score; all of them unless overridden."""
+        """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)
 
     @abstractmethod
     def __call__(self, trail: Trail) -> Step | None:
-        """The next step, built by :meth:`Trail.step`; ``None`` when every image is done."""
+        """Return the next step, built by :meth:`Trail.step`, or ``None`` when every image is done."""
 
 
 class LevelByLevel(Search):
-    """The published traversal: the same number of cells of every region of a level, one level after the other.
+    """The published traversal: the same number of cells of every region of a level, level by level.
 
     Args:
-        looks: cells per region for levels 1, 2, ...; empty to see the whole images only.
-        policy: chooses the cells of a region.
+        looks: cells per region for levels 1, 2, ...; empty to see only the whole images.
+        policy: policy that chooses the cells of a region.
     """
 
     def __init__(self, looks: Sequence[int], policy: Policy) -> None:

@@ -1,7 +1,4 @@
-"""The trail: everything a traversal has seen so far, as one append-only table.
-
-Knows no network and decides nothing: a model appends what it saw, a search reads the table and says what comes next.
-"""
+"""The trail: append-only table of everything a traversal has seen. Independent of networks and decisions."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from tnet.traversal.policies import Choice
 
 @dataclass(frozen=True)
 class Step:
-    """Regions to look at next.
+    """Regions to see next.
 
     Attributes:
-        regions: their ``parent`` counts rows of the trail.
-        log_prob: log-probability with which each was chosen.
-        joint_log_prob: log-probability of each choice of several regions together.
-        joint_image: image in which that choice was made.
+        regions: the regions; ``parent`` refers to rows of the trail.
+        log_prob: log-probability of each one's choice.
+        joint_log_prob: log-probability of each joint choice of several regions.
+        joint_image: image of each joint choice.
     """
 
     regions: Regions
@@ -35,14 +32,14 @@ class Step:
 
 
 class Trail:
-    """What has been seen of a batch of images; row ``i`` is the ``i``-th region that was looked at.
+    """Everything seen of a batch of images; row ``i`` is the ``i``-th region seen.
 
     Rows are appended step by step, so a parent always comes before its children. Images may have different numbers of
-    rows. Geometry lives on the CPU, features and scores on the model's device.
+    rows. Geometry is on the CPU, features and scores on the model's device.
 
     Args:
         sizes_hw: height and width of each image, level-0 pixels.
-        grid: how a region is divided into cells.
+        grid: division of regions into cells.
 
     Attributes:
         regions: the table, whole images first.
@@ -63,27 +60,27 @@ class Trail:
 
     @property
     def images(self) -> int:
-        """Number of images in the batch."""
+        """Number of images."""
         return len(self.sizes_hw)
 
     @property
     def features(self) -> Float[Tensor, "rows dim"]:
-        """One feature per row, position included."""
+        """Feature of each row, with its position encoded."""
         return torch.cat(self._features)
 
     @property
     def log_prob(self) -> Float[Tensor, " rows"]:
-        """Log-probability with which each row was chosen; 0 for whole images."""
+        """Log-probability of each row's choice; 0 for whole images."""
         return torch.cat(self._log_prob)
 
     @property
     def looks(self) -> Int[Tensor, " images"]:
-        """Regions seen of each image after the whole."""
+        """Number of regions seen per image after the whole."""
         return torch.bincount(self.regions.image[self.regions.level > 0], minlength=self.images)
 
     @property
     def scored_rows(self) -> Int[Tensor, " scored"]:
-        """Rows whose cells the locator has scored, in the order of :attr:`all_scores`."""
+        """Rows whose cells have scores, in the order of :attr:`all_scores`."""
         return torch.cat(self._scored_rows) if self._scored_rows else torch.zeros(0, dtype=torch.long)
 
     @property
@@ -92,45 +89,41 @@ class Trail:
         return torch.cat(self._scores) if self._scores else self._features[0].new_zeros(0, self.grid.cells)
 
     def rows_at(self, level: int) -> Int[Tensor, " rows"]:
-        """Rows of one level."""
+        """Return the rows of one level."""
         return (self.regions.level == level).nonzero().flatten()
 
     def scores(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows cells"]:
-        """Location logits of the cells of some rows; zeros where the locator was not asked."""
+        """Return the location logits of the cells of some rows; zeros for rows without scores."""
         scored = self.scored_rows
         if len(rows) == len(scored) and torch.equal(rows, scored):
             return self.all_scores
-        place = torch.full((len(self),), -1, dtype=torch.long)
-        place[scored] = torch.arange(len(scored))
-        chosen = place[rows]
-        if not len(scored) or bool((chosen < 0).all()):
+        index = torch.full((len(self),), -1, dtype=torch.long)
+        index[scored] = torch.arange(len(scored))
+        index = index[rows]
+        if bool((index < 0).all()):
             return self._features[0].new_zeros(len(rows), self.grid.cells)
         scores = self.all_scores
-        unknown = (chosen < 0).to(scores.device)[:, None]
-        return scores[chosen.clamp_min(0).to(scores.device)].masked_fill(unknown, 0.0)
+        index = index.to(scores.device)
+        return scores[index.clamp_min(0)].masked_fill((index < 0)[:, None], 0.0)
 
     def divided_rows(self) -> Int[Tensor, " divided"]:
-        """Rows that were scored or have children, ascending."""
+        """Return the rows with scores or children, ascending."""
         parents = self.regions.parent[self.regions.parent >= 0]
         return torch.cat([self.scored_rows, parents]).unique()
 
     def first_step(self) -> Step:
-        """The whole images, which every traversal sees first."""
+        """Return the step of the whole images, the first of every traversal."""
         count, none = self.images, torch.zeros(0)
         return Step(whole_images(self.sizes_hw), torch.zeros(count), none, none.long())
 
     def step(self, parents: Int[Tensor, " parents"], choice: Choice) -> Step:
-        """The step that looks at chosen cells of some rows: what a search returns.
-
-        Args:
-            parents: rows of the trail.
-            choice: cells of each of them.
+        """Return the step of the cells chosen in each of these rows, for a search to return.
 
         Raises:
-            GeometryError: a row that does not exist, a cell outside the grid, or a region too small to be divided.
+            GeometryError: a row does not exist, a cell is outside the grid, or a region is too small to be divided.
         """
         if len(parents) and not 0 <= int(parents.min()) <= int(parents.max()) < len(self):
-            raise GeometryError(f"parents must be rows 0..{len(self) - 1} of the trail; got {parents.tolist()}")
+            raise GeometryError(f"parents {parents.tolist()} must be rows 0..{len(self) - 1} of the trail")
         table = self.regions.take(parents)
         regions = choose_cells(table, self.grid, choice.cells, parents)
         return Step(regions, choice.log_prob.reshape(-1), choice.joint_log_prob, table.image)
@@ -142,14 +135,7 @@ class Trail:
         scores: Float[Tensor, "scored cells"] | None = None,
         scored: Bool[Tensor, " regions"] | None = None,
     ) -> None:
-        """Add what was seen of the regions of a step.
-
-        Args:
-            step: what was looked at.
-            features: of its regions.
-            scores: location logits of the cells of the scored regions; ``None`` if none was scored.
-            scored: which regions those are.
-        """
+        """Append a step with the features of its regions, and location logits of the cells of its scored regions."""
         start = len(self)
         self.regions = Regions.concat([self.regions, step.regions]) if start else step.regions
         self._features.append(features)
@@ -161,30 +147,27 @@ class Trail:
             self._scored_rows.append(start + scored.nonzero().flatten())
 
     def joint_log_prob(self) -> Float[Tensor, " images"]:
-        """Log-probability of all choices made in each image."""
+        """Return the log-probability of all choices in each image."""
         if not self._joint:
             return self._features[0].new_zeros(self.images)
-        values = torch.cat([value for _, value in self._joint])
-        rows, seen = group_rows(torch.cat([image for image, _ in self._joint]), self.images)
-        return gather_rows(values, rows, seen).sum(1)
+        images, values = map(torch.cat, zip(*self._joint, strict=True))
+        return gather_rows(values, *group_rows(images, self.images)).sum(1)
 
     def by_image(self) -> tuple[Int[Tensor, "images n"], Bool[Tensor, "images n"] | None]:
-        """Rows of each image in the order in which they were seen; see :func:`group_rows`."""
+        """Return the rows of each image in the order seen; see :func:`group_rows`."""
         return group_rows(self.regions.image, self.images)
 
 
 def group_rows(
     group: Int[Tensor, " rows"], groups: int
 ) -> tuple[Int[Tensor, "groups n"], Bool[Tensor, "groups n"] | None]:
-    """List the rows of each group, in order.
+    """Return the rows of each group in order, padded with row 0, and the mask of valid ones.
+
+    The mask is ``None`` if all groups are of the same size.
 
     Args:
         group: group of each row, from 0.
-        groups: their number.
-
-    Returns:
-        Rows of each group; and which of them are meant, or ``None`` if all groups have the same number. Places past the
-        last row of a group hold row 0.
+        groups: number of groups.
     """
     order = group.sort(stable=True).indices
     counts = torch.bincount(group, minlength=groups)
@@ -200,9 +183,8 @@ def group_rows(
 def gather_rows(
     values: Float[Tensor, "rows ..."], rows: Int[Tensor, "groups n"], seen: Bool[Tensor, "groups n"] | None
 ) -> Float[Tensor, "groups n ..."]:
-    """Values of a table as :func:`group_rows` lists them; zeros where a group has fewer rows than others."""
-    found = values[rows.to(values.device)]
+    """Gather values of a table by the result of :func:`group_rows`; padding becomes zeros."""
+    gathered = values[rows.to(values.device)]
     if seen is None:
-        return found
-    mask = seen.to(values.device).reshape(*seen.shape, *[1] * (found.ndim - 2))
-    return found * mask
+        return gathered
+    return gathered * seen.to(values.device).reshape(*seen.shape, *[1] * (gathered.ndim - 2))

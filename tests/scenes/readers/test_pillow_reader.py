@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
-from tnet.scenes.images import image_size_hw
+from tnet.scenes.decode import image_size_hw
 from tnet.scenes.readers import Reader, ReaderOptions
 from tnet.scenes.readers.pillow_reader import open_pillow
 

@@ -38,7 +38,7 @@ def open_reader(path: str | Path, options: ReaderOptions | None = None, name: st
 
     Raises:
         ImageError: it cannot be read, or the library for it is not installed.
-        ConfigError: there is no reader of this name.
+        ConfigError: the name is unknown.
     """
     path, options = Path(path), options or ReaderOptions()
     if name is not None:

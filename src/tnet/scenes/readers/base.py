@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.registry import Registry
+from tnet.scenes.base import Window
 
 if TYPE_CHECKING:
     from tnet.scenes.readers.content import Content
-
-Window = tuple[int, int, int, int]
-"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
 
 Color = Literal["grey", "rgb", "bands"]
 """Meaning of the channels: one grey, three colours, or any number of bands."""
@@ -27,15 +25,10 @@ Color = Literal["grey", "rgb", "bands"]
 
 @dataclass(frozen=True)
 class StoredLevel:
-    """One stored resolution.
+    """One stored resolution."""
 
-    Attributes:
-        size_hw: height and width in its own pixels.
-        downsample_yx: level-0 pixels per pixel, down and across; (1, 1) for level 0.
-    """
-
-    size_hw: tuple[int, int]
-    downsample_yx: tuple[float, float] = (1.0, 1.0)
+    size_hw: tuple[int, int]  # in its own pixels
+    downsample_yx: tuple[float, float] = (1.0, 1.0)  # level-0 pixels per pixel, down and across
 
 
 @dataclass(frozen=True)
@@ -73,29 +66,17 @@ class ReaderOptions:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Description of an open image, without its pixels.
+    """Description of an open image, without its pixels."""
 
-    Attributes:
-        levels: stored resolutions, finest first; at least one.
-        channels: number of channels, alpha included.
-        dtype: of the stored values.
-        color: meaning of the channels other than alpha.
-        has_alpha: the last channel is opacity (same type and range as the others).
-        spacing_m_yx: physical height and width of a level-0 pixel in metres (0.5 um is 5e-7); ``None`` if unknown.
-        georeference: position on a map; ``None`` if unknown.
-        tile_hw: size of the stored tiles of level 0; ``None`` if any window costs decoding the whole image.
-        properties: further metadata, for people.
-    """
-
-    levels: tuple[StoredLevel, ...]
-    channels: int
-    dtype: np.dtype[Any]
-    color: Color
-    has_alpha: bool = False
-    spacing_m_yx: tuple[float, float] | None = None
+    levels: tuple[StoredLevel, ...]  # finest first; at least one
+    channels: int  # alpha included
+    dtype: np.dtype[Any]  # of the stored values
+    color: Color  # meaning of the channels other than alpha
+    has_alpha: bool = False  # whether the last channel is opacity (same type and range as the others)
+    spacing_m_yx: tuple[float, float] | None = None  # height and width of a level-0 pixel in metres (0.5 um is 5e-7)
     georeference: GeoReference | None = None
-    tile_hw: tuple[int, int] | None = None
-    properties: dict[str, str] = field(default_factory=dict)
+    tile_hw: tuple[int, int] | None = None  # of level 0; None if any window costs decoding the whole image
+    properties: dict[str, str] = field(default_factory=dict)  # further metadata, for people
 
 
 @runtime_checkable
@@ -142,25 +123,15 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ReaderEntry:
-    """One reader in the registry.
+    """One reader in the registry."""
 
-    Attributes:
-        open: opens a file; raises ``ImageError`` if that is impossible.
-        score: how well the reader suits some content, 0 for not at all. The best installed reader is used.
-        modules: modules that it imports.
-        packages: distributions that provide them.
-        extra: extra of tnet that installs them; empty if they are always installed.
-        has_library: importing fails if a shared library is missing, so only an import shows whether it is installed.
-        write_sample: writes ``uint8`` pixels ``[height, width, 3]`` for ``tnet doctor``; ``None`` if it reads TIFF.
-    """
-
-    open: Callable[[Path, ReaderOptions], Reader]
-    score: Callable[[Content], int]
-    modules: tuple[str, ...]
-    packages: tuple[str, ...]
-    extra: str = ""
-    has_library: bool = False
-    write_sample: Callable[[Path, NDArray[np.uint8]], None] | None = None
+    open: Callable[[Path, ReaderOptions], Reader]  # raises ImageError if it cannot
+    score: Callable[[Content], int]  # how well it suits some content, 0 for not at all; the best installed one is used
+    modules: tuple[str, ...]  # that it imports
+    packages: tuple[str, ...]  # distributions that provide them
+    extra: str = ""  # of tnet, that installs them; empty if they are always installed
+    has_library: bool = False  # whether importing fails if a shared library is missing, so that only an import shows it
+    write_sample: Callable[[Path, NDArray[np.uint8]], None] | None = None  # for tnet doctor, if it does not read TIFF
 
     @property
     def has_modules(self) -> bool:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tnet.errors import GeometryError
+from tnet.scenes.base import Window
 from tnet.scenes.guard import unreadable
-from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
 
 _T = TypeVar("_T")
 
@@ -44,11 +45,11 @@ def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> N
     """Check that a window is not empty and lies inside its level.
 
     Raises:
-        GeometryError: it does not, or there is no such level.
+        GeometryError: it does not, or the level does not exist.
     """
     y0, x0, y1, x1 = box_yxyx
     if not 0 <= level < len(info.levels):
-        raise GeometryError(f"{path} has {len(info.levels)} levels, but not level {level}, counted from 0")
+        raise GeometryError(f"{path} has no level {level}; give 0 to {len(info.levels) - 1}")
     height, width = info.levels[level].size_hw
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise GeometryError(f"window {box_yxyx} is empty or not inside level {level} of {path}, {height} x {width}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, one_line, open_file, unreadable
 from tnet.scenes.readers import common
-from tnet.scenes.readers.base import READERS, ImageInfo, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.base import READERS, ImageInfo, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Only the formats of :mod:`tnet.scenes.decode` are read. Palette, CMYK, YCbCr and HSV become RGB, a transparent colour
 becomes alpha, and of 16-bit colour only the high byte is returned (Pillow offers no more); 16-bit grey (``uint16``) and
-32-bit grey (``int32``, ``float32``) are unchanged. Of animations and several pages ``series`` chooses one.
+32-bit grey (``int32``, ``float32``) are unchanged. ``series`` chooses the frame of an animation, or the page.
 
 A JPEG can be decoded at 1/2, 1/4 and 1/8; these are offered as stored levels. Their sizes are rounded up, so their last
 pixels may stand for fewer level-0 pixels than the others.
@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin
 
+from tnet.scenes.base import Window
 from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import tiff_header as tiff
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import INVERSE_ORIENTATION, SrgbTransform, check_window, clip_text, oriented
 from tnet.scenes.readers.content import Content
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import common
-from tnet.scenes.readers.base import READERS, Color, GeoReference, ImageInfo, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.base import READERS, Color, GeoReference, ImageInfo, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.tiff_header import read_tiff_header
 
@@ -216,7 +217,7 @@ def _has_mask(dataset: Any) -> bool:
 
 
 def _palette(dataset: Any) -> NDArray[np.uint8] | None:
-    """Return colours by stored value, ``[values, 3 or 4]``; ``None`` if there is no colour table."""
+    """Return colours by stored value, ``[values, 3 or 4]``; ``None`` without a colour table."""
     from rasterio.enums import ColorInterp
 
     if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or np.dtype(dataset.dtypes[0]).kind != "u":

@@ -56,23 +56,11 @@ _Tags = dict[int, tuple[int, ...] | bytes]
 
 
 class TiffHeader:
-    """Contents of the directories of a TIFF.
+    """Contents of the directories of a TIFF, and attributes of the first.
 
     Args:
         ifds: tags of the first directories: integers, and texts cut short.
         count: number of directories, without those inside others (SubIFDs).
-
-    Attributes:
-        has_geo_keys: whether the first directory, which the other attributes are about too, is georeferenced.
-        is_tiled: whether it is stored in tiles.
-        is_pyramidal: whether there are directories inside it, or others that are marked as reduced versions.
-        has_nodata: whether pixels may be marked as missing, by a value or by a mask.
-        is_ome: whether it describes an OME-TIFF.
-        pixels: width x height.
-        compression: code of the compression.
-        samples: samples per pixel.
-        bits: largest number of bits per sample.
-        suits_tifffile: whether the reader with tifffile is meant for it.
     """
 
     def __init__(self, ifds: Sequence[_Tags], count: int) -> None:
@@ -81,7 +69,9 @@ class TiffHeader:
         subfiles = [self.number(TAG_NEW_SUBFILE, 0, index) for index in range(len(ifds))]
         self.has_geo_keys = TAG_GEO_KEYS in ifds[0]
         self.is_tiled = TAG_TILE_WIDTH in ifds[0]
+        # By directories inside the first, or others that are marked as reduced versions.
         self.is_pyramidal = TAG_SUBIFDS in ifds[0] or any(subfile & 1 for subfile in subfiles[1:])
+        # Pixels may be marked as missing, by a value or by a mask.
         self.has_nodata = TAG_GDAL_NODATA in ifds[0] or any(subfile & 4 for subfile in subfiles)
         description = self.text(TAG_DESCRIPTION)
         self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description

@@ -1,7 +1,7 @@
 """Tiled, pyramidal and OME TIFF, BigTIFF too, through tifffile: any bands, 8- to 64-bit types, strips or tiles.
 
-tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. Of a
-stack (times, depths, pages of one size) the first plane is read, with all its channels. A tile that is left out of the
+tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. The
+first plane of a stack (times, depths, pages of one size) is read, with all its channels. A tile that is left out of the
 file (0 bytes) is ``nodata``, else 0. How stored colours are returned:
 
 ==========================================  ================================================================
@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import common
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, Window
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import check_ome_xml, ome_spacing_m_yx
 from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, TIFFFILE_COMPRESSIONS, read_tiff_header

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, unreadable
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel, Window
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import MAX_CHANNELS, MAX_LEVELS, check_block, check_window, clip_text, only_series
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import METRES
