@@ -478,9 +478,9 @@ def gradients_of(config: TNetConfig, **changes: Any) -> dict[str, Tensor | None]
 
 @pytest.mark.parametrize("config", MODELS)
 def test_every_parameter_gets_a_gradient(config: TNetConfig) -> None:
-    found = gradients_of(config, joint_weight_reinforce=0.6, reinforce_weight=1.0)
-    assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in found.values())
-    still = {name for name, gradient in found.items() if gradient is not None and not gradient.any()}
+    actual = gradients_of(config, joint_weight_reinforce=0.6, reinforce_weight=1.0)
+    assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in actual.values())
+    still = {name for name, gradient in actual.items() if gradient is not None and not gradient.any()}
     assert still <= {"aggregation.rate.bias"}  # the same shift of everything that a softmax then compares
 
 

@@ -39,7 +39,7 @@ def test_unknown_name_lists_all(shapes: Registry[Callable[[], int]]) -> None:
         shapes["x"]
 
 
-def test_a_name_is_registered_once(shapes: Registry[Callable[[], int]]) -> None:
+def test_name_can_be_registered_once(shapes: Registry[Callable[[], int]]) -> None:
     with pytest.raises(ConfigError, match="'square'"):
         shapes.register("square")(lambda: 5)
 

@@ -134,7 +134,7 @@ class Objective(ModelObjective):
         if config.l2_weight and model is not None:
             terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
         if self.training and looks:
-            # With a cap of one level there is no chosen feature: the baseline follows the joint reward alone.
+            # With a cap of one level no chosen feature is used: the baseline follows the joint reward alone.
             self._update_baseline(joint_reward.mean(), feature_reward if used[:, 1:].any() else joint_reward.mean())
         return Loss.of(terms, joint_reward.mean(), feature_reward)
 

@@ -107,8 +107,8 @@ def test_threads_can_share_a_model() -> None:
 
         with ThreadPoolExecutor(4) as pool:
             for future in [pool.submit(answers) for _ in range(4)]:
-                for found, expected in zip(future.result(), alone, strict=True):
-                    torch.testing.assert_close(found, expected)
+                for actual, expected in zip(future.result(), alone, strict=True):
+                    torch.testing.assert_close(actual, expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

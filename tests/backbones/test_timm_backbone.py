@@ -166,8 +166,8 @@ def test_weights_from_a_file(tmp_path: Any, suffix: str) -> None:
         save_file(model.state_dict(), path)
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path))
     expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
-    found = backbone.model.state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    actual = backbone.model.state_dict()
+    assert actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
     with pytest.raises(CheckpointError, match=path.name):
         build("resnet10t", 64, {}, weights=str(path))
     with pytest.raises(ConfigError, match=f"pretrained.*{path.name}"):
@@ -187,5 +187,5 @@ def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pyt
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_file(model.state_dict(), repository / "snapshots" / ("0" * 40) / "model.safetensors")
-    found = build("test_resnet", 64, {}, pretrained=True).model.state_dict()
-    assert found and all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.items())
+    actual = build("test_resnet", 64, {}, pretrained=True).model.state_dict()
+    assert actual and all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in actual.items())

@@ -42,9 +42,9 @@ CONFIGURATIONS = [
 ]
 
 
-def close(found: NDArray, expected: NDArray, bound: float) -> None:
+def close(actual: NDArray, expected: NDArray, bound: float) -> None:
     """Equal within a share of the largest expected number."""
-    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=bound * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected.reshape(actual.shape), rtol=0, atol=bound * np.abs(expected).max())
 
 
 def per_feature(golden: Golden, key: str, batch: int) -> NDArray:
@@ -138,10 +138,10 @@ def test_loss(golden: Golden, stepped: Step) -> None:
     _, output, objective, loss = stepped
     close(output.logits.detach().numpy(), golden.train["logits"], 1e-4)
     expected = {key.removeprefix("term_"): float(golden.train[key]) for key in golden.train if key.startswith("term_")}
-    found = {key: float(term.detach()) for key, term in loss.terms.items()}
+    actual = {key: float(term.detach()) for key, term in loss.terms.items()}
     # A term that almost cancels is compared relative to the total.
     small = 1e-6 * abs(float(golden.train["total_loss"]))
-    assert {k: v for k, v in found.items() if v or k in expected} == pytest.approx(expected, rel=1e-4, abs=small)
+    assert {k: v for k, v in actual.items() if v or k in expected} == pytest.approx(expected, rel=1e-4, abs=small)
     assert float(loss.total.detach()) == pytest.approx(float(golden.train["total_loss"]), rel=1e-4)
     if not golden.looks:
         return

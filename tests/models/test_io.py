@@ -51,9 +51,9 @@ def test_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Path)
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert not loaded.training and loaded.config == config
-    expected, found = model.eval()(images), loaded(images)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
+    expected, actual = model.eval()(images), loaded(images)
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
 
 
 def test_saved_files(saved: Path) -> None:

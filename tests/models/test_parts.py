@@ -44,9 +44,9 @@ def encoded(y: float, x: float, level: float, dim: int) -> list[float]:
 @pytest.mark.parametrize("dim", [6, 12, 80, 320, 512])
 def test_positional_encoding_of_the_paper(dim: int) -> None:
     positions = [(0, 0, 0), (2, 4, 1), (13, 7, 2)]
-    found = positional_encoding(torch.tensor(positions, dtype=torch.float32), dim)
+    actual = positional_encoding(torch.tensor(positions, dtype=torch.float32), dim)
     expected = np.array([encoded(*position, dim) for position in positions])
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=2e-6)
 
 
 def test_positional_encoding_of_the_reference_implementation() -> None:
@@ -59,9 +59,9 @@ def test_positional_encoding_of_the_reference_implementation() -> None:
 
 
 def at(*positions: tuple[int, int], level: int = 1) -> Tensor:
-    found = regions([(0, 0, 4, 4)] * len(positions), level=level)
-    found.position_yx[:] = torch.tensor(positions)
-    return found.position_yxl
+    actual = regions([(0, 0, 4, 4)] * len(positions), level=level)
+    actual.position_yx[:] = torch.tensor(positions)
+    return actual.position_yxl
 
 
 def test_position_concat() -> None:
@@ -131,8 +131,8 @@ def test_pool_cells_is_the_average_over_the_pixels_of_a_cell(
         if y0 >= y1 or x0 >= x1:
             continue
         inside = fine[0, :, y0 * map_size[0] : y1 * map_size[0], x0 * map_size[1] : x1 * map_size[1]]
-        found = pooled[0, :, number // cols, number % cols]
-        torch.testing.assert_close(found, inside.mean(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+        actual = pooled[0, :, number // cols, number % cols]
+        torch.testing.assert_close(actual, inside.mean(dim=(1, 2)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_positions_outside_the_map(grid: Grid) -> None:
 
 def test_coordinates_range_from_minus_one_to_one() -> None:
     module = Coordinates()
-    found = module(torch.zeros(2, 7, 3, 5))
-    assert found.shape == (2, 2, 3, 5)
-    assert found[1, 0].tolist() == [[y] * 5 for y in (-1.0, 0.0, 1.0)]
-    assert found[1, 1].tolist() == [[-1.0, -0.5, 0.0, 0.5, 1.0]] * 3
+    actual = module(torch.zeros(2, 7, 3, 5))
+    assert actual.shape == (2, 2, 3, 5)
+    assert actual[1, 0].tolist() == [[y] * 5 for y in (-1.0, 0.0, 1.0)]
+    assert actual[1, 1].tolist() == [[-1.0, -0.5, 0.0, 0.5, 1.0]] * 3
     module.scale_y.weight.data.fill_(2.0)
     module.scale_x.bias.data.fill_(0.25)
-    found = module(torch.zeros(1, 7, 3, 5))[0]
-    assert found[0, :, 0].tolist() == [-2.0, 0.0, 2.0] and found[1, 0].tolist() == [-0.75, -0.25, 0.25, 0.75, 1.25]
+    actual = module(torch.zeros(1, 7, 3, 5))[0]
+    assert actual[0, :, 0].tolist() == [-2.0, 0.0, 2.0] and actual[1, 0].tolist() == [-0.75, -0.25, 0.25, 0.75, 1.25]
 
 
 def pointwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def pointwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
 def test_context_locator() -> None:
     locator = Locator(LocatorConfig("context", hidden=7, logits="l2"), cell_dim=4, context_dim=3)
     cells, context = torch.randn(2, 4, 2, 3), torch.randn(2, 3)
-    found = locator(cells, context)
+    actual = locator(cells, context)
     for image in range(2):
         logits = []
         for row in range(2):
@@ -201,7 +201,7 @@ def test_context_locator() -> None:
                 hidden = pointwise(locator.hidden, torch.cat([cells[image, :, row, col], context[image], where]))
                 logits.append(pointwise(locator.output, F.leaky_relu(hidden, 0.2)))
         expected = torch.cat(logits)
-        torch.testing.assert_close(found[image], expected / expected.square().sum().sqrt())
+        torch.testing.assert_close(actual[image], expected / expected.square().sum().sqrt())
     assert Locator(LocatorConfig("context"), 4, 3).hidden.out_channels == 512
 
 
@@ -231,9 +231,9 @@ def test_normalize_logits() -> None:
 
 def test_learned_scale_of_logits() -> None:
     locator = Locator(LocatorConfig("squeeze", logits="l2_scaled", initial_scale=2.5), 4, 3)
-    found = locator(torch.randn(3, 4, 3, 3), torch.zeros(3, 3))
-    torch.testing.assert_close(found.norm(dim=1), torch.full((3,), 2.5))
-    found[:, 0].sum().backward()
+    actual = locator(torch.randn(3, 4, 3, 3), torch.zeros(3, 3))
+    torch.testing.assert_close(actual.norm(dim=1), torch.full((3,), 2.5))
+    actual[:, 0].sum().backward()
     assert locator.log_scale is not None and locator.log_scale.grad is not None and locator.log_scale.grad.abs() > 0
     assert Locator(LocatorConfig("squeeze", logits="l2"), 4, 3).log_scale is None
 
@@ -252,17 +252,17 @@ def test_locator_input_gets_no_gradient(kind: str) -> None:
 
 def test_mean_aggregation() -> None:
     features = torch.rand(2, 4, 3)
-    found = MeanAggregation(3)(features)
-    assert found.weights.tolist() == [[0.25] * 4] * 2
-    torch.testing.assert_close(found.feature, features.mean(dim=1))
+    actual = MeanAggregation(3)(features)
+    assert actual.weights.tolist() == [[0.25] * 4] * 2
+    torch.testing.assert_close(actual.feature, features.mean(dim=1))
 
 
 def test_max_aggregation() -> None:
     features = torch.tensor([[[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, -1.0], [0.5, 1.0, -3.0, -2.0]]], requires_grad=True)
-    found = MaxAggregation(4)(features)
-    assert found.feature.tolist() == [[1.0, 2.0, 0.0, 0.0]]
-    assert found.weights.tolist() == [[0.75, 0.25, 0.0]]
-    found.feature.sum().backward()
+    actual = MaxAggregation(4)(features)
+    assert actual.feature.tolist() == [[1.0, 2.0, 0.0, 0.0]]
+    assert actual.weights.tolist() == [[0.75, 0.25, 0.0]]
+    actual.feature.sum().backward()
     assert features.grad is not None and features.grad.sum(dim=(0, 2)).tolist() == [3.0, 1.0, 0.0]
 
 
@@ -270,14 +270,14 @@ def test_feature_weighting() -> None:
     module = FeatureWeighting(8)
     assert module.squeeze.out_features == 2
     features = torch.randn(2, 5, 8)
-    feature, found = module(features)
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+    feature, actual = module(features)
+    torch.testing.assert_close(actual.sum(dim=1), torch.ones(2))
     for image in range(2):
         mean = features[image].mean(dim=0)
         gate = torch.sigmoid(module.excite(F.silu(module.squeeze(mean))))
         rated = torch.stack([module.rate(feature * gate)[0] for feature in features[image]])
-        torch.testing.assert_close(found[image], rated.exp() / rated.exp().sum())
+        torch.testing.assert_close(actual[image], rated.exp() / rated.exp().sum())
         torch.testing.assert_close(
-            feature[image], sum(w * one for w, one in zip(found[image], features[image], strict=True))
+            feature[image], sum(w * one for w, one in zip(actual[image], features[image], strict=True))
         )
     assert FeatureWeighting(2)(torch.rand(1, 3, 2)).weights.shape == (1, 3)  # a quarter of 2 is still 1

@@ -352,8 +352,8 @@ def gradients(model: TNet, loss: Tensor) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def touched(found: dict[str, Tensor | None]) -> set[str]:
-    return {name for name, gradient in found.items() if gradient is not None and bool(gradient.abs().max() > 0)}
+def touched(actual: dict[str, Tensor | None]) -> set[str]:
+    return {name for name, gradient in actual.items() if gradient is not None and bool(gradient.abs().max() > 0)}
 
 
 def without_effect(config: TNetConfig) -> set[str]:
@@ -368,9 +368,9 @@ def test_every_parameter_gets_a_gradient(config: TNetConfig, policy: str) -> Non
     model = build(config).train()
     images, target = torch.rand(4, 1, 96, 96), torch.tensor([0, 1, 2, 3])
     loss = Objective(ObjectiveConfig())(model(images, policy=policy), target)
-    found = gradients(model, loss.total)
-    assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in found.values())
-    assert set(found) - touched(found) <= without_effect(config)
+    actual = gradients(model, loss.total)
+    assert all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in actual.values())
+    assert set(actual) - touched(actual) <= without_effect(config)
 
 
 @variants

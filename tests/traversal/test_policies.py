@@ -49,29 +49,29 @@ def test_sequence_log_prob_is_exact(logits: list[float], data: st.DataObject) ->
     k = data.draw(st.integers(1, len(logits)))
     orders = list(permutations(range(len(logits)), k))[:60]
     weights = [math.exp(logit) for logit in logits]
-    found = sequence_log_prob(repeated(logits, len(orders)), torch.tensor(orders))
-    assert found.shape == (len(orders), k)
+    actual = sequence_log_prob(repeated(logits, len(orders)), torch.tensor(orders))
+    assert actual.shape == (len(orders), k)
     expected = [sequence_probability(weights, order) for order in orders]
-    assert found.sum(dim=1).exp().tolist() == pytest.approx(expected, rel=1e-9)
+    assert actual.sum(dim=1).exp().tolist() == pytest.approx(expected, rel=1e-9)
     # Each draw on its own, not only their product.
     first = [weights[order[0]] / sum(weights) for order in orders]
-    assert found[:, 0].exp().tolist() == pytest.approx(first, rel=1e-9)
+    assert actual[:, 0].exp().tolist() == pytest.approx(first, rel=1e-9)
 
 
 @given(logit_lists, st.data())
 def test_set_log_prob_is_exact(logits: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(logits)))
     sets = list(combinations(range(len(logits)), k))
-    found = set_log_prob(repeated(logits, len(sets)), torch.tensor(sets)).exp()
+    actual = set_log_prob(repeated(logits, len(sets)), torch.tensor(sets)).exp()
     weights = [math.exp(logit) for logit in logits]
-    assert found.tolist() == pytest.approx([set_probability(weights, cells) for cells in sets], rel=1e-9)
-    assert float(found.sum()) == pytest.approx(1, abs=1e-9)
+    assert actual.tolist() == pytest.approx([set_probability(weights, cells) for cells in sets], rel=1e-9)
+    assert float(actual.sum()) == pytest.approx(1, abs=1e-9)
 
 
 def test_set_log_prob_ignores_order() -> None:
     orders = torch.tensor(list(permutations((1, 2, 4))))
-    found = set_log_prob(repeated(LOGITS, len(orders)), orders)
-    assert torch.allclose(found, found[0].expand_as(found), atol=1e-12)
+    actual = set_log_prob(repeated(LOGITS, len(orders)), orders)
+    assert torch.allclose(actual, actual[0].expand_as(actual), atol=1e-12)
 
 
 def test_set_log_prob_is_exact_for_a_dominant_cell() -> None:

@@ -170,9 +170,9 @@ def test_level_by_level_is_the_default_search() -> None:
     torch.manual_seed(1)
     model = TNet(three_levels()).eval()
     images = torch.rand(2, 1, 96, 96)
-    found, expected = model(images, search=LevelByLevel((2, 2), TopK())), model(images)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.regions.box_l0_yxyx, expected.regions.box_l0_yxyx)
+    actual, expected = model(images, search=LevelByLevel((2, 2), TopK())), model(images)
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.regions.box_l0_yxyx, expected.regions.box_l0_yxyx)
 
 
 # --- export
@@ -219,5 +219,5 @@ def test_tensor_parts_can_be_exported() -> None:
         part.eval()
         with torch.no_grad():
             expected = part(*inputs)
-            found = torch.export.export(part, tuple(item.detach() for item in inputs)).module()(*inputs)
-        torch.testing.assert_close(found, expected)
+            actual = torch.export.export(part, tuple(item.detach() for item in inputs)).module()(*inputs)
+        torch.testing.assert_close(actual, expected)

@@ -68,5 +68,5 @@ def test_group_rows(groups: list[int]) -> None:
     rows, seen = group_rows(torch.tensor(groups), 5)
     for group in range(5):
         expected = [row for row, one in enumerate(groups) if one == group]
-        found = rows[group] if seen is None else rows[group][seen[group]]
-        assert found.tolist() == expected
+        actual = rows[group] if seen is None else rows[group][seen[group]]
+        assert actual.tolist() == expected

@@ -139,8 +139,9 @@ def most_wanted(
 
 
 @POLICIES.register("topk")
+@dataclass(eq=False)
 class TopK(Policy):
-    """The ``k`` most probable cells, also in training (the published form).
+    """The ``k`` most probable cells, also in training (published).
 
     The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their sum, as in the paper's
     objective, although a deterministic choice has no distribution.
@@ -149,8 +150,7 @@ class TopK(Policy):
         apart: pairs of cells not to choose together (:func:`most_wanted`); ``None`` as published.
     """
 
-    def __init__(self, apart: Bool[Tensor, "cells cells"] | None = None) -> None:
-        self.apart = apart
+    apart: Bool[Tensor, "cells cells"] | None = None
 
     @classmethod
     @override
@@ -166,6 +166,7 @@ class TopK(Policy):
 
 
 @POLICIES.register("sample")
+@dataclass(eq=False)
 class SampleWithoutReplacement(Policy):
     """``k`` distinct cells drawn one by one, each from the softmax over the rest (Gumbel top-k).
 
@@ -179,20 +180,19 @@ class SampleWithoutReplacement(Policy):
         generator: source of random numbers; PyTorch's default if ``None``.
     """
 
-    def __init__(
-        self, joint: str = "sequence", temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> None:
-        if joint not in ("sequence", "set"):
-            raise GeometryError(f"unknown joint log-probability {joint!r}; give 'sequence' or 'set'")
-        if not temperature > 0:
-            raise GeometryError(f"temperature is {temperature}; give a number above 0")
-        self.joint, self.temperature, self.generator = joint, temperature, generator
+    joint: str = "sequence"
+    temperature: float = 1.0
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.joint not in ("sequence", "set"):
+            raise GeometryError(f"unknown joint log-probability {self.joint!r}; give 'sequence' or 'set'")
+        if not self.temperature > 0:
+            raise GeometryError(f"temperature is {self.temperature}; give a number above 0")
 
     @classmethod
     @override
-    def create(
-        cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None
-    ) -> SampleWithoutReplacement:
+    def create(cls, config: PolicyConfig, grid: Grid, generator: torch.Generator | None = None) -> Policy:
         return cls(config.joint, config.temperature, generator)
 
     @override
@@ -261,13 +261,13 @@ def _unscored(cells: Int[Tensor, "regions k"], logits: Float[Tensor, "regions ce
 
 
 @POLICIES.register("random")
+@dataclass(eq=False)
 class RandomCells(Policy):
     """``k`` distinct cells, all equally likely: the control that a learned locator has to beat."""
 
     needs_logits = False
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
-        self.generator = generator
+    generator: torch.Generator | None = None
 
     @classmethod
     @override
