@@ -204,5 +204,5 @@ def test_untrusted_files_cannot_run_code(saved: Path, tmp_path: Path) -> None:
 
 def test_default_card() -> None:
     card = default_card(tiny_config(class_names=("a", "b", "c", "d", "e")))
-    assert card.startswith("---\n") and "`resnet10t` at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
+    assert card.startswith("---\n") and "resnet10t at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
     assert "independent labels" in default_card(tiny_config(multilabel=True))

@@ -139,12 +139,6 @@ def test_the_last_model_may_be_kept(tmp_path: Path) -> None:
         validate(keep, module, accuracy)
         assert marked(tmp_path / "model") == value
     validate(keep, module, 0.5, is_global_zero=False)
-    recipe = tiny_recipe(train={"epochs": 2, "images_per_epoch": 16, "keep": "last"})
-    result = train(recipe, tmp_path / "run", progress=False)
-    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert result.recipe.train.keep == "last"
-    assert all(torch.equal(last[f"model.{name}"], value) for name, value in result.model.state_dict().items())
-    assert "kept after epoch 2" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_nothing_is_kept_before_it_was_measured_nor_by_another_process(tmp_path: Path) -> None:
@@ -166,7 +160,7 @@ def test_the_card_says_what_was_trained_and_how_well_it_did(tmp_path: Path) -> N
     assert "resnet10t at 32 px" in (tmp_path / "other" / "README.md").read_text(), "without a title, what it is"
 
 
-def test_a_model_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         validate(KeepModel(tmp_path / "file" / "model"), TNetModule(tiny_recipe()), 0.5)

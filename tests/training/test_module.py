@@ -136,12 +136,6 @@ def test_progress_is_that_of_whatever_ends_the_run(
     assert module.progress(4) == progress
 
 
-def test_description_says_how_much_is_looked_at() -> None:
-    assert "resnet10t at 32 px, 2 look(s)" in TNetModule(tiny_recipe()).description()
-    flat = TNetModule(tiny_recipe(model={"levels": 1, "looks": ()}))
-    assert "the whole image only" in flat.description()
-
-
 # --- one step, without a trainer
 
 

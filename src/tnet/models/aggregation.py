@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from tnet.registry import Registry
 
+_Features = Float[Tensor, "batch n dim"]
+_Seen = Bool[Tensor, "batch n"] | None
+
 
 class Aggregated(NamedTuple):
     """Feature to classify, and the share of each feature in it (rows sum to 1)."""
@@ -35,9 +38,7 @@ class MeanAggregation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
         """Average the features."""
         if seen is None:
             return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
@@ -55,9 +56,7 @@ class MaxAggregation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
         """Take the maximum of the features."""
         if seen is not None:
             features = features.masked_fill(~seen[:, :, None], -torch.inf)
@@ -80,9 +79,7 @@ class FeatureWeighting(nn.Module):
         self.excite = nn.Linear(squeezed, dim)
         self.rate = nn.Linear(dim, 1)
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
         """Sum the features by their weights."""
         if seen is None:
             mean = features.mean(dim=1)

@@ -56,16 +56,13 @@ class ModelConfig:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) not in (1, self.in_channels):
-                raise ConfigError(
-                    f"model.{name} has {len(values)} values for {self.in_channels} channels; "
-                    f"give 1 or {self.in_channels}"
-                )
+                counts = f"{len(values)} values for {self.in_channels} channels"
+                raise ConfigError(f"model.{name} has {counts}; give 1 or {self.in_channels}")
         if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
         if self.class_names and len(self.class_names) != self.num_classes:
-            raise ConfigError(
-                f"model.class_names has {len(self.class_names)} names for {self.num_classes} classes; give one each"
-            )
+            counts = f"{len(self.class_names)} names for {self.num_classes} classes"
+            raise ConfigError(f"model.class_names has {counts}; give one per class")
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -161,10 +158,6 @@ class ModelConfig:
         looks = f"{sum(self.default_looks)} look(s) by default" if self.default_looks else "the whole image only"
         return f"{self.title}: {self.network}, glimpses of {self.look_px} px, {looks}"
 
-    def sentence(self) -> str:
-        """Describe the model in a sentence for its card."""
-        return f"{self.line()}."
-
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values that describe the model."""
         common = {"backbone", *(field.name for field in fields(ModelConfig))}
@@ -251,9 +244,6 @@ class Model(nn.Module, HubModel):
     ``forward(images, looks=None, policy=None)`` takes :data:`Images`, a number of looks (or one per level) and a
     policy, and returns a :class:`ModelOutput`. ``uint8`` images are normalised by the configuration's mean and standard
     deviation; floating point images must already be normalised.
-
-    Args:
-        config: configuration of the model.
     """
 
     config: ModelConfig
@@ -270,13 +260,10 @@ class Model(nn.Module, HubModel):
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the modules for which costs are reported, in the order in which they run."""
-        return tuple(name for name, part in self.named_children() if not isinstance(part, PopulationNorms))
+        return tuple(name for name, _ in self.named_children())
 
     def scene(self, images: Images) -> SceneBatch:
-        """Wrap images as a batch of scenes with this model's channels, resize and padding.
-
-        A batch of scenes is returned unchanged.
-        """
+        """Wrap images, unless they are a batch of scenes, with this model's channels, resize and padding."""
         config = self.config
         if isinstance(images, SceneBatch):
             return images
@@ -300,10 +287,8 @@ class Model(nn.Module, HubModel):
         """
         pixels = scene.glimpse(regions, size_px)
         if pixels.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"images have {pixels.shape[1]} channels but the model takes {self.config.in_channels}; "
-                "convert them, or set in_channels"
-            )
+            channels = f"{pixels.shape[1]} channels but the model takes {self.config.in_channels}"
+            raise ConfigError(f"images have {channels}; convert them, or set in_channels")
         mean = self.get_buffer("mean")
         pixels = pixels.to(mean)
         return pixels if scene.is_normalized else (pixels - mean) / self.get_buffer("std")

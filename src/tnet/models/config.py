@@ -152,11 +152,6 @@ class TNetConfig(ModelConfig):
 
     @property
     @override
-    def default_looks(self) -> tuple[int, ...]:
-        return self.looks
-
-    @property
-    @override
     def allows_no_looks(self) -> bool:
         return True
 
@@ -192,13 +187,6 @@ class TNetConfig(ModelConfig):
             return f"{text}, the whole image only"
         looks = "x".join(map(str, self.looks))
         return f"{text}, {self.levels} levels, grid of {self.grid.rows} x {self.grid.cols}, {looks} look(s) by default"
-
-    @override
-    def sentence(self) -> str:
-        return (
-            f"A traversal network: backbone `{self.backbone.name}` at {self.base_px} px, {self.levels} level(s), "
-            f"grid {self.grid.rows} x {self.grid.cols}, {list(self.looks)} location(s) per region by default."
-        )
 
     @override
     def facts(self) -> list[tuple[str, str]]:

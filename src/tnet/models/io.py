@@ -130,7 +130,7 @@ def default_card(config: ModelConfig) -> str:
     names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        f"# {config.title}\n\n{config.sentence()}\n\n"
+        f"# {config.title}\n\n{config.line()}.\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"

@@ -48,9 +48,5 @@ def kind_of(config: object) -> str:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Build a model with random weights, or the pretrained ones of the configuration.
-
-    Raises:
-        ConfigError: the configuration is invalid.
-    """
+    """Build the model that a configuration describes, with random weights or the pretrained ones it names."""
     return MODEL_KINDS[kind_of(config)].model(config)

@@ -137,16 +137,13 @@ class TNetOutput(ModelOutput):
 class TNet(Model):
     """A traversal network for images of any size and any number of looks.
 
-    Consists of three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; a :class:`tnet.traversal.Search`
+    It has three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; a :class:`tnet.traversal.Search`
     decides which regions are seen next.
 
     Example:
         >>> model = TNet(TNetConfig(num_classes=10, base_px=224))
         >>> output = model(images, looks=3)
         >>> output.logits.argmax(1), output.regions.box_l0_yxyx
-
-    Args:
-        config: configuration of the model.
 
     Raises:
         ConfigError: the configuration cannot be built.
@@ -172,15 +169,12 @@ class TNet(Model):
     def parts(self) -> tuple[str, ...]:
         return PARTS
 
-    def policy(self, kind: str | None = None) -> Policy:
-        """Return the policy of that name, or the configured one of the current mode (training or evaluation)."""
-        return self._policy(kind, None)
-
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:
-        return self._policy(kind, torch.Generator(device).manual_seed(seed))
+        return self.policy(kind, torch.Generator(device).manual_seed(seed))
 
-    def _policy(self, kind: str | None, generator: torch.Generator | None) -> Policy:
+    def policy(self, kind: str | None = None, generator: torch.Generator | None = None) -> Policy:
+        """Return the policy of that name, or the configured one of the current mode (training or evaluation)."""
         config = self.config.policy
         policy = POLICIES[kind or (config.train if self.training else config.eval)]
         return policy.create(config, self.config.grid, generator)

@@ -154,7 +154,7 @@ class KeepModel(Callback):
             for name, value in sorted(trainer.callback_metrics.items())
             if name.startswith("val/")
         ]
-        title = module.recipe.title or module.description()
+        title = module.recipe.title or module.recipe.model.line()
         return (
             f'{default_card(module.model.config)}\nTrained by the recipe "{title}" (`recipe.yaml` of the run), seed '
             f"{module.recipe.seed}, kept after epoch {trainer.current_epoch + 1}. Validation:\n\n"

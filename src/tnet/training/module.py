@@ -16,7 +16,6 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
-from tnet.geometry import total_looks
 from tnet.losses import Loss
 from tnet.models.base import Model, ModelOutput
 from tnet.models.io import load_model
@@ -197,9 +196,3 @@ class TNetModule(pl.LightningModule):
             optimizer, lambda step: schedule_factor(config, self.progress(step))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def description(self) -> str:
-        """Return one line on the model, for model cards."""
-        config = self.recipe.model
-        looks = f"{total_looks(config.default_looks)} look(s)" if config.default_looks else "the whole image only"
-        return f"{config.network} at {config.look_px} px, {looks}, {config.num_classes} classes"
