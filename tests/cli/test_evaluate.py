@@ -222,6 +222,7 @@ def test_a_model_from_elsewhere_by_the_recipe_of_a_data_set(tmp_path: Path) -> N
     assert code == 1 and "elsewhere does not exist" in output
 
 
+@pytest.mark.slow
 def test_a_row_is_called_what_is_typed_for_it(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", replace(CONFIG, levels=3, looks=(2, 1)))
     assert evaluate(run)[0] == 0

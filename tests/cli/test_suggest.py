@@ -124,7 +124,8 @@ def test_the_guides_recipe_keys_exist(guide: str, photos: Path) -> None:
         if setting.startswith(("model.levels", "model.looks")):
             together = ["model.levels=1", "model.looks=[]"] if "[]" in setting or "levels=1" in setting else [setting]
         load_recipe("made.yaml", together)
+    recipe: Any = load_recipe("made.yaml")
     for key in set(re.findall(r"`((?:model|objective|optim|data|train)\.(?!csv|safetensors)[\w.]+)`", guide)):
-        values: Any = load_recipe("made.yaml")
+        values = recipe
         for name in key.split("."):
             values = getattr(values, name)

@@ -42,10 +42,10 @@ def _software() -> list[str]:
     lines = [f"Python       {platform.python_version()} ({platform.system()} {platform.machine()})"]
     for name in ("tnet", "torch", "torchvision", "timm", "lightning", "numpy", "pillow"):
         try:
-            found = version(name)
+            release = version(name)
         except PackageNotFoundError:
-            found = "not installed"
-        lines.append(f"{name:<13}{found}")
+            release = "not installed"
+        lines.append(f"{name:<13}{release}")
     return lines
 
 

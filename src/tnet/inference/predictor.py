@@ -89,20 +89,20 @@ def predict(
         read = run_read_options(folder) if read is None else read
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(folder)
-    found = iter_predictions(
-        model,
-        list_images(images),
-        looks=looks,
-        policy=policy,
-        batch_size=batch_size,
-        workers=workers,
-        device=next(model.parameters()).device if device is None else device,
-        read=read or DEFAULT_READ,
-        allow_small=allow_small,
-        progress=progress,
-    )
     try:
-        return [item for item in found if isinstance(item, Prediction)]
+        predictions = iter_predictions(
+            model,
+            list_images(images),
+            looks=looks,
+            policy=policy,
+            batch_size=batch_size,
+            workers=workers,
+            device=next(model.parameters()).device if device is None else device,
+            read=read or DEFAULT_READ,
+            allow_small=allow_small,
+            progress=progress,
+        )
+        return [item for item in predictions if isinstance(item, Prediction)]
     finally:
         model.train(was_training)
 

@@ -120,7 +120,7 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return parse_dataclass(MODEL_KINDS[kind].config, data, str(path))
     except TnetError as error:
-        raise CheckpointError(f"{error} (the file was edited, or written by another version of tnet)") from None
+        raise CheckpointError(f"{path} was edited, or written by another version of tnet: {error}") from None
 
 
 def default_card(config: ModelConfig) -> str:
