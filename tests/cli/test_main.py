@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from tnet.cli.main import _Group, app
 from tnet.errors import DataError, OutputError
 
-VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "compare", "predict", "explain", "models", "info", "pyramid",
-         "doctor", "import-tf", "data")  # fmt: skip
+VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "compare", "predict", "explain", "models", "info",
+         "pyramid", "doctor", "import-tf", "data")  # fmt: skip
 
 # Not one of these may be imported for --help to answer at once.
 SLOW = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn",
