@@ -1,6 +1,6 @@
 """Draw one traversal: the image, the regions that were chosen, and the pixels that the network received.
 
-    python benchmarks/traversal_figure.py [--run RUN] [--index 0] [--out docs/figures/traversal.png]
+    python benchmarks/traversal_figure.py [--run RUN] [--index 8] [--out docs/figures/traversal.png]
 
 Without ``--run`` the demo's TNet is trained first (minutes on two cores). The image is a test image of that run's
 synthetic digits.
@@ -48,9 +48,9 @@ def draw(model: tnet.TNet, image: Tensor, truth: str, names: list[str]) -> Figur
     looks = len(boxes) - 1
     alone = output.feature_logits[0].softmax(dim=1)
     height, width = image.shape[-2:]
-    figure = Figure(figsize=(10, 5.0), dpi=110)
+    figure = Figure(figsize=(10, 5.3), dpi=110)
     figure.text(0.02, 0.94, f"The image: {width} × {height} px", weight="bold", color=INK)
-    main = panel(figure, (0.02, 0.05, 0.435, 0.87), image[0] / 255)
+    main = panel(figure, (0.02, 0.07, 0.45, 0.85), image[0] / 255)
     for number, (y0, x0, y1, x1) in enumerate(boxes[1:], start=1):
         colour = COLOURS[(number - 1) % len(COLOURS)]
         main.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.5))
@@ -59,20 +59,20 @@ def draw(model: tnet.TNet, image: Tensor, truth: str, names: list[str]) -> Figur
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 3},
         )  # fmt: skip
     px = model.config.base_px
-    figure.text(0.5, 0.94, f"What the network saw: {len(boxes)} × {px} × {px} px", weight="bold", color=INK)
+    figure.text(0.52, 0.94, f"What the network saw: {len(boxes)} × {px} × {px} px", weight="bold", color=INK)
     for place, glimpse in enumerate(glimpses):
         row, column = divmod(place, 2)
-        x, y = 0.5 + 0.26 * column, 0.54 - 0.47 * row
+        x, y = 0.52 + 0.24 * column, 0.57 - 0.44 * row
         colour = INK if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
-        panel(figure, (x, y, 0.185, 0.37), glimpse, colour)
+        panel(figure, (x, y, 0.186, 0.35), glimpse, colour)
         guess = int(alone[place].argmax())
         title = "first: the whole" if place == 0 else f"look {place}"
         figure.text(x, y - 0.035, f"{title}  ·  alone: {names[guess]} ({alone[place, guess]:.0%})", size=9, color=INK)
     probability, answer = output.logits[0].softmax(dim=0).max(dim=0)
     share = len(boxes) * px**2 / (height * width)
     figure.text(
-        0.5, 0.005, f"Answer: {names[int(answer)]} ({float(probability):.0%}), true: {truth}"
-        f"  ·  {looks} looks, {share:.1%} of the image's pixel count", color=INK, weight="bold", size=10,
+        0.52, 0.02, f"Answer: {names[int(answer)]} ({float(probability):.0%}), true: {truth}  ·  {looks} looks, "
+        f"{share:.1%} of the pixel count", color=INK, weight="bold", size=10,
     )  # fmt: skip
     return figure
 
@@ -81,7 +81,7 @@ def main() -> None:
     """Train if needed, run, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="run directory of the demo's recipe")
-    parser.add_argument("--index", type=int, default=0, help="which test image")
+    parser.add_argument("--index", type=int, default=8, help="which test image")
     parser.add_argument("--out", type=Path, default=FIGURE)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

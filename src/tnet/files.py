@@ -89,12 +89,9 @@ def make_folder(path: str | Path) -> Path:
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """Return a file name made of the stem of an image's path and ``suffix``, numbered if it is taken.
+    """Return a file name made of the stem of an image's path and ``suffix``, numbered if it is in ``taken``.
 
-    Args:
-        source: path of the image.
-        suffix: suffix of the name, with its dot.
-        taken: names in use, in lower case; the new one is added.
+    The name is added to ``taken`` in lower case.
     """
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"

@@ -191,10 +191,10 @@ def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
 def choose_cells(
     parents: Regions, grid: Grid, cells: Int[Tensor, "regions k"], rows: Int[Tensor, " regions"] | None = None
 ) -> Regions:
-    """Return the chosen cells of each parent as regions.
+    """Return the chosen cells of each parent, at any levels, as regions.
 
     Args:
-        parents: regions at any levels.
+        parents: regions to divide.
         grid: division of each parent.
         cells: flat cell indices, ascending per parent (raster order).
         rows: row of each parent in the table that the result is added to; 0, 1, ... if ``None``.
@@ -284,14 +284,9 @@ def total_looks(looks: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class GridFit:
-    """Traversal for images of a given size; see :func:`fit_grid`.
+    """Traversal for images of a given size, and why; see :func:`fit_grid`.
 
-    Attributes:
-        levels: number of levels, including the whole image.
-        grid: grid of every level.
-        looks: locations per region for each level after the first.
-        finest_scale: image pixels per glimpse pixel at the last level; 1 is full resolution.
-        why: reasoning in one or two sentences.
+    ``finest_scale`` is the number of image pixels per glimpse pixel at the last level; 1 is full resolution.
     """
 
     levels: int

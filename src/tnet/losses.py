@@ -17,14 +17,7 @@ from tnet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Loss:
-    """Weighted terms of an objective and the rewards that training logs.
-
-    Attributes:
-        terms: weighted terms by name; their sum is ``total``.
-        total: the loss to minimise.
-        reward: mean reward of the joint prediction.
-        reward_per_feature: mean reward of single regions.
-    """
+    """Weighted terms of an objective, their sum, and mean rewards of the joint prediction and of single regions."""
 
     terms: dict[str, Float[Tensor, ""]]
     total: Float[Tensor, ""]

@@ -84,9 +84,6 @@ class Objective(ModelObjective):
     The baseline starts at 0.5 and follows the rewards with a decay of 0.9; both REINFORCE terms use its old value, and
     it is updated once per step in training mode. With several processes the rewards are averaged over them, so that all
     keep the same baseline.
-
-    Args:
-        config: weights of the terms.
     """
 
     baseline: Tensor
@@ -126,7 +123,8 @@ class Objective(ModelObjective):
             share = config.reinforce_weight * config.joint_weight_reinforce
             terms["reinforce"] = ((joint_reward - self.baseline) * -output.joint_log_prob).mean() * share
             if config.entropy_weight:
-                terms["entropy"] = -config.entropy_weight * self._entropy(output)
+                probs, log_probs = output.location_logits.softmax(1), output.location_logits.log_softmax(1)
+                terms["entropy"] = -config.entropy_weight * -(probs * log_probs).sum(1).mean()
         if config.worth_weight and looks:
             terms["worth"] = -config.worth_weight * self._expected_worth(output, target, model)
         if config.contrastive_weight:
@@ -186,11 +184,6 @@ class Objective(ModelObjective):
         level, cap = output.regions.level[output.rows], self.config.per_feature_levels
         used = torch.ones_like(level, dtype=torch.bool) if output.seen is None else output.seen
         return used & (level < cap) if cap else used
-
-    @staticmethod
-    def _entropy(output: TNetOutput) -> Float[Tensor, ""]:
-        logits = output.location_logits
-        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
     @torch.no_grad()
     def _update_baseline(self, joint_reward: Float[Tensor, ""], feature_reward: Float[Tensor, ""]) -> None:

@@ -1,4 +1,4 @@
-"""BagNet-77: its size, its maps, and that a position sees 77 pixels and no more."""
+"""BagNet-77: size, feature maps and receptive field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def last_map(model: BagNet77, glimpses: Tensor) -> Tensor:
     return model.stages[3](model(glimpses).cell_map)
 
 
-def test_parameters_of_the_published_network() -> None:
+def test_published_number_of_parameters() -> None:
     """20,546,664 with the baseline's classifier over 1000 classes."""
     with torch.device("meta"):
         model = BagNet77()
@@ -32,7 +32,7 @@ def test_parameters_of_the_published_network() -> None:
 
 
 @pytest.mark.parametrize(("side", "cells", "last"), [(77, 9, 7), (224, 27, 25), (27, 3, 1), (78, 9, 7), (85, 10, 8)])
-def test_sizes_of_the_maps(side: int, cells: int, last: int) -> None:
+def test_map_sizes(side: int, cells: int, last: int) -> None:
     model = narrow()
     described = model(torch.rand(2, 1, side, side))
     assert described.cell_map.shape == (2, 4, cells, cells)
@@ -40,7 +40,7 @@ def test_sizes_of_the_maps(side: int, cells: int, last: int) -> None:
     assert last_map(model, torch.rand(1, 1, side, side)).shape[-2:] == (last, last)
 
 
-def test_sizes_on_the_way_from_77_px() -> None:
+def test_map_sizes_per_stage() -> None:
     sizes: list[int] = []
     model = narrow()
     for layer in (model.stem, *model.stages):
@@ -49,8 +49,8 @@ def test_sizes_on_the_way_from_77_px() -> None:
     assert sizes == [75, 38, 19, 9, 7]
 
 
-def test_a_position_sees_77_pixels() -> None:
-    """By its gradient; all weights positive, so that nothing cancels."""
+def test_receptive_field_is_77_px() -> None:
+    """Measured by the gradient, with all weights positive so that nothing cancels."""
     model = narrow()
     for parameter in model.parameters():
         parameter.data.abs_().add_(0.05)
@@ -61,7 +61,7 @@ def test_a_position_sees_77_pixels() -> None:
     rows, cols = (gradient[0, 0].abs().amax(dim=axis).nonzero().flatten() for axis in (1, 0))
     for seen in (rows, cols):
         assert (int(seen[-1] - seen[0]) + 1, len(seen)) == (77, 77)
-    # The neighbour sees the same, 8 pixels on: the stride is 2 * 2 * 2.
+    # The neighbour is shifted by the stride of 2 * 2 * 2 = 8 pixels.
     (gradient,) = torch.autograd.grad(last_map(model, image)[0, :, middle, middle + 1].sum(), image)
     assert int(gradient[0, 0].abs().amax(dim=0).nonzero()[0] - cols[0]) == 8
 
@@ -77,14 +77,12 @@ def test_a_position_sees_77_pixels() -> None:
         (7, 3, 3, (1, 1)),
     ],
 )
-def test_the_odd_pixel_of_same_padding_goes_after(
-    size: int, kernel: int, stride: int, padding: tuple[int, int]
-) -> None:
+def test_same_pad(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> None:
     assert same_pad(size, kernel, stride) == padding
 
 
-def test_a_valid_block_crops_its_shortcut_before_the_stride() -> None:
-    """With its own path at zero, a block is its shortcut: the input without its border, then every second position."""
+def test_valid_block_crops_its_shortcut() -> None:
+    """With a zero main path, a block is its shortcut: the input without border, at every second position."""
     block = Bottleneck(2, 2, 1, kernel=3, stride=2, valid=True)
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
@@ -94,7 +92,7 @@ def test_a_valid_block_crops_its_shortcut_before_the_stride() -> None:
     assert torch.equal(block(x), x[..., 1:-1, 1:-1][..., ::2, ::2])
 
 
-def test_a_block_without_change_of_size_adds_its_input() -> None:
+def test_block_of_constant_size_adds_its_input() -> None:
     block = Bottleneck(4, 4, 1, kernel=3, stride=1, valid=False)
     assert block.shortcut is None
     x = torch.randn(2, 4, 6, 5)
@@ -103,14 +101,14 @@ def test_a_block_without_change_of_size_adds_its_input() -> None:
     torch.testing.assert_close(block(x), F.leaky_relu(x + inner, 0.2))
 
 
-def test_the_pooled_feature_is_an_average_over_positions() -> None:
+def test_pooled_feature_is_the_average_over_positions() -> None:
     model = narrow()
     x = torch.rand(1, 1, 77, 77)
     expected = F.leaky_relu(model.head(last_map(model, x)), 0.2).mean(dim=(2, 3))
     torch.testing.assert_close(model(x).pooled, expected)
 
 
-def test_dropout_takes_whole_channels_and_keeps_the_cell_map() -> None:
+def test_dropout_drops_channels_of_the_pooled_feature_only() -> None:
     model = narrow(spatial_dropout=0.5, feature_dim=256).train()
     x = torch.rand(1, 1, 77, 77)
     with torch.no_grad():
@@ -121,14 +119,14 @@ def test_dropout_takes_whole_channels_and_keeps_the_cell_map() -> None:
     assert torch.equal(dropped.cell_map, kept.cell_map)
 
 
-def test_no_batch_norm_and_biases_everywhere() -> None:
+def test_no_batch_norm_and_all_biases() -> None:
     model = create_backbone(TINY_BAGNET, 1, 77, 5)
     assert not [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert convolutions and all(module.bias is not None for module in convolutions)
 
 
-def test_weights_start_by_glorots_rule() -> None:
+def test_glorot_initialisation() -> None:
     torch.manual_seed(0)
     model = create_backbone(BackboneConfig("bagnet77", kwargs={"planes": [64] * 4, "blocks": [1] * 4}), 3, 77, 5)
     layer = model.get_submodule("stages.0.0.look")

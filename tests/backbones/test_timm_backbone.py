@@ -1,4 +1,4 @@
-"""Any timm model as a backbone: one of each family that the documentation names."""
+"""timm backbones: one model of each documented family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers import TINY_RESNET
 from tnet.backbones import BackboneConfig, TimmBackbone
 from tnet.errors import CheckpointError, ConfigError
 
-# Transformers with fewer layers than named, and no input larger than it must be: for speed.
+# With fewer layers and small inputs for speed.
 FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
     ("tf_efficientnet_b0", 64, {}),
     ("resnet10t", 64, TINY_RESNET.kwargs),
@@ -34,7 +34,7 @@ def build(name: str, side: int, kwargs: dict[str, Any], tap: str | int = "auto",
 
 
 @families
-def test_a_family_describes_glimpses(name: str, side: int, kwargs: dict[str, Any]) -> None:
+def test_family_extracts_features(name: str, side: int, kwargs: dict[str, Any]) -> None:
     backbone = build(name, side, kwargs)
     assert backbone.training
     glimpses = torch.randn(2, 3, side, side, requires_grad=True)
@@ -55,7 +55,7 @@ def test_a_family_describes_glimpses(name: str, side: int, kwargs: dict[str, Any
     torch.testing.assert_close(both.cell_map[1:], alone.cell_map, rtol=1e-4, atol=1e-4)
 
 
-def test_channels_come_last_in_memory_where_rounding_does_not_matter() -> None:
+def test_channels_last_memory_format() -> None:
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
     formats: list[bool] = []
     backbone.model.conv1.register_forward_pre_hook(
@@ -71,9 +71,7 @@ def test_channels_come_last_in_memory_where_rounding_does_not_matter() -> None:
 
 
 @families
-def test_the_pooled_feature_is_what_the_models_own_classifier_sees(
-    name: str, side: int, kwargs: dict[str, Any]
-) -> None:
+def test_pooled_feature_is_the_input_of_the_classifier(name: str, side: int, kwargs: dict[str, Any]) -> None:
     backbone = build(name, side, kwargs).eval()
     sized = {"img_size": side} if "vit" in name else {}
     model = timm.create_model(name, num_classes=7, **kwargs, **sized).eval()
@@ -94,7 +92,7 @@ def test_the_pooled_feature_is_what_the_models_own_classifier_sees(
         ("convnext_atto", 64, {}, 1, "stages.1"),
     ],
 )
-def test_a_map_by_index_by_name_and_automatically(
+def test_tap_by_index_by_name_and_automatic(
     name: str, side: int, kwargs: dict[str, Any], index: int, module: str
 ) -> None:
     by_index, by_name = build(name, side, kwargs, index).eval(), build(name, side, kwargs, module).eval()
@@ -113,25 +111,25 @@ def test_a_map_by_index_by_name_and_automatically(
             assert automatic == min(m.shape[-1] for m in maps if m.shape[-1] >= 1.5 * cells)
 
 
-def test_a_grid_finer_than_every_map_takes_the_finest() -> None:
+def test_auto_tap_falls_back_to_the_finest_map() -> None:
     config = BackboneConfig(TINY_RESNET.name, kwargs=TINY_RESNET.kwargs)
     backbone = TimmBackbone(config, 1, 32, grid_side=40)
     assert backbone(torch.rand(2, 1, 32, 32)).cell_map.shape[-1] == 16
 
 
-def test_the_block_inside_a_stage_that_the_paper_taps() -> None:
+def test_published_tap_inside_a_stage() -> None:
     backbone = build("tf_efficientnet_b0", 64, {}, "blocks.3.0")
     assert backbone.cell_dim == 80 and backbone(torch.rand(2, 3, 64, 64)).cell_map.shape == (2, 80, 4, 4)
     assert backbone._tapped is None  # nothing is held between forwards
 
 
-def test_building_leaves_the_statistics_of_batch_norm_alone() -> None:
+def test_building_keeps_batch_norm_statistics() -> None:
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs, "layer2")
     counts = [value for name, value in backbone.state_dict().items() if name.endswith("num_batches_tracked")]
     assert counts and not any(counts)
 
 
-def test_convolutional_models_take_other_sizes() -> None:
+def test_convolutional_models_accept_other_sizes() -> None:
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
     assert backbone(torch.rand(2, 3, 96, 80)).cell_map.shape[-2:] == (12, 10)
 
@@ -139,23 +137,21 @@ def test_convolutional_models_take_other_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "side", "kwargs", "tap", "message"),
     [
-        ("resnet10q", 64, {}, "auto", "neither bagnet77 nor a timm model; did you mean .*resnet10"),
-        ("no-such-thing", 64, {}, "auto", "neither bagnet77 nor a timm model"),
-        ("hf-hub:someone/something", 64, {}, "auto", "neither bagnet77 nor a timm model"),
-        ("resnet10t", 64, {"depht": 2}, "auto", "does not take kwargs"),
-        ("resnet10t", 64, {}, 9, r"tap 9 is outside the 5 intermediate maps"),
-        ("resnet10t", 64, {}, -6, r"tap -6 is outside"),
-        ("resnet10t", 64, {}, "layer9", "tap 'layer9' is not a module of resnet10t"),
-        ("resnet10t", 64, {}, "global_pool", r"gives no \[channels, height, width\] map"),
-        ("test_vit", 64, {}, "blocks.0", r"gives no \[channels, height, width\] map"),
-        ("convnext_atto", 8, {}, "auto", "convnext_atto cannot describe 8 px glimpses"),
-        ("resnet10t", 64, {"checkpoint_path": "weights.pth"}, "auto", "must not hold 'checkpoint_path'"),
-        ("resnet10t", 64, {"pretrained": True}, "auto", "must not hold 'pretrained'"),
+        ("resnet10q", 64, {}, "auto", "'resnet10q'.*did you mean .*resnet10"),
+        ("no-such-thing", 64, {}, "auto", "'no-such-thing'"),
+        ("hf-hub:someone/something", 64, {}, "auto", "'hf-hub:someone/something'"),
+        ("resnet10t", 64, {"depht": 2}, "auto", "depht"),
+        ("resnet10t", 64, {}, 9, r"tap 9 .* between -5 and 4"),
+        ("resnet10t", 64, {}, -6, r"tap -6"),
+        ("resnet10t", 64, {}, "layer9", "tap 'layer9'"),
+        ("resnet10t", 64, {}, "global_pool", "tap 'global_pool'"),
+        ("test_vit", 64, {}, "blocks.0", "tap 'blocks.0'"),
+        ("convnext_atto", 8, {}, "auto", "convnext_atto .* 8 px"),
+        ("resnet10t", 64, {"checkpoint_path": "weights.pth"}, "auto", "'checkpoint_path'"),
+        ("resnet10t", 64, {"pretrained": True}, "auto", "'pretrained'"),
     ],
 )
-def test_a_backbone_that_cannot_be_is_refused(
-    name: str, side: int, kwargs: dict[str, Any], tap: str | int, message: str
-) -> None:
+def test_invalid_backbone(name: str, side: int, kwargs: dict[str, Any], tap: str | int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, side, kwargs, tap)
 
@@ -172,18 +168,18 @@ def test_weights_from_a_file(tmp_path: Any, suffix: str) -> None:
     expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
     found = backbone.model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    with pytest.raises(CheckpointError, match="weights of another model"):
+    with pytest.raises(CheckpointError, match=path.name):
         build("resnet10t", 64, {}, weights=str(path))
-    with pytest.raises(ConfigError, match="both pretrained: true and weights"):
+    with pytest.raises(ConfigError, match=f"pretrained.*{path.name}"):
         build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path), pretrained=True)
-    with pytest.raises(CheckpointError, match="no file of weights"):
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
         build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(tmp_path / "none.pth"))
 
 
 def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, with what was fetched before; without it one sentence says what to do."""
+    """Cached weights load offline; missing ones are an error."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"weights of test_resnet cannot be loaded .*set HF_HOME to a cache.*weights"):
+    with pytest.raises(ConfigError, match="test_resnet.*HF_HOME"):
         build("test_resnet", 64, {}, pretrained=True)
     model = timm.create_model("test_resnet")
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"

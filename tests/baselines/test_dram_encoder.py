@@ -13,7 +13,7 @@ from tnet.baselines.dram_encoder import PreActBottleneck, RecurrentCell, ResNetV
 
 def test_encoder_strides_in_the_last_unit_of_all_stages_but_the_last() -> None:
     with torch.device("meta"):
-        encoder = ResNetV2(15, (64, 128, 256, 512), (3, 4, 6, 3), stem_dim=64, expansion=4, norm_momentum=0.003).eval()
+        encoder = ResNetV2(15, (64, 128, 256, 512), (3, 4, 6, 3), stem_dim=64, expansion=4, momentum=0.003).eval()
     sides: list[int] = []
     for unit in encoder.units:
         unit.register_forward_hook(lambda _, __, output: sides.append(output.shape[-1]))

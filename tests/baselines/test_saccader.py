@@ -226,15 +226,15 @@ def test_learned_policy_samples_in_training_only() -> None:
 
 
 def test_samples_follow_the_location_probabilities() -> None:
-    """4000 draws of the first glimpse; an error of four standard deviations is allowed."""
+    """1000 draws of the first glimpse; an error of four standard deviations is allowed."""
     model = sharpen(build(), 20.0)
     image = 4 * torch.randn(1, 1, 17, 17)
     with torch.no_grad():
-        output = model(image.repeat(4000, 1, 1, 1), looks=1, policy="sample")
+        output = model(image.repeat(1000, 1, 1, 1), looks=1, policy="sample")
     wanted = output.location_logits[0].softmax(dim=1)[0]
     assert float(wanted.max()) > 1.5 / 25  # not uniform
-    share = torch.bincount(output.cells[:, 0], minlength=25) / 4000
-    assert ((share - wanted).abs() < 4 * (wanted * (1 - wanted) / 4000).sqrt()).all()
+    share = torch.bincount(output.cells[:, 0], minlength=25) / 1000
+    assert ((share - wanted).abs() < 4 * (wanted * (1 - wanted) / 1000).sqrt()).all()
     torch.testing.assert_close(output.log_prob[:, 0], wanted.log()[output.cells[:, 0]], atol=1e-5, rtol=1e-5)
 
 

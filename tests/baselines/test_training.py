@@ -143,7 +143,7 @@ def test_a_trained_model_answers_the_same_after_loading(
     assert torch.equal(outputs[0].regions.box_l0_yxyx, outputs[1].regions.box_l0_yxyx)
 
 
-@pytest.mark.parametrize("name", some("dram_digits", "attention_sampling_digits"))
+@pytest.mark.parametrize("name", some("attention_sampling_digits"))
 def test_evaluation_of_every_policy_is_repeatable(repository: Path, name: str) -> None:
     model = build(repository, name)
     data = MegapixelDigits(recipe_of(repository, name).data.digits, "test")
@@ -156,7 +156,7 @@ def test_evaluation_of_every_policy_is_repeatable(repository: Path, name: str) -
     assert [(r.accuracy, r.confidence) for r in rows[0]] == [(r.accuracy, r.confidence) for r in rows[1]]
 
 
-@pytest.mark.parametrize("name", some("saccader_3_digits", "ips_digits"))
+@pytest.mark.parametrize("name", some("ips_digits"))
 def test_figure_and_record_show_the_regions(repository: Path, tmp_path: Path, name: str) -> None:
     model = build(repository, name)
     images = pictures((128, 128), (150, 140))

@@ -181,7 +181,9 @@ def test_any_shape_and_number_of_channels_fits_on_the_sheet(
 
 def test_saving_writes_a_png_and_returns_the_prediction(model: TNet, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figure.png"
-    told = save_explanation(model, image, path, source="folder/x.png", stored_size_hw=(640, 960))
+    explanation = look(model, image, source="folder/x.png", stored_size_hw=(640, 960))
+    save_explanation(explanation, path)
+    told = explanation.prediction
     with Image.open(path) as saved:
         assert saved.format == "PNG" and saved.width == 1560
         assert np.asarray(saved.convert("L")).std() > 20
@@ -194,7 +196,7 @@ def test_saving_writes_a_png_and_returns_the_prediction(model: TNet, image: Tens
 def test_names_are_taken_literally(image: Tensor, tmp_path: Path) -> None:
     names = ("$x_", "$\\frac{", "猫", "a\nb", "&" * 80)
     model = a_model(class_names=names)
-    save_explanation(model, image, tmp_path / "f.png", title="cost $1_{ & $2 猫.png", truth="猫")
+    save_explanation(look(model, image, title="cost $1_{ & $2 猫.png", truth="猫"), tmp_path / "f.png")
 
 
 def test_the_model_is_not_changed_and_no_window_is_opened(model: TNet, image: Tensor) -> None:
@@ -208,16 +210,16 @@ def test_the_model_is_not_changed_and_no_window_is_opened(model: TNet, image: Te
 
 def test_what_cannot_be_drawn_is_refused_and_leaves_nothing(model: TNet, image: Tensor, tmp_path: Path) -> None:
     with pytest.raises(GeometryError, match="10"):
-        save_explanation(model, image, tmp_path / "f.png", looks=10)
+        look(model, image, looks=10)
     with pytest.raises(ConfigError, match="4 class names"):
-        save_explanation(model, image, tmp_path / "f.png", names=NAMES[:4])
+        look(model, image, names=NAMES[:4])
     with pytest.raises(ConfigError, match="3 channels"):
-        save_explanation(model, image.expand(3, -1, -1), tmp_path / "f.png")
+        look(model, image.expand(3, -1, -1))
     with pytest.raises(OutputError, match=r"\.png"):
-        save_explanation(model, image, tmp_path / "f.pdf")
+        save_explanation(look(model, image), tmp_path / "f.pdf")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        save_explanation(model, image, tmp_path / "file" / "f.png")
+        save_explanation(look(model, image), tmp_path / "file" / "f.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from tnet.errors import CheckpointError
+from tnet.interop import CONVERT
 from tnet.interop import variables as module
 from tnet.interop.variables import Variables
 
@@ -182,3 +185,20 @@ def test_encrypted_and_unknown_compression(path: Path) -> None:
         changed[changed.index(b"PK\1\2") + at] = value
         path.write_bytes(changed)
         refused(path)
+
+
+def test_the_command_that_converts(tmp_path: Path) -> None:
+    """The shell command itself, with a stand-in for TensorFlow."""
+    (tmp_path / "tensorflow.py").write_text(
+        "import numpy\n"
+        "class Reader:\n"
+        "    def __init__(self, path): self.path = path\n"
+        "    def get_variable_to_shape_map(self): return {'a/b/kernel': [2], '_CHECKPOINTABLE_OBJECT_GRAPH': []}\n"
+        "    def get_tensor(self, name): return b'graph' if name[0] == '_' else numpy.float32([1, 2])\n"
+        "class train: load_checkpoint = Reader\n"
+    )
+    command = CONVERT.replace("python", sys.executable, 1)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+    found = Variables(tmp_path / "model.npz")
+    assert found.shapes == {"a/b/kernel": (2,), "_CHECKPOINTABLE_OBJECT_GRAPH": ()}
+    assert found.read("a/b/kernel").tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""Models on the hub, without one: what would be sent, and what a cache gives back."""
+"""Models on the Hub, offline: loading from a cache, and the files that are pushed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = ["README.md", "config.json", "model.safetensors"]
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A hub's cache that holds the model you/photos."""
+    """Cache of the Hub with the model you/photos."""
     saved = save_model(TNet(tiny_config(class_names=tuple("abcde"))), tmp_path / "saved")
     repository = tmp_path / "cache" / "models--you--photos"
     (repository / "refs").mkdir(parents=True)
@@ -32,7 +32,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [TNet, Model])
-def test_a_model_in_the_cache_needs_no_network(cache: Path, kind: type[Model]) -> None:
+def test_cached_model_loads_offline(cache: Path, kind: type[Model]) -> None:
     model = kind.from_pretrained("you/photos", cache_dir=cache)
     expected = load_model(cache.parent / "saved")
     assert isinstance(model, TNet) and not model.training and model.config == expected.config
@@ -40,38 +40,36 @@ def test_a_model_in_the_cache_needs_no_network(cache: Path, kind: type[Model]) -
     assert torch.equal(model(images).logits, expected(images).logits)
 
 
-def test_a_folder_does_as_well(cache: Path) -> None:
+def test_from_pretrained_loads_a_folder(cache: Path) -> None:
     assert TNet.from_pretrained(cache.parent / "saved").config == load_model(cache.parent / "saved").config
 
 
-def test_what_is_not_there_is_one_sentence(cache: Path) -> None:
+def test_missing_model(cache: Path) -> None:
     for name in ("you/others", "no such name", "a/b/c"):
-        with pytest.raises(
-            CheckpointError, match=rf"model {name} is no folder, and cannot be fetched .*or give a folder"
-        ):
+        with pytest.raises(CheckpointError, match=f"model {name} "):
             TNet.from_pretrained(name, cache_dir=cache)
 
 
-def test_a_model_of_another_kind(cache: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"you/photos is a TNet, not a Saccader; load it with TNet\.from_pretr"):
+def test_model_of_another_class(cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="you/photos is a TNet, not a Saccader"):
         Saccader.from_pretrained("you/photos", cache_dir=cache)
 
 
-def test_a_pickle_in_the_place_of_weights_is_not_looked_at(cache: Path) -> None:
+def test_pickled_weights_are_ignored(cache: Path) -> None:
     folder = next((cache / "models--you--photos" / "snapshots").iterdir())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         TNet.from_pretrained("you/photos", cache_dir=cache)
 
 
-def test_save_pretrained_writes_what_save_model_writes(tmp_path: Path) -> None:
+def test_save_pretrained_writes_the_files_of_save_model(tmp_path: Path) -> None:
     model = TNet(tiny_config())
     assert model.save_pretrained(tmp_path / "model") is None
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == FILES
     assert load_model(tmp_path / "model").config == model.config
 
 
-def test_pushing_sends_these_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_push_to_hub_uploads_the_files_of_save_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sent: dict[str, Any] = {}
 
     class Api:

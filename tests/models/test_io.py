@@ -1,4 +1,4 @@
-"""Saving and loading: the same answers from a new object, whole or not at all, and nothing run or fetched."""
+"""Saving and loading: same answers, atomic writing, untrusted and damaged files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change the configuration by hand, as somebody else might."""
+    """Edit the saved configuration."""
     path = folder / "config.json"
     data = json.loads(path.read_text())
     for key, value in changes.items():
@@ -44,10 +44,10 @@ def edit(folder: Path, **changes: Any) -> None:
         three_levels(aggregation="weighted", multilabel=True),
     ],
 )
-def test_a_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Path) -> None:
+def test_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Path) -> None:
     model = TNet(config).train()
     images = torch.rand(3, 1, 96, 96)
-    model(images)  # moves the running statistics
+    model(images)  # changes the running statistics
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert not loaded.training and loaded.config == config
@@ -56,17 +56,17 @@ def test_a_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Pat
     assert torch.equal(found.regions.at_level(1).box_l0_yxyx, expected.regions.at_level(1).box_l0_yxyx)
 
 
-def test_the_folder_holds_weights_configuration_and_card(saved: Path) -> None:
+def test_saved_files(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert load_file(saved / "model.safetensors").keys() == TNet(tiny_config()).state_dict().keys()
     assert json.loads((saved / "config.json").read_text())["model_type"] == "tnet"
 
 
-def test_a_runs_folder_stands_for_its_model(saved: Path) -> None:
+def test_load_from_a_run_folder(saved: Path) -> None:
     assert load_model(saved.parent).config == tiny_config()
 
 
-def test_saving_again_replaces_the_model_as_a_whole(saved: Path) -> None:
+def test_saving_again_replaces_the_folder(saved: Path) -> None:
     (saved / "stray").write_text("x")
     save_model(TNet(three_levels()), saved, card="a card\n")
     assert load_model(saved).config == three_levels()
@@ -74,7 +74,7 @@ def test_saving_again_replaces_the_model_as_a_whole(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (saved / "model.safetensors").read_bytes()
     monkeypatch.setattr("tnet.models.io.default_card", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -83,32 +83,32 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Mon
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="file cannot be written"):
         save_model(TNet(tiny_config()), tmp_path / "file" / "model")
 
 
 def test_loading_fetches_no_pretrained_weights(saved: Path) -> None:
-    """Also where a configuration from outside asks for it: the guard against the network would fail this test."""
+    """Even if an untrusted configuration asks for them; the network guard would fail this test."""
     edit(saved, backbone={"pretrained": True, "weights": "/etc/hostname"})
     assert load_model(saved).config.backbone == TINY_RESNET
 
 
-def test_a_model_trained_from_pretrained_weights_says_so_no_more(tmp_path: Path) -> None:
+def test_saved_config_is_not_pretrained(tmp_path: Path) -> None:
     model = TNet(tiny_config())
     model.config = replace(model.config, backbone=replace(TINY_RESNET, pretrained=True))
     assert not read_config(save_model(model, tmp_path / "model")).backbone.pretrained
 
 
-# --- what is refused
+# --- errors
 
 
-def test_no_model_there(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no config\.json; give a run folder"):
+def test_missing_files(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(tmp_path / "nowhere")
     (saved / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model has no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_model(saved)
 
 
@@ -116,7 +116,7 @@ def test_no_model_there(tmp_path: Path, saved: Path) -> None:
 def test_truncated_weights(saved: Path, left: int) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .*copy it again"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         load_model(saved)
 
 
@@ -124,16 +124,16 @@ def test_weights_of_another_model(saved: Path) -> None:
     path = saved / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"classifier.weight": torch.zeros(7, 16)}, path)
-    with pytest.raises(CheckpointError, match=r"'classifier.weight' has shape \[7, 16\] but the model needs \[5, 16\]"):
+    with pytest.raises(CheckpointError, match=r"'classifier.weight'.*\[7, 16\].*\[5, 16\]"):
         load_model(saved)
     save_file({name: tensor for name, tensor in tensors.items() if name != "classifier.bias"}, path)
-    with pytest.raises(CheckpointError, match=r"lacks tensor 'classifier.bias' \(1 missing, 0 unknown"):
+    with pytest.raises(CheckpointError, match=r"'classifier.bias' \(1 missing, 0 unknown"):
         load_model(saved)
     save_file(tensors | {"more": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"has an unknown tensor 'more' \(0 missing, 1 unknown"):
+    with pytest.raises(CheckpointError, match=r"'more' \(0 missing, 1 unknown"):
         load_model(saved)
     edit(saved, aggregation="weighted")
-    with pytest.raises(CheckpointError, match="lacks tensor 'aggregation"):
+    with pytest.raises(CheckpointError, match="'aggregation"):
         load_model(saved)
 
 
@@ -149,7 +149,7 @@ def test_weights_of_another_model(saved: Path) -> None:
         ('{"grid": {"rows": 3}}', "does not describe a tnet model"),
     ],
 )
-def test_a_configuration_that_is_none(saved: Path, text: str, message: str) -> None:
+def test_invalid_config_file(saved: Path, text: str, message: str) -> None:
     (saved / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=message):
         load_model(saved)
@@ -160,19 +160,17 @@ def test_a_configuration_that_is_none(saved: Path, text: str, message: str) -> N
     [
         ({"base_pxx": 3}, "unknown key 'base_pxx'"),
         ({"base_px": "many"}, "base_px"),
-        ({"looks": [99]}, "99 locations"),
+        ({"looks": [99]}, "99"),
         ({"grid": {"cell_extent": 3}}, "cell_extent is 3"),
     ],
 )
-def test_a_configuration_changed_by_hand(saved: Path, changes: dict[str, Any], message: str) -> None:
+def test_edited_config(saved: Path, changes: dict[str, Any], message: str) -> None:
     edit(saved, **changes)
-    with pytest.raises(
-        CheckpointError, match=f"config.json: .*{message}.* written by another version or changed by hand"
-    ):
+    with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
         load_model(saved)
 
 
-def test_a_configuration_far_too_large_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_config_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tnet.models.io._MAX_CONFIG_BYTES", 10)
     with pytest.raises(CheckpointError, match="larger than 10 bytes"):
         load_model(saved)
@@ -186,14 +184,14 @@ class Attack:
         return Path.touch, (self.trace,)
 
 
-def test_files_that_would_run_code_do_not(saved: Path, tmp_path: Path) -> None:
-    """A pickle under the name of the weights, a PyTorch file with one inside, a configuration that names a class."""
+def test_untrusted_files_cannot_run_code(saved: Path, tmp_path: Path) -> None:
+    """A pickle named like the weights, a PyTorch file containing one, a configuration with a class path."""
     trace, path = tmp_path / "trace", saved / "model.safetensors"
     path.write_bytes(pickle.dumps(Attack(trace)))
     with pytest.raises(CheckpointError, match="is damaged"):
         load_model(saved)
     torch.save({"state_dict": Attack(trace)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="could run code"):
+    with pytest.raises(CheckpointError, match="weights.pth"):
         read_tensors(tmp_path / "weights.pth")
     command = {"class_path": "subprocess.Popen", "init_args": {"args": f"touch {trace}", "shell": True}}
     edit(saved, backbone={"kwargs": {"channels": command}})
@@ -204,7 +202,7 @@ def test_files_that_would_run_code_do_not(saved: Path, tmp_path: Path) -> None:
     assert trace.exists()
 
 
-def test_the_card_says_what_the_model_is() -> None:
+def test_default_card() -> None:
     card = default_card(tiny_config(class_names=("a", "b", "c", "d", "e")))
-    assert card.startswith("---\n") and "`resnet10t` at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
+    assert card.startswith("---\n") and "resnet10t at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
     assert "independent labels" in default_card(tiny_config(multilabel=True))

@@ -1,4 +1,4 @@
-"""The modules around the backbone, each against its formula written out."""
+"""Modules around the backbone, each against its formula in plain loops."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def encoded(y: float, x: float, level: float, dim: int) -> list[float]:
 
 
 @pytest.mark.parametrize("dim", [6, 12, 80, 320, 512])
-def test_positions_are_encoded_as_in_the_paper(dim: int) -> None:
+def test_positional_encoding_of_the_paper(dim: int) -> None:
     positions = [(0, 0, 0), (2, 4, 1), (13, 7, 2)]
     found = positional_encoding(torch.tensor(positions, dtype=torch.float32), dim)
     expected = np.array([encoded(*position, dim) for position in positions])
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
 
 
-def test_encodings_of_the_reference() -> None:
+def test_positional_encoding_of_the_reference_implementation() -> None:
     """Frequencies fall from 1 to 1/100; 512 and 80 leave two zeros; level 0 at (0, 0, 0) is not zero."""
     origin = positional_encoding(torch.zeros(1, 3), 512)[0]
     assert int(origin.sum()) == 3 * 85 and not origin[-2:].any()
@@ -64,7 +64,7 @@ def at(*positions: tuple[int, int], level: int = 1) -> Tensor:
     return found.position_yxl
 
 
-def test_position_by_concatenation() -> None:
+def test_position_concat() -> None:
     module = PositionModule(PositionConfig("concat"), 12)
     assert sum(p.numel() for p in module.parameters()) == 24 * 12 + 12
     feature, where = torch.rand(2, 12), at((1, 2), (0, 3), level=2)
@@ -76,7 +76,7 @@ def test_position_by_concatenation() -> None:
 
 
 @pytest.mark.parametrize("name", get_args(Activation))
-def test_position_by_addition(name: Activation) -> None:
+def test_position_add(name: Activation) -> None:
     module = PositionModule(PositionConfig("add", divisor=4, activation=name), 24)
     assert sum(p.numel() for p in module.parameters()) == 6 * 24 + 24
     feature, where = torch.randn(1, 24), at((3, 1))
@@ -88,22 +88,22 @@ def test_position_by_addition(name: Activation) -> None:
     torch.testing.assert_close(activation(name)(before), function(before))
 
 
-def test_no_position() -> None:
+def test_position_none() -> None:
     module = PositionModule(PositionConfig("none"), 3)
     feature = torch.rand(2, 3)
     assert not list(module.parameters()) and torch.equal(module(feature, at((1, 2), (0, 3))), feature)
 
 
 @pytest.mark.parametrize(("kind", "dim", "left"), [("add", 20, 5), ("concat", 5, 5)])
-def test_too_few_features_for_a_position_are_refused(kind: str, dim: int, left: int) -> None:
-    with pytest.raises(ConfigError, match=f"features of {dim} numbers leave {left} .* needs 6"):
+def test_too_few_features_for_a_position(kind: str, dim: int, left: int) -> None:
+    with pytest.raises(ConfigError, match=f"{left} of {dim}"):
         PositionModule(PositionConfig(kind), dim)  # type: ignore[arg-type]
 
 
 # --- features of cells
 
 
-def test_pooling_is_a_plain_average_where_cells_fall_on_positions() -> None:
+def test_pool_cells_aligned_with_positions() -> None:
     """3 x 3 cells of half a parent over a 12 x 8 map: positions 0 to 5, 3 to 8, 6 to 11 down."""
     cell_map, grid = torch.rand(2, 3, 12, 8), Grid(3, 3, 0.5)
     pooled = pool_cells(cell_map, *cell_spans(whole_images([(96, 64)] * 2), grid))
@@ -117,7 +117,7 @@ def test_pooling_is_a_plain_average_where_cells_fall_on_positions() -> None:
     st.tuples(st.integers(20, 80), st.integers(20, 80)), st.tuples(st.integers(1, 6), st.integers(1, 6)),
     st.integers(1, 6), st.integers(1, 6), st.floats(0.2, 0.9),
 )  # fmt: skip
-def test_pooling_is_the_average_over_the_pixels_of_a_cell(
+def test_pool_cells_is_the_average_over_the_pixels_of_a_cell(
     size: tuple[int, int], map_size: tuple[int, int], rows: int, cols: int, extent: float
 ) -> None:
     """The map enlarged to the parent's pixels , each a whole number of samples."""
@@ -138,13 +138,13 @@ def test_pooling_is_the_average_over_the_pixels_of_a_cell(
 @pytest.mark.parametrize(
     ("side", "grid"), [(7, Grid(5, 5, 0.34375)), (104, Grid(20, 20, 0.08)), (225, Grid(5, 5, 0.35))]
 )
-def test_pooling_a_constant_gives_the_constant(side: int, grid: Grid) -> None:
-    """Whatever is padding: also where a cell lies in the padding altogether."""
+def test_pool_cells_of_a_constant(side: int, grid: Grid) -> None:
+    """Including cells entirely in the padding."""
     pooled = pool_cells(torch.full((1, 2, 6, 6), 3.5), *cell_spans(whole_images([(side, side)]), grid))
     torch.testing.assert_close(pooled, torch.full_like(pooled, 3.5))
 
 
-def test_pooling_knows_the_shape_of_each_parent() -> None:
+def test_pool_cells_uses_the_shape_of_each_parent() -> None:
     grid = Grid(2, 2, 0.6)
     parents = choose_cells(whole_images([(101, 37), (64, 64)]), grid, torch.tensor([[0, 3], [1, 2]]))
     cell_map = torch.rand(4, 2, 5, 5)
@@ -155,7 +155,7 @@ def test_pooling_knows_the_shape_of_each_parent() -> None:
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
-def test_sampling_takes_the_papers_positions() -> None:
+def test_sample_cells_takes_the_published_positions() -> None:
     cell_map = torch.arange(14.0 * 14).reshape(1, 1, 14, 14)
     assert torch.equal(sample_cells(cell_map, Grid(3, 3, 0.5), 2, 4), cell_map[:, :, 2::4, 2::4])
     assert torch.equal(sample_cells(cell_map, Grid(5, 5, 0.35), 2, 2), cell_map[:, :, 2:12:2, 2:12:2])
@@ -163,15 +163,15 @@ def test_sampling_takes_the_papers_positions() -> None:
 
 
 @pytest.mark.parametrize("grid", [Grid(5, 3, 0.3), Grid(3, 5, 0.3)])
-def test_positions_outside_the_map_are_refused(grid: Grid) -> None:
-    with pytest.raises(ConfigError, match=r"positions 2::3 do not fit a map of 14 x 14"):
+def test_positions_outside_the_map(grid: Grid) -> None:
+    with pytest.raises(ConfigError, match="2::3"):
         sample_cells(torch.zeros(1, 1, 14, 14), grid, 2, 3)
 
 
 # --- the locator
 
 
-def test_coordinates_run_from_minus_one_to_one() -> None:
+def test_coordinates_range_from_minus_one_to_one() -> None:
     module = Coordinates()
     found = module(torch.zeros(2, 7, 3, 5))
     assert found.shape == (2, 2, 3, 5)
@@ -189,7 +189,7 @@ def pointwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return layer.weight[:, :, 0, 0] @ x + layer.bias
 
 
-def test_the_context_form_cell_by_cell() -> None:
+def test_context_locator() -> None:
     locator = Locator(LocatorConfig("context", hidden=7, logits="l2"), cell_dim=4, context_dim=3)
     cells, context = torch.randn(2, 4, 2, 3), torch.randn(2, 3)
     found = locator(cells, context)
@@ -205,8 +205,8 @@ def test_the_context_form_cell_by_cell() -> None:
     assert Locator(LocatorConfig("context"), 4, 3).hidden.out_channels == 512
 
 
-def test_the_squeeze_form_cell_by_cell() -> None:
-    """Squeeze-and-excitation over the grid at half width; the coordinates join after it."""
+def test_squeeze_locator() -> None:
+    """Squeeze-and-excitation over the grid at half width, before the coordinates are appended."""
     locator = Locator(LocatorConfig("squeeze", hidden=6, logits="none"), cell_dim=4, context_dim=3)
     cells = torch.randn(1, 4, 2, 2)
     reduced = {(r, c): F.silu(pointwise(locator.reduce, cells[0, :, r, c])) for r in range(2) for c in range(2)}
@@ -221,7 +221,7 @@ def test_the_squeeze_form_cell_by_cell() -> None:
     assert Locator(LocatorConfig("squeeze"), 10, 3).hidden.out_channels == 10
 
 
-def test_logits_as_they_come_normalised_and_scaled() -> None:
+def test_normalize_logits() -> None:
     logits = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
     assert torch.equal(normalize_logits(logits, "none", None), logits)
     torch.testing.assert_close(normalize_logits(logits, "l2", None), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
@@ -229,7 +229,7 @@ def test_logits_as_they_come_normalised_and_scaled() -> None:
     torch.testing.assert_close(scaled, torch.tensor([[3.0, 4.0], [0.0, -5.0]]))
 
 
-def test_the_scale_of_logits_is_learned_and_starts_where_it_is_told() -> None:
+def test_learned_scale_of_logits() -> None:
     locator = Locator(LocatorConfig("squeeze", logits="l2_scaled", initial_scale=2.5), 4, 3)
     found = locator(torch.randn(3, 4, 3, 3), torch.zeros(3, 3))
     torch.testing.assert_close(found.norm(dim=1), torch.full((3,), 2.5))
@@ -239,7 +239,7 @@ def test_the_scale_of_logits_is_learned_and_starts_where_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", ["context", "squeeze"])
-def test_the_locator_gives_no_gradient_to_what_it_rates(kind: str) -> None:
+def test_locator_input_gets_no_gradient(kind: str) -> None:
     locator = Locator(LocatorConfig(kind), 4, 3)  # type: ignore[arg-type]
     cells, context = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(1, 3, requires_grad=True)
     locator(cells, context)[0, 0].backward()
@@ -250,14 +250,14 @@ def test_the_locator_gives_no_gradient_to_what_it_rates(kind: str) -> None:
 # --- aggregation
 
 
-def test_the_mean_weighs_all_alike() -> None:
+def test_mean_aggregation() -> None:
     features = torch.rand(2, 4, 3)
     found = MeanAggregation(3)(features)
     assert found.weights.tolist() == [[0.25] * 4] * 2
     torch.testing.assert_close(found.feature, features.mean(dim=1))
 
 
-def test_the_maximum_keeps_what_one_feature_has_and_says_whose_it_is() -> None:
+def test_max_aggregation() -> None:
     features = torch.tensor([[[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, -1.0], [0.5, 1.0, -3.0, -2.0]]], requires_grad=True)
     found = MaxAggregation(4)(features)
     assert found.feature.tolist() == [[1.0, 2.0, 0.0, 0.0]]
@@ -266,7 +266,7 @@ def test_the_maximum_keeps_what_one_feature_has_and_says_whose_it_is() -> None:
     assert features.grad is not None and features.grad.sum(dim=(0, 2)).tolist() == [3.0, 1.0, 0.0]
 
 
-def test_feature_weighting_by_its_formula() -> None:
+def test_feature_weighting() -> None:
     module = FeatureWeighting(8)
     assert module.squeeze.out_features == 2
     features = torch.randn(2, 5, 8)

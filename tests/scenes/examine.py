@@ -73,6 +73,7 @@ class Outcome:
 
 
 SIZE_HW = (243, 317)
+PART_PX = 122
 
 
 def picture() -> NDArray[np.uint8]:
@@ -146,8 +147,9 @@ def complaints(cases: Iterable[Case], environment: dict[str, str] | None = None)
 def boxes(height: int, width: int) -> list[tuple[tuple[int, int, int, int], int]]:
     """The whole at two sizes, so that coarse levels are asked for, and parts of it in full."""
     whole = [((0, 0, height, width), size_px) for size_px in (32, 70)]
-    tops, lefts = range(0, min(height, 256), 81), range(0, min(width, 320), 80)
-    return whole + [((y, x, min(y + 80, height), min(x + 80, width)), 80) for y in tops for x in lefts]
+    tops, lefts = range(0, min(height, 244), PART_PX), range(0, min(width, 320), PART_PX)
+    parts = [(y, x, min(y + PART_PX, height), min(x + PART_PX, width)) for y in tops for x in lefts]
+    return whole + [(part, PART_PX) for part in parts]
 
 
 def _look_at(case: Case, outcome: Outcome, truth: Any) -> None:
@@ -179,7 +181,7 @@ def _look_at(case: Case, outcome: Outcome, truth: Any) -> None:
                 outcome.wrong = 255.0
                 continue
             off = float(255 * (seen - truth.glimpse(regions([box]), size_px)[0]).abs().max())
-            allowed = case.tolerance if size_px == 80 else max(case.tolerance, 20.0)
+            allowed = case.tolerance if size_px == PART_PX else max(case.tolerance, 20.0)
             is_right = seen.shape == (3, size_px, size_px) and off <= allowed + 1e-3
             outcome.looks.append("right" if is_right else "wrong")
             outcome.wrong = max(outcome.wrong, off)

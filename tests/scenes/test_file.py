@@ -209,7 +209,7 @@ def test_what_the_file_says_is_passed_on(shelf: Shelf) -> None:
     known = {"spacing_m_yx": (5e-7, 2.5e-7), "georeference": where, "properties": {"stain": "H&E"}}
     scene = FileScene(shelf.add("a", noise(40, 40), **known))
     assert scene.spacing_m_yx == (5e-7, 2.5e-7) and scene.georeference == where
-    assert scene.properties == {"stain": "H&E"} and scene.name == str(scene.path)
+    assert scene.info.properties == {"stain": "H&E"} and scene.name == str(scene.path)
 
 
 def test_it_is_a_scene(shelf: Shelf) -> None:

@@ -118,9 +118,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pixels: NDArray[np.uint8]) 
     make.jpeg(folder / "jpeg", pixels)
     make.cog(folder / "cog.tif", pixels)
     make.tiled_tiff(folder / "tiled.tif", pixels, tile=256)
-    make.pyramid_tiff(folder / "pages.tif", areas(pixels, 4), tile=128)
+    levels = areas(pixels, 4)
+    make.pyramid_tiff(folder / "pages.tif", levels, tile=128)
     write_pyramid(folder / "tiled.tif", folder / "own.tif", smallest_px=256)
-    make.ome_tiff(folder / "ome.tif", areas(pixels, 4), tile=128)
+    make.ome_tiff(folder / "ome.tif", levels, tile=128)
     for version in ("0.4", "0.5"):
         make.ome_zarr(folder / f"{version.replace('.', '_')}.zarr", make.pyramid(pixels, 4), version=version, chunk=256)
     return folder

@@ -216,7 +216,7 @@ def test_any_number_of_threads(tmp_path: Path) -> None:
     ("method", "workers"),
     [
         ("fork", 2),
-        ("spawn", 1),
+        pytest.param("spawn", 1, marks=pytest.mark.slow),
         pytest.param("fork", 4, marks=pytest.mark.slow),
         pytest.param("forkserver", 1, marks=pytest.mark.slow),
     ],

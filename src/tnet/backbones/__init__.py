@@ -25,23 +25,23 @@ __all__ = [
 
 
 def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> Backbone:
-    """Build the backbone a configuration names.
+    """Build a backbone.
 
     Args:
-        config: name, tap, pretrained, kwargs.
+        config: name and options.
         in_channels: channels of a glimpse.
         base_px: side of a glimpse, pixels.
         grid_side: the larger of the grid's rows and columns.
 
     Raises:
-        ConfigError: unknown name, wrong arguments, or glimpses too small for it.
+        ConfigError: the name is unknown, an argument is invalid, or glimpses are too small.
     """
     if config.name != "bagnet77":
         return TimmBackbone(config, in_channels, base_px, grid_side)
     if config.pretrained:
         raise ConfigError("bagnet77 has no pretrained weights; set backbone.pretrained: false")
     if base_px < BagNet77.min_px:
-        raise ConfigError(f"base_px {base_px} is too small for bagnet77; the limit is {BagNet77.min_px} px")
+        raise ConfigError(f"base_px {base_px} is too small for bagnet77; give at least {BagNet77.min_px}")
     try:
         return BagNet77(in_channels, **cast("dict[str, Any]", config.kwargs))
     except TypeError as error:
@@ -49,13 +49,10 @@ def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid
 
 
 def pretrained_normalization(name: str, in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of the inputs that a backbone's pretrained weights expect.
+    """Return the mean and standard deviation expected by a backbone's pretrained weights, without fetching them.
 
-    Nothing is built or fetched. BagNet-77's are the published ones; so are those of a name that timm does not know.
-
-    Args:
-        name: as in :class:`BackboneConfig`.
-        in_channels: channels of a glimpse; the average over colours is returned if it is not theirs.
+    They are 0.5 for backbones without pretrained weights (as published for BagNet-77), and averaged over the channels
+    if ``in_channels`` differs from those of the weights.
     """
     pretrained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if pretrained is None:

@@ -1,4 +1,4 @@
-"""BagNet-77 as TNet uses it: no batch norm, and valid convolutions that keep each position's view to 77 pixels."""
+"""BagNet-77 for TNet: no batch norm, and valid convolutions that limit the receptive field to 77 pixels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tnet.backbones.base import Backbone, Described
 from tnet.errors import ConfigError
 
 _SLOPE = 0.2
-_EXPANDED_BLOCKS = 2  # the first two blocks of a stage look 3 pixels wide, the others 1
+_EXPANDED_BLOCKS = 2  # the first two blocks of a stage have kernel size 3, the others 1
 
 
 def same_pad(size_px: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding before and after by the reference's "same" rule: an odd pixel goes after."""
+    """Return the "same" padding before and after, as in the reference implementation: an odd pixel goes after."""
     total = max((-(-size_px // stride) - 1) * stride + kernel - size_px, 0)
     return total // 2, total - total // 2
 
 
 class Bottleneck(nn.Module):
-    """1x1, k x k, 1x1 with a shortcut; biases everywhere, no normalisation."""
+    """1x1, k x k and 1x1 convolutions with a shortcut; all with biases, no normalisation."""
 
     def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, valid: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
             left, right = same_pad(y.shape[-1], self.kernel, self.stride)
             y = F.pad(y, (left, right, top, bottom))
         y = self.expand(F.leaky_relu(self.look(y), _SLOPE))
-        # A valid 3x3 loses a pixel a side; the shortcut loses the same.
+        # A valid 3x3 convolution loses one pixel per side; the shortcut is cropped likewise.
         short = x[..., 1:-1, 1:-1] if self.kernel > 1 and self.valid else x
         if self.shortcut is not None:
             short = self.shortcut(short)
@@ -50,15 +50,14 @@ class Bottleneck(nn.Module):
 
 
 class BagNet77(Backbone):
-    """The feature extractor of the paper's ImageNet models (paper, supplementary; receptive field 77 px).
+    """Feature extractor of the paper's ImageNet models (paper, supplementary; receptive field 77 px).
 
-    Cell features are the output of the third stage; 77 px gives 9 x 9 positions there, of which the paper takes every
-    second. The pooled feature is averaged over positions, whole channels dropped in training.
+    Cell features are the output of the third stage: 9 x 9 positions for 77 px, of which the paper uses every second.
 
     Args:
         in_channels: channels of a glimpse.
         planes: width of the four stages.
-        blocks: bottlenecks in each stage.
+        blocks: number of bottlenecks per stage.
         expansion: output channels of a stage over its planes (4 as published; 1 in a narrow variant).
         feature_dim: size of the pooled feature.
         spatial_dropout: probability of dropping a channel of the last map (paper: 0.5 for TNet, 0.625 for the
@@ -92,7 +91,7 @@ class BagNet77(Backbone):
             layers = []
             for block in range(count):
                 kernel = 3 if block < _EXPANDED_BLOCKS else 1
-                # The last two stages start with a valid 3x3; their second is padded.
+                # In the last two stages the first 3x3 is valid, the second padded.
                 valid = stage >= 2 and block == 0
                 layers.append(Bottleneck(dim, width, expansion, kernel, stride if block == 0 else 1, valid))
                 dim = width * expansion
@@ -107,7 +106,7 @@ class BagNet77(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
-        """Describe glimpses of at least ``min_px``."""
+        """Extract features of glimpses of at least ``min_px``."""
         x = F.leaky_relu(self.stem(glimpses), _SLOPE)
         for stage in self.stages[:3]:
             x = stage(x)

@@ -1,4 +1,4 @@
-"""TensorFlow's EfficientNets in any width, and with stochastic depth as the reference implementation has it."""
+"""TensorFlow's EfficientNets of any width, with the stochastic depth of the reference implementation."""
 
 from __future__ import annotations
 
@@ -10,34 +10,20 @@ from timm.models import efficientnet
 from torch import nn
 
 # (width, depth) multipliers of B0 to B7.
-_SCALES = {
-    "b0": (1.0, 1.0),
-    "b1": (1.0, 1.1),
-    "b2": (1.1, 1.2),
-    "b3": (1.2, 1.4),
-    "b4": (1.4, 1.8),
-    "b5": (1.6, 2.2),
-    "b6": (1.8, 2.6),
-    "b7": (2.0, 3.1),
-}
-_NAME = re.compile(r"tf_efficientnet_(b[0-7])")
+_SCALES = [(1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1)]
+_NAME = re.compile(r"tf_efficientnet_b([0-7])(\..*)?")
 
 
 def is_efficientnet(name: str) -> bool:
-    """Whether a backbone, named with or without timm's tag of weights, is one of TensorFlow's EfficientNets."""
-    return _NAME.fullmatch(name.partition(".")[0]) is not None
+    """Return whether a backbone, with or without a tag of weights, is one of TensorFlow's EfficientNets."""
+    return _NAME.fullmatch(name) is not None
 
 
 def set_stochastic_depth(model: nn.Module, probability: float) -> None:
-    """Skip residual blocks at random, deeper ones more often (published: linear, from the first block on).
+    """Set the stochastic depth of a timm EfficientNet.
 
-    Block ``n`` of ``N``, counted from 1 over all blocks, is left out with probability ``probability * n / N``, and what
-    remains is scaled up by the inverse; blocks without a shortcut are always run. (timm's ``drop_path_rate`` counts
-    from 0.)
-
-    Args:
-        model: a timm EfficientNet.
-        probability: of the last block.
+    Residual block ``n`` of ``N``, counted from 1 over all blocks, is skipped with probability ``probability * n / N``,
+    or else scaled up by the inverse. (timm's ``drop_path_rate`` counts from 0.)
     """
     blocks = [block for stage in model.get_submodule("blocks").children() for block in stage.children()]
     for number, block in enumerate(blocks, start=1):
@@ -46,19 +32,21 @@ def set_stochastic_depth(model: nn.Module, probability: float) -> None:
 
 
 def create_narrow(name: str, in_channels: int, width: float, **kwargs: Any) -> nn.Module:
-    """Build one of TensorFlow's EfficientNets in another width, without classifier and without weights.
+    """Build one of TensorFlow's EfficientNets of another width, without classifier and pretrained weights.
 
     Args:
         name: ``tf_efficientnet_b0`` to ``tf_efficientnet_b7``.
         in_channels: channels of an image.
-        width: factor on all channel counts, on top of the model's own (0.25 makes a narrow one for experiments).
+        width: factor on all channel counts of the model (0.25 for narrow ones in experiments).
         kwargs: further arguments of timm's model.
 
     Raises:
-        TypeError: arguments that timm's model does not take.
+        TypeError: an argument is not supported by timm's model.
     """
-    scale, depth = _SCALES[name.partition(".")[0].removeprefix("tf_efficientnet_")]
-    # timm's own constructors of B0 to B7 are this call with their multipliers filled in; none of them takes another.
+    match = _NAME.fullmatch(name)
+    assert match
+    scale, depth = _SCALES[int(match[1])]
+    # timm's constructors of B0 to B7 make this call with fixed multipliers.
     model: nn.Module = efficientnet._gen_efficientnet(
         name,
         channel_multiplier=scale * width,

@@ -15,43 +15,33 @@ from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stoc
 from tnet.errors import ConfigError
 from tnet.weights import check_state, read_tensors
 
-# Arguments of timm.create_model that a configuration, which may come from outside, must not set.
-_NOT_FOR_KWARGS = {
-    "cache_dir",
-    "checkpoint_path",
-    "in_chans",
-    "num_classes",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "scriptable",
+# Arguments of timm.create_model that an untrusted configuration must not set.
+_FORBIDDEN_KWARGS = {
+    *("cache_dir", "checkpoint_path", "in_chans", "num_classes", "pretrained", "pretrained_cfg"),
+    *("pretrained_cfg_overlay", "scriptable"),
 }
-
-# How the names of this backbone's weights begin in a model that tnet saved.
-_SAVED_BY_TNET = "backbone.model."
-
-# Positions of the tapped map for each grid cell and axis that `tap: auto` asks for.
-_POSITIONS_PER_CELL = 1.5
+_SAVED_BY_TNET = "backbone.model."  # prefix of the backbone's weights in a model saved by tnet
+_POSITIONS_PER_CELL = 1.5  # of the tapped map, per axis, for `tap: auto`
 
 
 class TimmBackbone(Backbone):
     """A timm model without its classifier.
 
-    The pooled feature is what the model's own head would classify (after its last convolution, norm and pooling); the
-    cell map is an intermediate map in ``[channels, height, width]`` form, for transformers too.
+    The pooled feature is the input of the model's classifier; the cell map is an intermediate map in ``[channels,
+    height, width]`` form, also for transformers.
 
     Args:
-        config: name, tap, pretrained, kwargs.
+        config: name and options.
         in_channels: channels of a glimpse.
-        base_px: side of a glimpse; models with a fixed input size are built for it.
+        base_px: side of a glimpse, pixels; models with a fixed input size are built for it.
         grid_side: the larger of the grid's rows and columns, for ``tap: auto``.
 
     Attributes:
-        train_channels_last: keep pixels channels last in memory on the CPU in training too, as in evaluation. Faster,
-            but batch norm then adds up in single precision, and gradients are rounded more coarsely.
+        train_channels_last: use the channels-last memory format on the CPU also in training, as in evaluation. Faster,
+            but batch norm then accumulates in single precision, and gradients are rounded more coarsely.
 
     Raises:
-        ConfigError: unknown model, arguments it does not take, or a tap that it does not have.
+        ConfigError: the model is unknown, or does not have the arguments or the tap.
     """
 
     min_px = 8
@@ -70,7 +60,7 @@ class TimmBackbone(Backbone):
                 pooled = self.model.forward_head(final, pre_logits=True)
             except (AttributeError, RuntimeError, AssertionError) as error:
                 raise ConfigError(
-                    f"backbone {config.name} cannot describe {base_px} px glimpses ({str(error).splitlines()[0]}); "
+                    f"backbone {config.name} does not support {base_px} px glimpses ({str(error).splitlines()[0]}); "
                     "choose another base_px or backbone"
                 ) from None
         self.feature_dim = int(pooled.shape[1])
@@ -80,9 +70,7 @@ class TimmBackbone(Backbone):
             with torch.no_grad():
                 self.model.forward_features(probe)
             if self._tapped is None or self._tapped.ndim != 4:
-                raise ConfigError(
-                    f"tap {config.tap!r} of {config.name} gives no [channels, height, width] map; choose another tap"
-                )
+                raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
             self.cell_dim = int(self._tapped.shape[1])
             self._tapped = None
         else:
@@ -90,14 +78,14 @@ class TimmBackbone(Backbone):
         self.model.train(training)
 
     def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> int | None:
-        """Index of the intermediate map to use, or None for a module by name."""
+        """Index of the intermediate map to use, or None for a named module."""
         tap = config.tap
         if tap == "auto":
             fine = [i for i, side in enumerate(sides) if side >= _POSITIONS_PER_CELL * grid_side]
             return fine[-1] if fine else 0
         if isinstance(tap, int):
             if not -len(sides) <= tap < len(sides):
-                raise ConfigError(f"tap {tap} is outside the {len(sides)} intermediate maps of {config.name}")
+                raise ConfigError(f"tap {tap} of {config.name} must be between {-len(sides)} and {len(sides) - 1}")
             return tap % len(sides)
         if tap not in dict(self.model.named_modules()):
             raise ConfigError(f"tap {tap!r} is not a module of {config.name}; give an index, 'auto' or a module's name")
@@ -107,9 +95,9 @@ class TimmBackbone(Backbone):
         self._tapped = output
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
-        """Describe glimpses of the size the model was built for (any size for convolutional models)."""
+        """Extract features of glimpses of the model's size (any size for convolutional models)."""
         if glimpses.device.type == "cpu" and (self.train_channels_last or not self.training):
-            # Which convolutions hand on: results sooner (docs/results.md). Other devices were not measured.
+            # Faster on the CPU (docs/results.md); other devices were not measured.
             glimpses = glimpses.contiguous(memory_format=torch.channels_last)
         if self._index is None:
             final = self.model.forward_features(glimpses)
@@ -122,16 +110,16 @@ class TimmBackbone(Backbone):
 
 
 def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
-    """Build the timm model without its classifier, with the weights that the configuration asks for."""
+    """Build the timm model without classifier, with the configured weights."""
     kwargs: dict[str, Any] = dict(config.kwargs)
-    refused = sorted(_NOT_FOR_KWARGS & kwargs.keys())
-    if refused:
+    forbidden = sorted(_FORBIDDEN_KWARGS & kwargs.keys())
+    if forbidden:
         raise ConfigError(
-            f"backbone kwargs must not hold {refused[0]!r}, which says where weights come from or what tnet sets "
-            "itself; use backbone.pretrained or backbone.weights"
+            f"backbone kwargs must not contain {forbidden[0]!r}, which tnet sets itself; use backbone.pretrained or "
+            "backbone.weights for weights"
         )
     if config.pretrained and config.weights is not None:
-        raise ConfigError(f"backbone has both pretrained: true and weights {config.weights}; choose one")
+        raise ConfigError(f"backbone has both pretrained: true and weights {config.weights}; choose one of them")
     if not timm.is_model(config.name):
         close = timm.list_models(f"*{config.name.split('.')[0][:8]}*")[:3]
         hint = f"; did you mean {', '.join(close)}" if close else ""
@@ -153,8 +141,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
         raise ConfigError(
             f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
-            "network once, set HF_HOME to a cache that has them, or set model.backbone.pretrained: "
-            "false and model.backbone.weights to a file"
+            "network once, set HF_HOME to a cache with them, or set model.backbone.weights to a file instead of "
+            "model.backbone.pretrained"
         ) from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))
@@ -164,7 +152,7 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             kept = {n.removeprefix(_SAVED_BY_TNET): t for n, t in tensors.items() if n.startswith(_SAVED_BY_TNET)}
         else:
             kept = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in classifiers}
-        remedy = f"set model.backbone.name to theirs, or give a file of {config.name}"
+        remedy = f"set model.backbone.name to their model, or give a file of {config.name}"
         check_state(model.state_dict(), kept, config.weights, remedy)
         model.load_state_dict(kept)
     if stochastic_depth:
@@ -173,7 +161,7 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
 
 
 def _efficientnet_arguments(config: BackboneConfig, kwargs: dict[str, Any]) -> tuple[float, float]:
-    """Take ``width`` and ``stochastic_depth`` out of the arguments, where the backbone is one that has them."""
+    """Pop ``width`` and ``stochastic_depth`` from the arguments, if the backbone supports them."""
     if not is_efficientnet(config.name):
         return 1.0, 0.0
     values = {"width": kwargs.pop("width", 1.0), "stochastic_depth": kwargs.pop("stochastic_depth", 0.0)}

@@ -197,7 +197,7 @@ class DRAM(Model):
         """Classify images; see :class:`~tnet.models.base.Model`.
 
         Raises:
-            ConfigError: unknown policy or wrong number of channels.
+            ConfigError: unknown policy.
             GeometryError: looks below 1.
         """
         looks = self.config.count_looks(looks)

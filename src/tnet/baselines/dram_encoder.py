@@ -97,7 +97,7 @@ class ResNetV2(nn.Module):
         blocks: Sequence[int],
         stem_dim: int,
         expansion: int,
-        norm_momentum: float,
+        momentum: float,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels, stem_dim, 7, stride=2, padding=3)
@@ -107,10 +107,10 @@ class ResNetV2(nn.Module):
         for stage, (width, count) in enumerate(zip(planes, blocks, strict=True)):
             for unit in range(count):
                 stride = 2 if unit == count - 1 and stage < len(planes) - 1 else 1
-                units.append(PreActBottleneck(dim, width, expansion, stride, norm_momentum))
+                units.append(PreActBottleneck(dim, width, expansion, stride, momentum))
                 dim = width * expansion
         self.units = nn.Sequential(*units)
-        self.norm = nn.BatchNorm2d(dim, _EPS, norm_momentum)
+        self.norm = nn.BatchNorm2d(dim, _EPS, momentum)
         self.feature_dim = dim
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -111,17 +111,11 @@ def crop_boxes(
     input_px: int,
     keep_inside: bool = False,
 ) -> Int[Tensor, "batch 4"]:
-    """Return the box of one crop per image.
+    """Return the box of one crop per image, centred on a location from -1 to 1, the image's first and last edge.
 
-    The first pixel of a crop is ``floor((side * (1 + location) - crop) / 2)`` on each axis, as in the original.
-
-    Args:
-        location_yx: centres, -1 to 1 from the first edge of the image to the last.
-        sizes_hw: height and width of each image, level-0 pixels.
-        crop_px: side of the crop in a square image of ``input_px``; in other images the same share of each side,
-            rounded, at least 1 px.
-        input_px: see ``crop_px``.
-        keep_inside: shift boxes into their image; otherwise they may reach past the edge.
+    Its first pixel is ``floor((side * (1 + location) - crop) / 2)`` on each axis, as in the original. A crop has side
+    ``crop_px`` in a square image of ``input_px``; in other images the same share of each side, rounded, at least 1 px.
+    ``keep_inside`` shifts boxes into their image; otherwise they may reach past the edge.
     """
     sides = torch.tensor(sizes_hw, dtype=torch.float64).reshape(-1, 2)
     crops = (sides * crop_px / input_px).round().clamp_min(1)
@@ -161,7 +155,7 @@ def window_regions(
         whole: the images, all of the batch in order.
         cells: flat (row-major) positions.
         side: positions along a side of the map.
-        field_px: side of a window at ``input_px``.
+        field_px: side of a window in an image of ``input_px``.
         input_px: side to which images are resized.
     """
     if cells.is_meta:  # outlines have shapes but no values

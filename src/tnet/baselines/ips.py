@@ -325,13 +325,5 @@ class IPS(PatchModel):
         }
 
 
-@dataclass(frozen=True)
-class IPSObjectiveConfig(PatchObjectiveConfig):
-    """Weights of the terms."""
-
-
-class IPSObjective(PatchObjective):
-    """Cross entropy and L2: nothing is sampled, and locations have no gradient."""
-
-
-MODEL_KINDS.register("ips")(ModelKind(IPSConfig, IPS, IPSObjectiveConfig, IPSObjective))
+# Nothing is sampled and locations have no gradient, so the objective has no further terms.
+MODEL_KINDS.register("ips")(ModelKind(IPSConfig, IPS, PatchObjectiveConfig, PatchObjective))

@@ -18,7 +18,7 @@ from tnet.errors import OutputError
 from tnet.evaluation.evaluator import LooksRow, evaluate
 from tnet.evaluation.plots import plot_looks
 from tnet.evaluation.report import looks_table, write_rows_csv
-from tnet.explain.figure import save_explanation
+from tnet.explain import look, save_explanation
 from tnet.files import make_folder, write_text
 from tnet.inference.predictor import iter_predictions
 from tnet.inference.write import write_predictions
@@ -40,13 +40,7 @@ _SMOKE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the demonstration, and whether it holds in this run.
-
-    Attributes:
-        text: the claim.
-        measured: the measurement, in words.
-        met: whether the claim holds.
-    """
+    """A claim of the demonstration, the measurement in words, and whether the claim is met."""
 
     text: str
     measured: str
@@ -55,15 +49,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Results of the demonstration.
-
-    Attributes:
-        folder: of all files.
-        page: the HTML page.
-        claims: checked claims.
-        rows: measurements per system: the TNet at each number of looks and policy, and the two plain networks.
-        seconds: wall time of all steps.
-    """
+    """Results of the demonstration: files, checked claims, measurements per system, and wall time."""
 
     folder: Path
     page: Path
@@ -205,7 +191,8 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
         Image.fromarray(sample.image[0].numpy()).save(path)
         paths.append(path)
         figure = folder / "explained" / f"scene_{number + 1}.png"
-        save_explanation(model, sample.image, figure, title=path.name, truth=fresh.classes[int(sample.target)])
+        explanation = look(model, sample.image, title=path.name, truth=fresh.classes[int(sample.target)])
+        save_explanation(explanation, figure)
         explained.append(figure)
     write_predictions(iter_predictions(model, paths, progress=False), folder / "predictions.csv")
     return explained

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
+from tnet.explain.explanation import look
 from tnet.explain.figure import save_explanation
 from tnet.explain.geojson import Coordinates, check_geojson_output, write_all_geojson
 from tnet.files import make_folder, name_after, write_text
@@ -170,18 +171,19 @@ def _explain(
                     loaded, truth = item
                     name = out.name if single else name_after(loaded.path, ".png", names)
                     try:
-                        prediction = save_explanation(
-                            model, loaded.image, Path(scratch) / name, looks=looks, policy=policy, truth=truth,
-                            title=Path(loaded.path).name if truth is None else loaded.path, source=loaded.path,
-                            stored_size_hw=loaded.stored_size_hw,
+                        title = Path(loaded.path).name if truth is None else loaded.path
+                        explanation = look(
+                            model, loaded.image, looks=looks, policy=policy, truth=truth, title=title,
+                            source=loaded.path, stored_size_hw=loaded.stored_size_hw,
                         )  # fmt: skip
+                        save_explanation(explanation, Path(scratch) / name)
                     except ImageError as error:  # a lazily read file that is damaged
                         if not skip_unreadable:
                             raise
                         skipped = Unreadable(loaded.path, str(error))
                     else:
-                        placed.append((prediction, getattr(loaded.image, "georeference", None)))
-                        records.append({**asdict(prediction), "true_label": truth, "figure": name})
+                        placed.append((explanation.prediction, getattr(loaded.image, "georeference", None)))
+                        records.append({**asdict(explanation.prediction), "true_label": truth, "figure": name})
                         results.append(folder / name)
                 if skipped is not None:
                     results.append(skipped)

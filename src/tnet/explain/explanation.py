@@ -25,27 +25,16 @@ _DISPLAY_PX = 1000
 
 @dataclass(frozen=True)
 class Explanation:
-    """A model's output for one image, prepared for a figure.
-
-    Attributes:
-        model: the model.
-        image: ``uint8`` pixels, or a scene.
-        output: output of the model.
-        prediction: the same as plain data.
-        names: class names.
-        located: whether the locator chose the regions.
-        title: of the figure.
-        truth: true label, if known; several are joined by ``|``.
-    """
+    """A model's output for one image, prepared for a figure."""
 
     model: Model
     image: UInt8[Tensor, "channels height width"] | Scene
     output: ModelOutput
-    prediction: Prediction
-    names: Sequence[str]
-    located: bool
+    prediction: Prediction  # the output as plain data
+    names: Sequence[str]  # of the classes
+    located: bool  # the locator chose the regions
     title: str
-    truth: str | None
+    truth: str | None  # true label, if known; several are joined by |
 
     @property
     def true_labels(self) -> set[str]:
@@ -141,7 +130,11 @@ def look(
     source: str | None = None,
     stored_size_hw: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Run a model on one image; arguments as in :func:`tnet.explain.save_explanation`."""
+    """Run a model on one image; arguments are as in :func:`tnet.explain.explain_image`.
+
+    The prediction's path is ``source``, or ``title``; its boxes are scaled to ``stored_size_hw``, height and width
+    before downscaling.
+    """
     labels = class_labels(model.config, names)
     if policy is None or isinstance(policy, str):
         policy = model.policy(policy)

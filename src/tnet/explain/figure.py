@@ -39,7 +39,7 @@ from tnet.explain.layout import (
 )
 from tnet.explain.panels import BAD, FAINT, GOOD, INK, Frame, clip, shorten
 from tnet.files import atomic_path
-from tnet.inference.records import LABEL_THRESHOLD, Prediction, RegionRecord
+from tnet.inference.records import LABEL_THRESHOLD, RegionRecord
 from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
 from tnet.traversal import Policy
@@ -82,41 +82,20 @@ def explain_image(
     return draw(look(model, image, looks=looks, policy=policy, names=names, title=title, truth=truth))
 
 
-def save_explanation(
-    model: Model,
-    image: UInt8[Tensor, "channels height width"] | Scene,
-    path: str | Path,
-    *,
-    looks: int | Sequence[int] | None = None,
-    policy: Policy | str | None = None,
-    names: Sequence[str] | None = None,
-    title: str | None = None,
-    truth: str | None = None,
-    source: str | None = None,
-    stored_size_hw: tuple[int, int] | None = None,
-) -> Prediction:
-    """Classify one image, write the figure of :func:`explain_image` as a PNG file, and return the prediction.
-
-    Its path is ``source``, or ``title``; boxes are scaled to ``stored_size_hw``, height and width before downscaling.
+def save_explanation(explanation: Explanation, path: str | Path) -> None:
+    """Write the figure of an explanation as a PNG file.
 
     Raises:
         OutputError: the file cannot be written, or its suffix is not ``.png``.
-        GeometryError: as in :func:`explain_image`.
-        ConfigError: as in :func:`explain_image`.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path} has suffix {path.suffix!r}; use .png")
-    explanation = look(
-        model, image, looks=looks, policy=policy, names=names, title=title, truth=truth, source=source,
-        stored_size_hw=stored_size_hw,
-    )  # fmt: skip
     figure = draw(explanation)
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # The font may lack characters of class names.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, dpi=DPI)
-    return explanation.prediction
 
 
 def draw(explanation: Explanation) -> Figure:

@@ -49,23 +49,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Top:
-    """Sizes of the upper part, inches.
+    """Sizes of the upper part, inches."""
 
-    Attributes:
-        stacked: the two large panels are above each other.
-        width: of a large panel.
-        height: of a large panel.
-        slot: width of a large panel with its title.
-        seen: width and height of the first glimpse.
-        bars: height of the most probable classes.
-    """
-
-    stacked: bool
-    width: float
+    stacked: bool  # the two large panels are above each other
+    width: float  # of a large panel
     height: float
-    slot: float
-    seen: tuple[float, float]
-    bars: float
+    slot: float  # width of a large panel with its title
+    seen: tuple[float, float]  # width and height of the first glimpse
+    bars: float  # height of the most probable classes
 
     @property
     def panels(self) -> float:
@@ -95,27 +86,16 @@ def top_sizes(aspect: float, classes: int) -> Top:
 
 @dataclass(frozen=True)
 class Row:
-    """The regions of one level, sizes in inches.
-
-    Attributes:
-        level: from 1.
-        records: the regions shown, in order of their numbers.
-        total: number of regions of the level, including those not shown.
-        columns: regions per line.
-        width: of a region.
-        height: of a region.
-        divided: probabilities inside the regions are shown too.
-        beside: they are beside the regions rather than below.
-    """
+    """The regions of one level, sizes in inches."""
 
     level: int
-    records: list[RegionRecord]
-    total: int
-    columns: int
-    width: float
+    records: list[RegionRecord]  # the regions shown, in order of their numbers
+    total: int  # regions of the level, including those not shown
+    columns: int  # regions per line
+    width: float  # of a region
     height: float
-    divided: bool
-    beside: bool
+    divided: bool  # probabilities inside the regions are shown too
+    beside: bool  # they are beside the regions rather than below
 
     @property
     def slot(self) -> float:
@@ -137,12 +117,7 @@ class Row:
 
 
 def level_rows(records: Sequence[RegionRecord], *, divided: bool) -> list[Row]:
-    """Choose the regions shown for each level, and their sizes.
-
-    Args:
-        records: all regions of one image.
-        divided: whether to show the probabilities inside the regions of all levels but the last.
-    """
+    """Choose the regions shown for each level; ``divided`` shows the probabilities inside all but the last level's."""
     levels = max((record.level for record in records), default=0)
     most = MAX_TILES if levels == 1 else MAX_TILES // 2
     rows = []

@@ -37,23 +37,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class CellMap:
-    """Probabilities of the cells of one region.
-
-    Attributes:
-        probs: one per cell, raster order.
-        boxes: of the cells, as fractions of the region.
-        rows: cells down.
-        cols: cells across.
-        chosen: indices of the chosen cells.
-        level: of the chosen cells.
-    """
+    """Probabilities and boxes of the cells of one region, in raster order."""
 
     probs: Sequence[float]
     boxes: Sequence[ShareBox]
     rows: int
     cols: int
-    chosen: frozenset[int]
-    level: int
+    chosen: frozenset[int]  # indices of the chosen cells
+    level: int  # of the chosen cells
 
 
 def level_color(level: int) -> str:

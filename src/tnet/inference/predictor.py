@@ -156,17 +156,10 @@ def check_image_size(
     looks: Sequence[int] | None = None,
     allow_small: bool = False,
 ) -> None:
-    """Refuse an image that is too small for looks to show anything new.
-
-    Args:
-        size_hw: height and width, pixels, as the model gets it.
-        config: of the model.
-        name: of the image, for the message.
-        looks: number of looks per level; the model's default if ``None``.
-        allow_small: allow a shorter side below the base resolution.
+    """Check that an image of this size, pixels, is large enough for looks to show anything new.
 
     Raises:
-        ImageError: too small.
+        ImageError: its shorter side is below the base resolution, unless ``allow_small``, or regions are too small.
     """
     height, width = size_hw
     if min(size_hw) < config.needed_px and not allow_small:
@@ -183,17 +176,11 @@ def check_image_size(
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image, ready for a model.
-
-    Attributes:
-        path: its source.
-        image: pixels, or a scene of which only regions are read.
-        stored_size_hw: height and width before downscaling, upright: the frame of the boxes.
-    """
+    """An image, ready for a model."""
 
     path: str
     image: Num[Tensor, "channels height width"] | Scene
-    stored_size_hw: tuple[int, int]
+    stored_size_hw: tuple[int, int]  # height and width before downscaling, upright: the frame of the boxes
 
 
 def size_of(image: Num[Tensor, "channels height width"] | Scene) -> tuple[int, int]:
@@ -256,7 +243,7 @@ def iter_predictions(
     allow_small: bool = False,
     read: ReadOptions = DEFAULT_READ,
 ) -> Iterator[Prediction | Unreadable]:
-    """Classify images one batch after the other, for any number of them.
+    """Classify images one batch after the other.
 
     A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
     but time. The model is moved to ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that

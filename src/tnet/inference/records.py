@@ -79,12 +79,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that was skipped.
-
-    Attributes:
-        path: source of the image.
-        error: the reason, in one sentence.
-    """
+    """An image that was skipped, and the reason in one sentence."""
 
     path: str
     error: str

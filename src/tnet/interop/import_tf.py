@@ -40,25 +40,15 @@ CLASS_INDICES = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A model read from a checkpoint.
-
-    Attributes:
-        model: in evaluation mode.
-        checkpoint: file of the variables.
-        family: naming scheme of the variables.
-        variables: number of variables that became weights.
-        left_out: number of entries that are training state: optimizer slots and counters.
-        step: training step, if stored.
-        baseline: moving reward baseline, if stored.
-    """
+    """A model read from a checkpoint, in evaluation mode."""
 
     model: TNet
-    checkpoint: Path
+    checkpoint: Path  # file of the variables
     family: Family
-    variables: int
-    left_out: int
-    step: int | None
-    baseline: float | None
+    variables: int  # number of variables that became weights
+    left_out: int  # number of entries that are training state: optimizer slots and counters
+    step: int | None  # training step, if stored
+    baseline: float | None  # moving reward baseline, if stored
 
 
 def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Imported:

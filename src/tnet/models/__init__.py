@@ -1,4 +1,4 @@
-"""Models."""
+"""Models, their configurations, saving and loading."""
 
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig

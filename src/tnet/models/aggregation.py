@@ -1,7 +1,7 @@
-"""Aggregations: how the features of an image become the one that is classified.
+"""Aggregations of the features of an image into the one that is classified.
 
-An aggregation is an ``nn.Module`` that is built with the feature size and called with ``(features, seen)``. It knows
-nothing of regions, levels or classes.
+An aggregation is an ``nn.Module`` built with the feature size. ``forward(features, seen)`` ignores features where
+``seen`` is false; ``None`` stands for all. It is independent of regions, levels and classes.
 """
 
 from __future__ import annotations
@@ -16,38 +16,30 @@ from torch import Tensor, nn
 
 from tnet.registry import Registry
 
+_Features = Float[Tensor, "batch n dim"]
+_Seen = Bool[Tensor, "batch n"] | None
+
 
 class Aggregated(NamedTuple):
-    """What an aggregation returns.
-
-    Attributes:
-        feature: the feature to classify.
-        weights: share of each feature in it; each row sums to 1.
-    """
+    """Feature to classify, and the share of each feature in it (rows sum to 1)."""
 
     feature: Float[Tensor, "batch dim"]
     weights: Float[Tensor, "batch n"]
 
 
 AGGREGATIONS: Registry[Callable[[int], nn.Module]] = Registry("aggregation")
-"""Aggregations by name: what ``model.aggregation`` of a recipe can be. An entry takes the feature size."""
+"""Aggregations by name: values of ``model.aggregation`` in a recipe."""
 
 
 @AGGREGATIONS.register("mean")
 class MeanAggregation(nn.Module):
-    """The mean of all features (published).
-
-    Args:
-        dim: feature size.
-    """
+    """Mean of all features (published)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
-        """Average the features that were seen; all of them if ``seen`` is ``None``."""
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+        """Average the features."""
         if seen is None:
             return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
         return _weighted_sum(features, seen / seen.sum(1, keepdim=True).to(features.dtype))
@@ -55,22 +47,17 @@ class MeanAggregation(nn.Module):
 
 @AGGREGATIONS.register("max")
 class MaxAggregation(nn.Module):
-    """The maximum over all features, value by value, so that what one region shows is not averaged away.
+    """Elementwise maximum over all features, so that a single region is not averaged away.
 
-    The usual pooling of multiple-instance learning (not in the paper). The weight of a feature is the share of values
+    The usual pooling of multiple-instance learning (not in the paper). The weight of a feature is the share of elements
     that it contributes.
-
-    Args:
-        dim: feature size.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
-        """Take the maximum over the features that were seen; over all of them if ``seen`` is ``None``."""
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+        """Take the maximum of the features."""
         if seen is not None:
             features = features.masked_fill(~seen[:, :, None], -torch.inf)
         feature, winner = features.max(dim=1)
@@ -80,12 +67,9 @@ class MaxAggregation(nn.Module):
 
 @AGGREGATIONS.register("weighted")
 class FeatureWeighting(nn.Module):
-    """A sum with learned weights (paper, fine-grained experiments).
+    """Sum with learned weights (paper, fine-grained experiments).
 
-    Squeeze-and-excitation on the mean feature gates the features that are rated; the ungated features are summed.
-
-    Args:
-        dim: feature size.
+    Squeeze-and-excitation on the mean feature gates the features for weighting; the ungated features are summed.
     """
 
     def __init__(self, dim: int) -> None:
@@ -95,10 +79,8 @@ class FeatureWeighting(nn.Module):
         self.excite = nn.Linear(squeezed, dim)
         self.rate = nn.Linear(dim, 1)
 
-    def forward(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Aggregated:
-        """Weigh the features that were seen; all of them if ``seen`` is ``None``."""
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+        """Sum the features by their weights."""
         if seen is None:
             mean = features.mean(dim=1)
         else:

@@ -1,4 +1,4 @@
-"""What a TNet is made of, as plain frozen data: the same in recipes, in ``config.json`` and in code."""
+"""Configuration of a TNet: frozen dataclasses, the same in recipes, ``config.json`` and code."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CellPooling = Literal["area", "positions"]
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """How a feature learns where it was seen.
+    """Positional encoding of features.
 
     Attributes:
         kind: ``concat``, a linear layer over feature and encoding (the paper's ImageNet form); ``add``, an activation
             over the feature plus a linear map of a shorter encoding (its EfficientNet form); or ``none``.
-        divisor: the ``add`` form encodes positions in ``feature size / divisor`` numbers.
-        activation: of the ``add`` form.
+        divisor: feature size over encoding size, for ``add``.
+        activation: activation of the ``add`` form.
     """
 
     kind: PositionKind = "add"
@@ -44,17 +44,17 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class LocatorConfig:
-    """What rates the cells of a region.
+    """Scoring of the cells of a region.
 
     Attributes:
         kind: ``squeeze`` (squeeze-and-excitation over the grid, the paper's EfficientNet form) or ``context`` (the
             region's pooled feature beside each cell's, its ImageNet form).
-        hidden: channels of the hidden layer; 0 takes the cell features' own number (``squeeze``) or 512 (``context``).
+        hidden: channels of the hidden layer; 0 for those of the cell features (``squeeze``) or 512 (``context``).
         logits: ``l2``, logits divided by their norm over the cells (the paper's; nearly uniform over many cells);
-            ``l2_scaled``, the same times a learned scale; ``none``, as they come.
-        initial_scale: where the learned scale of ``l2_scaled`` starts.
-        cells: ``area``, a cell's feature is the average of the map over the cell's true extent; ``positions``, single
-            positions ``start::step`` of the map (the paper's).
+            ``l2_scaled``, the same times a learned scale; or ``none``, unchanged.
+        initial_scale: initial value of the learned scale of ``l2_scaled``.
+        cells: ``area``, a cell's feature is the average of the map over the cell's true extent; or ``positions``,
+            single positions ``start::step`` of the map (the paper's).
         position_start: first position, for ``positions``.
         position_step: step between positions, for ``positions``.
     """
@@ -77,23 +77,23 @@ class LocatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TNetConfig(ModelConfig):
-    """A TNet; its defaults are the form that our own studies support, not the published ones (`tnet.models.registry`).
+    """A TNet. Defaults are those supported by our own studies; published forms are in :mod:`tnet.models.registry`.
 
     Attributes:
-        backbone: what sees a glimpse.
-        base_px: side of every glimpse, pixels.
-        levels: levels of processing, the whole image included; 1 is a plain network on the downsized image.
-        grid: how a region is divided into cells.
-        looks: locations per region for levels 1, 2, ...: the default at inference and the number in training.
-        position: how a feature learns where it was seen.
-        locator: what rates cells.
-        policy: how locations are chosen.
-        aggregation: ``mean`` of the features; their ``max``, value by value, where what one region shows decides (a
+        backbone: feature extractor of glimpses.
+        base_px: side of a glimpse, pixels.
+        levels: number of levels, including the whole image; 1 is a plain network on the downsized image.
+        grid: division of a region into cells.
+        looks: locations per region for levels 1, 2, ...: the number in training and the default at inference.
+        position: positional encoding of features.
+        locator: scoring of cells.
+        policy: choice of locations.
+        aggregation: ``mean`` of the features; their elementwise ``max``, for classes decided by a single region (a
             lesion, a defect); or ``weighted`` (the paper's feature weighting).
-        dropout: probability, before the classifier.
-        batch_norm: running statistics ``shared`` by whole images and regions, or kept apart for the two, ``per_level``.
-        mean: per channel, of inputs in [0, 1]; what the backbone's pretrained weights expect if ``None``.
-        std: likewise.
+        dropout: dropout probability before the classifier.
+        batch_norm: running statistics ``shared`` by whole images and regions, or separate: ``per_level``.
+        mean: mean per channel of inputs in [0, 1]; that of the backbone's pretrained weights if ``None``.
+        std: standard deviation per channel, likewise.
     """
 
     title: ClassVar[str] = "TNet"
@@ -117,7 +117,7 @@ class TNetConfig(ModelConfig):
             raise ConfigError(f"model.levels is {self.levels}; give 1 (a plain network) or more")
         if len(self.looks) != self.levels - 1:
             raise ConfigError(
-                f"model.looks {list(self.looks)} has {len(self.looks)} numbers for {self.levels} levels; give "
+                f"model.looks {list(self.looks)} has {len(self.looks)} number(s) for {self.levels} levels; give "
                 f"{self.levels - 1}, one per level after the first"
             )
         for number in self.looks:
@@ -146,14 +146,9 @@ class TNetConfig(ModelConfig):
 
     @property
     def typical_size_hw(self) -> tuple[int, int]:
-        """An image so large that the regions of the last level are still as large as a glimpse."""
+        """Size of an image whose regions at the last level are as large as a glimpse."""
         side = round(self.base_px / self.grid.cell_extent ** (self.levels - 1)) + 1
         return side, side
-
-    @property
-    @override
-    def default_looks(self) -> tuple[int, ...]:
-        return self.looks
 
     @property
     @override
@@ -165,12 +160,9 @@ class TNetConfig(ModelConfig):
         return self.looks if looks is None else resolve_looks(looks, self.looks, self.grid, self.levels)
 
     def listed_looks(self) -> list[int | tuple[int, ...]]:
-        """From 0 to the configured number at level 1, and the configured looks cut short after each level."""
-        if self.levels == 1:
-            return [0]
-        chosen: list[int | tuple[int, ...]] = [0]
-        chosen += [self.looks[:depth] for depth in range(1, self.levels - 1)]
-        chosen += range(1, self.looks[0] + 1)
+        """Return 0 to the configured number at level 1, and the configured looks up to each level."""
+        chosen: list[int | tuple[int, ...]] = [0, *(self.looks[:depth] for depth in range(1, self.levels - 1))]
+        chosen += range(1, sum(self.looks[:1]) + 1)
         return sorted(chosen, key=lambda looks: total_looks(self.resolve_looks(looks)))
 
     @property
@@ -197,19 +189,12 @@ class TNetConfig(ModelConfig):
         return f"{text}, {self.levels} levels, grid of {self.grid.rows} x {self.grid.cols}, {looks} look(s) by default"
 
     @override
-    def sentence(self) -> str:
-        return (
-            f"A traversal network: backbone `{self.backbone.name}` at {self.base_px} px, {self.levels} level(s), "
-            f"grid {self.grid.rows} x {self.grid.cols}, {list(self.looks)} location(s) a region by default."
-        )
-
-    @override
     def facts(self) -> list[tuple[str, str]]:
         grid, locator = self.grid, self.locator
         facts = [
             ("backbone", f"{self.backbone.name}, glimpses of {self.base_px} px, {self.in_channels} channel(s)"),
-            self.class_fact(),
-            ("levels", f"{self.levels}, the whole image included"),
+            self._class_fact(),
+            ("levels", f"{self.levels}, including the whole image"),
         ]
         if self.levels == 1:
             return facts

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the same three files that :func:`tnet.save_model` writes, never a pickle."""
+"""Models on the Hugging Face Hub: the three files of :func:`tnet.save_model`, never a pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Model = TypeVar("_Model", bound="HubModel")
 
 
 class HubModel(ModelHubMixin):
-    """What makes a model shareable: ``push_to_hub``, ``save_pretrained`` and ``from_pretrained``.
+    """Mixin for ``push_to_hub``, ``save_pretrained`` and ``from_pretrained``.
 
     Example:
         >>> tnet.load_model("runs/photos").push_to_hub("you/photos", private=True)
@@ -23,14 +23,11 @@ class HubModel(ModelHubMixin):
     """
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the model as a folder; see :func:`tnet.save_model`.
+        """Save the model to a folder, replaced if it exists; return the URL of the commit if it was also pushed.
 
         Args:
-            save_directory: replaced if it exists.
-            options: ``repo_id`` and ``push_to_hub``, with what else ``push_to_hub`` takes.
-
-        Returns:
-            The address of the commit if it was pushed too.
+            save_directory: as for :func:`tnet.save_model`.
+            options: ``push_to_hub`` and ``repo_id``, and further arguments of ``push_to_hub``.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -38,8 +35,8 @@ class HubModel(ModelHubMixin):
         from tnet.models.io import save_model
 
         folder = save_model(self, Path(save_directory))  # type: ignore[arg-type]
-        unused = ("config", "model_card_kwargs")  # both follow from the model
-        options = {name: value for name, value in options.items() if name not in unused}
+        for unused in ("config", "model_card_kwargs"):  # both follow from the model
+            options.pop(unused, None)
         if not options.pop("push_to_hub", False):
             return None
         return self.push_to_hub(options.pop("repo_id", None) or folder.name, **options)
@@ -56,24 +53,21 @@ class HubModel(ModelHubMixin):
         token: str | bool | None = None,
         device: str | torch.device = "cpu",
     ) -> _Model:
-        """Load a model from the hub, or from a folder.
+        """Load a model from the Hub or from a folder, in evaluation mode.
 
-        Only weights in safetensors and the configuration are fetched; nothing in them can run.
+        Only safetensors weights and the configuration are fetched; nothing in them can run code.
 
         Args:
-            pretrained_model_name_or_path: ``owner/name`` on the hub, or a folder as for :func:`tnet.load_model`.
+            pretrained_model_name_or_path: ``owner/name`` on the Hub, or a folder as for :func:`tnet.load_model`.
             revision: branch, tag or commit.
-            cache_dir: folder of the cache; the hub's own if ``None``.
-            force_download: fetch what is in the cache, too.
-            local_files_only: fetch nothing.
-            token: of the hub; ``None`` for the one of ``hf auth login``.
-            device: where to put it.
-
-        Returns:
-            The model in evaluation mode.
+            cache_dir: folder of the cache; the Hub's own if ``None``.
+            force_download: download cached files again.
+            local_files_only: use only cached files.
+            token: token of the Hub; ``None`` for that of ``hf auth login``.
+            device: device of the model.
 
         Raises:
-            CheckpointError: it cannot be fetched, is damaged, or is a model of another kind.
+            CheckpointError: the model cannot be fetched, is damaged, or is of another class.
         """
         from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
 
@@ -93,7 +87,7 @@ class HubModel(ModelHubMixin):
             except (OSError, ValueError, EntryNotFoundError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise CheckpointError(
-                    f"model {source} is not a folder, and cannot be fetched from the hub ({reason}); check the name, "
+                    f"model {source} is not a folder and cannot be fetched from the Hub ({reason}); check the name, "
                     "the network and your access (hf auth login), or give a folder"
                 ) from None
             folder = Path(fetched)

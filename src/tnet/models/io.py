@@ -23,18 +23,18 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 
 
 def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> Path:
-    """Write a model as a folder of weights, configuration and model card, whole or not at all.
+    """Save weights, configuration and model card to a folder, atomically.
 
     Args:
-        model: what to save.
-        folder: replaced if it exists.
-        card: text of the model card; a short one is made if ``None``.
+        model: the model.
+        folder: output folder, replaced if it exists.
+        card: text of the model card; :func:`default_card` if ``None``.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    # Pretrained weights are in the file already; loading must not fetch them again.
+    # The file contains the pretrained weights; loading must not fetch them again.
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -46,20 +46,13 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> 
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
-    """Read a model that :func:`save_model` wrote, or the ``model/`` folder of a training run.
-
-    Args:
-        folder: the model's folder, or the run's.
-        device: where to put it.
-
-    Returns:
-        The model in evaluation mode.
+    """Load a model from its folder or from that of its training run, in evaluation mode.
 
     Raises:
-        CheckpointError: files missing or damaged, or weights of another model.
+        CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
     folder = _model_folder(folder)
-    # A file from outside must not make us fetch or open anything beside it.
+    # An untrusted configuration must not make us fetch or open other files.
     model = build_model(read_config(folder).without_weights())
     weights, tensors = _read_weights(folder)
     check_state(model.state_dict(), tensors, str(weights))
@@ -68,29 +61,29 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 
 
 def fill_from(model: Model, folder: str | Path) -> list[str]:
-    """Fill a model with the weights of a saved one, of any kind, where names and shapes are the same.
+    """Copy the weights of a saved model of any type whose names and shapes match, in place.
 
     Args:
-        model: changed in place.
+        model: the model to change.
         folder: as for :func:`load_model`.
 
     Returns:
-        Names of the model's own tensors that were not there, or of another shape, and stay as they are.
+        Names of the model's tensors that are missing or of another shape in the file; they are unchanged.
 
     Raises:
-        CheckpointError: files missing or damaged, or none of the weights fits.
+        CheckpointError: a file is missing or damaged, or none of the weights match.
     """
     weights, tensors = _read_weights(_model_folder(folder))
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
-        raise CheckpointError(f"none of the weights in {weights} fits the model; start from a model of the same sizes")
+        raise CheckpointError(f"none of the weights in {weights} match the model; start from one with the same sizes")
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 
 
 def _model_folder(folder: str | Path) -> Path:
-    """The folder of a saved model, which may be inside that of a training run."""
+    """Return the folder of a saved model, which may be inside that of a training run."""
     folder = Path(folder)
     inside = folder / "model"
     return inside if not (folder / CONFIG_NAME).is_file() and (inside / CONFIG_NAME).is_file() else folder
@@ -104,10 +97,10 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read the configuration beside a model's weights.
+    """Read the configuration in a model's folder.
 
     Raises:
-        CheckpointError: missing, damaged, or of no known kind of model.
+        CheckpointError: the file is missing, damaged, or of an unknown model type.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -117,27 +110,27 @@ def read_config(folder: Path) -> ModelConfig:
             raise ValueError(f"it is larger than {_MAX_CONFIG_BYTES} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again or train again") from None
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again or retrain the model") from None
     kind = data.pop("model_type", None) if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise CheckpointError(
-            f"{path} does not describe a tnet model (model_type {kind!r} is none of {', '.join(MODEL_KINDS)}); give a "
-            "folder that tnet wrote"
+            f"{path} does not describe a tnet model (model_type {kind!r} is not one of {', '.join(MODEL_KINDS)}); give "
+            "a folder written by tnet"
         )
     try:
         return parse_dataclass(MODEL_KINDS[kind].config, data, str(path))
     except TnetError as error:
-        raise CheckpointError(f"{error}; it was written by another version or changed by hand") from None
+        raise CheckpointError(f"{error} (the file was edited, or written by another version of tnet)") from None
 
 
 def default_card(config: ModelConfig) -> str:
-    """A model card from the configuration alone."""
+    """Return a model card made from the configuration."""
     looks = sum(config.default_looks[:1])
-    kind = "independent labels" if config.multilabel else "classes that exclude each other"
+    kind = "independent labels" if config.multilabel else "exclusive classes"
     names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        f"# {config.title}\n\n{config.sentence()}\n\n"
+        f"# {config.title}\n\n{config.line()}.\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"

@@ -1,4 +1,4 @@
-"""Kinds of model, by the name that recipes (``model.type``) and ``config.json`` (``model_type``) give them."""
+"""Model types by the name used in recipes (``model.type``) and ``config.json`` (``model_type``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_KIND = "tnet"
 
 @dataclass(frozen=True)
 class ModelKind:
-    """A model and the objective that trains it; configurations are dataclasses whose fields all have defaults."""
+    """A model and its objective; all fields of their configuration dataclasses have defaults."""
 
     config: type[ModelConfig]
     model: type[Model]
@@ -36,10 +36,10 @@ MODEL_KINDS: Registry[ModelKind] = Registry(
 
 
 def kind_of(config: object) -> str:
-    """Return the name of the kind that the configuration of a model or of an objective belongs to.
+    """Return the model type of the configuration of a model or an objective.
 
     Raises:
-        ConfigError: no kind has configurations of this type.
+        ConfigError: the configuration does not belong to a registered type.
     """
     for name, kind in MODEL_KINDS.items():
         if type(config) in (kind.config, kind.objective_config):
@@ -48,9 +48,5 @@ def kind_of(config: object) -> str:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Build the model that a configuration describes, with random weights or the pretrained ones it names.
-
-    Raises:
-        ConfigError: the configuration cannot be built.
-    """
+    """Build the model that a configuration describes, with random weights or the pretrained ones it names."""
     return MODEL_KINDS[kind_of(config)].model(config)

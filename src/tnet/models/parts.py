@@ -1,6 +1,6 @@
-"""The modules of a TNet between backbone and aggregation: position encoding and locator.
+"""Modules of a TNet between backbone and aggregation: positional encoding and locator.
 
-They take tensors only, so that they can be exported; which regions the tensors belong to is not their business.
+They take only tensors, so that they can be exported.
 """
 
 from __future__ import annotations
@@ -20,21 +20,17 @@ _MAX_INVERSE_FREQUENCY = 100.0
 
 
 def activation(name: Activation) -> nn.Module:
-    """The activation of that name."""
+    """Return the activation of that name."""
     if name == "leaky_relu":
         return nn.LeakyReLU(0.2)
     return {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}[name]()
 
 
 def positional_encoding(position: Float[Tensor, "regions 3"], dim: int) -> Float[Tensor, "regions {dim}"]:
-    """Sines and cosines of row, column and level (paper, positional encoding).
+    """Return sines and cosines of row and column in the level's overall grid, and of the level (paper).
 
-    ``dim // 6`` frequencies from 1 to 1/100 in geometric steps; for row, column and level in turn all sines, then all
-    cosines; zeros to fill ``dim``.
-
-    Args:
-        position: row and column in the level's overall grid, and the level.
-        dim: size of the encoding.
+    Uses ``dim // 6`` frequencies from 1 to 1/100 in geometric steps: for row, column and level in turn all sines, then
+    all cosines; zeros fill the rest.
     """
     count = dim // 6
     steps = torch.arange(count, dtype=torch.float32, device=position.device)
@@ -45,12 +41,7 @@ def positional_encoding(position: Float[Tensor, "regions 3"], dim: int) -> Float
 
 
 class PositionModule(nn.Module):
-    """Adds the position of its region to a feature.
-
-    Args:
-        config: which form.
-        dim: size of the feature.
-    """
+    """Combination of features of size ``dim`` with their positional encoding."""
 
     def __init__(self, config: PositionConfig, dim: int) -> None:
         super().__init__()
@@ -58,8 +49,8 @@ class PositionModule(nn.Module):
         self.encoding_dim = dim // config.divisor if config.kind == "add" else dim
         if config.kind != "none" and self.encoding_dim < 6:
             raise ConfigError(
-                f"features of {dim} numbers leave {self.encoding_dim} for the positional encoding, which needs 6; "
-                "set model.position.divisor lower or model.position.kind: none"
+                f"the positional encoding has {self.encoding_dim} of {dim} feature channels but needs at least 6; "
+                "reduce model.position.divisor or set model.position.kind: none"
             )
         if config.kind == "concat":
             self.linear: nn.Module = nn.Linear(2 * dim, dim)
@@ -70,7 +61,7 @@ class PositionModule(nn.Module):
     def forward(
         self, feature: Float[Tensor, "regions dim"], position_yxl: Float[Tensor, "regions 3"]
     ) -> Float[Tensor, "regions dim"]:
-        """Combine features with their positions: row, column and level, as :attr:`Regions.position_yxl` has them."""
+        """Combine features with their :attr:`Regions.position_yxl`."""
         if self.kind == "none":
             return feature
         position = position_yxl.to(feature.device)
@@ -81,7 +72,7 @@ class PositionModule(nn.Module):
 
 
 def _span_weights(spans: Float[Tensor, "regions cells 2"], size: int) -> Float[Tensor, "regions cells {size}"]:
-    """How much of each of ``size`` equal bins of [0, 1] a span covers, as weights that add up to 1."""
+    """Cover of each of ``size`` equal bins of [0, 1] by a span, as weights that sum to 1."""
     edges = torch.arange(size + 1, device=spans.device) / size
     low = torch.maximum(spans[:, :, 0:1], edges[:-1])
     high = torch.minimum(spans[:, :, 1:2], edges[1:])
@@ -94,12 +85,9 @@ def pool_cells(
     y_spans: Float[Tensor, "regions rows 2"],
     x_spans: Float[Tensor, "regions cols 2"],
 ) -> Float[Tensor, "regions dim rows cols"]:
-    """Average a feature map over the true extent of each cell, fractions of positions included.
+    """Average a feature map over the exact extent of each cell, including fractions of positions.
 
-    Args:
-        cell_map: one map per region.
-        y_spans: first and last edge of each row of cells as shares of the region's height (:func:`cell_spans`).
-        x_spans: the same for columns and the width.
+    Spans are those of :func:`tnet.geometry.cell_spans`.
     """
     y_weights = _span_weights(y_spans.to(cell_map.device), cell_map.shape[2]).to(cell_map.dtype)
     x_weights = _span_weights(x_spans.to(cell_map.device), cell_map.shape[3]).to(cell_map.dtype)
@@ -109,7 +97,7 @@ def pool_cells(
 def sample_cells(
     cell_map: Float[Tensor, "regions dim h w"], grid: Grid, start: int, step: int
 ) -> Float[Tensor, "regions dim {grid.rows} {grid.cols}"]:
-    """Take single positions of a feature map, one a cell (the reference's way).
+    """Take one position of a feature map per cell (as in the reference implementation).
 
     Raises:
         ConfigError: the map is too small for these positions.
@@ -124,7 +112,7 @@ def sample_cells(
 
 
 class Coordinates(nn.Module):
-    """Two channels that say where in the grid a cell is: -1 to 1, each through its own learned scale and shift."""
+    """Coordinates of cells in the grid, -1 to 1, as two channels, each with a learned scale and shift."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +123,7 @@ class Coordinates(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, cells: Float[Tensor, "regions dim rows cols"]) -> Float[Tensor, "regions 2 rows cols"]:
-        """Coordinates for the cells of a feature grid."""
+        """Return the coordinates of the cells of a feature grid."""
         count, _, rows, cols = cells.shape
         y = self.scale_y(torch.linspace(-1, 1, rows, device=cells.device, dtype=cells.dtype)[:, None])
         x = self.scale_x(torch.linspace(-1, 1, cols, device=cells.device, dtype=cells.dtype)[:, None])
@@ -145,7 +133,7 @@ class Coordinates(nn.Module):
 def normalize_logits(
     logits: Float[Tensor, "regions cells"], kind: LogitNorm, log_scale: Float[Tensor, ""] | None
 ) -> Float[Tensor, "regions cells"]:
-    """Bring location logits to the scale that the softmax sees (paper: L2 norm 1 over the cells, no epsilon)."""
+    """Scale location logits for the softmax (paper: L2 norm 1 over the cells, no epsilon)."""
     if kind == "none":
         return logits
     unit = logits / logits.norm(dim=1, keepdim=True)
@@ -153,10 +141,9 @@ def normalize_logits(
 
 
 class Locator(nn.Module):
-    """Rates the cells of a region: how much is to be gained by looking there.
+    """Scores of the cells of a region.
 
-    Its input is detached from the backbone: the locator learns by REINFORCE alone and does not disturb the features
-    (paper, training).
+    The input is detached from the backbone: the locator learns without affecting the features (paper, training).
 
     Args:
         config: form and normalisation.
@@ -186,7 +173,7 @@ class Locator(nn.Module):
     def forward(
         self, cells: Float[Tensor, "regions dim rows cols"], context: Float[Tensor, "regions features"]
     ) -> Float[Tensor, "regions cells"]:
-        """Location logits, normalised as configured; cells in raster order."""
+        """Return location logits, normalised as configured, of cells in raster order."""
         cells, context = cells.detach(), context.detach()
         if self.kind == "context":
             tiled = context[:, :, None, None].expand(-1, -1, *cells.shape[2:])

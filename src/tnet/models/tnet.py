@@ -23,16 +23,16 @@ from tnet.traversal import POLICIES, LevelByLevel, Policy, Search, Step, Trail
 from tnet.traversal.trail import gather_rows
 
 PARTS = ("backbone", "position", "locator", "aggregation", "classifier")
-"""The parts of a TNet, in the order in which they run."""
+"""Parts of a TNet in the order in which they run."""
 
 
 class Seen(NamedTuple):
-    """What a TNet makes of the pixels of regions.
+    """Features of regions.
 
     Attributes:
-        feature: one per region, position included: what is aggregated and classified.
-        pooled: the same before the position module: context for the locator.
-        cell_map: an intermediate feature map, from which the cells of the region are scored.
+        feature: feature with its position encoded, to aggregate and classify.
+        pooled: feature before the position module, the context of the locator.
+        cell_map: intermediate feature map from which the cells of the region are scored.
     """
 
     feature: Float[Tensor, "regions dim"]
@@ -42,25 +42,25 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class TNetOutput(ModelOutput):
-    """Everything a traversal found.
+    """Output of a TNet.
 
-    ``n`` is the largest number of regions of an image, the whole image included; features are in the order in which
-    they were seen. For the published traversal that is, per image, the whole image, the regions of level 1 in raster
-    order, those of level 2 parent by parent, and so on.
+    ``n`` is the largest number of regions of an image, including the whole image; features are in the order seen. For
+    the published traversal that is, per image, the whole image, the regions of level 1 in raster order, those of level
+    2 parent by parent, and so on.
 
     Attributes:
         logits: class logits from all features together.
         feature_logits: class logits from each feature alone, by the same classifier.
-        features: after the position module.
+        features: features with their position encoded.
         aggregate: input of the classifier.
         weights: share of each feature in the aggregate.
-        regions: table of everything that was looked at, whole images first.
-        rows: row of ``regions`` that each feature belongs to.
-        seen: which places of an image hold a feature; ``None`` if all images have ``n``. Elsewhere features are 0.
+        regions: table of all regions that were seen, whole images first.
+        rows: row of ``regions`` of each feature.
+        seen: mask of valid features; ``None`` if all images have ``n``. Other features are 0.
         location_logits: location logits of the cells of each divided region, normalised as configured.
-        divided: row of ``regions`` that each of these belongs to.
+        divided: row of ``regions`` of each divided region.
         log_prob: log-probability of each chosen location.
-        joint_log_prob: log-probability of all choices made in an image.
+        joint_log_prob: log-probability of all choices in an image.
     """
 
     is_ranked: ClassVar[bool] = True
@@ -80,22 +80,22 @@ class TNetOutput(ModelOutput):
 
     @property
     def location_probs(self) -> Float[Tensor, "divided cells"]:
-        """Probability of the cells of each divided region."""
+        """Probabilities of the cells of each divided region."""
         return self.location_logits.softmax(dim=1)
 
     @property
     def chosen_logits(self) -> Float[Tensor, " rows"]:
-        """Location logit with which each row of ``regions`` was chosen; 0 for whole images."""
+        """Location logit of each row of ``regions`` in its parent; 0 for whole images."""
         children = (self.regions.parent >= 0).nonzero().flatten()
         chosen = self.location_logits[self._cell_of(children)]
         return self.logits.new_zeros(len(self.regions)).index_put((children.to(chosen.device),), chosen)
 
     def _cell_of(self, rows: Int[Tensor, "*rows"]) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
-        """Where to find rows of ``regions`` in a table of the cells of divided regions."""
-        place = torch.zeros(len(self.regions), dtype=torch.long)
-        place[self.divided] = torch.arange(len(self.divided))
+        """Index of rows of ``regions`` in ``location_logits``."""
+        index = torch.zeros(len(self.regions), dtype=torch.long)
+        index[self.divided] = torch.arange(len(self.divided))
         device = self.location_logits.device
-        return place[self.regions.parent[rows]].to(device), self.regions.cell[rows].to(device)
+        return index[self.regions.parent[rows]].to(device), self.regions.cell[rows].to(device)
 
     @property
     @override
@@ -128,31 +128,25 @@ class TNetOutput(ModelOutput):
         return mean_entropy(self.location_probs_by_level())
 
     def location_probs_by_level(self) -> list[Float[Tensor, "_ cells"]]:
-        """:attr:`location_probs` of each level that was divided, level 0 first."""
+        """Return :attr:`location_probs` per divided level, level 0 first."""
         level = self.regions.level[self.divided]
         probs = self.location_probs
         return [probs[(level == depth).to(probs.device)] for depth in level.unique().tolist()]
 
 
 class TNet(Model):
-    """A traversal network.
+    """A traversal network for images of any size and any number of looks.
 
-    Takes a batch of images of any size and answers for any number of looks. ``uint8`` images are normalised by the
-    configuration's mean and standard deviation; floating point images are taken to be normalised already.
-
-    The network itself is three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; what is looked at next
-    is decided by a :class:`tnet.traversal.Search`.
+    It has three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; a :class:`tnet.traversal.Search`
+    decides which regions are seen next.
 
     Example:
         >>> model = TNet(TNetConfig(num_classes=10, base_px=224))
         >>> output = model(images, looks=3)
         >>> output.logits.argmax(1), output.regions.box_l0_yxyx
 
-    Args:
-        config: what it is made of.
-
     Raises:
-        ConfigError: a configuration that cannot be built.
+        ConfigError: the configuration cannot be built.
     """
 
     config: TNetConfig
@@ -175,19 +169,15 @@ class TNet(Model):
     def parts(self) -> tuple[str, ...]:
         return PARTS
 
-    def policy(self, kind: str | None = None) -> Policy:
-        """The policy of that kind, or the configured one for the current mode (training or evaluation)."""
-        return self._policy(kind, None)
-
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:
-        return self._policy(kind, torch.Generator(device).manual_seed(seed))
+        return self.policy(kind, torch.Generator(device).manual_seed(seed))
 
-    def _policy(self, kind: str | None, generator: torch.Generator | None) -> Policy:
+    def policy(self, kind: str | None = None, generator: torch.Generator | None = None) -> Policy:
+        """Return the policy of that name, or the configured one of the current mode (training or evaluation)."""
         config = self.config.policy
-        return POLICIES[kind or (config.train if self.training else config.eval)].create(
-            config, self.config.grid, generator
-        )
+        policy = POLICIES[kind or (config.train if self.training else config.eval)]
+        return policy.create(config, self.config.grid, generator)
 
     def forward(
         self,
@@ -196,22 +186,21 @@ class TNet(Model):
         policy: Policy | str | None = None,
         search: Search | None = None,
     ) -> TNetOutput:
-        """Look at images and classify them.
+        """Classify images.
 
         Args:
-            images: a batch tensor; a list of images of different sizes; a scene (:func:`tnet.open_scene`) or a list
-                of scenes of different sizes, of which only the regions that are looked at are read; or a batch of
-                scenes.
+            images: a batch tensor; a list of images of different sizes; a scene (:func:`tnet.open_scene`) or a list of
+                them, from which only the regions seen are read; or a batch of scenes. ``uint8`` images are normalised
+                here, floating point images must already be.
             looks: locations: a number for level 1 (deeper levels as configured), one number per level, or ``None`` for
-                the configured ones. With 0 the locator is not used and this is the plain backbone on the downsized
-                image.
-            policy: how locations are chosen; the configured policy of the mode if ``None``.
-            search: what to look at next, instead of ``looks`` and ``policy``, level by level.
+                the configured ones. 0 is the plain backbone on the downsized image.
+            policy: choice of locations; the configured policy of the current mode if ``None``.
+            search: search to use instead of ``looks`` and ``policy``.
 
         Raises:
-            GeometryError: looks that the model or the images do not allow.
-            ImageError: a file that cannot be read, or has channels of which the model's cannot be made.
-            ConfigError: a search beside looks or a policy.
+            GeometryError: the model or the images do not support these looks.
+            ImageError: a file cannot be read, or its channels cannot be converted to the model's.
+            ConfigError: both a search and looks or a policy are given.
         """
         scene = self.scene(images)
         search = self._search(looks, policy, search)
@@ -221,36 +210,31 @@ class TNet(Model):
             scored = search.wants_scores(step.regions)
             seen = self.see(scene, step.regions)
             trail.append(step, seen.feature, self.locate(seen, step.regions, scored), scored)
-            del seen  # its maps are large
+            del seen  # frees its large maps
             step = search(trail)
         return self.answer(trail)
 
     def _search(self, looks: int | Sequence[int] | None, policy: Policy | str | None, search: Search | None) -> Search:
-        """The search that ``forward`` is asked for."""
         if search is None:
             chosen = self.config.resolve_looks(looks)
             return LevelByLevel(chosen, policy if isinstance(policy, Policy) else self.policy(policy))
         if looks is not None or policy is not None:
-            raise ConfigError("forward takes either a search, or looks and a policy; give one of the two")
+            raise ConfigError("forward got both a search and looks or a policy; give one of the two")
         if self.locator is None:
-            raise ConfigError("model.levels is 1, so there is no locator to search with; give 2 or more levels")
+            raise ConfigError("model.levels is 1, but a search needs a locator; give 2 or more levels")
         return search
 
     def see(self, scene: SceneBatch, regions: Regions) -> Seen:
-        """Glimpse regions of any mix of images and levels, and describe them."""
+        """Glimpse regions of any mix of images and levels, and extract their features."""
         described = self.describe(self.pixels(scene, regions, self.config.base_px), regions.level > 0)
         return Seen(self.position(described.pooled, regions.position_yxl), described.pooled, described.cell_map)
 
     def describe(
-        self,
-        pixels: Float[Tensor, "regions channels height width"],
-        is_region: Bool[Tensor, " regions"],
+        self, pixels: Float[Tensor, "regions channels height width"], is_region: Bool[Tensor, " regions"]
     ) -> Described:
-        """Run the backbone, with the batch norm statistics of whole images and of regions where they are kept apart.
+        """Run the backbone on normalised glimpses, with separate batch norm statistics if configured.
 
-        Args:
-            pixels: normalised glimpses.
-            is_region: which of them show regions rather than whole images; on the CPU.
+        ``is_region``, on the CPU, is true for regions and false for whole images.
         """
         norms = self.population_norms
         if norms is None:
@@ -270,15 +254,12 @@ class TNet(Model):
     def locate(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
     ) -> Float[Tensor, "scored cells"] | None:
-        """Location logits of the cells of regions.
+        """Return the location logits of the cells of ``scored`` regions (all by default); ``None`` if there are none.
 
         Args:
-            seen: what :meth:`see` made of them.
+            seen: result of :meth:`see`.
             regions: the regions.
-            scored: which of them to score; all of them if ``None``.
-
-        Returns:
-            Logits, normalised as configured, of the scored regions; ``None`` if none is.
+            scored: mask of the regions to score.
         """
         if scored is not None and not bool(scored.any()):
             return None
@@ -296,7 +277,7 @@ class TNet(Model):
         y_spans: Float[Tensor, "regions rows 2"],
         x_spans: Float[Tensor, "regions cols 2"],
     ) -> Float[Tensor, "regions cells"]:
-        """The tensor part of :meth:`locate`; spans as :func:`tnet.geometry.cell_spans` gives them."""
+        """Compute the tensor part of :meth:`locate`; spans are those of :func:`tnet.geometry.cell_spans`."""
         assert self.locator is not None
         config = self.config
         if config.locator.cells == "area":
@@ -306,7 +287,7 @@ class TNet(Model):
         return self.locator(cells, pooled)
 
     def answer(self, trail: Trail) -> TNetOutput:
-        """Aggregate and classify what a trail has collected."""
+        """Aggregate and classify the features of a trail."""
         rows, seen = trail.by_image()
         features = gather_rows(trail.features, rows, seen)
         on_device = None if seen is None else seen.to(features.device)
@@ -335,22 +316,16 @@ class TNet(Model):
         Float[Tensor, "batch dim"],
         Float[Tensor, "batch n"],
     ]:
-        """The tensor part of :meth:`answer`.
-
-        Returns:
-            Class logits, class logits of single features, the aggregated feature, and the weights of the features.
-        """
+        """Compute the tensor part of :meth:`answer`: logits, logits of single features, aggregate and its weights."""
         aggregate, weights = self.aggregation(features, seen)
-        # Dropout acts on single features independently (reference implementation).
+        # Dropout is independent for each single feature (as in the reference implementation).
         return self.classifier(self.dropout(aggregate)), self.classifier(self.dropout(features)), aggregate, weights
 
     def classify(
         self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Class logits from some of the features of each image together, without dropout.
+        """Return the class logits of any features of each image together, without dropout.
 
-        Args:
-            features: as :attr:`TNetOutput.features`, any number of them in any order.
-            seen: which of them count; all if ``None``.
+        Features where ``seen`` is false are ignored.
         """
         return self.classifier(self.aggregation(features, seen).feature)

@@ -15,11 +15,13 @@ from tnet.scenes.transform import ImageChange, TransformedScene
 if TYPE_CHECKING:
     from tnet.scenes.file import FileScene, SceneOptions, open_scene
     from tnet.scenes.overview import OverviewScene
+    from tnet.scenes.reading import ReadOptions
 
-_OF_FILES = {"FileScene": "file", "SceneOptions": "file", "open_scene": "file", "OverviewScene": "overview"}
+_OF_FILES = {"FileScene": "file", "SceneOptions": "file", "open_scene": "file"}
+_OF_FILES |= {"OverviewScene": "overview", "ReadOptions": "reading"}
 
-__all__ = ["BoxL0", "FileScene", "ImageChange", "LazyBatch", "MemoryScene", "OverviewScene", "Resize", "Scene"]
-__all__ += ["SceneBatch", "SceneOptions", "TensorBatch", "TransformedScene", "open_scene"]
+__all__ = ["BoxL0", "FileScene", "ImageChange", "LazyBatch", "MemoryScene", "OverviewScene", "ReadOptions", "Resize"]
+__all__ += ["Scene", "SceneBatch", "SceneOptions", "TensorBatch", "TransformedScene", "open_scene"]
 
 
 def __getattr__(name: str) -> Any:

@@ -134,11 +134,6 @@ class FileScene:
         return self.info.georeference
 
     @property
-    def properties(self) -> dict[str, str]:
-        """Further metadata, for people."""
-        return self.info.properties
-
-    @property
     def stats(self) -> cache.FileStats:
         """What this process has read of the file since it was opened, through any scene."""
         return cache.readers.stats(self._key or self._file_key())
