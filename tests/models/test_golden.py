@@ -35,8 +35,8 @@ def training_dtype(golden: Golden) -> torch.dtype:
     return torch.float64 if golden.meta["model"]["ds"] == "imagenet" else torch.float32
 
 
-# Plain networks whose backbones are also those of a TNet below.
-REPEATS = {"tiny_imagenet_bagnet77", "tiny_cub_b0_448"}
+# Covered by others in the default part: their backbones by those of the TNets, two levels by three.
+REPEATS = {"tiny_imagenet_bagnet77", "tiny_cub_b0_448", "tiny_fmow_tnet_448_l2"}
 CONFIGURATIONS = [
     pytest.param(name, marks=pytest.mark.slow) if name in {*FULL, *REPEATS} else name for name in (*TINY, *FULL)
 ]
