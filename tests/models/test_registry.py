@@ -138,8 +138,7 @@ def test_pretrained_applies_to_the_backbone(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["tnet.models", "tnet.objectives", "tnet.baselines.ips", "tnet.models.registry", "tnet.baselines.saccader"],
+    "module", ["tnet.baselines.ips", *(pytest.param(name, marks=pytest.mark.slow) for name in FIRST_IMPORTS)]
 )
 def test_model_kinds_are_complete_whatever_is_imported_first(module: str) -> None:
     code = (
