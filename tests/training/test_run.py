@@ -269,7 +269,7 @@ KILLED = """
 import sys
 from tests.helpers import tiny_recipe
 from tnet.training.run import train
-train(recipe_of_two(train={"images_per_epoch": 160}), sys.argv[1], progress=False)
+train(tiny_recipe(train={"epochs": 2, "images_per_epoch": 160}), sys.argv[1], progress=False)
 """
 
 
