@@ -55,6 +55,7 @@ class Log:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest; the command's own test draws."""
     monkeypatch.setattr(compare_module, "plot_comparison", lambda lines, folder: [])
+    monkeypatch.setattr(compare_module, "plot_training", lambda curves, path: path.touch())
 
 
 @pytest.fixture

@@ -80,13 +80,13 @@ def test_what_is_wrong_is_said_with_row_and_key(folder: Path, content: Any, mess
 
 
 def test_files_that_are_no_suite(folder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none.yaml cannot be read \(No such file"):
+    with pytest.raises(RecipeError, match="none.yaml"):
         load_suite(folder / "none.yaml")
     (folder / "b.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match="not UTF-8 text"):
+    with pytest.raises(RecipeError, match="UTF-8"):
         load_suite(folder / "b.yaml")
     (folder / "c.yaml").write_text("a: [")
-    with pytest.raises(RecipeError, match="not YAML"):
+    with pytest.raises(RecipeError, match="c.yaml line 1"):
         load_suite(folder / "c.yaml")
     (folder / "d.yaml").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(RecipeError, match="larger than"):
