@@ -86,7 +86,7 @@ def test_files_that_are_no_suite(folder: Path) -> None:
     with pytest.raises(RecipeError, match="not UTF-8 text"):
         load_suite(folder / "b.yaml")
     (folder / "c.yaml").write_text("a: [")
-    with pytest.raises(RecipeError, match="not YAML"):
+    with pytest.raises(RecipeError, match="invalid YAML"):
         load_suite(folder / "c.yaml")
     (folder / "d.yaml").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(RecipeError, match="larger than"):
