@@ -151,16 +151,6 @@ def test_top_of_equal_rows_is_the_leftmost() -> None:
     leftmost = next(label for label, y0, x0 in layout.digits if (y0, x0) == (0, 0))
     assert sorted(y0 for _, y0, _ in layout.digits) == [0, 0, 60, 60]
     assert int(dataset[0].target) == leftmost
-    assert layout.labels[layout.decisive("top")].tolist() == [leftmost]
-
-
-def test_decisive_digits_are_those_the_answer_rests_on() -> None:
-    layout = make().layout(2)
-    assert layout.decisive("majority").tolist() == [0, 1, 2]
-    assert set(layout.labels[layout.decisive("max")].tolist()) == {int(layout.labels.max())}
-    assert layout.decisive("multi").tolist() == [0, 1, 2, 3, 4]
-    rows = layout.digit_box_l0_yxyx[:, 0]
-    assert rows[layout.decisive("top")].tolist() == [rows.min()]
 
 
 @given(

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tnet.data.augment import Augment, AugmentConfig
-from tnet.data.folder import ImageFolder, LabelledImages, check_classes, open_split_folders, shorten
-from tnet.data.loading import number_classes_as
+from tnet.data.config import DataConfig
+from tnet.data.folder import ImageFolder, LabelledImages, check_classes, shorten
+from tnet.data.loading import number_classes_as, open_data
 from tnet.data.sample import collate
 from tnet.errors import ConfigError, DataError, ImageError
 from tnet.scenes.reading import ReadOptions
@@ -218,16 +220,20 @@ def test_dataset_pickles_small_and_whole(tmp_path: Path) -> None:
 # --- training and validation
 
 
+def open_folders(root: Path, channels: int = 3, **options: Any) -> tuple[LabelledImages, LabelledImages]:
+    config = DataConfig(root=str(root), augment=AugmentConfig(vertical_flip=True), **options)
+    train, val = open_data(config, channels, seed=3)
+    assert isinstance(train, LabelledImages) and isinstance(val, LabelledImages)
+    return train, val
+
+
 def test_split_folders_share_the_training_classes_and_only_training_is_augmented(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", b=2, a=1)
     make_folder(tmp_path / "val_imagenet_val", a=1, b=1)
-    augment = Augment(AugmentConfig(vertical_flip=True))
-    train, val = open_split_folders(
-        tmp_path, val="val_imagenet_val", classes=["b", "a"], augment=augment, reading=ReadOptions(channels=1)
-    )
-    assert train.classes == val.classes == ["b", "a"]
-    assert train.targets.tolist() == [0, 0, 1] and val.targets.tolist() == [0, 1]
-    assert train.augment is augment and val.augment is None
+    train, val = open_folders(tmp_path, channels=1, val="val_imagenet_val")
+    assert train.classes == val.classes == ["a", "b"]
+    assert train.targets.tolist() == [0, 1, 1] and val.targets.tolist() == [0, 1]
+    assert train.augment is not None and val.augment is None
     assert val[0].image.shape == train[0].image.shape == (1, 6, 8)
 
 
@@ -235,31 +241,28 @@ def test_missing_split_folder_lists_existing_ones(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=2)
     make_folder(tmp_path / "val_imagenet_val", a=1)
     with pytest.raises(DataError, match=r"/val is missing.* \(train, val_imagenet_val\), or set val to null"):
-        open_split_folders(tmp_path)
+        open_folders(tmp_path)
     with pytest.raises(DataError, match="nope is missing"):
-        open_split_folders(tmp_path, "nope", "val_imagenet_val")
+        open_folders(tmp_path, train="nope", val="val_imagenet_val")
     with pytest.raises(DataError, match="gone"):
-        open_split_folders(tmp_path / "gone")
+        open_folders(tmp_path / "gone")
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match=r"\(none\)"):
-        open_split_folders(tmp_path / "void")
+        open_folders(tmp_path / "void")
 
 
 def test_validation_classes_must_be_the_training_classes(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=1, b=1)
     make_folder(tmp_path / "val", a=1, c=1)
     with pytest.raises(DataError, match="val .*missing: 'b'; extra: 'c'"):
-        open_split_folders(tmp_path)
+        open_folders(tmp_path)
 
 
 def test_validation_images_split_off_the_training_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=10, b=5)
-    augment = Augment(AugmentConfig(vertical_flip=True))
-    train, val = open_split_folders(
-        tmp_path, val=None, val_fraction=0.4, augment=augment, reading=ReadOptions(max_side_px=4), seed=3
-    )
+    train, val = open_folders(tmp_path, val=None, val_fraction=0.4, max_side_px=4)
     assert Counter(val.targets.tolist()) == {0: 4, 1: 2} and Counter(train.targets.tolist()) == {0: 6, 1: 3}
-    assert train.augment is augment and val.augment is None
+    assert train.augment is not None and val.augment is None
     assert train.seed == val.seed == 3 and val[0].image.shape == (3, 3, 4)
     for part in (train, val):
         assert part.paths == sorted(part.paths)

@@ -9,7 +9,6 @@ from torch import nn
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError, GeometryError
 from tnet.evaluation.cost import (
-    MODULES,
     build_outline,
     cost_by_module,
     count_parameters,
@@ -19,7 +18,7 @@ from tnet.evaluation.cost import (
 )
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig
-from tnet.models.tnet import TNet
+from tnet.models.tnet import PARTS, TNet
 
 
 def tiny(**changes: object) -> TNet:
@@ -40,7 +39,7 @@ def tiny(**changes: object) -> TNet:
 def test_parts_cost_what_their_shapes_say() -> None:
     model = tiny()
     parts = {part.name: part for part in cost_by_module(model, 2)}
-    assert tuple(parts) == MODULES
+    assert tuple(parts) == PARTS
     glimpses, dim, classes, cells = 3, 12, 7, 9
     assert parts["position"].macs == glimpses * (2 * dim) * dim
     assert parts["classifier"].macs == (1 + glimpses) * dim * classes

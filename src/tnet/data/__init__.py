@@ -1,1 +1,1 @@
-"""Labelled images: made, from folders, from tables."""
+"""Labelled images: synthetic, in folders, in tables, and published datasets."""

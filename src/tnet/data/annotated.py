@@ -36,28 +36,18 @@ _CONTEXT = ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2
 class BoxFiles:
     """Boxes in one file per image, read on access.
 
-    Args:
-        images: paths of the images.
-        locate: returns the file of an image; must pickle.
-        read: reads the boxes from such a file; takes the file and its image; must pickle.
+    ``locate`` returns the file of an image, and ``read`` the boxes from that file and its image; both must pickle.
     """
 
     def __init__(
         self, images: Sequence[Path], locate: Callable[[Path], Path], read: Callable[[Path, Path], Boxes]
     ) -> None:
-        self.images = images
-        self.locate = locate
-        self.read = read
+        self.images, self.locate, self.read = images, locate, read
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Boxes:
-        """Read the boxes of one image.
-
-        Raises:
-            DataError: the file is damaged, or missing although it is required.
-        """
         return self._boxes_of(self.images[index])
 
     def __iter__(self) -> Iterator[Boxes]:
@@ -80,7 +70,7 @@ class AnnotatedImages(LabelledImages):
     """Labelled images with boxes.
 
     Attributes:
-        boxes: those of each image (:data:`Boxes`, possibly none), or None. :class:`BoxFiles` are read on access.
+        boxes: the (possibly zero) boxes of each image, or None if the dataset has no boxes.
         cover: whether random crops respect the boxes.
         crop: whether each sample is one box of an image, with ``box_context`` around it.
         box_context: see :func:`with_context`.
@@ -90,27 +80,21 @@ class AnnotatedImages(LabelledImages):
     def __init__(
         self,
         paths: Sequence[Path],
-        targets: Int[Tensor, " samples"],
+        targets: Int[Tensor, " samples"] | Sequence[int],
         classes: Sequence[str],
         *,
         boxes: Sequence[Boxes] | BoxFiles | None = None,
         class_names: Sequence[str] | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        """Store the lists; no file is opened.
-
-        Raises:
-            ConfigError: ``seed`` is negative.
-        """
-        super().__init__(paths, targets, classes, **options)
+        super().__init__(paths, torch.as_tensor(targets, dtype=torch.int64), classes, **options)
         self.boxes = boxes
-        self.cover = False
-        self.crop = False
+        self.cover = self.crop = False
         self.box_context: float | None = None
         self.class_names = list(classes if class_names is None else class_names)
 
     def order_classes(self, names: Sequence[str]) -> None:
-        """Renumber the classes and their readable names; see :meth:`LabelledImages.order_classes`."""
+        """Renumber the classes and their readable names."""
         readable = dict(zip(self.classes, self.class_names, strict=True))
         super().order_classes(names)
         self.class_names = [readable[name] for name in self.classes]
@@ -141,11 +125,8 @@ class AnnotatedImages(LabelledImages):
     def cropped_to_boxes(self, box_context: float | None = None) -> AnnotatedImages:
         """Return every box as a sample with the label of its image.
 
-        All boxes are read. Boxes with a side of up to 2 px are left out, and so are images without boxes. Split off
-        validation images first: boxes of one image should not end up on both sides.
-
-        Args:
-            box_context: see :func:`with_context`.
+        Boxes with a side of up to 2 px are left out. Split off validation images first: boxes of one image should not
+        end up on both sides.
 
         Raises:
             DataError: no image has boxes, or a file of boxes cannot be read.
@@ -178,7 +159,10 @@ class AnnotatedImages(LabelledImages):
             return TransformedScene(image, ImageChange(crop_yxyx=self._crop_box(index, image.size_hw)))
         y0, x0, y1, x1 = self._crop_box(index, (image.shape[1], image.shape[2]))
         size_hw = shrunk_size((y1 - y0, x1 - x0), options.max_side_px, options.max_short_side_px)
-        crop = _resize(image[:, y0:y1, x0:x1].contiguous(), size_hw)
+        crop = image[:, y0:y1, x0:x1].contiguous()
+        if size_hw != (y1 - y0, x1 - x0):
+            pixels = F.interpolate(crop[None].float(), size_hw, mode="bilinear", antialias=True, align_corners=False)
+            crop = pixels[0].round().clamp(0, 255).byte()
         return crop if options.prepare is None else options.prepare(crop)
 
     def _crop_box(self, index: int, size_hw: tuple[int, int]) -> BoxL0:
@@ -207,40 +191,18 @@ class AnnotatedImages(LabelledImages):
 
 
 def with_context(box_yxyx: Float[np.ndarray, "4"], size_hw: tuple[int, int], context: float | None) -> BoxL0:
-    """Return a box enlarged by some context, clipped to the image, in whole pixels.
+    """Return a box enlarged by ``context``, as a share of its own sides, clipped to the image, in whole pixels.
 
-    Args:
-        box_yxyx: in pixels of the image.
-        size_hw: height and width of the image.
-        context: how much wider and taller the box becomes, half of it on each side, as a share of its own width and
-            height. None is the rule of the published fMoW baseline, which gives small boxes more context: 0.15 for
-            boxes of at least half of the image's side, then 0.2 (from 0.4), 0.3 (from 0.3), 0.5 (from 0.2), 1 (from
-            0.1) and 2. Width is compared with width and height with height, as in the paper's reference implementation;
-            the baseline itself swaps the two.
+    None is the rule of the published fMoW baseline, which gives small boxes more context: 0.15 for boxes of at least
+    half of the image's side, then 0.2 (from 0.4), 0.3 (from 0.3), 0.5 (from 0.2), 1 (from 0.1) and 2. Width is compared
+    with width and height with height, as in the paper's reference implementation; the baseline itself swaps the two.
     """
     ends: list[tuple[int, int]] = []
     for axis, size in enumerate(size_hw):
         low, high = float(box_yxyx[axis]), float(box_yxyx[axis + 2])
         side = high - low
-        share = context
-        if share is None:
-            share = next(share for from_ratio, share in _CONTEXT if side / size >= from_ratio)
+        share = next(share for ratio, share in _CONTEXT if side / size >= ratio) if context is None else context
         buffer = int(side * share / 2)
         ends.append((max(0, math.floor(low) - buffer), min(size, math.ceil(high) + buffer)))
     (y0, y1), (x0, x1) = ends
     return y0, x0, y1, x1
-
-
-def class_targets(indices: Sequence[int]) -> Int[Tensor, " samples"]:
-    """Return class indices as a tensor."""
-    return torch.tensor(indices, dtype=torch.int64)
-
-
-def _resize(
-    image: UInt8[Tensor, "channels height width"], size_hw: tuple[int, int]
-) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Resize with antialiasing, if the size differs."""
-    if size_hw == tuple(image.shape[1:]):
-        return image
-    pixels = F.interpolate(image[None].float(), size_hw, mode="bilinear", antialias=True, align_corners=False)
-    return pixels[0].round().clamp(0, 255).byte()

@@ -1,14 +1,15 @@
 """Random augmentation of training images: flips, rotations, crops and colours; RandAugment; the published presets.
 
-What is drawn is a description (:class:`tnet.scenes.transform.ImageChange`), which is then applied to an image in memory
-or to a scene. It depends only on ``(seed, epoch, index)``, through :func:`sample_generator`: the number of workers and
-the order of loading change nothing, and a resumed run repeats the uninterrupted one.
+A change is drawn as a :class:`tnet.scenes.transform.ImageChange`, and then applied to an image in memory or a scene. It
+depends only on ``(seed, epoch, index)``, through :func:`sample_generator`: the number of workers and the order of
+loading change nothing, and a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,8 +26,6 @@ from tnet.scenes.transform import Colour, ImageChange, TransformedScene, change_
 
 Boxes = Num[Tensor, "boxes 4"] | Num[np.ndarray, "boxes 4"]
 """Boxes (y0, x0, y1, x1) in pixels of an image; ends exclusive."""
-
-_Box = tuple[float, float, float, float]
 
 # The orders of TensorFlow's Inception preprocessing.
 _COLOUR_CASES: tuple[tuple[PixelColour, ...], ...] = (
@@ -106,17 +105,13 @@ class AugmentConfig:
     rand_augment_magnitude: int = 9
 
     def __post_init__(self) -> None:
-        smallest, largest = self.crop_area
-        if not 0 < smallest <= largest <= 1:  # written so that NaN fails too
-            raise ConfigError(
-                f"crop_area is {self.crop_area}; give two shares of the area above 0 and up to 1, the smaller first, "
-                "such as (0.5, 1.0)"
-            )
-        smallest, largest = self.crop_aspect
-        if not 0 < smallest <= largest < math.inf:
-            raise ConfigError(
-                f"crop_aspect is {self.crop_aspect}; give two numbers above 0, the smaller first, such as (0.75, 1.33)"
-            )
+        for key, limit, remedy in (
+            ("crop_area", 1.0, "give two shares of the area above 0 and up to 1, the smaller first: (0.5, 1.0)"),
+            ("crop_aspect", sys.float_info.max, "give two numbers above 0, the smaller first: (0.75, 1.33)"),
+        ):
+            smallest, largest = getattr(self, key)
+            if not 0 < smallest <= largest <= limit:  # written so that NaN fails too
+                raise ConfigError(f"{key} is {getattr(self, key)}; {remedy}")
         limits = dict.fromkeys(("brightness", "contrast", "saturation", "translation", "crop_box_share"), 1.0)
         limits |= {"rotation": 180.0, "hue": 0.5, "rand_augment": 20, "rand_augment_magnitude": 30}
         for key, limit in limits.items():
@@ -168,11 +163,7 @@ sizes replace ``resize_px``. Brightness is 32 of 255 levels."""
 
 
 class Augment:
-    """Applies the random augmentation of a configuration.
-
-    Args:
-        config: which changes, and how strong.
-    """
+    """Applies the random augmentation of a configuration."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
@@ -183,35 +174,24 @@ class Augment:
         generator: torch.Generator,
         boxes: Boxes | None = None,
     ) -> UInt8[Tensor, "channels new_height new_width"] | TransformedScene:
-        """Augment one image or scene; the same generator state gives the same change for both.
+        """Augment one image (levels 0 to 255, 1 or 3 channels) or scene, without modifying or reading the original.
 
-        Args:
-            image: levels 0 to 255, one or three channels, not modified; or a scene, of which only the size is read.
-            generator: source of randomness, see :func:`sample_generator`.
-            boxes: as for :meth:`draw`.
-
-        Returns:
-            The changed image or scene; with crops, quarter turns or ``resize_px`` its size differs.
+        The same generator state (see :func:`sample_generator`) gives the same change for both. Crops show ``boxes`` as
+        ``crop_box_share`` requires; ``None`` or no boxes stand for the whole image.
 
         Raises:
-            ConfigError: a scene, and a change that needs a decoded image.
+            ConfigError: ``image`` is a scene, but a change needs a decoded image.
         """
         if isinstance(image, Scene):
             return TransformedScene(image, self.draw(image.size_hw, generator, boxes))
         return change_image(image, self.draw((image.shape[1], image.shape[2]), generator, boxes))
 
     def draw(self, size_hw: tuple[int, int], generator: torch.Generator, boxes: Boxes | None = None) -> ImageChange:
-        """Draw the change of one image.
-
-        Args:
-            size_hw: height and width in pixels.
-            generator: source of randomness, see :func:`sample_generator`.
-            boxes: boxes that crops should show, see ``crop_box_share``. The whole image if ``None`` or empty.
-        """
+        """Draw the change of one image; arguments: see :meth:`__call__`."""
         config = self.config
         # The order of the draws is part of what a seed means; new ones go last.
         return ImageChange(
-            crop_yxyx=self._crop(size_hw, generator, _box_list(size_hw, boxes)),
+            crop_yxyx=self._crop(size_hw, generator, boxes),
             horizontal_flip=config.horizontal_flip and bool(_integer(2, generator)),
             vertical_flip=config.vertical_flip and bool(_integer(2, generator)),
             quarter_turns=_integer(4, generator) if config.quarter_turns else 0,
@@ -227,13 +207,14 @@ class Augment:
         limit = self.config.rotation
         return _uniform(-limit, limit, generator) if limit else 0.0
 
-    def _crop(self, size_hw: tuple[int, int], generator: torch.Generator, boxes: list[_Box]) -> BoxL0 | None:
+    def _crop(self, size_hw: tuple[int, int], generator: torch.Generator, boxes: Boxes | None) -> BoxL0 | None:
         if self.config.crop_area == (1.0, 1.0):
             return None
+        to_show = [(0.0, 0.0, *size_hw)] if boxes is None or len(boxes) == 0 else boxes.tolist()
         draw = self._crop_by_absolute_aspect if self.config.crop_aspect_absolute else self._crop_by_relative_aspect
         for _ in range(self.config.crop_tries):
             crop = draw(size_hw, generator)
-            if crop is not None and _shows_box(crop, boxes, self.config.crop_box_share):
+            if crop is not None and _shows_box(crop, to_show, self.config.crop_box_share):
                 return crop
         return None
 
@@ -268,11 +249,8 @@ class Augment:
         colours = self._colour_case(generator) if config.colour_cases else ()
         angle = self._angle(generator) if config.rotation_fill == "black" else 0.0
         down, right = (_uniform(-1, 1, generator) * config.translation if config.translation else 0.0 for _ in "yx")
-        rand_augment = None
-        if config.rand_augment:
-            rand_augment = RandAugmentDraw(
-                config.rand_augment, config.rand_augment_magnitude, _integer(2**31, generator)
-            )
+        count, magnitude = config.rand_augment, config.rand_augment_magnitude
+        rand_augment = RandAugmentDraw(count, magnitude, _integer(2**31, generator)) if count else None
         return PixelChange(
             config.resize_px, method, colours, angle, (down, right), config.rotation_nearest, rand_augment
         )
@@ -287,14 +265,8 @@ class Augment:
 
     def _colours(self, generator: torch.Generator) -> tuple[tuple[Colour, float], ...]:
         """Draw a random order, and the strength of each change."""
-        config = self.config
-        spreads: list[tuple[Colour, float, float]] = [
-            ("brightness", 1.0, config.brightness),
-            ("contrast", 1.0, config.contrast),
-            ("saturation", 1.0, config.saturation),
-            ("hue", 0.0, config.hue),
-        ]
-        spreads = [entry for entry in spreads if entry[2] > 0]
+        names: tuple[Colour, ...] = ("brightness", "contrast", "saturation", "hue")
+        spreads = [(name, float(name != "hue"), spread) for name in names if (spread := getattr(self.config, name)) > 0]
         if not spreads:
             return ()
         order = (spreads[index] for index in torch.randperm(len(spreads), generator=generator).tolist())
@@ -302,29 +274,13 @@ class Augment:
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Return the source of randomness of one sample in one epoch.
-
-    Args:
-        seed: seed of the run, at least 0.
-        epoch: from 0.
-        index: of the sample in its dataset, from 0.
-
-    Returns:
-        A new CPU generator, the same for the same three numbers in every process.
-    """
-    # SeedSequence mixes the three: neighbouring seeds, epochs and indices give unrelated streams.
-    # PyTorch's CPU generator uses only 32 bits of a seed.
+    """Return a CPU generator for one sample in one epoch, the same in every process; all numbers are at least 0."""
+    # SeedSequence gives neighbouring numbers unrelated streams; PyTorch's CPU generator uses only 32 bits of a seed.
     (seed32,) = np.random.SeedSequence((seed, epoch, index)).generate_state(1)
     return torch.Generator().manual_seed(int(seed32))
 
 
-def _box_list(size_hw: tuple[int, int], boxes: Boxes | None) -> list[_Box]:
-    if boxes is None or len(boxes) == 0:
-        return [(0.0, 0.0, *size_hw)]
-    return [(y0, x0, y1, x1) for y0, x0, y1, x1 in boxes.tolist()]
-
-
-def _shows_box(crop: BoxL0, boxes: list[_Box], share: float) -> bool:
+def _shows_box(crop: BoxL0, boxes: Sequence[Sequence[float]], share: float) -> bool:
     """Return whether a crop shows at least this share of the area of one of the boxes."""
     if not share:
         return True

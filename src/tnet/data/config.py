@@ -85,10 +85,6 @@ class DataConfig:
                     f"data.{name} is {getattr(self, name)}, but lazily read images are not changed; set it to null, or "
                     "data.read to memory"
                 )
-        if self.max_short_side_px is not None and self.max_short_side_px < 1:
-            raise ConfigError(
-                f"data.max_short_side_px is {self.max_short_side_px}; give at least 1, or null to keep the size"
-            )
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but synthetic digits are not in files; set it to auto")
         if self.boxes != "none" and self.kind in _GENERAL_KINDS:
@@ -100,6 +96,6 @@ class DataConfig:
                 f"data.box_context is {self.box_context} and data.boxes is {self.boxes}; give 0 to {_MAX_CONTEXT:g} "
                 "with data.boxes: crop, else null"
             )
-        for name in ("lazy_above_px", "overview_px"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; give at least 0")
+        for name, least in (("max_short_side_px", 1), ("lazy_above_px", 0), ("overview_px", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"data.{name} is {value}; give at least {least}")

@@ -33,7 +33,7 @@ _SMALLEST = {
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """What the images show, and the question about them.
+    """Content of the synthetic images, and the question about them.
 
     Images do not depend on ``task``: one seed gives the same images with four kinds of label.
 
@@ -117,23 +117,16 @@ class DigitsConfig:
 
 @dataclass(frozen=True, eq=False)
 class DigitLayout:
-    """Positions of digits and clutter on one image.
+    """Positions of digits and clutter on one image, in the order of pasting.
 
-    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (full resolution), ends exclusive, in the order of pasting.
-
-    Attributes:
-        labels: class of each digit; the ``target_copies`` digits of the target class come first.
-        glyphs: index of each digit in the split's glyph bank.
-        digit_box_l0_yxyx: boxes of the digits, which never overlap each other.
-        clutter_patterns: index of each piece in the seed's clutter bank.
-        clutter_box_l0_yxyx: boxes of the pieces, which may overlap each other and the digits.
+    Boxes are ``(y0, x0, y1, x1)`` in pixels of the canvas (full resolution), ends exclusive.
     """
 
-    labels: Int64[np.ndarray, " digits"]
-    glyphs: Int64[np.ndarray, " digits"]
-    digit_box_l0_yxyx: Int64[np.ndarray, "digits 4"]
-    clutter_patterns: Int64[np.ndarray, " pieces"]
-    clutter_box_l0_yxyx: Int64[np.ndarray, "pieces 4"]
+    labels: Int64[np.ndarray, " digits"]  # the target_copies digits of the target class come first
+    glyphs: Int64[np.ndarray, " digits"]  # index of each digit in the split's glyph bank
+    digit_box_l0_yxyx: Int64[np.ndarray, "digits 4"]  # never overlap
+    clutter_patterns: Int64[np.ndarray, " pieces"]  # index of each piece in the seed's clutter bank
+    clutter_box_l0_yxyx: Int64[np.ndarray, "pieces 4"]  # may overlap each other and the digits
 
     @property
     def digits(self) -> list[tuple[int, int, int]]:
@@ -155,26 +148,12 @@ class DigitLayout:
             digit = min((y0, x0, label) for label, y0, x0 in self.digits)[2]
         return torch.tensor(digit, dtype=torch.int64)
 
-    def decisive(self, task: Task) -> Int64[np.ndarray, " decisive"]:
-        """Return the indices in ``labels`` of the digits that decide the answer; all of them for ``multi``."""
-        if task == "multi":
-            return np.arange(len(self.labels))
-        if task == "top":
-            return np.lexsort((self.digit_box_l0_yxyx[:, 1], self.digit_box_l0_yxyx[:, 0]))[:1].astype(np.int64)
-        return np.flatnonzero(self.labels == int(self.answer(task)))
-
 
 class MegapixelDigits(Dataset[Sample]):
     """Synthetic images of a few digits among clutter.
 
     The same configuration, split and index give the same bytes in every process with the same release of NumPy (other
-    releases rarely draw other numbers).
-
-    Attributes:
-        config: what the images show, and the question.
-        split: the three splits share clutter patterns, but no source digits.
-        classes: ``"0"`` to ``"9"``.
-        multilabel: whether targets are ten 0/1 values (task ``multi``).
+    releases rarely draw other numbers). The three splits share clutter patterns, but no source digits.
 
     Raises:
         ConfigError: ``split`` is not one of train, val, test.
@@ -199,11 +178,7 @@ class MegapixelDigits(Dataset[Sample]):
         return self.config.images(self.split)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``.
-
-        Raises:
-            IndexError: ``index`` is not within 0 to ``len(self) - 1``.
-        """
+        """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
         return Sample(
             image=torch.from_numpy(self._draw(layout)[None]),
@@ -212,11 +187,7 @@ class MegapixelDigits(Dataset[Sample]):
         )
 
     def layout(self, index: int) -> DigitLayout:
-        """Return the layout of one image without drawing it.
-
-        Raises:
-            IndexError: ``index`` is not within 0 to ``len(self) - 1``.
-        """
+        """Return the layout of one image without drawing it."""
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; the {self.split} split has images 0 to {len(self) - 1}")
@@ -256,7 +227,7 @@ class MegapixelDigits(Dataset[Sample]):
 
 
 def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.ndarray, " digits"]:
-    """Draw the target class, repeated ``target_copies`` times, then others among the classes below their limit."""
+    """Draw the target class, repeat it ``target_copies`` times, and draw others among the classes below their limit."""
     target = int(rng.integers(CLASSES))
     labels = [target] * config.target_copies
     room = [0 if digit == target else config.other_copies_limit for digit in range(CLASSES)]

@@ -1,7 +1,6 @@
-"""Text files that come with datasets, read within bounds: lists, JSON, and the paths named in them.
+"""Untrusted text files of datasets: lists, JSON, and the paths named in them.
 
-The files come from outside: sizes are checked before reading, errors name file and line, and paths that leave the
-dataset's folder are rejected.
+Sizes are limited, errors name file and line, and paths that leave the dataset's folder are rejected.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tnet.data.annotated import AnnotatedImages, Boxes, class_targets
-from tnet.data.folder import ImageOptions, shorten
+from tnet.data.annotated import AnnotatedImages, Boxes
+from tnet.data.folder import ImageOptions
 from tnet.data.published import MINIATURE_BOX_YXYX, PublishedDataset, write_image
 from tnet.errors import DataError
-from tnet.scenes.find import image_exists
 
 MAX_LIST_BYTES = 64 * 2**20
 """Size limit of a list in bytes; the longest published one has 4 MB."""
@@ -30,11 +28,7 @@ _MAX_COORDINATE_PX = 1e7
 
 
 def read_text(path: Path, max_bytes: int = MAX_LIST_BYTES) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        DataError: it is missing, unreadable, larger than ``max_bytes`` or not UTF-8.
-    """
+    """Read a UTF-8 text file, or raise a :class:`DataError` if it is missing, unreadable, too large or not UTF-8."""
     try:
         with path.open("rb") as stream:
             content = stream.read(max_bytes + 1)
@@ -53,13 +47,7 @@ def read_text(path: Path, max_bytes: int = MAX_LIST_BYTES) -> str:
 
 
 def read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number (from 1) and values of each non-empty line.
-
-    Values are separated by whitespace; the last one takes the rest of the line.
-
-    Raises:
-        DataError: as for :func:`read_text`, or a line has fewer values.
-    """
+    """Yield line number (from 1) and values of each non-empty line; the last value takes the rest of the line."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         values = line.split(maxsplit=columns - 1)
         if not values:
@@ -73,11 +61,7 @@ def read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_keyed_rows(path: Path, columns: int) -> dict[str, tuple[int, list[str]]]:
-    """Return line number and remaining values of each row by its first value.
-
-    Raises:
-        DataError: as for :func:`read_rows`, or a first value appears twice.
-    """
+    """Return line number and remaining values of each row by its first value, which must be unique."""
     rows: dict[str, tuple[int, list[str]]] = {}
     for number, (key, *values) in read_rows(path, columns):
         if key in rows:
@@ -87,11 +71,7 @@ def read_keyed_rows(path: Path, columns: int) -> dict[str, tuple[int, list[str]]
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: as for :func:`read_text`, or it is not JSON.
-    """
+    """Read a JSON file, or raise a :class:`DataError`."""
     text = read_text(path, max_bytes)
     try:
         return json.loads(text)
@@ -100,26 +80,14 @@ def read_json(path: Path, max_bytes: int) -> Any:
 
 
 def parse_whole_number(text: str, path: Path, line: int) -> int:
-    """Parse a whole number from 0 with up to 9 digits.
-
-    Raises:
-        DataError: it is something else; the message names file and line.
-    """
+    """Parse a whole number of up to 9 digits, or raise a :class:`DataError` that names file and line."""
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise DataError(f"{path} has {text[:80]!r} in line {line}, which is not a whole number; correct it")
     return int(text)
 
 
 def parse_box(values: Sequence[Any], where: str) -> tuple[float, float, float, float]:
-    """Convert a box ``x, y, width, height`` to ``(y0, x0, y1, x1)``, in pixels, ends exclusive.
-
-    Args:
-        values: numbers, or text.
-        where: where they stand, for the message.
-
-    Raises:
-        DataError: they are not a box.
-    """
+    """Convert a box ``x, y, width, height`` (numbers or text) to ``(y0, x0, y1, x1)``, in pixels, ends exclusive."""
     try:
         x, y, width, height = (math.nan if isinstance(value, bool) else float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
@@ -131,11 +99,7 @@ def parse_box(values: Sequence[Any], where: str) -> tuple[float, float, float, f
 
 
 def resolve_within(folder: Path, relative: str, source: Path, line: int | None = None) -> Path:
-    """Return a path that the file ``source`` names relative to ``folder``.
-
-    Raises:
-        DataError: it is absolute, or leads out of the folder.
-    """
+    """Resolve a path named in the file ``source``, or raise a :class:`DataError` if it is not inside ``folder``."""
     parts = relative.split("/")
     if not relative or ".." in parts or relative.startswith("/") or any(sign in relative for sign in "\\:\0"):
         place = f" in line {line}" if line else ""
@@ -148,29 +112,20 @@ def resolve_within(folder: Path, relative: str, source: Path, line: int | None =
 
 @dataclass(frozen=True)
 class ListedImages:
-    """The lists of CUB-200-2011 and NABirds, in the order of ``images.txt``.
+    """The lists of CUB-200-2011 and NABirds, with one entry per image in the order of ``images.txt``."""
 
-    Attributes:
-        root: folder of the lists.
-        paths: one per image.
-        class_ids: one per image, as in the files.
-        in_training: whether an image belongs to the training split (else to the test split).
-        boxes_yxyx: one per image.
-        class_names: by id; includes classes without images.
-    """
-
-    root: Path
     paths: list[Path]
-    class_ids: list[int]
-    in_training: list[bool]
+    class_ids: list[int]  # as in the files
+    in_training: list[bool]  # else in the test split
     boxes_yxyx: list[tuple[float, float, float, float]]
-    class_names: dict[int, str]
+    class_names: dict[int, str]  # by id; includes classes without images
 
 
 class ListedDataset(PublishedDataset):
     """A dataset whose images, labels, splits and boxes are in the text files of CUB-200-2011."""
 
     marker = "images.txt"
+    lists_images = True
 
     @abstractmethod
     def classes(self, lists: ListedImages) -> dict[int, str]:
@@ -187,22 +142,11 @@ class ListedDataset(PublishedDataset):
         boxes: list[Boxes] = [np.array([lists.boxes_yxyx[row]], dtype=np.float64) for row in rows]
         return AnnotatedImages(
             [lists.paths[row] for row in rows],
-            class_targets([index_of[lists.class_ids[row]] for row in rows]),
+            [index_of[lists.class_ids[row]] for row in rows],
             list(classes.values()),
             boxes=boxes,
             **options,
         )
-
-    def open_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
-        """List the images of a split, and check that they exist."""
-        images = self.list_split(root, split, options)
-        missing = [str(path) for path in images.paths if not image_exists(path)]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of the {len(images)} images listed in {root} are missing: {shorten(missing)}; restore "
-                f"them, or list everything that is missing with: tnet data check {self.name}"
-            )
-        return images
 
     def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
         """Return the class names in the order of their ids."""
@@ -224,11 +168,7 @@ class ListedDataset(PublishedDataset):
 
 
 def read_image_lists(root: Path) -> ListedImages:
-    """Read the lists of images, labels, splits, boxes and classes.
-
-    Raises:
-        DataError: a file is missing, has an invalid line, names a path outside the dataset, or lacks an image.
-    """
+    """Read the lists of images, labels, splits, boxes and classes, or raise a :class:`DataError` naming the line."""
     images_path, names_path, labels_path, split_path, boxes_path = (
         root / f"{name}.txt"
         for name in ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes")
@@ -249,7 +189,6 @@ def read_image_lists(root: Path) -> ListedImages:
             raise DataError(f"{split_path} has {value[:80]!r} in line {line}; it must be 1 or 0")
         in_training.append(value == "1")
     return ListedImages(
-        root,
         [resolve_within(root / "images", name, images_path, line) for line, (name,) in images.values()],
         class_ids,
         in_training,

@@ -5,11 +5,10 @@
     test_gt/airport/airport_0/airport_0_0_rgb.json ...                         true metadata of the test images
     test_gt_mapping.json        [{"input": "test_gt/airport/airport_0", "output": "test/0011978"}, ...]
 
-A folder such as ``airport_0`` is one place at several times. Beside each ``_rgb`` image (pan-sharpened) lies a
-``_msrgb`` one (from the multispectral bands, coarser). ``bounding_boxes`` of the metadata holds one or more boxes
-``[x, y, width, height]`` with ID and category. As in the paper's reference implementation, the boxes of an image are
-those of its own category, without the one with ID -1 and those completely outside the image. ``false_detection`` is a
-category of test folders, but not a class.
+A folder such as ``airport_0`` is one place at several times, with pan-sharpened ``_rgb`` images and coarser ``_msrgb``
+ones. ``bounding_boxes`` of the metadata holds boxes ``[x, y, width, height]`` with ID and category. As in the paper's
+reference implementation, the boxes of an image have its own category and an ID other than -1, and are not completely
+outside the image. ``false_detection`` is a category of test folders, but not a class.
 
 A test split that was sorted into category folders with the mapping is read like ``train``.
 """
@@ -27,7 +26,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tnet.data import published
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles
 from tnet.data.file_lists import parse_box, read_json, resolve_within
 from tnet.data.folder import ImageOptions, shorten
 from tnet.data.published import PUBLISHED, PublishedDataset, is_empty, missing_files
@@ -46,8 +45,7 @@ wind_farm zoo
 """
 
 CATEGORIES = tuple(_NAMES.split())
-"""The classes in the order of their indices, which is that of the baseline and of the paper's checkpoints (not quite
-alphabetical)."""
+"""The classes in the (not quite alphabetical) order of the baseline and the paper's checkpoints."""
 
 NO_CLASS = "false_detection"
 
@@ -61,8 +59,7 @@ _TRUTH_FOLDERS = ("", "groundtruth")  # where archives of the true metadata are 
 class Fmow(PublishedDataset):
     """fMoW-rgb; splits ``train``, ``val`` and ``test``, all with all 62 classes, one or more boxes per image.
 
-    Images are whole scenes; use :meth:`AnnotatedImages.cropped_to_boxes` for one sample per box. Metadata is read when
-    boxes are asked for.
+    Images are whole scenes; use :meth:`AnnotatedImages.cropped_to_boxes` for one sample per box.
     """
 
     name = "fmow"
@@ -78,18 +75,7 @@ class Fmow(PublishedDataset):
     def list_split(
         self, root: Path, split: str, options: ImageOptions, *, variant: Literal["rgb", "msrgb"] = "rgb"
     ) -> AnnotatedImages:
-        """List the images of a split.
-
-        Args:
-            root: the folder of ``train``.
-            split: ``train``, ``val`` or ``test``.
-            options: as for :class:`AnnotatedImages`.
-            variant: which of the two images of each place and time.
-
-        Raises:
-            DataError: a folder is missing or empty, a category is unknown, or the mapping of test images is missing or
-                damaged.
-        """
+        """List the images of a split; ``variant`` selects one of the two images of each place and time."""
         folder = root / split
         if not folder.is_dir():
             raise DataError(
@@ -106,7 +92,7 @@ class Fmow(PublishedDataset):
         paths = [path for path, _ in labelled]
         return AnnotatedImages(
             paths,
-            class_targets([_INDEX[category] for _, category in labelled]),
+            [_INDEX[category] for _, category in labelled],
             CATEGORIES,
             boxes=BoxFiles(paths, locate, read_boxes_json),
             **options,
@@ -144,11 +130,7 @@ FMOW = PUBLISHED.register(Fmow.name)(Fmow())
 
 
 def read_boxes_json(path: Path, image: Path) -> Boxes:
-    """Return the boxes of a metadata file that have the category in its path.
-
-    Raises:
-        DataError: the file is missing, damaged or too large.
-    """
+    """Return the boxes of a metadata file that have the category in its path."""
     metadata = read_json(path, _MAX_METADATA_BYTES)
     boxes = metadata.get("bounding_boxes") if isinstance(metadata, dict) else None
     boxes = [boxes] if isinstance(boxes, dict) else boxes
@@ -166,9 +148,8 @@ def read_boxes_json(path: Path, image: Path) -> Boxes:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    return sorted(
-        (entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda entry: entry.name
-    )
+    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

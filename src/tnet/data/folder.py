@@ -20,35 +20,27 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
-from tnet.scenes.find import find_images, is_image_folder, is_image_path
+from tnet.scenes.find import find_images, image_exists, is_image_folder, is_image_path
 from tnet.scenes.reading import ReadOptions
 
 
-class SharedOptions(TypedDict, total=False):
-    """Options that training and validation images share; see :class:`LabelledImages`."""
+class ImageOptions(TypedDict, total=False):
+    """Options of every dataset of image files; see :class:`LabelledImages`."""
 
     reading: ReadOptions
+    augment: Augment | None
     seed: int
 
 
-class ImageOptions(SharedOptions, total=False):
-    """Options of every dataset of image files; see :class:`LabelledImages`."""
-
-    augment: Augment | None
-
-
 class LabelledImages(Dataset[Sample]):
-    """Image files with known targets, decoded (or opened as a scene) when a sample is asked for.
+    """Image files with targets, decoded (or opened as a scene) on access.
 
     Augmentation depends on ``(seed, epoch, index)`` only. Call :meth:`set_epoch` before each epoch in the process that
-    owns the data loader. Its workers hold copies made when the iteration starts, so the loader must not keep workers
-    from one epoch to the next (``persistent_workers=False``), or they would repeat the first epoch.
+    owns the data loader, and do not keep its workers from one epoch to the next (``persistent_workers=False``): their
+    copies would repeat the first epoch.
 
     Attributes:
-        paths: one per image.
-        targets: class indices ``[samples]`` (``int64``), or one 0/1 value per class ``[samples, classes]``
-            (``float32``).
-        multilabel: whether an image can have several labels.
+        targets: class indices ``[samples]`` (``int64``), or 0/1 values ``[samples, classes]`` (``float32``).
         classes: names, by class index.
         reading: how files become tensors or scenes.
         augment: random augmentation, or None.
@@ -66,11 +58,7 @@ class LabelledImages(Dataset[Sample]):
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        """Store the lists; no file is opened.
-
-        Raises:
-            ConfigError: ``seed`` is negative.
-        """
+        """Store the lists; no file is opened."""
         if seed < 0:
             raise ConfigError(f"seed is {seed}; give at least 0")
         self.paths = list(paths)
@@ -83,15 +71,11 @@ class LabelledImages(Dataset[Sample]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that starts next, from 0; it decides, with the seed, how images are augmented."""
+        """Set the next epoch, from 0, which determines the augmentation together with the seed."""
         self.epoch = epoch
 
     def order_classes(self, names: Sequence[str]) -> None:
-        """Renumber the classes, for example in the order of a model.
-
-        Raises:
-            DataError: ``names`` are not the same classes.
-        """
+        """Renumber the classes, for example in the order of a model; ``names`` must be the same classes."""
         if sorted(names) != sorted(self.classes):
             raise DataError(f"the classes {shorten(names)} are not those of the data, {shorten(self.classes)}")
         old = [self.classes.index(name) for name in names]
@@ -105,7 +89,7 @@ class LabelledImages(Dataset[Sample]):
         """Return one augmented image, or a scene with the same augmentation.
 
         Raises:
-            ImageError: the image cannot be read; for a scene possibly only when it is seen.
+            ImageError: the image cannot be read; scenes may raise it only when they are glimpsed.
             IndexError: ``index`` is out of range.
         """
         if not -len(self) <= index < len(self):
@@ -133,23 +117,18 @@ class LabelledImages(Dataset[Sample]):
         return part
 
     def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-        """Split the images in two, for training and validation.
+        """Split off a fraction of the images, for validation and without augmentation; the order is kept.
 
         The split depends on a hash of ``split_seed`` and each path below the common folder: it is the same on every
-        machine and in any order of files, and changes little when images are added. With one label per image, every
-        class gives its share, at least one image, and keeps at least one. Images of one patient, place or film may end
-        up on both sides; if that matters, split by hand.
-
-        Args:
-            fraction: share of the images to split off, above 0 and below 1.
-            split_seed: selects the split; separate from ``seed``, so runs with different seeds are validated on the
-                same images.
+        machine and in any order of files, and changes little when images are added. It does not depend on ``seed``.
+        With one label per image, every class is split, and at least one image goes to each side. Images of one patient,
+        place or film may end up on both sides; if that matters, split by hand.
 
         Returns:
-            The remaining images with the augmentation, and those split off without; both in the order they had.
+            The remaining images, and the ones split off.
 
         Raises:
-            ConfigError: ``fraction`` is out of range.
+            ConfigError: ``fraction`` is not between 0 and 1.
             DataError: a class has a single image, or there are too few images.
         """
         if not 0 < fraction < 1:
@@ -159,9 +138,7 @@ class LabelledImages(Dataset[Sample]):
         # Links are not followed: their targets may have other names on another machine.
         paths = [Path(os.path.abspath(path)) for path in self.paths]  # noqa: PTH100
         common = os.path.commonpath([path.parent for path in paths])
-        order = sorted(
-            range(len(self)), key=lambda index: _hash(split_seed, os.path.relpath(paths[index], common), index)
-        )
+        order = sorted(range(len(self)), key=lambda index: (_hash(split_seed, paths[index], common), index))
         strata: dict[int, list[int]] = {}
         for index in order:
             strata.setdefault(0 if self.multilabel else int(self.targets[index]), []).append(index)
@@ -181,29 +158,20 @@ class ImageFolder(LabelledImages):
     """A folder with one subfolder per class: ``root/<class>/**/<image>``.
 
     Files and folders whose name starts with a dot are skipped, and so are images in ``root`` beside the class folders.
-
-    Attributes:
-        root: the folder.
     """
 
     def __init__(
-        self,
-        root: str | os.PathLike[str],
-        *,
-        classes: Sequence[str] | None = None,
-        **options: Unpack[ImageOptions],
+        self, root: str | os.PathLike[str], *, classes: Sequence[str] | None = None, **options: Unpack[ImageOptions]
     ) -> None:
         """List the images; no file is opened.
 
         Args:
             root: the folder of class folders.
-            classes: names that the class folders must have, by class index; default: the sorted names of the folders.
-            options: as for :class:`LabelledImages`.
+            classes: required names of the class folders, by class index; defaults to their sorted names.
+            options: see :class:`LabelledImages`.
 
         Raises:
-            DataError: the folder is missing, has no class folders or other ones than ``classes``, or a class folder has
-                no images.
-            ConfigError: ``seed`` is negative.
+            DataError: the folder is missing, its class folders are missing or not ``classes``, or one has no images.
         """
         self.root = Path(root)
         folders = _class_folders(self.root)
@@ -221,35 +189,8 @@ class ImageFolder(LabelledImages):
         super().__init__(paths, torch.tensor(targets, dtype=torch.int64), names, **options)
 
 
-def open_split_folders(
-    root: str | os.PathLike[str],
-    train: str = "train",
-    val: str | None = "val",
-    *,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    classes: Sequence[str] | None = None,
-    augment: Augment | None = None,
-    **options: Unpack[SharedOptions],
-) -> tuple[LabelledImages, LabelledImages]:
-    """Open the training and validation images of ``root/<train>/<class>`` and ``root/<val>/<class>``.
-
-    Args:
-        root: the folder that holds both.
-        train: name of the training folder.
-        val: name of the validation folder; None splits off training images instead.
-        val_fraction: share to split off if ``val`` is None; see :meth:`LabelledImages.split_off`.
-        split_seed: as for :meth:`LabelledImages.split_off`.
-        classes: as for :class:`ImageFolder`; the validation folder must have the training folder's classes.
-        augment: random augmentation of the training images.
-        options: as for :class:`LabelledImages`.
-
-    Raises:
-        DataError: a folder is missing (the message lists existing ones), its classes do not match, or as for
-            :class:`ImageFolder`.
-        ConfigError: ``val_fraction`` or ``seed`` is out of range.
-    """
-    root = Path(root)
+def check_split_folders(root: Path, train: str, val: str | None) -> None:
+    """Raise a :class:`DataError`, which lists the existing folders, if one of the two is missing."""
     folders = _subfolders(root)
     for role, name in (("training", train), ("validation", val)):
         if name is not None and not (root / name).is_dir():
@@ -258,18 +199,10 @@ def open_split_folders(
                 f"the folder of {role} images {root / name} is missing; give one of the folders in {root} "
                 f"({', '.join(folders) or 'none'}){hint}"
             )
-    train_images = ImageFolder(root / train, classes=classes, augment=augment, **options)
-    if val is None:
-        return train_images.split_off(val_fraction, split_seed=split_seed)
-    return train_images, ImageFolder(root / val, classes=train_images.classes, **options)
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
-    """Return the names as a list.
-
-    Raises:
-        DataError: the list is empty, or a name is empty or repeated.
-    """
+    """Return the names as a list, or raise a :class:`DataError` if there are none, or one is empty or repeated."""
     if not classes:
         raise DataError("the list of classes is empty; give at least one class, or leave the list out")
     if not all(classes):
@@ -280,15 +213,25 @@ def check_classes(classes: Sequence[str]) -> list[str]:
     return list(classes)
 
 
+def check_images_exist(paths: Sequence[Path], source: str, remedy: str) -> None:
+    """Raise a :class:`DataError` if images listed in ``source`` are missing."""
+    missing = [str(path) for path in paths if not image_exists(path)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(paths)} images listed in {source} are missing: {shorten(missing)}; restore "
+            f"them, or {remedy}"
+        )
+
+
 def shorten(names: Sequence[str], most: int = 3) -> str:
     """Quote the first few names and count the others."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _hash(split_seed: int, relative: str, index: int) -> tuple[bytes, int]:
-    text = f"{split_seed}/{Path(relative).as_posix()}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest(), index
+def _hash(split_seed: int, path: Path, folder: str) -> bytes:
+    text = f"{split_seed}/{path.relative_to(folder).as_posix()}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _subfolders(root: Path) -> list[str]:

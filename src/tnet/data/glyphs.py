@@ -1,7 +1,7 @@
 """Small images to paste on a canvas: handwritten digits, and line-segment clutter.
 
-Digits come from MNIST's IDX files if a folder is given, else from scikit-learn's bundled set. Both become banks of 28
-px glyphs; train, val and test share none. Everything is cached per process and read-only, so datasets pickle cheaply.
+Digits come from MNIST's IDX files if a folder is given, else from scikit-learn's bundled set; train, val and test share
+none. Everything is cached per process and read-only, so datasets pickle cheaply.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
 
@@ -40,17 +39,11 @@ _CLUTTER_STREAM = len(SPLITS)  # images use the spawn keys (split number, index)
 
 @dataclass(frozen=True, eq=False)
 class GlyphBank:
-    """The glyphs of one split.
+    """The glyphs of one split; read-only."""
 
-    Attributes:
-        pixels: grey levels 0 to 255, white on black, read-only.
-        labels: the digit on each glyph, 0 to 9.
-        of_class: indices of the glyphs of each class in ``pixels``; never empty.
-    """
-
-    pixels: UInt8[np.ndarray, "glyphs 28 28"]
+    pixels: UInt8[np.ndarray, "glyphs 28 28"]  # white on black
     labels: Int64[np.ndarray, " glyphs"]
-    of_class: Sequence[Int64[np.ndarray, " _"]]
+    of_class: Sequence[Int64[np.ndarray, " _"]]  # indices of the glyphs of each class; never empty
 
     def resized(self, glyph: int, side_px: int) -> UInt8[np.ndarray, "side side"]:
         """Return a glyph resized to ``side_px`` pixels (bilinear, antialiased when downscaled)."""
@@ -65,11 +58,7 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
     """Return the glyphs of one split, read once per process.
 
     MNIST: ``test`` is the t10k files, ``val`` the last sixth (10,000) of the train files, ``train`` the rest.
-    scikit-learn: 60, 20 and 20 percent of each class, in an order independent of seed and library version.
-
-    Args:
-        mnist_dir: a folder with the IDX files, flat, in ``raw/`` or in ``MNIST/raw/``; ``None`` for scikit-learn's.
-        split: ``train``, ``val`` or ``test``.
+    scikit-learn (``mnist_dir`` is None): 60, 20 and 20 percent of each class, independent of seed and library version.
 
     Raises:
         DataError: a file is missing or damaged, or a class has no glyph in this split.
@@ -102,10 +91,6 @@ def clutter_bank(seed: int, side_px: int) -> UInt8[np.ndarray, "patterns side si
     A pattern is a line from a corner, ``y = slope * x`` at ``2 * side_px`` points with
     ``slope = tan(u * pi / 2.5)``, combined with the line of another pattern, flipped on each axis with probability
     0.33, at one grey level of 0.8 to 1 times white (as in the Megapixel-MNIST task, for 28 px and 56 points).
-
-    Args:
-        seed: seed of the dataset.
-        side_px: side of a pattern, at least 2.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CLUTTER_STREAM,)))
     slopes = np.tan(rng.random(CLUTTER_BANK) * np.pi / 2.5)
@@ -146,15 +131,12 @@ def _bundled_split(labels: Int64[np.ndarray, " glyphs"], split: Split) -> Int64[
     """Return the indices of one split: per class, in the order of a hash of the index, cut at 60 and 80 percent."""
     kept = []
     for digit in range(CLASSES):
-        members = sorted(np.flatnonzero(labels == digit).tolist(), key=_index_hash)
+        members = np.flatnonzero(labels == digit).tolist()
+        members.sort(key=lambda index: hashlib.sha256(str(index).encode()).digest())
         cuts = {"train": (0, 60), "val": (60, 80), "test": (80, 100)}[split]
         first, end = (len(members) * percent // 100 for percent in cuts)
         kept.extend(members[first:end])
     return np.array(sorted(kept), dtype=np.int64)
-
-
-def _index_hash(index: int) -> bytes:
-    return hashlib.sha256(str(index).encode()).digest()
 
 
 @lru_cache(maxsize=4)
@@ -190,7 +172,7 @@ def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.n
     """Read an IDX file of unsigned bytes, and check it against its header."""
     header_bytes = 4 * (2 + len(item_shape))
     try:
-        with _open_idx(path) as file:
+        with gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(header_bytes)
             if len(header) < header_bytes:
                 raise DataError(f"{path} ends after {len(header)} bytes, within its header; {_IDX_REMEDY}")
@@ -209,7 +191,3 @@ def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.n
         actual = "more" if len(data) > expected else str(len(data))
         raise DataError(f"{path} claims {items} items, {expected} bytes, but {actual} follow; {_IDX_REMEDY}")
     return np.frombuffer(data, dtype=np.uint8).reshape(items, *item_shape)
-
-
-def _open_idx(path: Path) -> BufferedIOBase:
-    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")

@@ -6,13 +6,12 @@
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
     Annotation/n01440764/n01440764_10040.xml ...       boxes of less than half of train; those of val in val/
 
-Kaggle has them in ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
+Kaggle uses the folders ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
 ``ILSVRC`` instead of the devkit. The archive of training boxes (``ILSVRC2012_bbox_train_v2.tar.gz``) unpacks to folders
 of synsets, and belongs in ``Annotation`` or ``bounding_boxes``.
 
-The classes are the synsets (``n01440764``), sorted, the order of all published models with 1000 classes. They are the
-folders in ``train`` if it exists, so a subset of ImageNet works too; validation images of other synsets are then left
-out.
+The classes are the sorted synsets (``n01440764``), as in all published models with 1000 classes. If ``train`` has only
+some of them, as in a subset of ImageNet, validation images of others are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tnet.data import published
-from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles, class_targets
+from tnet.data.annotated import AnnotatedImages, Boxes, BoxFiles
 from tnet.data.file_lists import parse_whole_number, read_rows, read_text
 from tnet.data.folder import ImageOptions
 from tnet.data.imagenet_devkit import read_synsets
@@ -48,10 +47,9 @@ _MAX_XML_BYTES = 2**20
 
 
 class ImageNet(PublishedDataset):
-    """ImageNet ILSVRC 2012; splits ``train`` and ``val``, with those boxes that exist.
+    """ImageNet ILSVRC 2012; splits ``train`` and ``val``, with boxes if they exist.
 
-    The root may also be Kaggle's ``ILSVRC``, the folder that holds it, or its ``Data/CLS-LOC``. XML files of boxes are
-    read one by one, when boxes are asked for.
+    The root may also be Kaggle's ``ILSVRC``, its parent, or its ``Data/CLS-LOC``.
     """
 
     name = "imagenet"
@@ -68,11 +66,7 @@ class ImageNet(PublishedDataset):
         return folder.absolute().parents[1] if folder.absolute().match(f"*/{_KAGGLE}") else folder
 
     def list_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
-        """List the images of a split.
-
-        Raises:
-            DataError: a folder is missing or empty, or the labels of the validation images are.
-        """
+        """List the images of a split."""
         labelled = _images_by_synset(_image_folder(root, "train")) if split == "train" else _validation_images(root)
         classes = _classes(root)
         index_of = {wnid: index for index, wnid in enumerate(classes)}
@@ -85,7 +79,7 @@ class ImageNet(PublishedDataset):
         names = _class_names(root)
         return AnnotatedImages(
             paths,
-            class_targets([label for _, label in images]),
+            [label for _, label in images],
             classes,
             boxes=_boxes(root, split, paths),
             class_names=[names.get(wnid, wnid) for wnid in classes],
@@ -132,17 +126,17 @@ IMAGENET = PUBLISHED.register(ImageNet.name)(ImageNet())
 def read_boxes_xml(path: Path, image: Path) -> Boxes:
     """Return the boxes of an annotation file in pixels of its image; none if the file is missing.
 
-    Boxes are scaled from the image size in the annotation, which is not always that of the distributed image. Objects
-    named after another synset are left out.
+    Boxes are scaled from the image size in the annotation, which can differ from the distributed image's. Objects named
+    after another synset are left out.
 
     Raises:
-        DataError: the file is damaged, too large, or has a DOCTYPE, with which a parser could expand or fetch things.
+        DataError: the file is damaged, too large, or has a DOCTYPE, with which a parser could expand or fetch entities.
         ImageError: the image cannot be read.
     """
     if not path.exists():
         return np.zeros((0, 4))
     text = read_text(path, _MAX_XML_BYTES)
-    if "<!DOCTYPE" in text:  # entities are declared in it, and nowhere else
+    if "<!DOCTYPE" in text:  # the only place that can declare entities
         raise DataError(f"the annotation {path} has a DOCTYPE, which is not supported; remove it")
     try:
         tree = ElementTree.fromstring(text)
@@ -176,14 +170,11 @@ def _is_other_synset(name: str, own: str) -> bool:
     return bool(_WNID.fullmatch(name)) and bool(_WNID.fullmatch(own)) and name != own
 
 
-def _kaggle_list(root: Path, name: str) -> Path | None:
-    """Find a list that Kaggle puts beside ``ILSVRC``, which may be the root."""
-    folders = [root, root.absolute().parent] if (root / _KAGGLE).is_dir() else [root]
+def _list_file(root: Path, name: str) -> Path | None:
+    """Find a list of the devkit, or one that Kaggle puts beside ``ILSVRC``, which may be the root."""
+    folders = [root / base for base in _DEVKIT]
+    folders += [root.absolute().parent] if (root / _KAGGLE).is_dir() else []
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _devkit_file(root: Path, name: str) -> Path | None:
-    return next((root / base / name for base in _DEVKIT if (root / base / name).is_file()), None)
 
 
 def _image_folder(root: Path, split: str) -> Path:
@@ -221,8 +212,7 @@ def _validation_images(root: Path) -> Iterator[tuple[Path, str]]:
 
 def _validation_labels(root: Path) -> dict[int, str]:
     """Return the synset of each validation image by its number, from 1."""
-    truth, meta = _devkit_file(root, _TRUTH), _devkit_file(root, "meta.mat")
-    solution = _kaggle_list(root, "LOC_val_solution.csv")
+    truth, meta, solution = (_list_file(root, name) for name in (_TRUTH, "meta.mat", "LOC_val_solution.csv"))
     labels = {}
     if truth is not None and meta is not None:
         wnids = {number: wnid for number, (wnid, _) in read_synsets(meta).items()}
@@ -260,7 +250,7 @@ def _classes(root: Path) -> list[str]:
 
 def _class_names(root: Path) -> dict[str, str]:
     """Return readable names by synset; empty if no list has them."""
-    mapping, meta = _kaggle_list(root, "LOC_synset_mapping.txt"), _devkit_file(root, "meta.mat")
+    mapping, meta = _list_file(root, "LOC_synset_mapping.txt"), _list_file(root, "meta.mat")
     if mapping is not None:
         return {wnid: words for _, (wnid, words) in read_rows(mapping, 2)}
     return dict(read_synsets(meta).values()) if meta is not None else {}

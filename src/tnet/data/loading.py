@@ -15,7 +15,7 @@ from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
-from tnet.data.folder import LabelledImages, SharedOptions, open_split_folders
+from tnet.data.folder import ImageFolder, ImageOptions, LabelledImages, check_split_folders
 from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
@@ -46,13 +46,13 @@ def open_data(
 
     Args:
         config: the data section.
-        channels: of the images: 1 or 3 (1 for synthetic digits); any number if all are read lazily.
+        channels: number of channels: 1 or 3 (1 for synthetic digits); any number if all images are read lazily.
         seed: seed of the augmentation.
-        base_px: side of a glimpse of the model to train, which decides the size of overviews. If None there are
-            none, unless the configuration asks for them.
+        base_px: side of a glimpse in training, which sets the default size of overviews; None for no overviews by
+            default.
 
     Raises:
-        DataError: missing, empty or inconsistent data; or a single class.
+        DataError: the data are missing, empty or inconsistent, or have a single class.
         ConfigError: ``channels`` does not fit the data.
     """
     if config.kind == "digits":
@@ -75,11 +75,10 @@ def open_data(
             f"data.augment changes colours, but images have {channels} channels (model.in_channels); set brightness, "
             "contrast, saturation and hue to 0"
         )
-    train, val = _open_images(config, read_options(config, channels, base_px=base_px), seed)
-    if config.augment != AugmentConfig():
-        train.augment = Augment(config.augment)
+    augment = None if config.augment == AugmentConfig() else Augment(config.augment)
+    train, val = _open_images(config, augment, read_options(config, channels, base_px=base_px), seed)
     if config.augment.resize_px is not None:
-        # Crops are taken from the stored image, and the augmentation resizes them.
+        # Crops are taken from the stored image, and resized by the augmentation.
         train.reading = replace(train.reading, prepare=None)
     if len(train.classes) < 2 and not train.multilabel:
         raise DataError(
@@ -90,16 +89,10 @@ def open_data(
 
 
 def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val", "test"]) -> LabelledData:
-    """Open the validation or test images of a recipe.
-
-    Args:
-        config: the data section.
-        channels: as for :func:`open_data`.
-        seed: seed of the recipe.
-        split: which images; :func:`name_of_test_images` says where the test images are.
+    """Open the validation or test images (see :func:`name_of_test_images`) of a recipe.
 
     Raises:
-        DataError: missing, empty or inconsistent data.
+        DataError: the data are missing, empty or inconsistent.
         ConfigError: ``channels`` does not fit the data, or a published dataset has no such split.
     """
     if split == "test" and config.kind != "digits":
@@ -115,31 +108,22 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
 
 
 def number_classes_as(names: Sequence[str], data: LabelledData) -> None:
-    """Number the classes of images as a model does, if it has the same ones in another order.
-
-    Args:
-        names: the model's classes; empty if unknown.
-        data: unchanged if it has other classes.
-    """
+    """Number the classes of images as a model does, if the model has the same ones in another order."""
     if isinstance(data, LabelledImages) and list(names) != data.classes and set(names) == set(data.classes):
         data.order_classes(names)
 
 
 def name_of_test_images(config: DataConfig) -> str:
-    """Return the name of the test images in ``data.root``.
-
-    They lie beside the training images: ``test`` beside ``train``, ``test.csv`` beside ``train.csv``. For a published
-    dataset it is the name of a split.
-    """
+    """Return the folder, table or split of the test images: ``test`` for ``train``, ``test.csv`` for ``train.csv``."""
     train = Path(config.train)
     return "test" if config.kind in PUBLISHED else str(train.with_name("test").with_suffix(train.suffix))
 
 
 def read_options(config: DataConfig, channels: int, *, base_px: int | None = None) -> ReadOptions:
-    """Return how a recipe reads images; arguments as for :func:`open_data`.
+    """Return how a recipe reads images; arguments: see :func:`open_data`.
 
     Raises:
-        ConfigError: options that exclude each other, or an unknown ``data.preprocess``.
+        ConfigError: options exclude each other, or ``data.preprocess`` is unknown.
     """
     changes = config.max_side_px, config.max_short_side_px, config.preprocess  # which need decoded images
     overview_px = config.overview_px
@@ -166,49 +150,42 @@ def _overview_px(base_px: int, augment: AugmentConfig) -> int:
     return math.ceil(base_px * min(4.0, max(2.0, finer / smallest_side)))
 
 
-def _open_images(config: DataConfig, reading: ReadOptions, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Open images in folders, tables or published datasets, without augmentation."""
-    options: SharedOptions = {"reading": reading, "seed": seed}
-    if config.kind == "folder":
-        return open_split_folders(config.root, config.train, config.val, val_fraction=config.val_fraction, **options)
+def _open_images(
+    config: DataConfig, augment: Augment | None, reading: ReadOptions, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Open images in folders, tables or published datasets."""
     root = Path(config.root)
 
-    def open_table(name: str, classes: list[str] | None) -> ImageTable:
-        return ImageTable(
-            root / name, path_column=config.path_column, label_column=config.label_column, image_root=root,
-            classes=classes, label_separator=config.label_separator, **options,
-        )  # fmt: skip
+    def open_one(name: str, classes: list[str] | None = None, augment: Augment | None = None) -> LabelledImages:
+        options: ImageOptions = {"reading": reading, "augment": augment, "seed": seed}
+        if config.kind == "folder":
+            return ImageFolder(root / name, classes=classes, **options)
+        if config.kind == "table":
+            return ImageTable(
+                root / name, path_column=config.path_column, label_column=config.label_column, image_root=root,
+                classes=classes, label_separator=config.label_separator, **options,
+            )  # fmt: skip
+        return PUBLISHED[config.kind].read(root, name, **options)
 
-    if config.kind == "table":
-        table = open_table(config.train, None)
-        return table.split_off(config.val_fraction) if config.val is None else (
-            table, open_table(config.val, table.classes)
-        )  # fmt: skip
-    dataset = PUBLISHED[config.kind]
-    train = dataset.read(root, config.train, **options)
+    if config.kind == "folder":
+        check_split_folders(root, config.train, config.val)
+    train = open_one(config.train, augment=augment)
     if config.val is None:
-        # AnnotatedImages.subset keeps the boxes.
-        train, val = cast("tuple[AnnotatedImages, AnnotatedImages]", train.split_off(config.val_fraction))
+        train, val = train.split_off(config.val_fraction)
     else:
-        val = dataset.read(root, config.val, **options)
-    if config.boxes == "crop":
-        return train.cropped_to_boxes(config.box_context), val.cropped_to_boxes(config.box_context)
-    if config.boxes == "cover":
-        train.cover_boxes()
+        val = open_one(config.val, train.classes)
+    if isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages):
+        if config.boxes == "crop":
+            return train.cropped_to_boxes(config.box_context), val.cropped_to_boxes(config.box_context)
+        if config.boxes == "cover":
+            train.cover_boxes()
     return train, val
 
 
 def check_sizes(data: LabelledData, base_px: int) -> None:
-    """Reject a dataset with images below the base resolution, by the headers of up to 500 of them.
+    """Raise an :class:`ImageError` if an image file is smaller than a glimpse, by the headers of up to 500 of them.
 
-    Such an image would be enlarged even for the first glimpse; looking closer cannot show more.
-
-    Args:
-        data: images in files; synthetic images are not checked.
-        base_px: side of a glimpse.
-
-    Raises:
-        ImageError: an image is too small, or its header cannot be read.
+    Even the first glimpse would enlarge such an image, and closer looks cannot show more.
     """
     if not isinstance(data, LabelledImages):
         return
@@ -229,16 +206,10 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
 
 
 class EpochSampler(Sampler[int]):
-    """Images of one epoch, in an order that depends on seed and epoch alone.
+    """Indices of the images of one epoch, in an order that depends on seed and epoch alone.
 
     Epochs shorter than the data continue through one shuffled pass after another, so no image is repeated before all
     others have been used.
-
-    Args:
-        images: number of images.
-        per_epoch: images per epoch.
-        seed: seed of the order.
-        epoch: from 0.
     """
 
     def __init__(self, images: int, per_epoch: int, seed: int, epoch: int) -> None:
@@ -265,7 +236,7 @@ def train_loader(
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
     sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch)
-    # A last batch of one image would leave batch norm without a spread.
+    # Batch norm cannot normalise a last batch of one image.
     return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
 
 

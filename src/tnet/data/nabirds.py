@@ -3,10 +3,9 @@
     images/0817/0000139e21dc4d0cbfe14cae3c85c829.jpg ...
     images.txt  image_class_labels.txt  train_test_split.txt  bounding_boxes.txt  classes.txt  hierarchy.txt  sizes.txt
 
-``classes.txt`` names the 1011 nodes of a tree, ``hierarchy.txt`` has the parent of each node; images belong to 555 of
-them, which are the classes, sorted by id. The paper's reference implementation numbers them in the order of their first
-image in ``images.txt`` (:meth:`NABirds.author_classes`). The dataset has no official validation split: published
-results are measured on ``test``.
+``classes.txt`` names the 1011 nodes of a tree, and ``hierarchy.txt`` has the parent of each node. The classes are the
+555 nodes with images, sorted by id; the paper's reference implementation sorts them by their first image
+(:meth:`NABirds.author_classes`). There is no official validation split: published results are measured on ``test``.
 """
 
 from __future__ import annotations
@@ -46,17 +45,14 @@ class NABirds(ListedDataset):
         return list(_unique_names(dict.fromkeys(lists.class_ids), lists.class_names).values())
 
     def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
-        """Return what is wrong with the tree and with the list of sizes; once, with the training split."""
+        """Return errors in the tree and the list of sizes; once, with the training split."""
         if split != "train":
             return ()
         lists = read_image_lists(root)
         path, sizes = root / "hierarchy.txt", root / "sizes.txt"
         parents = read_parents(path)
-        lost = [
-            str(class_id)
-            for class_id in sorted(set(lists.class_ids))
-            if not _reaches_root(class_id, parents, lists.class_names)
-        ]
+        ids = sorted(set(lists.class_ids))
+        lost = [str(class_id) for class_id in ids if not _reaches_root(class_id, parents, lists.class_names)]
         findings = [f"{path} does not connect {len(lost)} classes to the root: {shorten(lost)}"] if lost else []
         try:
             listed_sizes = len(file_lists.read_keyed_rows(sizes, 3))
@@ -68,11 +64,7 @@ class NABirds(ListedDataset):
 
 
 def read_parents(path: Path) -> dict[int, int]:
-    """Return the parent of each node of ``hierarchy.txt`` except the root.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
+    """Return the parent of each node of ``hierarchy.txt`` except the root."""
     return {
         file_lists.parse_whole_number(child, path, line): file_lists.parse_whole_number(parent, path, line)
         for line, (child, parent) in file_lists.read_rows(path, 2)
@@ -82,10 +74,8 @@ def read_parents(path: Path) -> dict[int, int]:
 def _unique_names(class_ids: Iterable[int], names: Mapping[int, str]) -> dict[int, str]:
     """Return class names by id, with the id appended to names that several classes share."""
     counts = Counter(names[class_id] for class_id in class_ids)
-    return {
-        class_id: names[class_id] if counts[names[class_id]] == 1 else f"{names[class_id]} ({class_id})"
-        for class_id in class_ids
-    }
+    shared = {name for name, count in counts.items() if count > 1}
+    return {key: f"{names[key]} ({key})" if names[key] in shared else names[key] for key in class_ids}
 
 
 def _reaches_root(class_id: int, parents: Mapping[int, int], names: Mapping[int, str]) -> bool:

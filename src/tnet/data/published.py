@@ -1,8 +1,8 @@
-"""Published datasets by name: what each one provides, and how a copy on disk is compared with what was published.
+"""The interface and registry of published datasets, and the comparison of a copy on disk with the published one.
 
-Datasets are read as distributed, image by image. Shards (WebDataset, LitData) read faster from object stores and hard
-disks, but their readers shuffle within a buffer per worker and need a second, converted copy. Here the order and the
-augmentation of an epoch depend on seed, epoch and index alone, and boxes, lazy reading and splits need random access.
+Datasets are read as distributed. Shards (WebDataset, LitData) read faster from object stores and hard disks, but need a
+converted copy and shuffle within a buffer per worker; here the order of an epoch depends on seed and epoch alone, and
+boxes, lazy reading and splits need random access.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from tnet.config import to_plain
 from tnet.data.annotated import AnnotatedImages
-from tnet.data.folder import ImageOptions, shorten
+from tnet.data.folder import ImageOptions, check_images_exist, shorten
 from tnet.errors import ConfigError, DataError
 from tnet.registry import Registry
 
@@ -29,36 +29,18 @@ _NAMED_FILES = 5  # missing files that a finding names
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split on disk.
-
-    Attributes:
-        name: of the split.
-        images: number of listed images; None if they cannot be listed.
-        official: number of images published.
-        classes: number of classes with images.
-        missing: number of listed images that are missing or empty.
-    """
+    """One split on disk, with numbers of images and classes."""
 
     name: str
-    images: int | None
-    official: int
-    classes: int = 0
-    missing: int = 0
+    images: int | None  # listed; None if they cannot be listed
+    official: int  # published
+    classes: int = 0  # with images
+    missing: int = 0  # listed, but missing or empty
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A dataset on disk compared with what was published.
-
-    Attributes:
-        name: name in recipes (``data.kind``).
-        title: name for people.
-        root: its folder.
-        home_page: where to get it.
-        licence: terms of use, in a few words.
-        splits: one entry per split.
-        findings: one sentence for each thing that is missing or differs from what was published.
-    """
+    """A dataset on disk compared with the published one; for the names see :class:`PublishedDataset`."""
 
     name: str
     title: str
@@ -66,7 +48,7 @@ class DatasetSummary:
     home_page: str
     licence: str
     splits: tuple[SplitSummary, ...]
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # one sentence per missing or different item
 
     @property
     def ok(self) -> bool:
@@ -97,13 +79,14 @@ class PublishedDataset(ABC):
 
     Attributes:
         name: name in recipes (``data.kind``).
-        title: name for people.
-        home_page: where to get it.
+        title: display name.
+        home_page: where to download it.
         licence: terms of use, in a few words.
         images: number of images published in each split.
         num_classes: number of classes.
-        marker: a file or folder that only the dataset's folder has.
-        subfolder: folder that the archive unpacks to, in which ``marker`` is searched too.
+        marker: file or folder by which the dataset's folder is recognised.
+        subfolder: folder that the archive unpacks to, which is searched for ``marker`` too.
+        lists_images: whether images are listed in a file, and may thus be missing.
     """
 
     name: ClassVar[str]
@@ -114,6 +97,7 @@ class PublishedDataset(ABC):
     num_classes: ClassVar[int]
     marker: ClassVar[str]
     subfolder: ClassVar[str] = ""
+    lists_images: ClassVar[bool] = False
 
     def read(
         self, root: str | os.PathLike[str], split: str = "train", **options: Unpack[ImageOptions]
@@ -123,7 +107,7 @@ class PublishedDataset(ABC):
         Args:
             root: the dataset's folder, or the folder that it was unpacked in.
             split: a key of ``images``.
-            options: as for :class:`AnnotatedImages`.
+            options: see :class:`LabelledImages`.
 
         Raises:
             DataError: a list or folder is missing, empty or damaged, or images are missing.
@@ -134,14 +118,15 @@ class PublishedDataset(ABC):
                 f"{self.name} has no split {split!r}; set data.train and data.val to one of {', '.join(self.images)}, "
                 "or data.val to null to split off training images"
             )
-        return self.open_split(self.find_root(root), split, options)
+        folder = self.find_root(root)
+        images = self.list_split(folder, split, options)
+        if self.lists_images:
+            remedy = f"list everything that is missing with: tnet data check {self.name}"
+            check_images_exist(images.paths, str(folder), remedy)
+        return images
 
     def check(self, root: str | os.PathLike[str]) -> DatasetSummary:
-        """Count what is on disk and compare it with what was published; images are not opened.
-
-        Raises:
-            DataError: the folder is missing.
-        """
+        """Count the files on disk and compare the counts with the published ones, without opening images."""
         folder = self.find_root(root)
         splits: list[SplitSummary] = []
         findings: list[str] = []
@@ -167,11 +152,7 @@ class PublishedDataset(ABC):
         )  # fmt: skip
 
     def find_root(self, root: str | os.PathLike[str]) -> Path:
-        """Return the folder that holds ``marker``: ``root`` or its ``subfolder``; ``root`` if neither does.
-
-        Raises:
-            DataError: ``root`` does not exist.
-        """
+        """Return the folder that holds ``marker``: ``root`` or its ``subfolder``; ``root`` if neither does."""
         root = Path(root)
         if not root.is_dir():
             raise DataError(
@@ -182,20 +163,14 @@ class PublishedDataset(ABC):
 
     @abstractmethod
     def list_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
-        """List the images of a split without checking that they exist.
+        """List the images of a split without checking that they exist; ``root`` is what :meth:`find_root` returns.
 
-        Args:
-            root: as returned by :meth:`find_root`.
-            split: a key of ``images``.
-            options: as for :class:`AnnotatedImages`.
+        Raises:
+            DataError: a list or folder is missing, empty or damaged.
         """
 
-    def open_split(self, root: Path, split: str, options: ImageOptions) -> AnnotatedImages:
-        """List the images of a split, checking that they exist if the dataset lists them in a file."""
-        return self.list_split(root, split, options)
-
     def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
-        """Return what else is missing or differs in a split."""
+        """Return other differences of a split from the published one, one sentence each."""
         return ()
 
     @abstractmethod
@@ -209,12 +184,7 @@ class PublishedDataset(ABC):
 
 PUBLISHED: Registry[PublishedDataset] = Registry(
     "published dataset",
-    lazy={
-        "imagenet": "tnet.data.imagenet",
-        "fmow": "tnet.data.fmow",
-        "cub": "tnet.data.cub",
-        "nabirds": "tnet.data.nabirds",
-    },
+    lazy={name: f"tnet.data.{name}" for name in ("imagenet", "fmow", "cub", "nabirds")},
 )
 
 

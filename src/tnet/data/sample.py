@@ -14,35 +14,22 @@ from tnet.scenes.memory import MemoryScene
 
 
 class Sample(NamedTuple):
-    """One labelled image.
+    """One labelled image."""
 
-    Attributes:
-        image: levels 0 to 255, ``[channels, height, width]``; or a scene, which is read only where it is glimpsed.
-        target: class index (a scalar ``int64``), or one 0/1 value per class for multi-label tasks (``float32``).
-        name: where the image came from: a path, or ``made/<split>/<index>`` for synthetic images.
-    """
-
-    image: UInt8[Tensor, "channels height width"] | Scene
-    target: Int[Tensor, ""] | Float[Tensor, " classes"]
-    name: str
+    image: UInt8[Tensor, "channels height width"] | Scene  # of a scene, only glimpsed regions are read
+    target: Int[Tensor, ""] | Float[Tensor, " classes"]  # class index, or one 0/1 value per class (multi-label)
+    name: str  # path of the image, or made/<split>/<index> for synthetic images
 
 
 class Batch(NamedTuple):
-    """A batch of samples.
-
-    Attributes:
-        images: one tensor ``[batch, channels, height, width]`` if all images have one size, else a list of
-            ``[channels, height, width]``; a list of scenes if any of them is a scene.
-        targets: ``[batch]`` class indices, or ``[batch, classes]`` 0/1 values.
-        names: one per image.
-    """
+    """A batch of samples: one tensor of images if all have one size, or a list; scenes if any of them is a scene."""
 
     images: UInt8[Tensor, "batch channels height width"] | list[UInt8[Tensor, "_ _ _"]] | list[Scene]
     targets: Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
     names: list[str]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move the tensors to a device; scenes stay, only what is glimpsed of them goes to the model's device."""
+        """Move the tensors to a device; scenes stay, and only their glimpses go to the model's device."""
         device = torch.device(device)
         pinned = device.type == "cuda"  # loaders pin memory if there is a GPU
         return self._map(lambda tensor: tensor.to(device, non_blocking=pinned))

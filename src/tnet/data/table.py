@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,20 +15,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
-from tnet.data.folder import ImageOptions, LabelledImages, check_classes, shorten
+from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
-from tnet.scenes.find import image_exists
 
+_PROBLEMS: dict[type[Exception], str] = {
+    FileNotFoundError: "does not exist; correct the path",
+    IsADirectoryError: "is a folder; give a file",
+    PermissionError: "cannot be read (permission denied); make it readable",
+    UnicodeDecodeError: "is not UTF-8 text; save it as CSV in UTF-8",
+}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class ImageTable(LabelledImages):
     """Images listed in a table, one per row: a column of paths and a column of labels.
 
-    Labels are text or whole numbers, without surrounding whitespace. Messages number rows from 1, without the header.
-
-    Attributes:
-        table_path: the table.
+    Labels are text or whole numbers, stripped of whitespace. Messages number rows from 1, without the header.
     """
 
     def __init__(
@@ -50,41 +52,43 @@ class ImageTable(LabelledImages):
             table_path: ``.csv`` (UTF-8, comma, one header line), ``.parquet`` or ``.pq``.
             path_column: name of the column of paths, absolute or relative to ``image_root``.
             label_column: name of the column of labels.
-            image_root: default: the table's folder.
-            classes: names, by class index; default: the sorted labels of the whole table (all splits). Classes without
-                images are allowed.
+            image_root: folder of the images; defaults to the table's folder.
+            classes: names, by class index; defaults to the sorted labels of the whole table (all splits). Classes
+                without images are allowed.
             label_separator: separates the labels of one image, such as ``"|"``; makes the targets multi-label.
             split: use only rows with this value in ``split_column``.
             split_column: name of the column of splits, if ``split`` is given.
-            options: as for :class:`LabelledImages`.
+            options: see :class:`LabelledImages`.
 
         Raises:
             DataError: the table cannot be read, lacks a column or has no rows (of the split); a path or label is
                 empty; a path is a URL; a label is not among ``classes``; or an image is missing.
             ConfigError: ``seed`` is negative.
         """
-        self.table_path = Path(table_path)
-        root = self.table_path.parent if image_root is None else Path(image_root)
+        path = Path(table_path)
+        root = path.parent if image_root is None else Path(image_root)
         if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)
             raise DataError(f"the image folder image_root={root} does not exist; correct the path")
         columns = [path_column, label_column, *([] if split is None else [split_column])]
-        table = read_columns(self.table_path, columns)
-        labels = _split_labels(self.table_path, label_column, table[label_column], label_separator)
+        table = read_columns(path, columns)
+        labels = _split_labels(path, label_column, table[label_column], label_separator)
         names = sorted({label for row in labels for label in row}) if classes is None else check_classes(classes)
-        targets = _targets(self.table_path, labels, names, multilabel=label_separator is not None)
+        targets = _targets(path, labels, names, multilabel=label_separator is not None)
         rows = list(range(len(labels)))
         if split is not None:
-            rows = _rows_of_split(self.table_path, split_column, table[split_column], split)
-        paths = _image_paths(self.table_path, path_column, table[path_column], rows, root)
+            splits = [value.strip() for value in table[split_column]]
+            rows = [row for row, value in enumerate(splits) if value == split]
+            if not rows:
+                raise DataError(
+                    f"the table {path} has no row with {split!r} in column {split_column!r}; give one of "
+                    f"{shorten(sorted(set(splits)), 10)}"
+                )
+        paths = _image_paths(path, path_column, table[path_column], rows, root)
         super().__init__(paths, targets[rows], names, **options)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Read columns as text, by name; missing values are empty.
-
-    Args:
-        path: a ``.csv``, ``.parquet`` or ``.pq`` file.
-        columns: names of the columns.
+    """Read columns of a ``.csv``, ``.parquet`` or ``.pq`` file as text, by name; missing values are empty.
 
     Raises:
         DataError: the table is missing, unreadable, of another format, without rows, or lacks a column.
@@ -97,17 +101,10 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
         values = reader(path, columns)
-    except FileNotFoundError as error:
-        raise DataError(f"the table {path} does not exist; correct the path") from error
-    except IsADirectoryError as error:
-        raise DataError(f"the table {path} is a folder; give a file") from error
-    except PermissionError as error:
-        raise DataError(f"the table {path} cannot be read (permission denied); make it readable") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the table {path} is not UTF-8 text; save it as CSV in UTF-8") from error
-    except (csv.Error, pa.ArrowException, OSError) as error:
+    except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"the table {path} cannot be read ({reason}); correct it, or save it again") from error
+        problem = _PROBLEMS.get(type(error), f"cannot be read ({reason}); correct it, or save it again")
+        raise DataError(f"the table {path} {problem}") from error
     if not values[columns[0]]:
         raise DataError(f"the table {path} has columns, but no rows; list at least one image")
     return values
@@ -152,19 +149,12 @@ def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) ->
 
 def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
     dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)
-    if not (is_text or pa.types.is_integer(dtype) or pa.types.is_null(dtype)):
+    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_null
+    if not any(is_type(dtype) for is_type in tests):
         raise DataError(
             f"column {name!r} of the table {path} has values of type {column.type}; convert it to text or whole numbers"
         )
     return ["" if value is None else str(value) for value in column.to_pylist()]
-
-
-def _reject_rows(path: Path, values: Sequence[str], bad: Callable[[str], bool], problem: str, remedy: str) -> None:
-    rows = [row for row, value in enumerate(values, start=1) if bad(value)]
-    if rows:
-        first = ", ".join(f"row {row} ({values[row - 1]!r})" for row in rows[:3])
-        raise DataError(f"the table {path} has {problem} in {len(rows)} rows, first {first}; {remedy}")
 
 
 def _split_labels(path: Path, name: str, values: Sequence[str], separator: str | None) -> list[list[str]]:
@@ -200,27 +190,18 @@ def _targets(
     return targets
 
 
-def _rows_of_split(path: Path, name: str, values: Sequence[str], split: str) -> list[int]:
-    rows = [row for row, value in enumerate(values) if value.strip() == split]
-    if not rows:
-        splits = sorted({value.strip() for value in values})
-        raise DataError(
-            f"the table {path} has no row with {split!r} in column {name!r}; give one of {shorten(splits, 10)}"
-        )
-    return rows
-
-
 def _image_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[int], root: Path) -> list[Path]:
-    empty, url = f"an empty path (column {name!r})", f"a URL (column {name!r})"
-    _reject_rows(path, values, lambda value: not value.strip(), empty, "add the path, or remove the rows")
-    _reject_rows(
-        path, values, lambda value: bool(_URL.match(value)), url, "download the images first, and list their paths"
-    )
+    for problem, is_bad, remedy in (
+        ("an empty path", lambda value: not value.strip(), "add the path, or remove the rows"),
+        ("a URL", _URL.match, "download the images first, and list their paths"),
+    ):
+        bad = [f"row {row} ({value!r})" for row, value in enumerate(values, start=1) if is_bad(value)]
+        if bad:
+            first = ", ".join(bad[:3])
+            raise DataError(
+                f"the table {path} has {problem} (column {name!r}) in {len(bad)} rows, first {first}; {remedy}"
+            )
     paths = [root / values[row] for row in rows]
-    missing = [str(image) for image in paths if not image_exists(image)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(paths)} images listed in the table {path} are missing: {shorten(missing)}; "
-            f"restore them, or correct the paths, which are relative to {root} (data.root in a recipe)"
-        )
+    remedy = f"correct the paths, which are relative to {root} (data.root in a recipe)"
+    check_images_exist(paths, f"the table {path}", remedy)
     return paths

@@ -19,15 +19,9 @@ _NAME = re.compile(r"reference_(\d{1,5})")
 class ReferenceEval:
     """Prepares an image for evaluation as the reference implementation does.
 
-    The whole image becomes a square, ignoring its aspect: bilinear, half-pixel centres, two taps per axis whatever the
-    reduction (no antialiasing), no crop. The reference implementation then feeds ``2 * x - 1``, with ``x`` from 0 to 1:
-    the registered published models do that themselves (mean and standard deviation of 0.5).
-
-    Args:
-        size_px: side of the square, 1 to 16,384.
-
-    Raises:
-        ConfigError: ``size_px`` is out of range.
+    The whole image becomes a square of ``size_px``, ignoring its aspect: bilinear, half-pixel centres, two taps per
+    axis for any reduction (no antialiasing), no crop. The reference implementation then feeds ``2 * x - 1``, with ``x``
+    from 0 to 1, which the registered published models do themselves (mean and standard deviation of 0.5).
     """
 
     def __init__(self, size_px: int) -> None:
@@ -49,12 +43,10 @@ class ReferenceEval:
 
 
 def named_transform(name: str) -> ReferenceEval:
-    """Return the preparation of that name: ``reference_448`` is :class:`ReferenceEval` to 448 pixels.
-
-    Raises:
-        ConfigError: unknown name.
-    """
+    """Return the preparation of that name: ``reference_448`` is :class:`ReferenceEval` to 448 pixels."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(f"preprocess {name!r} is not known; give reference_ and a size in pixels: reference_448")
+        raise ConfigError(
+            f"preprocess {name!r} is unknown; give reference_ and a size in pixels, such as reference_448"
+        )
     return ReferenceEval(int(match[1]))

@@ -1,11 +1,10 @@
 """Parameters, multiply-adds and time of a model, in total and per module.
 
-Multiply-adds (MACs) are the count of PyTorch's FLOP counter divided by two. Convolutions, linear layers, matrix
-products and attention count; element-wise operations, normalisation, pooling and the resizing of pixels are free.
-Everything that ``TNet.forward`` runs is counted, including the classification of each single feature. The published
-figures differ in four places: they classify only the aggregate, treat aggregation as free, scale coordinates once per
-cell instead of once per row and column, and count the location module at 0 looks, where ours does not run. Together
-that is less than 0.1 %, except for the last (1 % for ImageNet).
+Multiply-adds (MACs) are half of what PyTorch's FLOP counter counts: convolutions, linear layers, matrix products and
+attention; element-wise operations, normalisation, pooling and resizing of pixels are free. Everything in
+``TNet.forward`` counts, including the classification of each feature. The published figures classify only the
+aggregate, treat aggregation as free and scale coordinates once per cell instead of once per row and column, together
+less than 0.1 %; and they include the location module at 0 looks (1 % for ImageNet), where ours does not run.
 """
 
 from __future__ import annotations
@@ -27,24 +26,19 @@ from tnet.errors import ConfigError
 from tnet.geometry import Regions
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import build_model
-from tnet.models.tnet import PARTS, TNet
+from tnet.models.tnet import TNet
 from tnet.scenes.base import Scene
 from tnet.traversal import Choice, Policy
 
 _OWN = "aggregation"  # what TNet computes outside of its parts (cell pooling) is counted here
-MODULES = PARTS
-"""The parts of a TNet, in the order in which they run."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Size of a model.
+    """Number of trainable parameters, and of all parameters and running statistics, as in the paper's tables.
 
-    Attributes:
-        trainable: number of trainable parameters.
-        total: trainable and frozen parameters and the running statistics of batch norm (one mean and one variance per
-            channel), as in the paper's tables. Excludes batch counters and the second set of statistics that
-            ``batch_norm: per_level`` keeps.
+    The statistics are one mean and one variance per channel of batch norm, without the second set of
+    ``batch_norm: per_level``.
     """
 
     trainable: int
@@ -53,13 +47,10 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """Cost of one part of a model for one image.
+    """Parameters of one part of a model, and its multiply-adds over all glimpses of one image.
 
-    Attributes:
-        name: name of the part, one of :data:`MODULES` for a TNet.
-        parameters: size of the part.
-        macs: multiply-adds over all glimpses of the image. Operations outside of any part, such as the pooling of cell
-            features, are counted with a TNet's ``aggregation``, otherwise with the last part.
+    Operations outside of any part, such as the pooling of cell features, are counted with a TNet's ``aggregation``,
+    otherwise with the last part.
     """
 
     name: str
@@ -69,15 +60,7 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock time of a forward pass, per image.
-
-    Attributes:
-        median_ms: median over repeats, milliseconds per image.
-        min_ms: fastest repeat.
-        max_ms: slowest repeat.
-        batch_size: images per pass.
-        repeats: number of timed passes, after warm-up.
-    """
+    """Wall-clock milliseconds per image of a forward pass: median, fastest and slowest of the timed repeats."""
 
     median_ms: float
     min_ms: float
@@ -92,25 +75,18 @@ class _BlankScene:
     is_normalized = True
 
     def __init__(self, size_hw: tuple[int, int], channels: int, like: Tensor) -> None:
-        self.sizes_hw = [size_hw]
-        self.channels = channels
-        self.device = like.device
-        self.dtype = like.dtype
+        self.sizes_hw, self.channels, self.device, self.dtype = [size_hw], channels, like.device, like.dtype
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Zeros for each region."""
+        """Return zeros for each region."""
         return torch.zeros(len(regions), self.channels, size_px, size_px, device=self.device, dtype=self.dtype)
 
 
 class _FirstCells(Policy):
-    """Chooses the first cells: the cost does not depend on the choice, and meta tensors cannot be ranked.
-
-    Args:
-        needs_logits: whether the locator runs, and so is counted.
-    """
+    """Chooses the first cells: the cost does not depend on the choice, and meta tensors cannot be ranked."""
 
     def __init__(self, needs_logits: bool) -> None:
-        self.needs_logits = needs_logits
+        self.needs_logits = needs_logits  # whether the locator runs, and so is counted
 
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         """Choose the first ``k`` cells of each region."""
@@ -119,15 +95,10 @@ class _FirstCells(Policy):
 
 
 def build_outline(config: ModelConfig) -> Model:
-    """Build a model on PyTorch's ``meta`` device, to count its parameters and multiply-adds.
-
-    No weights are initialised, loaded or downloaded, and counting computes nothing.
-
-    Args:
-        config: configuration of the model; weights that it names are ignored.
+    """Build a model without weights on PyTorch's ``meta`` device, on which counting computes nothing.
 
     Raises:
-        ConfigError: a configuration that cannot be built.
+        ConfigError: the configuration cannot be built.
     """
     with torch.device("meta"):
         return build_model(config.without_weights()).eval()
@@ -137,12 +108,9 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     """Count the parameters of a module; see :class:`ParameterCount`."""
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
-    statistics_ = 0
-    for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            assert norm.running_var is not None
-            statistics_ += norm.running_mean.numel() + norm.running_var.numel()
-    return ParameterCount(trainable, trainable + frozen + statistics_)
+    norms = (norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm))
+    means = sum(norm.running_mean.numel() for norm in norms if norm.running_mean is not None)
+    return ParameterCount(trainable, trainable + frozen + 2 * means)  # as many variances as means
 
 
 def multiply_adds(
@@ -151,19 +119,7 @@ def multiply_adds(
     image_size_hw: tuple[int, int] | None = None,
     policy: str | None = None,
 ) -> int:
-    """Multiply-adds of one image in evaluation mode.
-
-    Args:
-        model: any model.
-        looks: as for its ``forward``.
-        image_size_hw: height and width, pixels; ``None`` for a size typical of the model. Matters only for models whose
-            number of patches grows with the image; others resize every glimpse to one size.
-        policy: how locations are chosen; ``None`` for the model's own policy. Controls such as ``random`` may not run
-            the locator, which then costs nothing.
-
-    Raises:
-        GeometryError: looks that the model or the image does not allow.
-    """
+    """Count the multiply-adds of one image in evaluation mode; arguments and errors: see :func:`cost_by_module`."""
     return sum(part.macs for part in cost_by_module(model, looks, image_size_hw, policy))
 
 
@@ -173,25 +129,27 @@ def cost_by_module(
     image_size_hw: tuple[int, int] | None = None,
     policy: str | None = None,
 ) -> list[ModuleCost]:
-    """Parameters and multiply-adds of each part of a model, for one image in evaluation mode.
+    """Count the parameters and multiply-adds of each part of a model, for one image in evaluation mode.
 
     Args:
         model: any model.
-        looks: as for :func:`multiply_adds`.
-        image_size_hw: as for :func:`multiply_adds`.
-        policy: as for :func:`multiply_adds`.
-
-    Returns:
-        One entry per part of the model: for a TNet those of :data:`MODULES` that it has.
+        looks: number of looks; see the model's ``forward``.
+        image_size_hw: height and width, pixels; ``None`` for a size typical of the model. Matters only for models whose
+            number of patches grows with the image; others resize every glimpse to one size.
+        policy: how locations are chosen; ``None`` for the model's own policy. Controls such as ``random`` may not run
+            the locator, which then costs nothing.
 
     Raises:
-        GeometryError: looks that the model or the image does not allow.
+        GeometryError: the model or the image does not allow these looks.
     """
     size_hw = image_size_hw or model.config.typical_size_hw
     policy = policy or model.config.eval_policy
     chosen = model.config.resolve_looks(looks)
     if isinstance(model, PatchModel):
-        return _own_count(model, model.multiply_adds(size_hw, chosen, policy))
+        # A model that counts itself may run a part in several roles; the first role has its parameters.
+        counts = {name: count_parameters(getattr(model, name)) for name in model.parts}
+        macs = model.multiply_adds(size_hw, chosen, policy)
+        return [ModuleCost(name, counts.get(name, ParameterCount(0, 0)), number) for name, number in macs.items()]
     config = model.config
     scene = _BlankScene(size_hw, config.in_channels, like=model.classifier.weight)
     training = model.training
@@ -215,7 +173,7 @@ def cost_by_module(
 
 
 def _flops_of(flops: dict[str, int], name: str) -> int:
-    """FLOPs of a module; if its ``forward`` was bypassed, the sum over the modules inside it."""
+    """Return the FLOPs of a module; if its ``forward`` was bypassed, the sum over the modules inside it."""
     if name in flops:
         return flops[name]
     inside = {other for other in flops if other.startswith(f"{name}.")}
@@ -223,21 +181,8 @@ def _flops_of(flops: dict[str, int], name: str) -> int:
     return sum(flops[other] for other in outermost)
 
 
-def _own_count(model: PatchModel, macs: dict[str, int]) -> list[ModuleCost]:
-    """Cost of a model that counts itself and may run a part in several roles; the first role has its parameters."""
-    counts = {name: count_parameters(getattr(model, name)) for name in model.parts}
-    nothing = ParameterCount(0, 0)
-    return [ModuleCost(name, counts.get(name, nothing), number) for name, number in macs.items()]
-
-
 def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int:
-    """Multiply-adds of the model's backbone and classifier on one whole image at full resolution.
-
-    Runs on the ``meta`` device, so the image may have any size.
-
-    Args:
-        model: any TNet.
-        image_size_hw: height and width, pixels.
+    """Count the multiply-adds of a model's backbone and classifier on one whole image at full resolution.
 
     Raises:
         ConfigError: the backbone does not take images of this size, as many transformers do not.
@@ -265,21 +210,13 @@ def time_per_image_ms(
     repeats: int = 5,
     warmup: int = 2,
 ) -> Timing:
-    """Time the forward pass of one batch in evaluation mode.
+    """Time the forward pass of one batch in evaluation mode; arguments: see ``TNet.forward``.
 
     Includes cropping and resizing; excludes reading and decoding, unless the images are scenes.
 
-    Args:
-        model: model on its device.
-        images: one batch, as for ``TNet.forward``, on the device on which it is cropped.
-        looks: as for ``TNet.forward``.
-        policy: how locations are chosen.
-        repeats: number of timed passes, at least 1.
-        warmup: number of passes before them.
-
     Raises:
         ConfigError: ``repeats`` is below 1.
-        GeometryError: looks that the model or the images do not allow.
+        GeometryError: the model or the images do not allow these looks.
     """
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}; give at least 1")

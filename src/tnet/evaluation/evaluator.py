@@ -42,27 +42,24 @@ _Z_95 = 1.959964
 
 @dataclass(frozen=True)
 class LooksRow:
-    """How a model does with one number of looks and one policy.
-
-    Shares and probabilities are between 0 and 1.
+    """Accuracy and cost of a model with one number of looks and one policy; shares and probabilities are 0 to 1.
 
     Attributes:
         looks: locations per region for levels 1, 2, ...; empty for 0 looks.
         total_looks: regions seen per image after the whole.
-        policy: how locations were chosen, as it was asked for; ``none`` for 0 looks.
+        policy: the requested policy; ``none`` for 0 looks.
         images: number of images.
-        accuracy: share of images whose most probable class is right; with several labels per image, whose labels are
-            all right at a threshold of 0.5 (exact match).
+        accuracy: share of images whose most probable class is right, or, with several labels per image, whose labels
+            are all right at a threshold of 0.5 (exact match).
         accuracy_low: lower end of the 95 % Wilson interval of the accuracy.
         accuracy_high: its upper end.
         top5: share of images whose class is among the five most probable; ``None`` with 5 classes or fewer.
         auc: area under the receiver operating characteristic; only with 2 classes, both of which must occur.
         jaccard: labels both predicted and true over labels either, over all images; only with several labels per image.
         confidence: mean of the largest probability.
-        macs: multiply-adds per image; those of the first where they depend on its size.
+        macs: multiply-adds per image; of the first image, if they depend on its size.
         parameters: trainable parameters of the model.
-        time_ms: milliseconds per image in batches as evaluated, without reading and decoding: median over batches. The
-            first batch warms up.
+        time_ms: milliseconds per image, without reading and decoding: median over batches after the first.
         time_ms_min: fastest batch.
         time_ms_max: slowest batch.
         batch_size: images per timed batch.
@@ -97,12 +94,7 @@ class LooksRow:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson's score interval): honest for few images and for shares near 0 and 1.
-
-    Args:
-        correct: successes, at most ``total``.
-        total: trials, at least 1.
-    """
+    """Return the 95 % Wilson score interval of a share, which holds for few images and shares near 0 and 1 too."""
     share, z2 = correct / total, _Z_95**2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
@@ -111,17 +103,13 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def check_data_fits(config: ModelConfig, data: LabelledData) -> None:
-    """Check that labelled images have the classes of a model.
-
-    Raises:
-        DataError: no images, other classes, or one label per image where the model predicts several.
-    """
+    """Raise a :class:`DataError` if there are no images, or if their classes or kind of label are not the model's."""
     if len(data) == 0:
         raise DataError("there are no images to evaluate on; give a folder of class folders, or a table")
     if data.multilabel != config.multilabel:
-        kinds = {True: "several labels per image", False: "one class per image"}
+        task = {True: "several labels per image", False: "one class per image"}
         raise DataError(
-            f"the data have {kinds[data.multilabel]} but the model predicts {kinds[config.multilabel]}; evaluate on "
+            f"the data have {task[data.multilabel]} but the model predicts {task[config.multilabel]}; evaluate on "
             "data of the kind it was trained on (a table with a label separator has several labels per image)"
         )
     names = list(config.class_names)
@@ -141,46 +129,34 @@ def check_data_fits(config: ModelConfig, data: LabelledData) -> None:
 
 
 class Setting(NamedTuple):
-    """One number of looks and one policy.
+    """One number of looks and one policy."""
 
-    Attributes:
-        looks: locations per region for levels 1, 2, ...; empty for 0 looks.
-        policy: as it was asked for; ``none`` for 0 looks.
-        kind: the policy that the model is called with.
-    """
-
-    looks: tuple[int, ...]
-    policy: str
-    kind: str
+    looks: tuple[int, ...]  # locations per region for levels 1, 2, ...; empty for 0 looks
+    policy: str  # as requested; "none" for 0 looks
+    kind: str  # the policy that the model is called with
 
 
 def settings(model: Model, looks: Sequence[Looks | None], policies: Sequence[str]) -> list[Setting]:
-    """Every combination of looks and policies, each once.
-
-    Args:
-        model: any model.
-        looks: numbers of looks, each as for the model's ``forward``; empty for the model's own.
-        policies: names of policies, or :data:`LEARNED`.
+    """Return every combination of looks (empty for the model's own) and policies, each once.
 
     Raises:
-        GeometryError: looks that the model does not allow.
-        ConfigError: a policy that the model does not have.
+        GeometryError: the model does not allow these looks.
+        ConfigError: the model does not have a policy of that name.
     """
-    found = []
+    combinations = []
     for item in looks or (None,):
         resolved = model.config.resolve_looks(item)
         for policy in policies if resolved else (NO_POLICY,):
             kind = model.config.eval_policy if policy in (LEARNED, NO_POLICY) else policy
             model.policy(kind)
-            found.append(Setting(resolved, policy, kind))
-    return list(dict.fromkeys(found))
+            combinations.append(Setting(resolved, policy, kind))
+    return list(dict.fromkeys(combinations))
 
 
 def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch classes"] | None:
-    """Class logits from the attended regions alone, without the feature of the whole image.
+    """Classify the features of the attended regions alone, without the feature of the whole image.
 
-    The model's own aggregation and classifier are applied to the remaining features. ``None`` for 0 looks, and for
-    models without a feature of the whole image.
+    ``None`` for 0 looks, and for models without a feature of the whole image.
     """
     if not (isinstance(model, TNet) and isinstance(output, TNetOutput)) or output.features.shape[1] < 2:
         return None
@@ -191,7 +167,7 @@ def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch c
 def is_right(
     logits: Float[Tensor, "batch classes"], targets: Num[Tensor, "batch ..."], top: int = 1
 ) -> Bool[Tensor, " batch"]:
-    """Which predictions are right: the class among the ``top`` most probable, or all labels at 0.5."""
+    """Return which predictions are right: the class is among the ``top`` most probable, or all labels are at 0.5."""
     if targets.ndim == 2:
         return ((logits > 0) == (targets > 0.5)).all(dim=1)
     return (logits.topk(top, dim=1).indices == targets[:, None]).any(dim=1)
@@ -214,10 +190,8 @@ def evaluate(
     Args:
         model: is moved to the device and left in evaluation mode.
         data: labelled images with the model's classes.
-        looks: numbers of looks, each as for the model's ``forward``; empty for the model's own. Equal ones are measured
-            once.
-        policies: how locations are chosen: each number of looks above 0 is measured with each; the model's own if
-            ``None``.
+        looks: numbers of looks, see the model's ``forward``; empty for the model's own.
+        policies: policies to measure each number of looks above 0 with; ``None`` for the model's own.
         batch_size: images per batch.
         workers: processes that read images.
         device: device to run on.
@@ -225,12 +199,12 @@ def evaluate(
         seed: seed of random policies. With 2 levels, the cells drawn for 2 looks are among those drawn for 3.
 
     Returns:
-        One row per number of looks and policy, in the order asked for.
+        One row per distinct number of looks and policy, in the order given.
 
     Raises:
-        DataError: images that do not fit the model, or that cannot be read.
-        GeometryError: looks that the model does not allow.
-        ConfigError: nothing to measure, or a model of one class.
+        DataError: the images do not fit the model, or cannot be read.
+        GeometryError: the model does not allow these looks.
+        ConfigError: there is nothing to measure, or the model has a single class.
         CheckpointError: the model's output is not finite.
     """
     config = model.config
@@ -262,7 +236,7 @@ def evaluate(
 
 
 class _Run:
-    """What one setting has collected so far."""
+    """Metrics of one setting so far."""
 
     def __init__(self, model: Model, setting: Setting, seed: int, device: torch.device) -> None:
         config = model.config
@@ -278,7 +252,7 @@ class _Run:
 
     def add(self, model: Model, batch: Batch, images: Tensor | list[Tensor] | list[Scene]) -> float:
         """Run a batch and add it to the metrics; returns milliseconds per image."""
-        # A policy without a generator of its own draws what follows from the seed and the batch alone.
+        # A policy without its own generator draws from the global one, seeded by seed and batch alone.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             if isinstance(self.policy, str):
                 torch.manual_seed(self.seed + _SEED_STRIDE * self.batches)
@@ -317,7 +291,7 @@ class _Run:
         self.right[name].append("".join("1" if one else "0" for one in right.tolist()))
 
     def row(self, model: Model, first: Tensor | list[Tensor] | list[Scene], parameters: int) -> LooksRow:
-        """Sum up; the first batch is timed again if there was no other like it."""
+        """Compute the metrics; the first batch is timed again if there was no other like it."""
         config, setting = model.config, self.setting
         bits = {name: "".join(parts) or None for name, parts in self.right.items()}
         right = bits["top1"] or ""

@@ -7,6 +7,7 @@ activations).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tnet.errors import ConfigError
+from tnet.models.io import load_model
+from tnet.models.registry import create_model
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -35,14 +40,11 @@ def peak_memory_bytes(
     Args:
         model: folder of a saved model or of a run, or name of a registered model.
         image_size_hw: height and width of the images (``uint8`` noise in memory), pixels.
-        looks: as for the model's ``forward``.
-        policy: as for the model's ``forward``.
+        looks: number of looks; see the model's ``forward``.
+        policy: how locations are chosen; see the model's ``forward``.
         batch_size: number of images.
         device: device to run on.
         timeout_s: time limit, seconds.
-
-    Returns:
-        Bytes; see the module docstring for what is counted.
 
     Raises:
         ConfigError: the process failed or exceeded the time limit.
@@ -55,7 +57,7 @@ def peak_memory_bytes(
         "policy": policy,
         "batch_size": batch_size,
         "device": device,
-        "threads": _threads(),
+        "threads": torch.get_num_threads(),
     }
     # Blocks above 128 KiB always go back to the system when freed, so that the peak does not depend on earlier frees.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -79,25 +81,17 @@ def peak_memory_bytes(
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _measure(job: dict[str, Any]) -> int:
     """Run in the separate process."""
-    import torch
-
-    from tnet.models.io import load_model
-    from tnet.models.registry import create_model
-
     torch.set_num_threads(job["threads"])
     device = torch.device(job["device"])
     model = create_model(job["model"]) if job["registered"] else load_model(job["model"])
     model = model.to(device).eval()
     looks = tuple(job["looks"]) if isinstance(job["looks"], list) else job["looks"]
-    before = _restart_peak()
+    # Where the peak of resident memory cannot be reset, the peak of loading is subtracted too.
+    with contextlib.suppress(OSError):  # not Linux, or not permitted
+        _CLEAR.write_text("5", encoding="ascii")
+    before = _peak_bytes()
     shape = (job["batch_size"], model.config.in_channels, *job["size_hw"])
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     with torch.inference_mode():
@@ -107,23 +101,12 @@ def _measure(job: dict[str, Any]) -> int:
     return max(0, _peak_bytes() - before)
 
 
-def _restart_peak() -> int:
-    """Reset the peak of resident memory, if the system allows it, and return the current peak in bytes."""
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-    except OSError:  # not Linux, or not permitted: the peak of loading is then subtracted too
-        return _peak_bytes()
-    return _peak_bytes()
-
-
 def _peak_bytes() -> int:
-    """Peak resident memory of this process, bytes."""
-    try:
+    """Return the peak resident memory of this process."""
+    with contextlib.suppress(OSError):
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    except OSError:
-        pass
     try:
         import resource
     except ImportError:
@@ -132,10 +115,5 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _main() -> None:
-    """Read a job from standard input and write the measurement to standard output."""
-    sys.stdout.write(json.dumps({"bytes": _measure(json.load(sys.stdin))}) + "\n")
-
-
 if __name__ == "__main__":
-    _main()
+    sys.stdout.write(json.dumps({"bytes": _measure(json.load(sys.stdin))}) + "\n")

@@ -30,24 +30,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot.
+    """One line of a plot, through points in any order."""
 
-    Attributes:
-        label: name in the legend; empty for none.
-        points: points in any order.
-        color: index into matplotlib's colour cycle.
-        marker: matplotlib marker.
-        is_control: draw it dashed and faint.
-    """
-
-    label: str
+    label: str  # in the legend; empty for none
     points: Sequence[Point]
-    color: int
+    color: int  # index into matplotlib's colour cycle
     marker: str = "o"
-    is_control: bool = False
+    is_control: bool = False  # drawn dashed and faint
 
 
-def draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
+def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
     """Draw accuracy in percent with error bars, and a band between them if asked for."""
     points = sorted(curve.points, key=lambda point: point.x)
     x, y = [point.x for point in points], [100 * point.accuracy for point in points]
@@ -63,7 +55,7 @@ def draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
         axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
-def plain_log_scale(axis: Axes) -> None:
+def _plain_log_scale(axis: Axes) -> None:
     """Make the horizontal axis logarithmic, with its numbers written out."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -71,20 +63,18 @@ def plain_log_scale(axis: Axes) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, whole or not at all; an OutputError if that fails."""
+def _save(figure: Figure, path: str | Path, *, outer_legend: bool = True) -> None:
+    """Add grids and a legend beside the axes, and write a figure atomically."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    if outer_legend:
+        figure.legend(fontsize=8, loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
 def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
-    """Draw accuracy against the number of looks and against multiply-adds, one line per policy.
-
-    Bars and bands are the 95 % intervals of the accuracy.
-
-    Args:
-        rows: at least one.
-        path: file to write, whole or not at all; its suffix gives the format.
+    """Draw accuracy, with its 95 % intervals, against looks and against multiply-adds; one line per policy.
 
     Raises:
         OutputError: the file cannot be written.
@@ -98,7 +88,7 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
         line = none + [row for row in rows if row.policy == policy]
         for axis, x_of in ((by_looks, lambda row: float(row.total_looks)), (by_macs, lambda row: row.macs / unit)):
             points = [Point(x_of(row), row.accuracy, row.accuracy_low, row.accuracy_high) for row in line]
-            draw_curve(axis, Curve(_LABELS.get(policy, policy or "0 looks"), points, index), band=True)
+            _draw_curve(axis, Curve(_LABELS.get(policy, policy or "0 looks"), points, index), band=True)
     if any(len(row.looks) > 1 for row in rows):  # 4 looks can be 4 or 2x1: name the points
         for row in rows:
             point = (row.total_looks, 100 * row.accuracy)
@@ -107,73 +97,43 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
     by_looks.set(xlabel="looks (regions per image)", ylabel="accuracy (%)")
     by_macs.set(xlabel=f"multiply-adds per image ({letter})")
     by_looks.legend()
-    for axis in (by_looks, by_macs):
-        axis.grid(alpha=0.3)
-    _save(figure, path)
+    _save(figure, path, outer_legend=False)
 
 
 def plot_curves(curves: Sequence[Curve], xlabel: str, path: Path, *, logarithmic: bool) -> None:
-    """Draw the accuracy of several systems against one quantity.
-
-    Args:
-        curves: at least one.
-        xlabel: the quantity, with its unit.
-        path: file to write, atomically.
-        logarithmic: whether the quantity differs by factors.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Draw the accuracy of several systems against one quantity, which ``xlabel`` names with its unit."""
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axis = figure.subplots()
     for curve in curves:
-        draw_curve(axis, curve)
+        _draw_curve(axis, curve)
     if logarithmic:
-        plain_log_scale(axis)
+        _plain_log_scale(axis)
     else:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel=xlabel, ylabel="top-1 accuracy (%)")
-    axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
     _save(figure, path)
 
 
 @dataclass(frozen=True)
 class RunCurve:
-    """Validation accuracy of one training run.
-
-    Attributes:
-        system: name of what was trained.
-        images: images seen in training by the end of each epoch.
-        accuracy: accuracy then, 0 to 1, of the policy by which the best model was chosen.
-    """
+    """Validation accuracy of one training run after each epoch, of the policy by which the best model was chosen."""
 
     system: str
-    images: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    images: tuple[float, ...]  # seen in training by the end of each epoch
+    accuracy: tuple[float, ...]  # 0 to 1
 
 
 def run_curve(system: str, metrics: Sequence[dict[str, float]], batch_size: int) -> RunCurve:
-    """The curve of a run.
-
-    Args:
-        system: name of what was trained.
-        metrics: one mapping per epoch, as a run keeps them.
-        batch_size: images per step.
-    """
-    known = sorted({name for epoch in metrics for name in epoch if name.startswith(_ACCURACY)})
-    # The model's own looks come first, then another policy's, and none only where there is nothing else.
-    name = min(known, key=lambda name: (name != _ACCURACY, name == _NO_LOOKS, name), default=_ACCURACY)
+    """Return the curve of a run from the metrics of each epoch."""
+    names = sorted({name for epoch in metrics for name in epoch if name.startswith(_ACCURACY)})
+    # Prefer the model's own looks, then those of another policy; without looks only if there is nothing else.
+    name = min(names, key=lambda name: (name != _ACCURACY, name == _NO_LOOKS, name), default=_ACCURACY)
     points = [((epoch["step"] + 1) * batch_size, epoch[name]) for epoch in metrics if name in epoch]
     return RunCurve(system, tuple(x for x, _ in points), tuple(y for _, y in points))
 
 
 def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
-    """Draw validation accuracy against images seen, one colour per system and one line per seed.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Draw validation accuracy against images seen, one colour per system and one line per seed."""
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axis = figure.subplots()
     names = list(dict.fromkeys(curve.system for curve in curves))
@@ -185,7 +145,5 @@ def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
             linestyle="-" if index < 10 else ":", label=curve.system if first else None,
         )  # fmt: skip
     axis.set(xlabel="images seen in training", ylabel="validation accuracy (%)")
-    plain_log_scale(axis)
-    axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
+    _plain_log_scale(axis)
     _save(figure, path)

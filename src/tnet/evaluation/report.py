@@ -15,16 +15,12 @@ _EXTRA = {"top5": "top-5 %", "auc": "AUC", "jaccard": "Jaccard"}
 
 
 def looks_label(looks: Sequence[int]) -> str:
-    """Looks as the command line writes them: ``0``, ``3``, ``2x1``."""
+    """Return looks as the command line writes them: ``0``, ``3``, ``2x1``."""
     return "x".join(map(str, looks)) or "0"
 
 
 def looks_table(rows: Sequence[LooksRow]) -> str:
-    """The rows as a Markdown table, aligned so that it reads well as plain text.
-
-    Args:
-        rows: at least one.
-    """
+    """Return the rows (at least one) as an aligned Markdown table."""
     extra = [name for name in _EXTRA if any(getattr(row, name) is not None for row in rows)]
     unit, letter = macs_unit(max(row.macs for row in rows))
     header = ["looks", "policy", "accuracy % (95 % interval)", *(_EXTRA[name] for name in extra), "confidence"]
@@ -43,12 +39,7 @@ def looks_table(rows: Sequence[LooksRow]) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns.
-
-    Args:
-        header: names of the columns.
-        lines: cells of each line, as many as columns.
-    """
+    """Return a Markdown table with aligned columns."""
     widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
     shown = [header, ["-" * width for width in widths], *lines]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in shown]
@@ -56,19 +47,19 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 
 def macs_unit(macs: int) -> tuple[float, str]:
-    """The unit in which multiply-adds up to a number read best: its size and its letter, G or M."""
+    """Return size and letter (G or M) of the unit in which multiply-adds up to a number read best."""
     return (1e9, "G") if macs >= 1e9 else (1e6, "M")
 
 
 def short_number(value: float) -> str:
-    """Four significant digits, without an exponent."""
+    """Format four significant digits, without an exponent."""
     if value == 0:
         return "0"
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}" if value >= 0.001 else f"{value:.6f}"
 
 
 def looks_notes(rows: Sequence[LooksRow]) -> str:
-    """Sentences that explain the columns of :func:`looks_table`."""
+    """Return sentences that explain the columns of :func:`looks_table`."""
     row = rows[0]
     accuracy = "share of images whose labels are all right (exact match at 0.5)" if row.jaccard is not None else "top-1"
     return (
@@ -80,25 +71,13 @@ def looks_notes(rows: Sequence[LooksRow]) -> str:
 
 
 def write_rows_csv(rows: Sequence[LooksRow], path: str | Path) -> None:
-    """Write the rows as CSV, whole or not at all; shares from 0 to 1, an empty field where a value does not apply.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write the rows as CSV, atomically; shares are from 0 to 1, and missing values are empty fields."""
     shown = [{**asdict(row), "looks": looks_label(row.looks)} for row in rows]
     write_csv([{key: value for key, value in row.items() if not key.startswith("right")} for row in shown], path)
 
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
-    """Write rows as CSV, whole or not at all; floats with six digits, an empty field for ``None``.
-
-    Args:
-        rows: at least one; all have the same keys.
-        path: file to write.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write rows (at least one, all with the same keys) as CSV, atomically; floats have six digits."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

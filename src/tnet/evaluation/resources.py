@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,33 +78,21 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a model at one number of looks and one policy.
+    """Cost of a model at one number of looks and one policy."""
 
-    Attributes:
-        looks: looks as the command line writes them: ``3``, ``2x1``.
-        total_looks: regions seen per image after the whole.
-        policy: how locations are chosen; ``none`` for 0 looks.
-        macs: multiply-adds per image.
-        parameters: number of trainable parameters.
-        total_parameters: trainable and frozen parameters and the running statistics of batch norm.
-        image_size_hw: height and width of the images, pixels.
-        times: one per device and batch size; empty if not measured.
-        memory: one per device; empty if not measured.
-    """
-
-    looks: str
-    total_looks: int
-    policy: str
-    macs: int
-    parameters: int
-    total_parameters: int
+    looks: str  # as the command line writes them: 3, 2x1
+    total_looks: int  # regions seen per image after the whole
+    policy: str  # "none" for 0 looks
+    macs: int  # multiply-adds per image
+    parameters: int  # trainable
+    total_parameters: int  # see tnet.evaluation.cost.ParameterCount
     image_size_hw: tuple[int, int]
-    times: tuple[TimeUse, ...]
-    memory: tuple[MemoryUse, ...]
+    times: tuple[TimeUse, ...]  # one per device and batch size; empty if not measured
+    memory: tuple[MemoryUse, ...]  # one per device; empty if not measured
 
 
 def machine() -> dict[str, str]:
-    """What times depend on apart from the model: processor, threads, GPU and PyTorch version."""
+    """Return what times depend on apart from the model: processor, threads, GPU and PyTorch version."""
     info = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
@@ -116,12 +105,10 @@ def machine() -> dict[str, str]:
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except (OSError, UnicodeDecodeError):
-        pass
     return platform.processor() or "unknown"
 
 
@@ -153,17 +140,17 @@ def measure_costs(
         progress: show a progress bar on standard error.
 
     Raises:
-        GeometryError: looks that the model or the image does not allow.
+        GeometryError: the model or the image does not allow these looks.
         ConfigError: the images do not fit into memory, or memory cannot be measured.
     """
     chosen, devices = settings(model, looks, policies), devices_here(config.devices)
     model.to("cpu").eval()
-    largest = max((*config.batch_sizes, config.memory_batch_size)) * model.config.in_channels
-    if largest * image_size_hw[0] * image_size_hw[1] > _MAX_NOISE_BYTES:
+    height, width = image_size_hw
+    batch_size = max(*config.batch_sizes, config.memory_batch_size, 0)
+    if batch_size * model.config.in_channels * height * width > _MAX_NOISE_BYTES:
         raise ConfigError(
-            f"images of {image_size_hw[0]} x {image_size_hw[1]} px in batches of up to "
-            f"{max((*config.batch_sizes, config.memory_batch_size))} need more than {_MAX_NOISE_BYTES} bytes; give "
-            "smaller costs.image_size_hw or batch sizes"
+            f"images of {height} x {width} px in batches of up to {batch_size} need more than {_MAX_NOISE_BYTES} "
+            "bytes; give smaller costs.image_size_hw or batch sizes"
         )
     count = count_parameters(model)
     costs = []
@@ -173,11 +160,14 @@ def measure_costs(
             macs = multiply_adds(model, image_size_hw=image_size_hw, **options)
             used = devices if config.controls or setting.policy in (policies[0], NO_POLICY) else ()
             times = _times(model, image_size_hw, options, config, used)
-            memory = _memory(source, image_size_hw, options, config, used)
-            looks_shown = looks_label(model.config.looks_at_each_level(setting.looks))
+            options["batch_size"] = size = config.memory_batch_size
+            memory = tuple(
+                MemoryUse(device, size, peak_memory_bytes(source, image_size_hw, device=device, **options))
+                for device in (used if size else ())
+            )
             costs.append(Cost(
-                looks_shown, total_looks(setting.looks), setting.policy, macs, count.trainable, count.total,
-                image_size_hw, times, memory,
+                looks_label(model.config.looks_at_each_level(setting.looks)), total_looks(setting.looks),
+                setting.policy, macs, count.trainable, count.total, image_size_hw, times, memory,
             ))  # fmt: skip
     model.to("cpu")
     return costs
@@ -195,13 +185,3 @@ def _times(
             timing = time_per_image_ms(model, images, repeats=config.repeats, warmup=config.warmup, **options)
             times.append(TimeUse(device, batch_size, config.repeats, timing.median_ms, timing.min_ms, timing.max_ms))
     return tuple(times)
-
-
-def _memory(
-    source: str | Path, size_hw: tuple[int, int], options: dict[str, Any], config: CostsConfig, devices: Sequence[str]
-) -> tuple[MemoryUse, ...]:
-    size = config.memory_batch_size
-    return tuple(
-        MemoryUse(device, size, peak_memory_bytes(source, size_hw, batch_size=size, device=device, **options))
-        for device in (devices if size else ())
-    )

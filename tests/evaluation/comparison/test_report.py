@@ -83,11 +83,11 @@ def test_the_interval_follows_from_the_seed() -> None:
 
 def test_a_share_over_seeds() -> None:
     one = share(["1101"])
-    assert (one.mean, one.std, one.least, one.most, one.images) == (0.75, None, 0.75, 0.75, 4)
+    assert (one.mean, one.std, one.min, one.max, one.images) == (0.75, None, 0.75, 0.75, 4)
     three = share(["1101", "1000", "1001"])
     assert three.mean == pytest.approx(0.5)
     assert three.std == pytest.approx(np.std([0.75, 0.25, 0.5], ddof=1))
-    assert (three.least, three.most) == (0.25, 0.75)
+    assert (three.min, three.max) == (0.25, 0.75)
     # Image 1 is always right and image 3 never: only what images differ in is resampled.
     assert (three.low, three.high) == bootstrap_interval(np.array([3, 1, 0, 2]) / 3)
 

@@ -21,62 +21,39 @@ _MARKERS = {"random": "x", "centre": "^"}
 
 @dataclass(frozen=True)
 class Share:
-    """A share of images, between 0 and 1, over the seeds of a row.
-
-    Attributes:
-        mean: mean over seeds.
-        low: lower end of the 95 % bootstrap interval of the mean over images.
-        high: its upper end.
-        std: standard deviation over seeds; ``None`` for a single seed.
-        least: share of the worst seed.
-        most: share of the best seed.
-        images: number of images per seed.
-    """
+    """A share of images, between 0 and 1, over the seeds of a row."""
 
     mean: float
-    low: float
+    low: float  # ends of the 95 % bootstrap interval of the mean over images
     high: float
-    std: float | None
-    least: float
-    most: float
-    images: int
+    std: float | None  # over seeds; None for a single seed
+    min: float  # share of the worst seed
+    max: float
+    images: int  # per seed
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the comparison: a row at one number of looks and one policy.
-
-    Attributes:
-        row: name of the row.
-        looks: looks as the command line writes them.
-        total_looks: regions seen per image after the whole.
-        policy: how locations are chosen.
-        seeds: number of trained seeds.
-        top1: accuracy; ``None`` if the model was not trained.
-        top5: top-5 accuracy; ``None`` with 5 classes or fewer.
-        without_context: accuracy from the attended regions alone.
-        cost: ``None`` if not measured.
-        effort: mean training effort per seed; ``None`` if the model was not trained here.
-    """
+    """One line of the comparison: a row at one number of looks and one policy."""
 
     row: str
-    looks: str
-    total_looks: int
+    looks: str  # as the command line writes them
+    total_looks: int  # regions seen per image after the whole
     policy: str
     seeds: int
-    top1: Share | None
-    top5: Share | None
-    without_context: Share | None
+    top1: Share | None  # None if the model was not trained
+    top5: Share | None  # None with 5 classes or fewer
+    without_context: Share | None  # accuracy from the attended regions alone
     cost: Cost | None
-    effort: Effort | None
+    effort: Effort | None  # mean per seed; None if the model was not trained here
 
     def time(self, key: tuple[str, int]) -> TimeUse | None:
-        """Time on a device with a batch size, if measured."""
+        """Return the time on a device with a batch size, if measured."""
         times = self.cost.times if self.cost else ()
         return next((time for time in times if (time.device, time.batch_size) == key), None)
 
     def memory(self, key: tuple[str, int]) -> MemoryUse | None:
-        """Peak memory on a device with a batch size, if measured."""
+        """Return the peak memory on a device with a batch size, if measured."""
         memory = self.cost.memory if self.cost else ()
         return next((use for use in memory if (use.device, use.batch_size) == key), None)
 
@@ -84,16 +61,7 @@ class Line:
 def bootstrap_interval(
     values: Float[np.ndarray, " images"], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean.
-
-    Args:
-        values: one value per image.
-        resamples: number of resamples.
-        seed: the same seed gives the same interval.
-
-    Returns:
-        2.5th and 97.5th percentile of the resampled means.
-    """
+    """Return the 95 % percentile bootstrap interval of a mean over images."""
     # How often each of the few distinct values is drawn is multinomial: no need to draw image by image.
     distinct, counts = np.unique(values, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
@@ -102,12 +70,7 @@ def bootstrap_interval(
 
 
 def share(right: Sequence[str], resamples: int = 2000) -> Share:
-    """Summarise which images were right.
-
-    Args:
-        right: per seed, one ``1`` or ``0`` per image.
-        resamples: number of bootstrap resamples.
-    """
+    """Summarise which images were right: per seed, one ``1`` or ``0`` per image."""
     table = np.array([[float(bit) for bit in bits] for bits in right])
     means = table.mean(axis=1)
     low, high = bootstrap_interval(table.mean(axis=0), resamples)
@@ -122,15 +85,7 @@ def lines_of(
     efforts: Sequence[Effort],
     resamples: int,
 ) -> list[Line]:
-    """Join the measurements of a row.
-
-    Args:
-        row: name of the row.
-        accuracies: per seed, the measured settings; empty if the model was not trained.
-        costs: cost of each setting.
-        efforts: training effort of each seed that was trained here.
-        resamples: number of bootstrap resamples.
-    """
+    """Join the measurements of a row: accuracies per seed, costs, and the efforts of seeds that were trained here."""
     by_setting = {(cost.looks, cost.total_looks, cost.policy): cost for cost in costs}
     measured: dict[tuple[str, int, str], list[LooksRow]] = {setting: [] for setting in by_setting}
     for seed in accuracies:
@@ -160,12 +115,12 @@ def _percent(value: Share | None) -> str:
         return "-"
     text = f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
     if value.std is not None:
-        text += f" ± {100 * value.std:.1f} [{100 * value.least:.1f} to {100 * value.most:.1f}]"
+        text += f" ± {100 * value.std:.1f} [{100 * value.min:.1f} to {100 * value.max:.1f}]"
     return text
 
 
 def _keys(lines: Sequence[Line], name: str) -> list[tuple[str, int]]:
-    """Devices and batch sizes with any ``times`` or ``memory``."""
+    """Return the devices and batch sizes with any ``times`` or ``memory``."""
     uses = [use for line in lines if line.cost for use in getattr(line.cost, name)]
     return list(dict.fromkeys((use.device, use.batch_size) for use in uses))
 
@@ -175,7 +130,7 @@ def _largest_macs(lines: Sequence[Line]) -> int:
 
 
 def comparison_table(lines: Sequence[Line]) -> str:
-    """The lines (at least one) as a Markdown table."""
+    """Return the lines (at least one) as a Markdown table."""
     unit, letter = macs_unit(_largest_macs(lines))
     times, memories = _keys(lines, "times"), _keys(lines, "memory")
     header = ["row", "#locs", "policy", "top-1 %", "top-5 %", "without context %", f"FLOPs ({letter})"]
@@ -198,7 +153,7 @@ def comparison_table(lines: Sequence[Line]) -> str:
 
 
 def effort_table(lines: Sequence[Line]) -> str:
-    """Training effort, one line per row; empty if nothing was trained."""
+    """Return the training effort, one line per row; empty if nothing was trained."""
     trained = {line.row: (line.seeds, line.effort) for line in lines if line.effort is not None}
     body = [
         [name, str(seeds), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"]
@@ -208,13 +163,7 @@ def effort_table(lines: Sequence[Line]) -> str:
 
 
 def comparison_notes(lines: Sequence[Line], skipped: Sequence[str], machine: dict[str, str]) -> str:
-    """Sentences that explain the columns of the tables.
-
-    Args:
-        lines: lines of the table.
-        skipped: devices that this machine does not have.
-        machine: description of the machine that costs were measured on.
-    """
+    """Return sentences that explain the columns of the tables, and name devices that were skipped and the machine."""
     images = sorted({line.top1.images for line in lines if line.top1})
     sizes = sorted({line.cost.image_size_hw for line in lines if line.cost})
     seeds = max((line.seeds for line in lines), default=1)
@@ -244,53 +193,36 @@ def comparison_notes(lines: Sequence[Line], skipped: Sequence[str], machine: dic
 
 
 def write_comparison_csv(lines: Sequence[Line], path: str | Path) -> None:
-    """Write the lines as CSV, atomically; shares from 0 to 1, missing values as empty fields.
+    """Write the lines as CSV, atomically; shares are from 0 to 1, and missing values are empty fields."""
 
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    rows: list[dict[str, object]] = []
+    def columns(source: object, **attributes: str) -> dict[str, object]:
+        return {column: getattr(source, name, None) for column, name in attributes.items()}
+
+    rows = []
     for line in lines:
-        cost, effort = line.cost, line.effort
-        row: dict[str, object] = {
-            "row": line.row, "looks": line.looks, "total_looks": line.total_looks, "policy": line.policy,
-            "seeds": line.seeds, "images": line.top1 and line.top1.images,
-        }  # fmt: skip
+        cost = line.cost
+        row = {name: getattr(line, name) for name in ("row", "looks", "total_looks", "policy", "seeds")}
+        row |= columns(line.top1, images="images")
         for name in ("top1", "top5", "without_context"):
-            value: Share | None = getattr(line, name)
-            row |= {name: value and value.mean, f"{name}_low": value and value.low}
-            row |= {f"{name}_high": value and value.high, f"{name}_std": value and value.std}
-            row |= {f"{name}_min": value and value.least, f"{name}_max": value and value.most}
-        row |= {"macs": cost and cost.macs, "flops": cost and 2 * cost.macs, "parameters": cost and cost.parameters}
-        row |= {"total_parameters": cost and cost.total_parameters}
-        row |= {"image_height_px": cost and cost.image_size_hw[0], "image_width_px": cost and cost.image_size_hw[1]}
+            spread = {f"{name}_{value}": value for value in ("low", "high", "std", "min", "max")}
+            row |= columns(getattr(line, name), **{name: "mean"}, **spread)
+        row |= {"macs": cost and cost.macs, "flops": cost and 2 * cost.macs}
+        row |= columns(cost, parameters="parameters", total_parameters="total_parameters")
+        row |= {f"image_{side}_px": cost and cost.image_size_hw[axis] for axis, side in enumerate(("height", "width"))}
         for key in _keys(lines, "times"):
-            time, stem = line.time(key), f"ms_per_image_{key[0]}_batch{key[1]}"
-            row |= {stem: time and time.median_ms, f"{stem}_min": time and time.min_ms}
-            row |= {f"{stem}_max": time and time.max_ms}
+            name = f"ms_per_image_{key[0]}_batch{key[1]}"
+            row |= columns(line.time(key), **{name: "median_ms", f"{name}_min": "min_ms", f"{name}_max": "max_ms"})
         for key in _keys(lines, "memory"):
-            memory = line.memory(key)
-            row[f"peak_bytes_{key[0]}_batch{key[1]}"] = memory and memory.peak_bytes
-        row |= {"steps": effort and effort.steps, "images_seen": effort and effort.images}
-        row |= {"train_minutes": effort and effort.minutes}
+            row |= columns(line.memory(key), **{f"peak_bytes_{key[0]}_batch{key[1]}": "peak_bytes"})
+        row |= columns(line.effort, steps="steps", images_seen="images", train_minutes="minutes")
         rows.append(row)
     write_csv(rows, path)
 
 
 def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
-    """Plot accuracy against multiply-adds, time and number of looks, one file each.
+    """Plot accuracy, if measured, against multiply-adds, time and number of looks; return the files written.
 
     Error bars are 95 % bootstrap intervals; controls are dashed.
-
-    Args:
-        lines: lines without an accuracy are skipped.
-        folder: folder for the plots.
-
-    Returns:
-        Paths of the plots for which there are numbers.
-
-    Raises:
-        OutputError: a plot cannot be written.
     """
     unit, letter = macs_unit(_largest_macs(lines))
     device, batch_size = first = next(iter(_keys(lines, "times")), ("", 0))
@@ -316,7 +248,7 @@ def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
 
 
 def _curves(lines: Sequence[Line], x_of: Callable[[Line], float | None]) -> list[Curve]:
-    """A curve per row and policy; the point without looks belongs to every curve of its row."""
+    """Return a curve per row and policy; the point without looks belongs to every curve of its row."""
     names = list(dict.fromkeys(line.row for line in lines))
     curves = []
     for name, policy in dict.fromkeys((line.row, line.policy) for line in lines):

@@ -26,23 +26,14 @@ from tnet.files import make_folder, write_text
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of a comparison.
-
-    Attributes:
-        folder: output folder.
-        lines: lines of the table, in the order of the rows.
-        text: tables and notes, in Markdown.
-        failures: reason per failed row.
-        missing: rows that were neither asked for nor cached.
-        files: paths of tables and plots.
-    """
+    """Result of a comparison."""
 
     folder: Path
-    lines: list[Line]
-    text: str
-    failures: dict[str, str]
-    missing: list[str]
-    files: list[Path]
+    lines: list[Line]  # in the order of the rows
+    text: str  # tables and notes, in Markdown
+    failures: dict[str, str]  # reason per failed row
+    missing: list[str]  # rows that were neither requested nor cached
+    files: list[Path]  # tables and plots
 
 
 def compare(
@@ -94,10 +85,12 @@ def compare(
         except KeyboardInterrupt as interrupt:
             interrupt.__notes__ = [f"results so far are in {folder}; the same command resumes"]
             raise
-        except Exception as error:  # whatever it is, hours of other rows must not be lost to it
-            failures[row.name] = _sentence(error)
+        except Exception as error:  # hours of other rows must not be lost to any error
+            known = isinstance(error, TnetError)
+            first = (str(error).splitlines() or [""])[0][:500]
+            failures[row.name] = first if known else f"{type(error).__name__}: {first}".removesuffix(": ")
             say(f"{row.name} failed: {failures[row.name]}")
-            if not isinstance(error, TnetError | MemoryError | OSError):
+            if not (known or isinstance(error, MemoryError | OSError)):
                 say(traceback.format_exc())
     text, files = _write(suite, folder, lines, curves, failures, missing)
     return Comparison(folder, lines, text, failures, missing, files)
@@ -114,26 +107,15 @@ def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line
     return lines_of(row.name, accuracies, costs, efforts, work.suite.bootstrap)
 
 
-def _sentence(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0][:500]
-    return first if isinstance(error, TnetError) else f"{type(error).__name__}: {first}".removesuffix(": ")
-
-
 def _write(
-    suite: Suite,
-    folder: Path,
-    lines: list[Line],
-    curves: list[RunCurve],
-    failures: dict[str, str],
-    missing: list[str],
+    suite: Suite, folder: Path, lines: list[Line], curves: list[RunCurve], failures: dict[str, str], missing: list[str]
 ) -> tuple[str, list[Path]]:
+    """Write the page, the CSV and the plots; return the page's text without plots, and the files."""
     parts = []
     if lines:
         skipped = [name for name in suite.costs.devices if name not in devices_here(suite.costs.devices)]
-        notes = comparison_notes(lines, skipped, machine())
-        parts += [comparison_table(lines), notes]
-        effort = effort_table(lines)
-        if effort:
+        parts += [comparison_table(lines), comparison_notes(lines, skipped, machine())]
+        if effort := effort_table(lines):
             parts += [f"Training effort per seed (mean), including earlier stages:\n\n{effort}"]
     parts += [f"Failed: {name}: {reason}\n" for name, reason in failures.items()]
     if missing:

@@ -24,7 +24,7 @@ class RowConfig:
     Attributes:
         name: unique name, shown in tables.
         recipe: recipe to train, relative to the suite's folder.
-        overrides: ``key.in.recipe=value`` overrides, applied after the suite's own.
+        overrides: ``key.in.recipe=value`` overrides, applied after those of the suite.
         model: folder of a saved model or of a run, relative to the suite's folder.
         registered: name of a registered model; it is untrained, so only its cost is measured.
         after: name of an earlier row with a recipe; training starts from its model of the same seed.
@@ -99,23 +99,16 @@ class Suite:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}")
 
     def policies_of(self, row: RowConfig) -> tuple[str, ...]:
-        """Policies to measure a row with; the first is its own."""
+        """Return the policies to measure a row with; time and memory are measured for the first."""
         return row.policies or self.policies
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
-    """Read a suite.
-
-    Args:
-        path: YAML file; recipes and models in it are relative to its folder.
-        overrides: ``key.in.suite=value`` overrides; values are YAML.
-
-    Returns:
-        The suite, with absolute paths of recipes and models.
+    """Read a suite from a YAML file, apply ``key.in.suite=value`` overrides, and make its paths absolute.
 
     Raises:
-        RecipeError: unreadable file, invalid YAML, unknown key or wrong type; names file, row and key.
-        ConfigError: invalid value, or rows that contradict each other.
+        RecipeError: the file is unreadable or not YAML, a key is unknown, or a value has the wrong type.
+        ConfigError: a value is invalid, or rows contradict each other.
     """
     path = Path(path)
     data = read_yaml(read_text(path, "suite"), str(path))
@@ -133,17 +126,19 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
 
 
 def _row(row: Any, index: int, path: Path) -> RowConfig:
-    name = row.get("name") if isinstance(row, dict) else None
-    source = f"{path}: row {index}" + (f" ({name})" if name else "")
+    source = f"{path}: row {index}"
     if not isinstance(row, dict):
         raise RecipeError(f"{source} is a {type(row).__name__}; a row must be a mapping of keys to values")
+    source += f" ({row['name']})" if row.get("name") else ""
     config = parse_dataclass(RowConfig, row, source)
-    folder = path.resolve().parent
-    paths = {key: str(folder / value) for key in ("recipe", "model") if (value := getattr(config, key)) is not None}
-    for key, place in paths.items():
-        if not (Path(place).is_file() if key == "recipe" else Path(place).is_dir()):
-            raise RecipeError(f"{source}: {key} {place} does not exist; give a path relative to the suite's folder")
-    return replace(config, **paths)  # type: ignore[arg-type]
+    paths: dict[str, Any] = {}
+    for key, exists in (("recipe", Path.is_file), ("model", Path.is_dir)):
+        if (value := getattr(config, key)) is not None:
+            place = path.resolve().parent / value
+            if not exists(place):
+                raise RecipeError(f"{source}: {key} {place} does not exist; give a path relative to the suite's folder")
+            paths[key] = str(place)
+    return replace(config, **paths)
 
 
 def _check_rows(rows: Sequence[RowConfig], source: str) -> None:

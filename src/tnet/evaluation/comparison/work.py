@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tnet.config import parse_dataclass, to_plain
-from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData, number_classes_as, open_data, open_split
 from tnet.errors import ConfigError, DataError, TnetError
 from tnet.evaluation.comparison.suite import RowConfig, Suite
@@ -43,17 +42,11 @@ _FORMAT = 3  # version of the cache; a new number measures everything again
 
 @dataclass(frozen=True)
 class Effort:
-    """Training effort, including that of earlier stages.
-
-    Attributes:
-        steps: optimizer steps.
-        images: images seen in training, with repetition.
-        minutes: wall time with validation, without work that was lost when a run was killed.
-    """
+    """Training effort, including that of earlier stages."""
 
     steps: int
-    images: int
-    minutes: float
+    images: int  # seen in training, with repetition
+    minutes: float  # wall time with validation, without work that was lost when a run was killed
 
     def __add__(self, other: Effort) -> Effort:
         return Effort(self.steps + other.steps, self.images + other.images, self.minutes + other.minutes)
@@ -61,21 +54,12 @@ class Effort:
 
 @dataclass(frozen=True)
 class Entry:
-    """A trained, saved or registered model.
+    """A trained, saved or registered model, and the cache folder of its results."""
 
-    Attributes:
-        key: hash of everything the model depends on.
-        folder: cache folder.
-        seed: seed it was trained with; the suite's first if it was not trained here.
-        model: folder of the model; ``None`` for a registered model.
-        effort: training effort; ``None`` if it was not trained here.
-    """
-
-    key: str
     folder: Path
-    seed: int
-    model: Path | None
-    effort: Effort | None
+    seed: int  # the suite's first if the model was not trained here
+    model: Path | None  # folder of the model; None for a registered model
+    effort: Effort | None  # None if the model was not trained here
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ class NotCachedError(Exception):
 
 
 def content_key(*content: Any) -> str:
-    """Hash of plain data and dataclasses: 16 hexadecimal digits."""
+    """Return a hash of plain data and dataclasses: 16 hexadecimal digits."""
     text = json.dumps([to_plain(item) for item in content], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -119,10 +103,7 @@ def _file_digest(path: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Hash of the files of a saved model.
-
-    Args:
-        folder: folder of the model or of the run.
+    """Return a hash of the files of a model, saved in a folder or in that of a run.
 
     Raises:
         ConfigError: the folder does not contain a model.
@@ -137,30 +118,20 @@ def model_digest(folder: Path) -> str:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Hash of everything the outcome of a run depends on, including the weights that it starts from."""
+    """Return a hash of everything the outcome of a run depends on, including the weights that it starts from."""
     # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
     train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
+    sources = recipe.train.start_from, recipe.train.teacher
     return content_key(
         _FORMAT, _version(), kind_of(recipe.model), replace(recipe, title="", train=train_config),
-        *(
-            model_digest(Path(folder)) if folder is not None else None
-            for folder in (recipe.train.start_from, recipe.train.teacher)
-        ),
+        *(None if folder is None else model_digest(Path(folder)) for folder in sources),
         _file_digest(Path(weights)) if weights and Path(weights).is_file() else None,
     )  # fmt: skip
 
 
 class Work:
-    """Computes the results of rows, or finds them in the cache.
-
-    Args:
-        suite: what to compare, and how.
-        folder: cache folder.
-        device: device to evaluate on.
-        progress: show progress bars on standard error.
-        say: called with a line about each step.
-    """
+    """Computes the results of rows, or reads them from the cache folder; arguments: see ``compare``."""
 
     def __init__(self, suite: Suite, folder: Path, device: str, progress: bool, say: Callable[[str], object]) -> None:
         self.suite, self.folder, self.device, self.progress, self.say = suite, folder, device, progress, say
@@ -168,7 +139,7 @@ class Work:
         self._renewed: set[str] = set()
 
     def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
-        """The models of a row: one per seed for a recipe, otherwise one.
+        """Return the models of a row: one per seed for a recipe, otherwise one.
 
         Args:
             row: the row.
@@ -179,48 +150,39 @@ class Work:
             NotCachedError: a model is not trained and ``make`` is false.
             TnetError: training failed.
         """
-        seeds = self.suite.seeds if row.recipe is not None else self.suite.seeds[:1]
-        return [self._entry(row, seed, make, renew) for seed in seeds]
-
-    def _entry(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
         if row.recipe is not None:
-            return self._trained(row, seed, make, renew)
-        if row.model is not None:
-            folder = Path(row.model)
-            entry = Entry(content_key(_FORMAT, _version(), model_digest(folder)), Path(), seed, folder, None)
-        else:
-            entry = Entry(content_key(_FORMAT, _version(), {"registered": row.registered}), Path(), seed, None, None)
-        entry = replace(entry, folder=self.folder / entry.key)
-        self._prepare(entry.key, renew)
-        return entry
+            return [self._trained(row, seed, make, renew) for seed in self.suite.seeds]
+        model = None if row.model is None else Path(row.model)
+        content = {"registered": row.registered} if model is None else model_digest(model)
+        folder = self._cache_folder(content_key(_FORMAT, _version(), content), renew)
+        return [Entry(folder, self.suite.seeds[0], model, None)]
 
-    def _prepare(self, key: str, renew: bool) -> None:
-        """Delete a cached entry that is to be renewed, but only once."""
+    def _cache_folder(self, key: str, renew: bool) -> Path:
+        """Return the cache folder of a key; if it is to be renewed, delete it on first use."""
         if renew and key not in self._renewed:
             shutil.rmtree(self.folder / key, ignore_errors=True)
         self._renewed.add(key)
+        return self.folder / key
 
     def recipe(self, row: RowConfig, seed: int) -> Recipe:
-        """The recipe of a row with all overrides."""
+        """Return the recipe of a row with all overrides."""
         assert row.recipe is not None
         recipe = load_recipe(row.recipe, [*self.suite.overrides, *row.overrides, f"seed={seed}"])
         return recipe if self.suite.data is None else replace(recipe, data=self.suite.data)
 
     def _trained(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
         recipe = self.recipe(row, seed)
-        before = None if row.after is None else self._entry(self._rows[row.after], seed, make, renew=False)
+        before = None if row.after is None else self._trained(self._rows[row.after], seed, make, renew=False)
         if before is not None:
             recipe = replace(recipe, train=replace(recipe.train, start_from=str(before.model)))
-        key = recipe_key(recipe)
-        self._prepare(key, renew)
-        folder = self.folder / key
+        folder = self._cache_folder(recipe_key(recipe), renew)
         kept = _read_cached(folder / "effort.json", _Effort)
         if kept is None or not kept.finished:
             if not make:
                 raise NotCachedError
             kept = self._train(row, recipe, folder, kept)
         effort = kept.effort if before is None or before.effort is None else kept.effort + before.effort
-        return Entry(key, folder, seed, folder / "run" / "model", effort)
+        return Entry(folder, seed, folder / "run" / "model", effort)
 
     def _train(self, row: RowConfig, recipe: Recipe, folder: Path, kept: _Effort | None) -> _Effort:
         """Train, or resume an interrupted run."""
@@ -234,16 +196,14 @@ class Work:
         with contextlib.redirect_stdout(sys.stderr):
             seconds = train(recipe, run, resume=True, progress=self.progress).train_seconds
         steps = int(read_metrics(run / "logs" / "csv")[-1]["step"]) + 1
-        images = steps * min(recipe.train.batch_size, self._images_per_epoch(recipe)) * recipe.train.devices
+        per_epoch = recipe.train.images_per_epoch
+        if per_epoch is None:
+            per_epoch = len(open_data(recipe.data, recipe.model.in_channels, recipe.seed)[0])
+        images = steps * min(recipe.train.batch_size, per_epoch) * recipe.train.devices
         done = _Effort(Effort(steps, images, minutes + seconds / 60), True)
         write_text(folder / "spec.json", json.dumps({"row": row.name, **to_plain(recipe)}, indent=1))
         write_text(note, json.dumps(to_plain(done)))
         return done
-
-    def _images_per_epoch(self, recipe: Recipe) -> int:
-        if recipe.train.images_per_epoch is not None:
-            return recipe.train.images_per_epoch
-        return len(open_data(recipe.data, recipe.model.in_channels, recipe.seed)[0])
 
     def model(self, row: RowConfig, entry: Entry) -> Model:
         """Load the model of an entry."""
@@ -253,40 +213,40 @@ class Work:
         return create_model(row.registered).eval()
 
     def curves(self, row: RowConfig) -> list[RunCurve]:
-        """Learning curves of a row; empty for a row without a recipe."""
-        if row.recipe is None:
-            return []
-        return [
-            run_curve(
-                row.name,
-                read_metrics(entry.folder / "run" / "logs" / "csv"),
-                self.recipe(row, entry.seed).train.batch_size,
-            )
-            for entry in self.entries(row, make=False)
-        ]
+        """Return the learning curves of a row; empty for a row without a recipe."""
+        curves = []
+        for entry in self.entries(row, make=False) if row.recipe is not None else []:
+            metrics = read_metrics(entry.folder / "run" / "logs" / "csv")
+            curves.append(run_curve(row.name, metrics, self.recipe(row, entry.seed).train.batch_size))
+        return curves
 
-    def data(self, row: RowConfig, seed: int) -> tuple[DataConfig, LabelledData] | None:
-        """The images to evaluate a row on; ``None`` for a registered, untrained model.
+    def data(self, row: RowConfig, seed: int) -> LabelledData | None:
+        """Open the images to evaluate a row on; ``None`` for a registered, untrained model.
 
         Raises:
             DataError: a saved model has no recipe, and the suite has no data section.
         """
         if row.registered is not None:
             return None
-        if row.recipe is not None:
-            recipe: Recipe | None = self.recipe(row, seed)
-        else:
-            recipe = _recipe_beside(Path(row.model or ""))
+        recipe = self._recipe_of(row, seed)
         config = self.suite.data or (recipe.data if recipe else None)
         if config is None:
             raise DataError(
-                f"{row.model} has no {RECIPE_NAME} that says which images to evaluate on; give the suite a data section"
+                f"{row.model} has no {RECIPE_NAME}, so its images are unknown; give the suite a data section"
             )
         channels = recipe.model.in_channels if recipe else load_model(row.model or "").config.in_channels
-        return config, open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
+        return open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
+
+    def _recipe_of(self, row: RowConfig, seed: int) -> Recipe | None:
+        """Return the recipe of a row, or the one beside its saved model, if there is one."""
+        if row.recipe is not None:
+            return self.recipe(row, seed)
+        folder = Path(row.model or "")
+        places = [place / RECIPE_NAME for place in ((folder, folder.parent) if folder.name == "model" else (folder,))]
+        return next((load_recipe(place) for place in places if place.is_file()), None)
 
     def accuracies(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[LooksRow]:
-        """Evaluate a model, or read the cached rows; empty for a registered model.
+        """Evaluate a model, or read cached results; empty for a registered model.
 
         Raises:
             NotCachedError: not measured, and ``make`` is false.
@@ -295,27 +255,27 @@ class Work:
             return []
         suite = self.suite
         policies = suite.policies_of(row)
-        config = suite.data or (
-            self.recipe(row, entry.seed).data if row.recipe else _data_beside(Path(row.model or ""))
+        recipe = None if suite.data else self._recipe_of(row, entry.seed)
+        key = content_key(
+            recipe.data if recipe else suite.data, suite.split, row.looks, policies, suite.batch_size, entry.seed
         )
-        key = content_key(config, suite.split, row.looks, policies, suite.batch_size, entry.seed)
         path = entry.folder / f"accuracy-{key}.json"
 
         def measure() -> _Accuracies:
             images = self.data(row, entry.seed)
             assert images is not None
             model = self.model(row, entry)
-            number_classes_as(model.config.class_names, images[1])
-            self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images[1])} images")
+            number_classes_as(model.config.class_names, images)
+            self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images)} images")
             return _Accuracies(tuple(evaluate(
-                model, images[1], looks=row.looks, policies=policies, batch_size=suite.batch_size,
+                model, images, looks=row.looks, policies=policies, batch_size=suite.batch_size,
                 workers=suite.workers, device=self.device, seed=entry.seed, progress=self.progress,
             )))  # fmt: skip
 
         return list(_cached(path, _Accuracies, measure, make).rows)
 
     def costs(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[Cost]:
-        """Measure the cost of a model, or read it from the cache; arguments and errors as for :meth:`accuracies`."""
+        """Measure the cost of a model, or read it from the cache; see :meth:`accuracies`."""
         suite = self.suite
         policies, here = suite.policies_of(row), devices_here(suite.costs.devices)
         config = replace(suite.costs, devices=here)
@@ -335,35 +295,22 @@ class Work:
         return list(_cached(path, _Costs, measure, make).rows)
 
     def _image_size(self, row: RowConfig, entry: Entry, model: Model) -> tuple[int, int]:
-        """Height and width of the first image to evaluate on."""
+        """Return height and width of the first image to evaluate on."""
         images = self.data(row, entry.seed)
         if images is None and self.suite.data is not None:
             seed, channels = self.suite.seeds[0], model.config.in_channels
-            images = self.suite.data, open_split(self.suite.data, channels, seed, self.suite.split)
+            images = open_split(self.suite.data, channels, seed, self.suite.split)
         if images is None:
             raise ConfigError(
                 f"row {row.name!r} has no images to take the size for cost measurements from; set costs.image_size_hw"
             )
-        image = images[1][0].image
+        image = images[0].image
         height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
         return int(height), int(width)
 
 
-def _recipe_beside(folder: Path) -> Recipe | None:
-    """The recipe that a saved model was trained with, if it is beside the model."""
-    for place in (folder, folder.parent) if folder.name == "model" else (folder,):
-        if (place / RECIPE_NAME).is_file():
-            return load_recipe(place / RECIPE_NAME)
-    return None
-
-
-def _data_beside(folder: Path) -> DataConfig | None:
-    recipe = _recipe_beside(folder)
-    return recipe.data if recipe else None
-
-
 def _minutes_kept(run: Path) -> float:
-    """Minutes of training that a resumed run keeps: from its start to its last checkpoint."""
+    """Return the minutes of training that a resumed run keeps: from its start to its last checkpoint."""
     start, end = run / RECIPE_NAME, run / LAST_CHECKPOINT
     if not start.is_file() or not end.is_file():
         return 0.0
@@ -371,7 +318,7 @@ def _minutes_kept(run: Path) -> float:
 
 
 def _cached(path: Path, type_: type[T], compute: Callable[[], T], make: bool) -> T:
-    """The result cached at ``path``; computed and stored there if it is missing and ``make`` is true."""
+    """Return the result cached at ``path``; compute and store it if it is missing and ``make`` is true."""
     cached = _read_cached(path, type_)
     if cached is not None:
         return cached
@@ -383,7 +330,7 @@ def _cached(path: Path, type_: type[T], compute: Callable[[], T], make: bool) ->
 
 
 def _read_cached(path: Path, type_: type[T]) -> T | None:
-    """A cached result; ``None`` if the file is missing or damaged."""
+    """Return a cached result; ``None`` if the file is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return parse_dataclass(type_, data, str(path)) if isinstance(data, dict) else None
