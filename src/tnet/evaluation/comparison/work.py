@@ -137,6 +137,7 @@ class Work:
         self.suite, self.folder, self.device, self.progress, self.say = suite, folder, device, progress, say
         self._rows = {row.name: row for row in suite.rows}
         self._renewed: set[str] = set()
+        self._recipes: dict[tuple[str, int], Recipe] = {}
 
     def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
         """Return the models of a row: one per seed for a recipe, otherwise one.
@@ -167,8 +168,10 @@ class Work:
     def recipe(self, row: RowConfig, seed: int) -> Recipe:
         """Return the recipe of a row with all overrides."""
         assert row.recipe is not None
-        recipe = load_recipe(row.recipe, [*self.suite.overrides, *row.overrides, f"seed={seed}"])
-        return recipe if self.suite.data is None else replace(recipe, data=self.suite.data)
+        if (row.name, seed) not in self._recipes:  # parsing takes longer than finding results in the cache
+            recipe = load_recipe(row.recipe, [*self.suite.overrides, *row.overrides, f"seed={seed}"])
+            self._recipes[row.name, seed] = recipe if self.suite.data is None else replace(recipe, data=self.suite.data)
+        return self._recipes[row.name, seed]
 
     def _trained(self, row: RowConfig, seed: int, make: bool, renew: bool) -> Entry:
         recipe = self.recipe(row, seed)
