@@ -77,7 +77,7 @@ class LabelledImages(Dataset[Sample]):
     def order_classes(self, names: Sequence[str]) -> None:
         """Renumber the classes, for example in the order of a model; ``names`` must be the same classes."""
         if sorted(names) != sorted(self.classes):
-            raise DataError(f"the classes {shorten(names)} are not those of the data, {shorten(self.classes)}")
+            raise DataError(f"the classes {shorten(names)} do not match those of the data, {shorten(self.classes)}")
         old = [self.classes.index(name) for name in names]
         self.targets = self.targets[:, old] if self.multilabel else torch.tensor(old).argsort()[self.targets]
         self.classes = list(names)

@@ -4,7 +4,7 @@
     val/n01440764/ILSVRC2012_val_00000293.JPEG ...     by synset, or all in one folder with the devkit beside:
     val/ILSVRC2012_val_00000001.JPEG ...
     ILSVRC2012_devkit_t12/data/meta.mat, ILSVRC2012_validation_ground_truth.txt
-    Annotation/n01440764/n01440764_10040.xml ...       boxes of less than half of train; those of val in val/
+    Annotation/n01440764/n01440764_10040.xml ...       boxes of less than half of train; for val in val/
 
 Kaggle uses the folders ``ILSVRC/Data/CLS-LOC`` and ``ILSVRC/Annotations/CLS-LOC``, and ``LOC_val_solution.csv`` beside
 ``ILSVRC`` instead of the devkit. The archive of training boxes (``ILSVRC2012_bbox_train_v2.tar.gz``) unpacks to folders
@@ -238,7 +238,7 @@ def _validation_labels(root: Path) -> dict[int, str]:
 
 
 def _classes(root: Path) -> list[str]:
-    """Return the sorted synsets: the training folders, else those of the lists, else the validation folders."""
+    """Return the sorted synsets: the training folders, else the lists, else the validation folders."""
     try:
         wnids = _synset_folders(_image_folder(root, "train"))
     except DataError:

@@ -40,7 +40,7 @@ class Curve:
 
 
 def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
-    """Draw accuracy in percent with error bars, and a band between them if asked for."""
+    """Draw accuracy in percent with error bars; ``band`` also shades the interval."""
     points = sorted(curve.points, key=lambda point: point.x)
     x, y = [point.x for point in points], [100 * point.accuracy for point in points]
     below = [max(0.0, 100 * (point.accuracy - point.low)) for point in points]

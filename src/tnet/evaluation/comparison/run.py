@@ -101,7 +101,7 @@ def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line
     if not row.measure:
         return []
     accuracies = [rows for entry in entries if (rows := work.accuracies(row, entry, make=make))]
-    # What a model costs does not depend on what it has learned.
+    # The cost of a model does not depend on its weights.
     costs = work.costs(row, entries[0], make=make)
     efforts = [entry.effort for entry in entries if entry.effort is not None]
     return lines_of(row.name, accuracies, costs, efforts, work.suite.bootstrap)

@@ -42,7 +42,7 @@ _FORMAT = 3  # version of the cache; a new number measures everything again
 
 @dataclass(frozen=True)
 class Effort:
-    """Training effort, including that of earlier stages."""
+    """Training effort, including earlier stages."""
 
     steps: int
     images: int  # seen in training, with repetition
@@ -103,7 +103,7 @@ def _file_digest(path: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Return a hash of the files of a model, saved in a folder or in that of a run.
+    """Return a hash of the files of a model in its own folder or that of its run.
 
     Raises:
         ConfigError: the folder does not contain a model.
