@@ -88,7 +88,16 @@ def test_truncated_file(tmp_path: Path, suffix: str, left: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"not weights at all\n", b"\x80\x02", b"PK\x03\x04", bytes(range(256)), b"\0" * 64]
+    "content",
+    [
+        b"not weights at all\n",
+        b"tench\ngoldfish\n",
+        b"background\ntench, Tinca tinca\n",
+        b"\x80\x02",
+        b"PK\x03\x04",
+        bytes(range(256)),
+        b"\0" * 64,
+    ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_file_of_another_format(tmp_path: Path, suffix: str, content: bytes) -> None:
