@@ -188,7 +188,7 @@ def test_untrusted_files_cannot_run_code(saved: Path, tmp_path: Path) -> None:
     """A pickle named like the weights, a PyTorch file containing one, a configuration with a class path."""
     trace, path = tmp_path / "trace", saved / "model.safetensors"
     path.write_bytes(pickle.dumps(Attack(trace)))
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="model.safetensors"):
         load_model(saved)
     torch.save({"state_dict": Attack(trace)}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="weights.pth"):
