@@ -39,26 +39,19 @@ from torch import Tensor
 from tnet.errors import ConfigError
 from tnet.scenes.guard import guarded, open_file, unreadable
 
-DEFAULT_MAX_PIXELS = 2**28
-"""Largest image (width x height) that is decoded by default: 16,384 x 16,384."""
-
+DEFAULT_MAX_PIXELS = 2**28  # 16,384 x 16,384
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 _CHECKED_WHILE_OPENING = ("GIF", "WEBP")  # their Pillow plugins check Pillow's own pixel limit while opening
 _PILLOW_NEVER_COMPLAINS_PX = 1 << 26  # Pillow's own limit is a third more than this
 _REDUCING_GAP = 1.5  # on photographs as close to a plain resize as 2, Pillow's choice for thumbnails, and quicker
 _PILLOW_LIMIT_LOCK = threading.Lock()
 _CONVERT = "save it again as an 8-bit PNG, JPEG or TIFF, or remove it"
-
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _ORIENTATION = 0x0112
 
 
 def check_limits(max_side_px: int | None, max_short_side_px: int | None, max_pixels: int) -> None:
-    """Check the size limits of :func:`load_image`.
-
-    Raises:
-        ConfigError: one is below 1.
-    """
+    """Raise ``ConfigError`` if a size limit of :func:`load_image` is below 1."""
     limits = {"max_side_px": max_side_px, "max_short_side_px": max_short_side_px, "max_pixels": max_pixels}
     for name, value in limits.items():
         if value is not None and value < 1:
@@ -74,7 +67,7 @@ def load_image(
     max_short_side_px: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> UInt8[Tensor, "channels height width"]:
-    """Decode one image into memory.
+    """Decode one image into memory: values 0 to 255, upright; see the table in :mod:`tnet.scenes.decode`.
 
     The size in the header is checked against ``max_pixels`` before any pixel is decoded. Peak memory is 9 to 13 bytes
     per pixel (16 to 18 with transparency), of which ``channels`` remain.
@@ -89,13 +82,8 @@ def load_image(
         max_short_side_px: likewise for the shorter side; with both, the smaller result.
         max_pixels: largest width x height that is decoded, before downscaling.
 
-    Returns:
-        Values 0 to 255, upright; see the table in :mod:`tnet.scenes.decode`.
-
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, larger than ``max_pixels``, in an unsupported
-            format, or not readable.
-        ConfigError: ``max_side_px``, ``max_short_side_px`` or ``max_pixels`` is below 1.
+        ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
     """
     check_limits(max_side_px, max_short_side_px, max_pixels)
     path = Path(path)
@@ -107,11 +95,7 @@ def load_image(
 
 
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Read the height and width of an image, upright (EXIF orientation), from its header.
-
-    Raises:
-        ImageError: it cannot be read, or is larger than ``max_pixels``.
-    """
+    """Read the height and width of an image, upright (EXIF orientation), from its header."""
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
         header = read_header(stream, path, max_pixels)
@@ -133,10 +117,6 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
     """Recognise the format by the first bytes, read the header, and check the size.
 
     This calls Pillow's plugins itself: ``Image.open`` would compare the size with a process-wide limit first.
-
-    Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or an unsupported format.
-        Exception: whatever Pillow raises on a damaged header.
     """
     Image.init()
     prefix = stream.read(16)

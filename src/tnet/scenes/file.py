@@ -72,20 +72,17 @@ class SceneOptions:
 class FileScene:
     """One image in a file.
 
-    The file is opened at its first use in each process: a scene pickles as its path and options. Open files are kept in
-    a pool per process (:mod:`tnet.scenes.cache`) and closed when others need their place. Images that can only be
-    decoded as a whole are kept decoded, within a budget.
-
-    A glimpse reads the coarsest level whose resolution is at or above the requested one in both directions (within 1%).
-    Outside the image is ``fill``. Channels: see :mod:`tnet.scenes.channels`.
+    The file is opened at its first use in each process: a scene pickles as its path and options. Open files and images
+    that can only be decoded as a whole are kept in pools per process (:mod:`tnet.scenes.cache`). A glimpse reads the
+    coarsest level whose resolution is at or above the requested one in both directions (within 1%).
 
     Args:
         path: a file, or the folder of an OME-Zarr.
-        options: how stored values become pixels.
+        options: how stored values become pixels; see also :mod:`tnet.scenes.channels`.
 
     Raises:
-        ImageError: on whatever needs the file: it is missing, damaged, in an unsupported format, was replaced since it
-            was first opened, or cannot be converted as requested.
+        ImageError: on first use: the file is missing, damaged, unsupported, was replaced since it was first opened, or
+            cannot be converted as requested.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: SceneOptions | None = None) -> None:
@@ -165,11 +162,7 @@ class FileScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`.
-
-        Raises:
-            GeometryError: an empty box or size.
-        """
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`."""
         y0, x0, y1, x1 = box_l0_yxyx
         check_look(box_l0_yxyx, size_px)
         index = self.level_for(box_l0_yxyx, size_px)
@@ -267,7 +260,6 @@ def open_scene(path: str | os.PathLike[str], **options: Any) -> FileScene:
 
     Example:
         >>> scene = tnet.open_scene("slide.svs")
-        >>> scene.size_hw, scene.spacing_m_yx
         >>> output = model(scene)
 
     Args:

@@ -41,12 +41,7 @@ class PyramidInfo(NamedTuple):
 
 
 def level_sizes(size_hw: tuple[int, int], smallest_px: int = TILE_PX) -> tuple[tuple[int, int], ...]:
-    """Return the height and width of each level: half of the one before, rounded up.
-
-    Args:
-        size_hw: of the image.
-        smallest_px: levels are added until the longer side is at most this.
-    """
+    """Return height and width of each level: half of the one before, rounded up, until the longer side fits."""
     sizes = [size_hw]
     while max(sizes[-1]) > max(smallest_px, 1):
         height, width = sizes[-1]
@@ -80,16 +75,11 @@ def write_pyramid(
         source: open reader (left open), or a path.
         out: ``.tif`` or ``.tiff``; written completely or not at all.
         compression: see :data:`Compression`; ``jpeg`` needs 8-bit grey or RGB without alpha.
-        quality: of JPEG, 1 to 100; colours are not subsampled.
+        quality: JPEG quality, 1 to 100; colours are not subsampled.
         smallest_px: levels are added until the longer side is at most this.
         overwrite: replace an existing ``out``.
         options: for reading a path.
         on_tile: called with the number of tiles written and in total, for a progress bar.
-
-    Raises:
-        ConfigError: ``quality`` or ``smallest_px`` is out of range.
-        ImageError: the image cannot be read, has a type that TIFF or JPEG do not support, or a library is missing.
-        OutputError: ``out`` exists, has another suffix, is the image itself, or cannot be written (disk full).
     """
     out = Path(out)
     if compression == "jpeg" and not 1 <= quality <= 100:
@@ -220,9 +210,6 @@ def geo_tags(georeference: GeoReference) -> list[tuple[int, int, int, Any, bool]
     """Return the GeoTIFF tags of a georeference, as tifffile's ``extratags``.
 
     GDAL writes them into a file of one pixel in memory, so that its rules for map projections apply.
-
-    Raises:
-        ImageError: rasterio is not installed, or does not support the coordinate system.
     """
     _require("rasterio", "keep the georeference", "geo")
     import rasterio

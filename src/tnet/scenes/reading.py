@@ -22,8 +22,7 @@ from tnet.scenes.readers import is_plain_image
 ReadMode = Literal["memory", "lazy", "auto"]
 """``memory``: decode the whole image; ``lazy``: read only the regions that are seen; ``auto``: lazily if large."""
 
-LAZY_ABOVE_PX = 2**24
-"""Pixels (width x height) above which ``auto`` reads lazily: 4096 x 4096."""
+LAZY_ABOVE_PX = 2**24  # 4096 x 4096
 
 Prepare = Callable[[UInt8[Tensor, "channels height width"]], UInt8[Tensor, "channels new_height new_width"]]
 """A fixed transform of decoded images; must pickle."""
@@ -38,11 +37,11 @@ class ReadOptions:
             lazily if ``scene`` is not the default, and else also those that Pillow does not read correctly (slides,
             OME-Zarr, OME-TIFF, georeferenced and multi-band files).
         lazy_above_px: pixels above which ``auto`` reads lazily.
-        overview_px: side of the copy of each lazily read image from which coarse glimpses are served; 0 for none. See
-            :mod:`tnet.scenes.overview`.
+        overview_px: side of the copy of each lazily read image that serves coarse glimpses (:mod:`tnet.scenes.overview`);
+            0 for none.
         overview_folder: where copies are kept between runs; ``None`` for nowhere.
         scene: options of lazily read files: bands, range of values, reader.
-        channels: of the images. Decoded ones have 1 or 3; lazily read ones any number (used for their overviews).
+        channels: number of channels, 1 or 3 of decoded images; of lazily read images that of their overviews.
         max_side_px: downscale to this longer side; see :func:`tnet.scenes.decode.load_image`.
         max_short_side_px: downscale to this shorter side.
         max_pixels: largest image that is decoded.
@@ -97,21 +96,12 @@ class ReadOptions:
     def load(self, path: str | os.PathLike[str]) -> UInt8[Tensor, "channels height width"] | Scene:
         """Decode an image, downscaled and prepared, or make a scene of it.
 
-        In a data loader's worker the overview of a scene is computed at once, so that reading overlaps with training;
-        elsewhere at its first use.
-
-        Raises:
-            ImageError: it cannot be read; for a scene possibly only when it is seen.
-            ConfigError: it is decoded, but ``channels`` is neither 1 nor 3.
+        In a data loader's worker the overview of a scene is computed at once, so that reading overlaps with training.
         """
         return self._open_scene(path) if self.is_lazy(path) else self._decode(path)
 
     def size_hw(self, path: str | os.PathLike[str]) -> tuple[int, int]:
-        """Read the height and width of an image from its header: upright, before downscaling and preparation.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """Read the height and width of an image from its header: upright, before downscaling and preparation."""
         if self.is_lazy(path):
             return FileScene(path, self.scene).size_hw
         return image_size_hw(path, max_pixels=self.max_pixels)
