@@ -50,7 +50,7 @@ class ChannelMap:
         return np.dtype(np.uint8 if self.value_range is None else np.float32)
 
     def apply(self, stored: NDArray[Any], fill: Sequence[float] = (0.0,)) -> NDArray[Any]:
-        """Convert ``[height, width, stored channels]`` to ``channels`` of :attr:`dtype`; NaN (no data) becomes ``fill``."""
+        """Convert ``[height, width, stored channels]`` to ``[height, width, channels]``; NaN becomes ``fill``."""
         pixels = stored if self.take is None else np.stack([stored[..., c] for c in self.take], axis=-1)
         alpha = None if self.alpha is None else stored[..., self.alpha : self.alpha + 1]
         pixels = self._bytes(pixels, alpha) if self.value_range is None else self._fractions(pixels, alpha)

@@ -35,8 +35,8 @@ def image_exists(path: str | os.PathLike[str]) -> bool:
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
-    Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered. Links to
-    folders are followed, each real folder once.
+    Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
+    Links to folders are followed, each real folder once.
     """
     path = Path(path)
     try:

@@ -1,6 +1,7 @@
 """Changes that need all pixels in memory: resizing, published colour changes, shift, rotation, RandAugment.
 
-They follow those of :class:`tnet.scenes.transform.ImageChange`, in this order; values are rounded once, before RandAugment.
+They follow those of :class:`tnet.scenes.transform.ImageChange`, in this order. Values are rounded once, before
+RandAugment.
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ class ReadOptions:
             lazily if ``scene`` is not the default, and else also those that Pillow does not read correctly (slides,
             OME-Zarr, OME-TIFF, georeferenced and multi-band files).
         lazy_above_px: pixels above which ``auto`` reads lazily.
-        overview_px: side of the copy of each lazily read image that serves coarse glimpses (:mod:`tnet.scenes.overview`);
-            0 for none.
+        overview_px: side of the copy that serves coarse glimpses of lazily read images (:mod:`tnet.scenes.overview`).
         overview_folder: where copies are kept between runs; ``None`` for nowhere.
         scene: options of lazily read files: bands, range of values, reader.
         channels: number of channels, 1 or 3 of decoded images; of lazily read images that of their overviews.

@@ -91,7 +91,7 @@ def resample(
     """Resample a box, in fractional pixels of a level, to a glimpse ``size_px`` squared: ``float32`` in [0, 1].
 
     If the box lies on whole ``uint8`` pixels, the result equals that of :class:`tnet.scenes.TensorBatch` for the same
-    pixels bit for bit; in all other cases nothing is rounded. ``fill`` is one value outside the image, or one per channel.
+    pixels bit for bit; in all other cases nothing is rounded. ``fill`` outside the image is one value or one per channel.
     """
     y0, x0, y1, x1 = box = tuple(_snap(position) for position in box_yxyx)
     top, left, bottom, right = window = (math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1))

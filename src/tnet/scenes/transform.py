@@ -94,7 +94,7 @@ def change_image(
 def adjust_colours(
     pixels: Tensor, colours: Sequence[tuple[Colour, float]], contrast_mean: float | None = None
 ) -> Tensor:
-    """Change colours of ``uint8`` or [0, 1] pixels in sequence, contrast about a mean grey level (default: their own)."""
+    """Change colours in sequence, contrast about a mean grey level in [0, 1] (default: the mean of ``pixels``)."""
     if not colours:
         return pixels
     if pixels.shape[0] not in (1, 3):

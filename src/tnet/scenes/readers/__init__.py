@@ -33,12 +33,8 @@ def open_reader(path: str | Path, options: ReaderOptions | None = None, name: st
 
     Args:
         path: a file, or the folder of an OME-Zarr.
-        options: for the reader.
+        options: options of the reader.
         name: a reader in :data:`READERS`, instead of choosing.
-
-    Raises:
-        ImageError: it cannot be read, or the library for it is not installed.
-        ConfigError: the name is unknown.
     """
     path, options = Path(path), options or ReaderOptions()
     if name is not None:
@@ -54,24 +50,12 @@ def open_reader(path: str | Path, options: ReaderOptions | None = None, name: st
 
 
 def sniff(path: str | Path, options: ReaderOptions | None = None) -> str:
-    """Return the name of the reader that suits a file or folder best, installed or not.
-
-    Args:
-        path: a file, or the folder of an OME-Zarr.
-        options: ``remote`` allows a VRT, which refers to other files.
-
-    Raises:
-        ImageError: it is missing, empty, a damaged TIFF, a VRT, or a folder that is not an OME-Zarr.
-    """
+    """Return the name of the reader that suits a file or folder best, installed or not."""
     return next(iter(_scores(Path(path), options or ReaderOptions())))
 
 
 def is_plain_image(path: str | Path) -> bool:
-    """Return whether Pillow decodes a file without loss: not a slide, map, stack, file with nodata or odd bands.
-
-    Raises:
-        ImageError: as for :func:`sniff`.
-    """
+    """Return whether Pillow decodes a file without loss: not a slide, map, stack, file with nodata or odd bands."""
     name = sniff(path)
     if name != "tifffile":
         return name == "pillow"

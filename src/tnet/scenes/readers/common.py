@@ -23,30 +23,19 @@ _T = TypeVar("_T")
 
 MAX_CHANNELS = 4096
 MAX_LEVELS = 64
-
 _TEXT_LIMIT = 500
 _STEP_BYTES = 1 << 20
 
 # (transpose, then flip vertically, then horizontally): what turns a stored image upright, by EXIF orientation.
 _TURNS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
+    **{2: (False, False, True), 3: (False, True, True), 4: (False, True, False)},
+    **{5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)},
 }
-INVERSE_ORIENTATION = {6: 8, 8: 6}
-"""Orientations that are undone by another; the others undo themselves."""
+INVERSE_ORIENTATION = {6: 8, 8: 6}  # the others undo themselves
 
 
 def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> None:
-    """Check that a window is not empty and lies inside its level.
-
-    Raises:
-        GeometryError: it does not, or the level does not exist.
-    """
+    """Raise ``GeometryError`` if a window is empty or not inside its level, or the level does not exist."""
     y0, x0, y1, x1 = box_yxyx
     if not 0 <= level < len(info.levels):
         raise GeometryError(f"{path} has no level {level}; give 0 to {len(info.levels) - 1}")
@@ -56,11 +45,7 @@ def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> N
 
 
 def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options: ReaderOptions) -> None:
-    """Check the size of a stored tile or strip before it is decoded.
-
-    Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or takes more than 4 bytes for each of them.
-    """
+    """Raise ``ImageError`` for a tile or strip of over ``max_pixels`` pixels, or over 4 bytes for each of them."""
     height, width = block_hw
     pixels = height * width
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
@@ -69,12 +54,7 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
 
 
 def check_deflated(data: bytes, limit: int) -> None:
-    """Decompress zlib data of up to ``limit`` bytes to verify their checksum.
-
-    Raises:
-        ValueError: they end early, or decompress to more.
-        zlib.error: they are damaged.
-    """
+    """Decompress zlib data of up to ``limit`` bytes to verify their checksum; raises ``zlib.error`` or ``ValueError``."""
     decoder, total = zlib.decompressobj(), 0
     while not decoder.eof:
         step = len(decoder.decompress(data, _STEP_BYTES))
@@ -85,11 +65,7 @@ def check_deflated(data: bytes, limit: int) -> None:
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
-    """Check that a file has the requested series.
-
-    Raises:
-        ImageError: there are fewer images.
-    """
+    """Raise ``ImageError`` if a file with ``count`` images lacks the requested series."""
     if not 0 <= options.series < count:
         raise unreadable(path, f"series is {options.series}, but it holds {count:,}", "give one, counted from 0")
 
@@ -97,10 +73,10 @@ def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
 def ratio_levels(
     sizes_hw: list[tuple[int, int]], *, halves: bool = False, cut_off: bool = False
 ) -> tuple[StoredLevel, ...]:
-    """Return levels whose downsamples follow from their sizes.
+    """Return levels whose downsamples follow from their sizes, finest first.
 
     Args:
-        sizes_hw: sizes of the levels, finest first.
+        sizes_hw: sizes of the levels.
         halves: a pixel stands for exactly a power of two of level-0 pixels, so that the last one may stand for fewer;
             otherwise the edges of the levels coincide.
         cut_off: likewise for sizes that were rounded down, which leaves out the edge of the image (slides, but not
@@ -155,11 +131,7 @@ def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 class SrgbTransform:
-    """Conversion of 8-bit RGB from an embedded ICC profile to sRGB; safe in several threads.
-
-    Raises:
-        Exception: whatever LittleCMS raises on a damaged profile, or on one that is not for RGB.
-    """
+    """Conversion of 8-bit RGB from an embedded ICC profile to sRGB; safe in several threads."""
 
     def __init__(self, profile: bytes) -> None:
         from PIL import ImageCms

@@ -21,23 +21,14 @@ _SIDE_PX = 32
 
 @dataclass(frozen=True)
 class ReaderStatus:
-    """Status of one reader.
-
-    Attributes:
-        kind: its name.
-        extra: extra of tnet that installs what it needs; empty if that is always installed.
-        installed: whether its library is installed.
-        versions: of the packages that it needs, by name; only those that are installed.
-        works: whether it has just read an image correctly.
-        detail: what went wrong, or the version of the underlying library.
-    """
+    """Status of one reader."""
 
     kind: str
-    extra: str
+    extra: str  # extra of tnet that installs what it needs; empty if that is always installed
     installed: bool
-    versions: dict[str, str] = field(default_factory=dict)
-    works: bool = False
-    detail: str = ""
+    versions: dict[str, str] = field(default_factory=dict)  # of the installed packages that it needs
+    works: bool = False  # whether it has just read an image correctly
+    detail: str = ""  # the problem, or the version of the underlying library
 
 
 def reader_status() -> list[ReaderStatus]:

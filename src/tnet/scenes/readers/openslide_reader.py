@@ -31,13 +31,6 @@ class OpenSlideReader:
 
     OpenSlide takes positions in level-0 pixels, so a window of a level whose downsample is not an integer may be off by
     up to half a level-0 pixel.
-
-    Args:
-        path: the slide.
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
-
-    Raises:
-        ImageError: it is missing, damaged, or in a format that OpenSlide does not support.
     """
 
     thread_safe = True
@@ -159,12 +152,5 @@ def _score(content: Content) -> int:
 
 
 READERS.register("openslide")(
-    ReaderEntry(
-        OpenSlideReader,
-        _score,
-        modules=("openslide",),
-        packages=("openslide-python", "openslide-bin"),
-        extra="wsi",
-        has_library=True,
-    )
+    ReaderEntry(OpenSlideReader, _score, ("openslide",), ("openslide-python", "openslide-bin"), "wsi", has_library=True)
 )

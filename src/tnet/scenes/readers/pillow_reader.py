@@ -48,11 +48,7 @@ class _Form(NamedTuple):
 
 
 def open_pillow(path: Path, options: ReaderOptions) -> Reader:
-    """Open an image that is decoded as a whole.
-
-    Raises:
-        ImageError: it is missing, empty, damaged, larger than ``max_pixels`` or in an unsupported format.
-    """
+    """Open an image that is decoded as a whole."""
     reader = PillowReader(path, options)
     orientation = reader.orientation
     if reader.is_turned:  # by Pillow itself
@@ -67,10 +63,6 @@ class PillowReader:
 
     A window costs decoding the whole level, which is kept until another level is read. A level that is read as a whole
     is returned and not kept.
-
-    Attributes:
-        orientation: EXIF orientation, 1 to 8.
-        is_turned: Pillow turns this format upright by itself.
     """
 
     thread_safe = True
@@ -85,18 +77,12 @@ class PillowReader:
             self._form = _form(image)
             self._factors = _draft_factors(image)
             self.orientation = orientation_of(image)
-            self.is_turned = image.format == "TIFF"
+            self.is_turned = image.format == "TIFF"  # Pillow turns it upright by itself
             properties = {"format": str(image.format), "mode": image.mode}
             properties |= {"dpi": clip_text(image.info["dpi"])} if "dpi" in image.info else {}
-        width, height = self._size_px
-        self.info = ImageInfo(
-            levels=tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors),
-            channels=self._form.channels,
-            dtype=self._form.dtype,
-            color=self._form.color,
-            has_alpha=self._form.has_alpha,
-            properties=properties,
-        )
+        (width, height), form = self._size_px, self._form
+        levels = tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors)
+        self.info = ImageInfo(levels, form.channels, form.dtype, form.color, form.has_alpha, properties=properties)
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""

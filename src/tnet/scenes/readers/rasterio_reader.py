@@ -41,11 +41,7 @@ _SETTINGS = {
 
 
 class RasterioReader:
-    """A raster, for one thread at a time.
-
-    Raises:
-        ImageError: it is missing, damaged, in another format, or refers to other files.
-    """
+    """A raster, for one thread at a time."""
 
     thread_safe = False
 
@@ -273,6 +269,4 @@ def _score(content: Content) -> int:
     return 9 if header.has_geo_keys else 0 if header.is_ome else 3
 
 
-READERS.register("rasterio")(
-    ReaderEntry(RasterioReader, _score, modules=("rasterio",), packages=("rasterio",), extra="geo")
-)
+READERS.register("rasterio")(ReaderEntry(RasterioReader, _score, ("rasterio",), ("rasterio",), extra="geo"))

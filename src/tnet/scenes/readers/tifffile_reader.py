@@ -53,11 +53,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def open_tifffile(path: Path, options: ReaderOptions) -> Reader:
-    """Open a TIFF.
-
-    Raises:
-        ImageError: it is missing, damaged, has tiles that are too large, or an unsupported compression or photometric.
-    """
+    """Open a TIFF."""
     orientation = read_tiff_header(path).number(TAG_ORIENTATION, 1)
     reader = TifffileReader(path, options)
     return common.oriented(reader, orientation if options.apply_orientation else 1)
@@ -95,10 +91,7 @@ class _Level:
 
 
 class TifffileReader:
-    """A TIFF as it is stored, not turned; safe in several threads.
-
-    Its directories have been walked (:func:`~tnet.scenes.readers.tiff_header.read_tiff_header`).
-    """
+    """A TIFF as it is stored, not turned, whose directories have been walked; safe in several threads."""
 
     thread_safe = True
 
@@ -190,9 +183,8 @@ class TifffileReader:
             planes.append(None if frame is None else _Plane(tuple(frame.dataoffsets), tuple(frame.databytecounts)))
         level = _Level(page, planes)
         if not level.is_raw:  # rows of uncompressed strips are read one by one, so their size does not matter
-            common.check_block(
-                self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._options
-            )
+            pixel_bytes = level.segment_samples * level.dtype.itemsize
+            common.check_block(self._path, level.segment_hw, pixel_bytes, self._options)
         for plane in planes:
             held = min(len(plane.offsets), len(plane.byte_counts)) if plane else level.segments
             if held < level.segments:
@@ -369,12 +361,5 @@ def _score(content: Content) -> int:
     return 5 if header.suits_tifffile else 0
 
 
-READERS.register("tifffile")(
-    ReaderEntry(
-        open_tifffile,
-        _score,
-        modules=("tifffile", "imagecodecs"),
-        packages=("tifffile", "imagecodecs"),
-        extra="ome",
-    )
-)
+_LIBRARIES = ("tifffile", "imagecodecs")
+READERS.register("tifffile")(ReaderEntry(open_tifffile, _score, _LIBRARIES, _LIBRARIES, extra="ome"))

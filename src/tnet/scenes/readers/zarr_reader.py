@@ -40,11 +40,7 @@ _AXES_BEFORE_0_4 = "tczyx"
 
 
 class ZarrReader:
-    """A multiscale image; safe in several threads.
-
-    Raises:
-        ImageError: it is not such a folder, its descriptions are damaged, or it needs an unsupported codec.
-    """
+    """A multiscale image; safe in several threads."""
 
     thread_safe = True
 
