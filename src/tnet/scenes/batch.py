@@ -37,13 +37,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class LazyBatch:
     """Scenes of any sizes, of which only the seen regions are read.
 
-    Args:
-        scenes: one per image.
-        channels: number of channels of glimpses.
-        resize: see :data:`tnet.scenes.base.Resize`.
-        fill: value outside an image, in [0, 1]: one, or one per channel.
-        threads: regions read at a time; 0 reads them in turn without threads, with the same result.
-        device: device of glimpses.
+    ``threads`` regions are read at a time; 0 reads them in turn without threads, with the same result. ``fill`` is the
+    value outside an image in [0, 1]: one, or one per channel.
     """
 
     is_normalized = False

@@ -81,16 +81,14 @@ class ReaderPool:
         finally:
             with self._lock:
                 entry.users -= 1
-                surplus = self._remove_surplus()
-            _close(surplus)
+            self._close_surplus()
 
     def close(self, key: FileKey) -> None:
         """Close the readers of a file; those in use as soon as they are returned."""
         with self._lock:
             for entry in self._entries:
                 entry.wanted = entry.wanted and entry.key != key
-            surplus = self._remove_surplus()
-        _close(surplus)
+        self._close_surplus()
 
     def _take(self, key: FileKey) -> _Open | None:
         with self._lock:
@@ -106,24 +104,20 @@ class ReaderPool:
         entry = _Open(key, reader)
         with self._lock:
             self._entries.append(entry)
-            surplus = self._remove_surplus()
-        _close(surplus)
+        self._close_surplus()
         return entry
 
-    def _remove_surplus(self) -> list[_Open]:
-        """Remove idle entries that are unwanted or beyond the limit, to be closed; the caller holds the lock."""
-        idle = [entry for entry in self._entries if entry.users == 0]
-        removed = [entry for entry in idle if not entry.wanted]
-        kept = [entry for entry in idle if entry.wanted]
-        removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
+    def _close_surplus(self) -> None:
+        """Close idle readers that are unwanted or beyond the limit."""
+        with self._lock:
+            idle = [entry for entry in self._entries if entry.users == 0]
+            removed = [entry for entry in idle if not entry.wanted]
+            kept = [entry for entry in idle if entry.wanted]
+            removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
+            for entry in removed:
+                self._entries.remove(entry)
         for entry in removed:
-            self._entries.remove(entry)
-        return removed
-
-
-def _close(entries: list[_Open]) -> None:
-    for entry in entries:
-        entry.reader.close()
+            entry.reader.close()
 
 
 class DecodedImages:

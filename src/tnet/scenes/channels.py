@@ -123,13 +123,9 @@ def map_channels(
             problem = f"image {path} has {len(taken)}{' chosen' if bands else ''} bands, but the model takes {channels}"
             raise ImageError(f"{problem}; choose {channels} of its {info.channels} with bands=(...) (--bands)")
     below = info.has_alpha and stored[-1] not in taken
-    return ChannelMap(
-        take=None if taken == stored else taken,
-        alpha=stored[-1] if below else None,
-        background=1 if alpha == "white" else 0,
-        mix=mix,
-        value_range=_value_range(path, info.dtype, value_range),
-    )
+    values = _value_range(path, info.dtype, value_range)
+    take, composited = None if taken == stored else taken, stored[-1] if below else None
+    return ChannelMap(take, composited, int(alpha == "white"), mix, values)
 
 
 def _value_range(

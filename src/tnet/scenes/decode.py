@@ -70,17 +70,12 @@ def load_image(
     """Decode one image into memory: values 0 to 255, upright; see the table in :mod:`tnet.scenes.decode`.
 
     The size in the header is checked against ``max_pixels`` before any pixel is decoded. Peak memory is 9 to 13 bytes
-    per pixel (16 to 18 with transparency), of which ``channels`` remain.
+    per pixel (16 to 18 with transparency), of which ``channels`` (3 for RGB, 1 for greyscale) remain.
 
-    Args:
-        path: the image.
-        channels: 3 for RGB, 1 for greyscale.
-        max_side_px: downscale (bilinear, antialiased, aspect ratio kept) to this longer side; never upscales. JPEGs are
-            decoded at 1/2, 1/4 or 1/8 of their size if that leaves 1.5 times the requested pixels, other formats
-            are first averaged over 2x2, 3x3, ... pixels; this saves time and memory, and differs from a plain
-            antialiased resize by less than 1 level on average.
-        max_short_side_px: likewise for the shorter side; with both, the smaller result.
-        max_pixels: largest width x height that is decoded, before downscaling.
+    ``max_side_px`` and ``max_short_side_px`` downscale (bilinear, antialiased, aspect ratio kept) to a longer and
+    shorter side; with both, to the smaller result. JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if that leaves
+    1.5 times the requested pixels, other formats are first averaged over 2x2, 3x3, ... pixels; this saves time and
+    memory, and differs from a plain antialiased resize by less than 1 level on average.
 
     Raises:
         ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
@@ -192,7 +187,12 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
     """Convert to mode ``L`` or ``RGB``, as the table of the module says."""
     converted: Image.Image = image
     if is_16_bit_grey(image):
-        converted = _high_byte(image)
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)  # as Pillow itself reduces 16-bit colour
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        converted = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         reason = f"its values are 32-bit or floating-point (mode {image.mode}), whose white level is unknown"
         raise unreadable(path, reason, "scale it to 8 or 16 bits")
@@ -201,16 +201,6 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
         converted = Image.alpha_composite(Image.new("RGBA", converted.size, "white"), converted)
     mode = "L" if channels == 1 else "RGB"
     return converted if converted.mode == mode else converted.convert(mode)  # convert always copies
-
-
-def _high_byte(image: ImageFile.ImageFile) -> Image.Image:
-    """Reduce 16-bit greyscale to 8 bits, as Pillow itself does 16-bit colour."""
-    values = np.asarray(image)
-    grey = (values >> 8).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
 
 
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "channels height width"]:

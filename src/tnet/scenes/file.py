@@ -173,21 +173,13 @@ class FileScene:
         key = self._file_key()
         if key != self._key:
             raise unreadable(self.path, "it was replaced or modified after it was first opened", "make a new scene")
-        tile_rows = _tile_rows(info)
-        level = info.levels[index]
-        down_y, down_x = level.downsample_yx
-        height, width = info.levels[0].size_hw
-        extent_hw = math.ceil(height / down_y - 1e-6), math.ceil(width / down_x - 1e-6)
-        pixels = LevelPixels(
-            size_hw=level.size_hw,
-            extent_hw=(max(level.size_hw[0], extent_hw[0]), max(level.size_hw[1], extent_hw[1])),
-            read=partial(self._read if tile_rows else self._crop, key, index),
-            prepare=partial(mapping.apply, fill=fill),
-            channels=channels,
-            dtype=mapping.dtype,
-            pixel_bytes=info.channels * info.dtype.itemsize,
-            tile_rows=tile_rows,
-        )
+        level, (height, width) = info.levels[index], info.levels[0].size_hw
+        (high, wide), (down_y, down_x) = level.size_hw, level.downsample_yx
+        extent_hw = max(high, math.ceil(height / down_y - 1e-6)), max(wide, math.ceil(width / down_x - 1e-6))
+        pixel_bytes, tile_rows = info.channels * info.dtype.itemsize, _tile_rows(info)
+        read = partial(self._read if tile_rows else self._crop, key, index)
+        prepare = partial(mapping.apply, fill=fill)
+        pixels = LevelPixels(level.size_hw, extent_hw, read, prepare, channels, mapping.dtype, pixel_bytes, tile_rows)
         box = (y0 / down_y, x0 / down_x, y1 / down_y, x1 / down_x)
         return resample(pixels, box, size_px, resize=resize, fill=fill)
 

@@ -57,8 +57,7 @@ def level_in_memory(pixels: NDArray[Any]) -> LevelPixels:
     height, width, channels = pixels.shape
 
     def read(window: Window) -> NDArray[Any]:
-        y0, x0, y1, x1 = window
-        return pixels[y0:y1, x0:x1]
+        return pixels[window[0] : window[2], window[1] : window[3]]
 
     size_hw, pixel_bytes = (height, width), channels * pixels.itemsize
     return LevelPixels(size_hw, size_hw, read, np.asarray, channels, pixels.dtype, pixel_bytes, tile_rows=None)

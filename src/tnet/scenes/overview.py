@@ -93,15 +93,10 @@ class OverviewScene:
     """A scene whose coarse glimpses are served from a small copy of it, made at the first of them.
 
     Copies of files, identified by path, size, modification time and options, are kept in a store of the process
-    (:data:`overviews`) and in a folder, if given; copies of other scenes by this object alone. Smaller scenes get none.
-    Glimpses with the ``bilinear`` filter, which depends on single pixels, and with other channels go to the scene. It
-    pickles with its copy, so that a data loader's worker can make it for the training process.
-
-    Args:
-        scene: the scene.
-        px: side of the copy.
-        channels: number of channels of the glimpses that it serves.
-        folder: where copies are kept between runs, ``channels * px * px`` bytes each; ``None`` for nowhere.
+    (:data:`overviews`) and in a folder, if given (``channels * px * px`` bytes each); copies of other scenes by this
+    object alone. Smaller scenes get none. Glimpses with the ``bilinear`` filter, which depends on single pixels, and
+    with other channels go to the scene. It pickles with its copy, so that a data loader's worker can make it for the
+    training process.
     """
 
     def __init__(self, scene: Scene, px: int, channels: int, folder: Path | None = None) -> None:

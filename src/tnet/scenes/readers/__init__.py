@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 from tnet.scenes.guard import unreadable
 from tnet.scenes.readers.base import READERS, Reader, ReaderOptions
@@ -29,24 +28,14 @@ __all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "open_reader"
 
 
 def open_reader(path: str | Path, options: ReaderOptions | None = None, name: str | None = None) -> Reader:
-    """Open an image with the installed reader that suits its content best.
-
-    Args:
-        path: a file, or the folder of an OME-Zarr.
-        options: options of the reader.
-        name: a reader in :data:`READERS`, instead of choosing.
-    """
+    """Open a file or OME-Zarr folder with the reader ``name``, or the installed one that suits its content best."""
     path, options = Path(path), options or ReaderOptions()
-    if name is not None:
-        entry = READERS[name]
-        if not entry.is_installed:
-            _refuse_missing(path, name)
-        return entry.open(path, options)
-    scores = _scores(path, options)
-    installed = [reader for reader in scores if READERS[reader].is_installed]
-    if not installed:
-        _refuse_missing(path, next(iter(scores)))
-    return READERS[installed[0]].open(path, options)
+    entries = [READERS[each] for each in ([name] if name is not None else _scores(path, options))]
+    for entry in entries:
+        if entry.is_installed:
+            return entry.open(path, options)
+    reason = f"{' and '.join(entries[0].modules)} must be installed"
+    raise unreadable(path, reason, f"run: pip install 'tnet[{entries[0].extra}]'")
 
 
 def sniff(path: str | Path, options: ReaderOptions | None = None) -> str:
@@ -75,9 +64,3 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
     if not any(scores.values()):  # pillow scores for every file
         raise unreadable(path, "it is a folder, but not an OME-Zarr", "give an image in it")
     return {name: score for name, score in sorted(scores.items(), key=lambda item: -item[1]) if score}
-
-
-def _refuse_missing(path: Path, name: str) -> NoReturn:
-    entry = READERS[name]
-    reason = f"{' and '.join(entry.modules)} must be installed"
-    raise unreadable(path, reason, f"run: pip install 'tnet[{entry.extra}]'")

@@ -6,6 +6,7 @@ import struct
 import tempfile
 import zlib
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -69,14 +70,8 @@ def _reads_back(entry: ReaderEntry) -> bool:
 
 def _library(name: str) -> str:
     if name == "rasterio":
-        import rasterio
-
-        return f"GDAL {rasterio.__gdal_version__}"
-    if name == "openslide":
-        import openslide
-
-        return f"OpenSlide {openslide.__library_version__}"
-    return ""
+        return f"GDAL {import_module(name).__gdal_version__}"
+    return f"OpenSlide {import_module(name).__library_version__}" if name == "openslide" else ""
 
 
 def write_tiff(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import Image, ImageCms, ImageFile, JpegImagePlugin
 
 from tnet.scenes.base import Window
 from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
@@ -141,13 +141,14 @@ class PillowReader:
         profile = image.info.get("icc_profile") if self._options.apply_icc else None
         converted: Image.Image = image
         if profile and image.mode == "CMYK":
-            converted, profile = _cmyk_to_srgb(image, profile), None
+            source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+            in_rgb = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            assert in_rgb is not None  # None only for in-place conversion
+            converted, profile = in_rgb, None
         if form.mode and converted.mode != form.mode:
             converted = converted.convert(form.mode)
-        pixels = np.asarray(converted)
-        if pixels.ndim == 2:
-            pixels = pixels[..., None]
-        pixels = pixels.astype(form.dtype, copy=False)
+        pixels = np.asarray(converted).astype(form.dtype, copy=False)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if form.has_alpha and pixels.shape[2] == 1:  # 16-bit grey with a transparent value
             alpha = np.where(pixels == image.info["transparency"], 0, 65535).astype(np.uint16)
             pixels = np.concatenate([pixels, alpha], axis=2)
@@ -169,15 +170,6 @@ def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.tile) != 1:
         return (1,)
     return tuple(factor for factor in (1, 2, 4, 8) if min(image.size) >= factor)
-
-
-def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    from PIL import ImageCms
-
-    source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-    assert converted is not None  # None only for in-place conversion
-    return converted
 
 
 def decodes_tiff(header: tiff.TiffHeader) -> bool:
