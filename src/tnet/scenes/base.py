@@ -19,19 +19,13 @@ Resize = Literal["antialias", "bilinear"]
 """How a region is resized: ``antialias`` (triangle filter as wide as the reduction; as Pillow does) or ``bilinear``
 (the reference implementation: half-pixel centres, two taps, whatever the reduction)."""
 
-BoxL0 = tuple[int, int, int, int]
-"""``(y0, x0, y1, x1)`` in level-0 pixels, ends exclusive; may reach past the image's edge."""
-
-Window = tuple[int, int, int, int]
-"""``(y0, x0, y1, x1)`` in a stored level's own pixels, ends exclusive."""
+# Both are (y0, x0, y1, x1), ends exclusive.
+BoxL0 = tuple[int, int, int, int]  # in level-0 pixels; may reach past the image's edge
+Window = tuple[int, int, int, int]  # in a stored level's own pixels
 
 
 def check_look(box_yxyx: BoxL0, size_px: int) -> None:
-    """Check that a glimpse is not empty.
-
-    Raises:
-        GeometryError: an empty box or size.
-    """
+    """Raise ``GeometryError`` if a glimpse has an empty box or size."""
     y0, x0, y1, x1 = box_yxyx
     if y1 <= y0 or x1 <= x0 or size_px < 1:
         raise GeometryError(f"box {box_yxyx} at {size_px} px is empty; give at least 1 pixel in each direction")
@@ -46,51 +40,38 @@ class Scene(Protocol):
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width, level-0 pixels."""
-        ...
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
         """Height and width of each stored resolution, finest first; one entry without a pyramid."""
-        ...
 
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Return the pixels of one box.
+        """Return the pixels of one box as ``float32`` in [0, 1].
 
         Args:
             box_l0_yxyx: the box; may reach past the image.
             size_px: side of the result.
-            channels: of the result.
+            channels: number of channels of the result.
             resize: the filter.
             fill: value outside the image, in [0, 1]: one, or one per channel.
-
-        Returns:
-            ``float32`` in [0, 1].
         """
-        ...
 
 
 @runtime_checkable
 class SceneBatch(Protocol):
-    """A batch of images that can be glimpsed.
+    """A batch of images that can be glimpsed."""
 
-    Attributes:
-        is_normalized: whether pixels are normalised as the backbone expects; otherwise they are in [0, 1].
-    """
-
-    is_normalized: bool
+    is_normalized: bool  # as the backbone expects; otherwise pixels are in [0, 1]
 
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:
         """Height and width of each image, level-0 pixels."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """Device of the glimpses."""
-        ...
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
         """Return the pixels of each region, resized to ``size_px`` squared."""
-        ...

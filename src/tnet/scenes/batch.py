@@ -16,8 +16,7 @@ from tnet.errors import GeometryError
 from tnet.geometry import Regions
 from tnet.scenes.base import BoxL0, Resize, Scene
 
-DEFAULT_THREADS = min(8, os.cpu_count() or 1)
-"""Threads that read by default. They mostly wait for the disk, or decode without the GIL."""
+DEFAULT_THREADS = min(8, os.cpu_count() or 1)  # they mostly wait for the disk, or decode without the GIL
 
 T = TypeVar("T")
 
@@ -38,16 +37,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class LazyBatch:
     """Scenes of any sizes, of which only the seen regions are read.
 
-    Args:
-        scenes: one per image.
-        channels: of glimpses.
-        resize: see :data:`tnet.scenes.base.Resize`.
-        fill: value outside an image, in [0, 1]: one, or one per channel.
-        threads: regions read at a time; 0 reads them in turn without threads, with the same result.
-        device: of glimpses.
-
-    Raises:
-        GeometryError: no scenes, something that is not a scene, or a negative number of threads.
+    ``threads`` regions are read at a time; 0 reads them in turn without threads, with the same result. ``fill`` is the
+    value outside an image in [0, 1]: one, or one per channel.
     """
 
     is_normalized = False
@@ -81,11 +72,7 @@ class LazyBatch:
         return list(self._sizes_hw)
 
     def glimpse(self, regions: Regions, size_px: int) -> Float[Tensor, "regions channels size size"]:
-        """Return the pixels of each region, ``float32`` in [0, 1].
-
-        Raises:
-            ImageError: an image cannot be read; if several, the first in the order of regions.
-        """
+        """Return the pixels of each region, ``float32`` in [0, 1]; of several unreadable images the first raises."""
         boxes = zip(regions.image.tolist(), regions.box_l0_yxyx.tolist(), strict=True)
         glimpses = self._map(self._look, [(self.scenes[image], tuple(box), size_px) for image, box in boxes])
         is_pinned = self.device.type == "cuda"  # so that the copy is asynchronous

@@ -1,4 +1,4 @@
-"""What a process keeps of files between glimpses: some open readers, and images that can only be decoded as a whole.
+"""Open readers, and images that can only be decoded as a whole, which a process keeps between glimpses.
 
 A forked child starts with neither, and leaves those of its parent alone: it shares file positions with them, and locks
 that nobody would release.
@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 from tnet.scenes.readers.base import Reader, ReaderOptions
 
 MAX_OPEN_READERS = 32
-"""Files that a process keeps open."""
-
 MAX_DECODED_BYTES = 512 * 2**20
-"""Size of the decoded images that a process keeps."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,10 @@ class _Open:
 
 
 class ReaderPool:
-    """Open readers; the least recently used are closed first.
+    """Open readers; the least recently used are closed first. More than ``limit`` are open only while they are in use.
 
     A reader that is not thread-safe is lent to one thread at a time; another thread that needs the same file meanwhile
     gets a reader of its own.
-
-    Args:
-        limit: readers kept open. More are open only while more than that are in use at once.
     """
 
     def __init__(self, limit: int = MAX_OPEN_READERS) -> None:
@@ -87,16 +81,14 @@ class ReaderPool:
         finally:
             with self._lock:
                 entry.users -= 1
-                surplus = self._remove_surplus()
-            _close(surplus)
+            self._close_surplus()
 
     def close(self, key: FileKey) -> None:
         """Close the readers of a file; those in use as soon as they are returned."""
         with self._lock:
             for entry in self._entries:
                 entry.wanted = entry.wanted and entry.key != key
-            surplus = self._remove_surplus()
-        _close(surplus)
+        self._close_surplus()
 
     def _take(self, key: FileKey) -> _Open | None:
         with self._lock:
@@ -112,31 +104,26 @@ class ReaderPool:
         entry = _Open(key, reader)
         with self._lock:
             self._entries.append(entry)
-            surplus = self._remove_surplus()
-        _close(surplus)
+        self._close_surplus()
         return entry
 
-    def _remove_surplus(self) -> list[_Open]:
-        """Remove idle entries that are unwanted or beyond the limit, to be closed; the caller holds the lock."""
-        idle = [entry for entry in self._entries if entry.users == 0]
-        removed = [entry for entry in idle if not entry.wanted]
-        kept = [entry for entry in idle if entry.wanted]
-        removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
+    def _close_surplus(self) -> None:
+        """Close idle readers that are unwanted or beyond the limit."""
+        with self._lock:
+            idle = [entry for entry in self._entries if entry.users == 0]
+            removed = [entry for entry in idle if not entry.wanted]
+            kept = [entry for entry in idle if entry.wanted]
+            removed += kept[: max(0, len(self._entries) - len(removed) - self.limit)]
+            for entry in removed:
+                self._entries.remove(entry)
         for entry in removed:
-            self._entries.remove(entry)
-        return removed
-
-
-def _close(entries: list[_Open]) -> None:
-    for entry in entries:
-        entry.reader.close()
+            entry.reader.close()
 
 
 class DecodedImages:
     """Decoded images; the least recently used are dropped first. Each is decoded by one thread; others wait for it.
 
-    Args:
-        budget_bytes: of those kept and those being decoded together; a single larger image is kept alone.
+    The budget is for images kept and being decoded together; a single larger image is kept alone.
     """
 
     def __init__(self, budget_bytes: int = MAX_DECODED_BYTES) -> None:
@@ -184,12 +171,9 @@ class DecodedImages:
         return not self._decoding or sum(self._decoding.values()) + nbytes <= self.budget_bytes
 
 
+# Of this process; set `limit` and `budget_bytes` to keep more or fewer.
 readers = ReaderPool()
-"""This process's open readers; set its ``limit`` to keep more or fewer."""
-
 decoded = DecodedImages()
-"""This process's decoded images; set its ``budget_bytes`` to keep more or fewer."""
-
 _of_parent: list[object] = []
 
 

@@ -50,10 +50,7 @@ class ChannelMap:
         return np.dtype(np.uint8 if self.value_range is None else np.float32)
 
     def apply(self, stored: NDArray[Any], fill: Sequence[float] = (0.0,)) -> NDArray[Any]:
-        """Convert ``[height, width, stored channels]`` to ``[height, width, channels]`` of :attr:`dtype`.
-
-        NaN (no data) becomes ``fill``: one value, or one per channel.
-        """
+        """Convert ``[height, width, stored channels]`` to ``[height, width, channels]``; NaN becomes ``fill``."""
         pixels = stored if self.take is None else np.stack([stored[..., c] for c in self.take], axis=-1)
         alpha = None if self.alpha is None else stored[..., self.alpha : self.alpha + 1]
         pixels = self._bytes(pixels, alpha) if self.value_range is None else self._fractions(pixels, alpha)
@@ -102,13 +99,7 @@ def map_channels(
     alpha: Alpha = "white",
     value_range: tuple[float, float] | None = None,
 ) -> ChannelMap:
-    """Choose the conversion of an image to ``channels`` channels; see the table in :mod:`tnet.scenes.channels`.
-
-    Arguments are those of :class:`tnet.scenes.SceneOptions`; ``path`` is for messages.
-
-    Raises:
-        ImageError: a band does not exist, the number of channels does not fit, or the range of values is unknown.
-    """
+    """Choose the conversion of an image to ``channels`` channels, as the table of the module says."""
     stored = tuple(range(info.channels))
     colors = stored[:-1] if info.has_alpha else stored
     taken = bands
@@ -132,13 +123,9 @@ def map_channels(
             problem = f"image {path} has {len(taken)}{' chosen' if bands else ''} bands, but the model takes {channels}"
             raise ImageError(f"{problem}; choose {channels} of its {info.channels} with bands=(...) (--bands)")
     below = info.has_alpha and stored[-1] not in taken
-    return ChannelMap(
-        take=None if taken == stored else taken,
-        alpha=stored[-1] if below else None,
-        background=1 if alpha == "white" else 0,
-        mix=mix,
-        value_range=_value_range(path, info.dtype, value_range),
-    )
+    values = _value_range(path, info.dtype, value_range)
+    take, composited = None if taken == stored else taken, stored[-1] if below else None
+    return ChannelMap(take, composited, int(alpha == "white"), mix, values)
 
 
 def _value_range(

@@ -39,26 +39,19 @@ from torch import Tensor
 from tnet.errors import ConfigError
 from tnet.scenes.guard import guarded, open_file, unreadable
 
-DEFAULT_MAX_PIXELS = 2**28
-"""Largest image (width x height) that is decoded by default: 16,384 x 16,384."""
-
+DEFAULT_MAX_PIXELS = 2**28  # 16,384 x 16,384
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 _CHECKED_WHILE_OPENING = ("GIF", "WEBP")  # their Pillow plugins check Pillow's own pixel limit while opening
 _PILLOW_NEVER_COMPLAINS_PX = 1 << 26  # Pillow's own limit is a third more than this
 _REDUCING_GAP = 1.5  # on photographs as close to a plain resize as 2, Pillow's choice for thumbnails, and quicker
 _PILLOW_LIMIT_LOCK = threading.Lock()
 _CONVERT = "save it again as an 8-bit PNG, JPEG or TIFF, or remove it"
-
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _ORIENTATION = 0x0112
 
 
 def check_limits(max_side_px: int | None, max_short_side_px: int | None, max_pixels: int) -> None:
-    """Check the size limits of :func:`load_image`.
-
-    Raises:
-        ConfigError: one is below 1.
-    """
+    """Raise ``ConfigError`` if a size limit of :func:`load_image` is below 1."""
     limits = {"max_side_px": max_side_px, "max_short_side_px": max_short_side_px, "max_pixels": max_pixels}
     for name, value in limits.items():
         if value is not None and value < 1:
@@ -74,28 +67,18 @@ def load_image(
     max_short_side_px: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> UInt8[Tensor, "channels height width"]:
-    """Decode one image into memory.
+    """Decode one image into memory: values 0 to 255, upright; see the table in :mod:`tnet.scenes.decode`.
 
     The size in the header is checked against ``max_pixels`` before any pixel is decoded. Peak memory is 9 to 13 bytes
-    per pixel (16 to 18 with transparency), of which ``channels`` remain.
+    per pixel (16 to 18 with transparency), of which ``channels`` (3 for RGB, 1 for greyscale) remain.
 
-    Args:
-        path: the image.
-        channels: 3 for RGB, 1 for greyscale.
-        max_side_px: downscale (bilinear, antialiased, aspect ratio kept) to this longer side; never upscales. JPEGs are
-            decoded at 1/2, 1/4 or 1/8 of their size if that leaves 1.5 times the requested pixels, other formats
-            are first averaged over 2x2, 3x3, ... pixels; this saves time and memory, and differs from a plain
-            antialiased resize by less than 1 level on average.
-        max_short_side_px: likewise for the shorter side; with both, the smaller result.
-        max_pixels: largest width x height that is decoded, before downscaling.
-
-    Returns:
-        Values 0 to 255, upright; see the table in :mod:`tnet.scenes.decode`.
+    ``max_side_px`` and ``max_short_side_px`` downscale (bilinear, antialiased, aspect ratio kept) to a longer and
+    shorter side; with both, to the smaller result. JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if that leaves
+    1.5 times the requested pixels, other formats are first averaged over 2x2, 3x3, ... pixels; this saves time and
+    memory, and differs from a plain antialiased resize by less than 1 level on average.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, larger than ``max_pixels``, in an unsupported
-            format, or not readable.
-        ConfigError: ``max_side_px``, ``max_short_side_px`` or ``max_pixels`` is below 1.
+        ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
     """
     check_limits(max_side_px, max_short_side_px, max_pixels)
     path = Path(path)
@@ -107,11 +90,7 @@ def load_image(
 
 
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Read the height and width of an image, upright (EXIF orientation), from its header.
-
-    Raises:
-        ImageError: it cannot be read, or is larger than ``max_pixels``.
-    """
+    """Read the height and width of an image, upright (EXIF orientation), from its header."""
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
         header = read_header(stream, path, max_pixels)
@@ -133,10 +112,6 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
     """Recognise the format by the first bytes, read the header, and check the size.
 
     This calls Pillow's plugins itself: ``Image.open`` would compare the size with a process-wide limit first.
-
-    Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or an unsupported format.
-        Exception: whatever Pillow raises on a damaged header.
     """
     Image.init()
     prefix = stream.read(16)
@@ -212,7 +187,12 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
     """Convert to mode ``L`` or ``RGB``, as the table of the module says."""
     converted: Image.Image = image
     if is_16_bit_grey(image):
-        converted = _high_byte(image)
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)  # as Pillow itself reduces 16-bit colour
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        converted = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         reason = f"its values are 32-bit or floating-point (mode {image.mode}), whose white level is unknown"
         raise unreadable(path, reason, "scale it to 8 or 16 bits")
@@ -221,16 +201,6 @@ def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) ->
         converted = Image.alpha_composite(Image.new("RGBA", converted.size, "white"), converted)
     mode = "L" if channels == 1 else "RGB"
     return converted if converted.mode == mode else converted.convert(mode)  # convert always copies
-
-
-def _high_byte(image: ImageFile.ImageFile) -> Image.Image:
-    """Reduce 16-bit greyscale to 8 bits, as Pillow itself does 16-bit colour."""
-    values = np.asarray(image)
-    grey = (values >> 8).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
 
 
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "channels height width"]:

@@ -72,20 +72,17 @@ class SceneOptions:
 class FileScene:
     """One image in a file.
 
-    The file is opened at its first use in each process: a scene pickles as its path and options. Open files are kept in
-    a pool per process (:mod:`tnet.scenes.cache`) and closed when others need their place. Images that can only be
-    decoded as a whole are kept decoded, within a budget.
-
-    A glimpse reads the coarsest level whose resolution is at or above the requested one in both directions (within 1%).
-    Outside the image is ``fill``. Channels: see :mod:`tnet.scenes.channels`.
+    The file is opened at its first use in each process: a scene pickles as its path and options. Open files and images
+    that can only be decoded as a whole are kept in pools per process (:mod:`tnet.scenes.cache`). A glimpse reads the
+    coarsest level whose resolution is at or above the requested one in both directions (within 1%).
 
     Args:
         path: a file, or the folder of an OME-Zarr.
-        options: how stored values become pixels.
+        options: how stored values become pixels; see also :mod:`tnet.scenes.channels`.
 
     Raises:
-        ImageError: on whatever needs the file: it is missing, damaged, in an unsupported format, was replaced since it
-            was first opened, or cannot be converted as requested.
+        ImageError: on first use: the file is missing, damaged, unsupported, was replaced since it was first opened, or
+            cannot be converted as requested.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: SceneOptions | None = None) -> None:
@@ -165,11 +162,7 @@ class FileScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`.
-
-        Raises:
-            GeometryError: an empty box or size.
-        """
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`."""
         y0, x0, y1, x1 = box_l0_yxyx
         check_look(box_l0_yxyx, size_px)
         index = self.level_for(box_l0_yxyx, size_px)
@@ -180,21 +173,13 @@ class FileScene:
         key = self._file_key()
         if key != self._key:
             raise unreadable(self.path, "it was replaced or modified after it was first opened", "make a new scene")
-        tile_rows = _tile_rows(info)
-        level = info.levels[index]
-        down_y, down_x = level.downsample_yx
-        height, width = info.levels[0].size_hw
-        extent_hw = math.ceil(height / down_y - 1e-6), math.ceil(width / down_x - 1e-6)
-        pixels = LevelPixels(
-            size_hw=level.size_hw,
-            extent_hw=(max(level.size_hw[0], extent_hw[0]), max(level.size_hw[1], extent_hw[1])),
-            read=partial(self._read if tile_rows else self._crop, key, index),
-            prepare=partial(mapping.apply, fill=fill),
-            channels=channels,
-            dtype=mapping.dtype,
-            pixel_bytes=info.channels * info.dtype.itemsize,
-            tile_rows=tile_rows,
-        )
+        level, (height, width) = info.levels[index], info.levels[0].size_hw
+        (high, wide), (down_y, down_x) = level.size_hw, level.downsample_yx
+        extent_hw = max(high, math.ceil(height / down_y - 1e-6)), max(wide, math.ceil(width / down_x - 1e-6))
+        pixel_bytes, tile_rows = info.channels * info.dtype.itemsize, _tile_rows(info)
+        read = partial(self._read if tile_rows else self._crop, key, index)
+        prepare = partial(mapping.apply, fill=fill)
+        pixels = LevelPixels(level.size_hw, extent_hw, read, prepare, channels, mapping.dtype, pixel_bytes, tile_rows)
         box = (y0 / down_y, x0 / down_x, y1 / down_y, x1 / down_x)
         return resample(pixels, box, size_px, resize=resize, fill=fill)
 
@@ -267,7 +252,6 @@ def open_scene(path: str | os.PathLike[str], **options: Any) -> FileScene:
 
     Example:
         >>> scene = tnet.open_scene("slide.svs")
-        >>> scene.size_hw, scene.spacing_m_yx
         >>> output = model(scene)
 
     Args:

@@ -13,10 +13,7 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
     | {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Suffixes of image files, lower case."""
-
-FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})
-"""Suffixes of folders that are one image, lower case."""
+FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # of folders that are one image
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
@@ -36,19 +33,10 @@ def image_exists(path: str | os.PathLike[str]) -> bool:
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """List the images in a folder and its subfolders.
+    """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
     Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
     Links to folders are followed, each real folder once.
-
-    Args:
-        path: a folder, or one image.
-
-    Returns:
-        Paths that start with ``path``, sorted; at least one.
-
-    Raises:
-        DataError: the folder does not exist, cannot be listed, or contains no images.
     """
     path = Path(path)
     try:

@@ -26,11 +26,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
-    """Turn whatever a library raises on a file into an error that names the file.
-
-    Raises:
-        ImageError: instead of what the library raised.
-    """
+    """Turn whatever a library raises on a file into an ``ImageError`` that names the file."""
     try:
         yield
     except TnetError:
@@ -44,11 +40,7 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
 
 @contextmanager
 def accessing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that names the file and the remedy.
-
-    Raises:
-        ImageError: instead of ``OSError``, or of ``ValueError`` for a path with a null character.
-    """
+    """Turn an error of the file system into an ``ImageError`` that names the file and the remedy."""
     try:
         yield
     except ImageError:  # a ValueError
@@ -62,11 +54,7 @@ def accessing(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a regular, non-empty file.
-
-    Raises:
-        ImageError: it is missing, empty, not a regular file, or not readable.
-    """
+    """Open a regular, non-empty file; raises ``ImageError`` for anything else."""
     with accessing(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

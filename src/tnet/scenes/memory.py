@@ -16,16 +16,9 @@ from tnet.scenes.resample import LevelPixels, resample
 
 
 class MemoryScene:
-    """An image in memory, to be used together with images in files.
+    """A scene for an image in memory (values 0 to 255); can be mixed with scenes read from files.
 
     Its glimpses equal those of :class:`tnet.scenes.TensorBatch` bit for bit.
-
-    Args:
-        image: values 0 to 255.
-        name: of the image.
-
-    Raises:
-        GeometryError: it has no pixels.
     """
 
     def __init__(self, image: UInt8[Tensor, "channels height width"], name: str = "") -> None:
@@ -50,11 +43,7 @@ class MemoryScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`.
-
-        Raises:
-            GeometryError: an empty box, or a number of channels other than the image's.
-        """
+        """Return the pixels of one box; see :meth:`tnet.scenes.Scene.glimpse`."""
         y0, x0, y1, x1 = box_l0_yxyx
         check_look(box_l0_yxyx, size_px)
         if channels != self.image.shape[0]:
@@ -68,16 +57,7 @@ def level_in_memory(pixels: NDArray[Any]) -> LevelPixels:
     height, width, channels = pixels.shape
 
     def read(window: Window) -> NDArray[Any]:
-        y0, x0, y1, x1 = window
-        return pixels[y0:y1, x0:x1]
+        return pixels[window[0] : window[2], window[1] : window[3]]
 
-    return LevelPixels(
-        size_hw=(height, width),
-        extent_hw=(height, width),
-        read=read,
-        prepare=np.asarray,
-        channels=channels,
-        dtype=pixels.dtype,
-        pixel_bytes=channels * pixels.itemsize,
-        tile_rows=None,
-    )
+    size_hw, pixel_bytes = (height, width), channels * pixels.itemsize
+    return LevelPixels(size_hw, size_hw, read, np.asarray, channels, pixels.dtype, pixel_bytes, tile_rows=None)

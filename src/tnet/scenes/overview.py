@@ -1,8 +1,8 @@
 """A small copy of a scene, kept so that coarse glimpses cost no reads.
 
-The copy is square like every glimpse, ``px`` per side, antialiased, 8-bit. It serves any glimpse that needs no more
-resolution than it has, exactly as a stored level of a pyramid would; all other glimpses go to the scene. The choice
-depends on the glimpse alone, not on what happens to be kept, so results do not either.
+The copy is square, antialiased and 8-bit. It serves any glimpse that needs no more resolution than it has, as a stored
+level of a pyramid would; all others go to the scene. The choice depends on the glimpse alone, not on what happens to be
+kept, so results do not either.
 
 A glimpse that it serves is an average of averages. With ``px`` twice the requested size, glimpses of the whole differ
 from direct ones by 0.2 to 2.6 of 255 levels on average (photographs to grainy scans), and by 5 to 35 at the sharpest
@@ -33,8 +33,6 @@ from tnet.scenes.memory import level_in_memory
 from tnet.scenes.resample import resample
 
 MAX_OVERVIEW_BYTES = 512 * 2**20
-"""Size of the overviews that a process keeps."""
-
 _TOLERANCE = 0.01  # a copy may be this much coarser than requested, as stored levels may
 _HEADER_BYTES = 2**16  # more than an overview's file has besides its pixels
 
@@ -47,10 +45,7 @@ class Overview(NamedTuple):
 
 
 class OverviewStore:
-    """Overviews of a process; the least recently used are dropped first.
-
-    A forked child starts with those of its parent, which cost it nothing until either drops them.
-    """
+    """Overviews of a process (shared with forked children); the least recently used are dropped first."""
 
     def __init__(self, budget_bytes: int = MAX_OVERVIEW_BYTES) -> None:
         self.budget_bytes = budget_bytes
@@ -83,8 +78,7 @@ class OverviewStore:
                 self._kept.popitem(last=False)
 
 
-overviews = OverviewStore()
-"""This process's overviews; set its ``budget_bytes`` to keep more or fewer."""
+overviews = OverviewStore()  # of this process; set `budget_bytes` to keep more or fewer
 
 
 def _new_lock() -> None:
@@ -99,18 +93,10 @@ class OverviewScene:
     """A scene whose coarse glimpses are served from a small copy of it, made at the first of them.
 
     Copies of files, identified by path, size, modification time and options, are kept in a store of the process
-    (:data:`overviews`) and in a folder, if given; those of other scenes by this object alone. Smaller scenes get none.
-    Glimpses with the ``bilinear`` filter, which depends on single pixels, and with other channels go to the scene. It
-    pickles with its copy, so that a data loader's worker can make it for the training process.
-
-    Args:
-        scene: the scene.
-        px: side of the copy.
-        channels: number of channels of the glimpses that it serves.
-        folder: where copies are kept between runs, ``channels * px * px`` bytes each; ``None`` for nowhere.
-
-    Raises:
-        ConfigError: ``px`` or ``channels`` is below 1.
+    (:data:`overviews`) and in a folder, if given (``channels * px * px`` bytes each); copies of other scenes by this
+    object alone. Smaller scenes get none. Glimpses with the ``bilinear`` filter, which depends on single pixels, and
+    with other channels go to the scene. It pickles with its copy, so that a data loader's worker can make it for the
+    training process.
     """
 
     def __init__(self, scene: Scene, px: int, channels: int, folder: Path | None = None) -> None:

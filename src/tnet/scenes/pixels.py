@@ -38,35 +38,21 @@ class RandAugmentDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class PixelChange:
-    """One change of pixels in memory.
+    """One change of pixels in memory; exposed areas are black."""
 
-    Attributes:
-        size_px: resize to a square of this side, whatever the shape; ``None`` keeps the size.
-        method: of resizing.
-        colours: colour changes, in order; clipped to black and white after the last (and after each change of hue).
-        angle_deg: rotate counterclockwise about the centre, after the shift; the size is kept, the corners are black.
-        shift_yx: move down and right, by a fraction of the sides; the exposed area is black.
-        nearest: shift and rotation use the nearest pixel instead of interpolating.
-        rand_augment: RandAugment's draw; ``None`` for none.
-    """
-
-    size_px: int | None = None
+    size_px: int | None = None  # resize to a square of this side, whatever the shape
     method: ResizeMethod = "bilinear"
-    colours: tuple[tuple[PixelColour, float], ...] = ()
-    angle_deg: float = 0.0
-    shift_yx: tuple[float, float] = (0.0, 0.0)
-    nearest: bool = False
+    colours: tuple[tuple[PixelColour, float], ...] = ()  # in order; clipped after the last and after each change of hue
+    angle_deg: float = 0.0  # counterclockwise about the centre, after the shift; the size is kept
+    shift_yx: tuple[float, float] = (0.0, 0.0)  # down and right, by a fraction of the sides
+    nearest: bool = False  # shift and rotation use the nearest pixel instead of interpolating
     rand_augment: RandAugmentDraw | None = None
 
 
 def change_pixels(
     image: UInt8[Tensor, "channels height width"], change: PixelChange
 ) -> UInt8[Tensor, "channels new_height new_width"]:
-    """Return a changed copy of an image with values 0 to 255.
-
-    Raises:
-        ConfigError: colours are changed, but there are neither one nor three channels.
-    """
+    """Return a changed copy of an image with values 0 to 255; colour changes need one or three channels."""
     if (change.colours or change.rand_augment) and image.shape[0] not in (1, 3):
         raise ConfigError(f"colour changes need an image of 1 or 3 channels, not {image.shape[0]}")
     pixels = image.float() / 255

@@ -41,12 +41,7 @@ class PyramidInfo(NamedTuple):
 
 
 def level_sizes(size_hw: tuple[int, int], smallest_px: int = TILE_PX) -> tuple[tuple[int, int], ...]:
-    """Return the height and width of each level: half of the one before, rounded up.
-
-    Args:
-        size_hw: of the image.
-        smallest_px: levels are added until the longer side is at most this.
-    """
+    """Return height and width of each level: half of the one before, rounded up, until the longer side fits."""
     sizes = [size_hw]
     while max(sizes[-1]) > max(smallest_px, 1):
         height, width = sizes[-1]
@@ -65,31 +60,17 @@ def write_pyramid(
     options: ReaderOptions | None = None,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> PyramidInfo:
-    """Write an image as a tiled TIFF with coarser levels (BigTIFF if it may get large).
+    """Write an image (a path, or an open reader, which is left open) as a tiled TIFF with coarser levels.
 
     The image is read once, a few rows of tiles at a time; memory grows with its width, not its height. Formats without
-    tiles (JPEG, PNG) are decoded as a whole, within ``options.max_pixels``. The coarser levels are kept uncompressed
-    (a third of the image) in anonymous temporary files beside ``out``.
+    tiles (JPEG, PNG) are decoded as a whole, within ``options.max_pixels``. Levels, down to a longer side of at
+    most ``smallest_px``, are kept uncompressed (a third of the image) in anonymous temporary files beside ``out``.
 
     A pixel of level ``n`` is the mean of the existing level-0 pixels of its 2^n x 2^n cell, rounded once (integers:
     half up); its downsample is exactly 2^n, even for odd sizes. Colours of images with alpha are weighted by it. Levels
     are pages marked as reduced, as read by OpenSlide, GDAL, QuPath and libvips. Spacing and georeference are kept,
-    colour profiles are not (``options.apply_icc`` converts to sRGB).
-
-    Args:
-        source: open reader (left open), or a path.
-        out: ``.tif`` or ``.tiff``; written completely or not at all.
-        compression: see :data:`Compression`; ``jpeg`` needs 8-bit grey or RGB without alpha.
-        quality: of JPEG, 1 to 100; colours are not subsampled.
-        smallest_px: levels are added until the longer side is at most this.
-        overwrite: replace an existing ``out``.
-        options: for reading a path.
-        on_tile: called with the number of tiles written and in total, for a progress bar.
-
-    Raises:
-        ConfigError: ``quality`` or ``smallest_px`` is out of range.
-        ImageError: the image cannot be read, has a type that TIFF or JPEG do not support, or a library is missing.
-        OutputError: ``out`` exists, has another suffix, is the image itself, or cannot be written (disk full).
+    colour profiles are not (``options.apply_icc`` converts to sRGB). JPEG, with a ``quality`` of 1 to 100, needs 8-bit
+    grey or RGB without alpha. ``on_tile`` is called with the number of tiles written and in total.
     """
     out = Path(out)
     if compression == "jpeg" and not 1 <= quality <= 100:
@@ -160,16 +141,11 @@ class _Plan:
         self._compression = compression
         self._quality = quality
         self._geo_tags = geo_tags(info.georeference) if info.georeference is not None else []
-        self.sums_dtype = self._sums_dtype()
-        # Whether the file could exceed a classic TIFF.
+        # Holds the sum of all pixels of one of the coarsest level, times alpha if there is one.
+        bits = 8 * self.dtype.itemsize * (2 if info.has_alpha else 1) + 2 * (len(sizes_hw) - 1)
+        sums_of_kind = {"f": np.float64, "i": np.int64, "u": np.uint32 if bits <= 32 else np.uint64}
+        self.sums_dtype: np.dtype[Any] = np.dtype(sums_of_kind[self.dtype.kind])
         self.is_big = sum(self.tile_counts) * self.tile_bytes * 1.01 > _CLASSIC_BYTES
-
-    def _sums_dtype(self) -> np.dtype[Any]:
-        """Return a type that holds the sum of all pixels of one of the coarsest level, times alpha if there is one."""
-        if self.dtype.kind == "f":
-            return np.dtype(np.float64)
-        bits = 8 * self.dtype.itemsize * (2 if self.info.has_alpha else 1) + 2 * (len(self.sizes_hw) - 1)
-        return np.dtype(np.int64 if self.dtype.kind == "i" else np.uint32 if bits <= 32 else np.uint64)
 
     def check_room(self, folder: Path) -> None:
         """Check that the coarser levels fit beside the file, uncompressed."""
@@ -205,24 +181,17 @@ class _Plan:
             page |= {"resolution": (x, y), "resolutionunit": "centimeter"}
         if self._compression == "jpeg":
             page |= {"compression": "jpeg", "compressionargs": {"level": self._quality}}
-            page |= {"subsampling": (1, 1)} if is_rgb else {}
-        elif self._compression == "deflate":
-            # A tenth more bytes than with the default level, in a third of the time.
-            page |= {"compression": "zlib", "compressionargs": {"level": 1}}
-        else:
-            page |= {"compression": "zstd"}
-        if self._compression != "jpeg" and self.dtype.kind in "ui":  # not all readers know the predictor of floats
-            page |= {"predictor": True}
-        return page
+            return page | ({"subsampling": (1, 1)} if is_rgb else {})
+        # Deflate at level 1: a tenth more bytes than with the default level, in a third of the time.
+        deflate = {"compression": "zlib", "compressionargs": {"level": 1}}
+        page |= deflate if self._compression == "deflate" else {"compression": "zstd"}
+        return page | ({"predictor": True} if self.dtype.kind in "ui" else {})  # few readers know that of floats
 
 
 def geo_tags(georeference: GeoReference) -> list[tuple[int, int, int, Any, bool]]:
     """Return the GeoTIFF tags of a georeference, as tifffile's ``extratags``.
 
     GDAL writes them into a file of one pixel in memory, so that its rules for map projections apply.
-
-    Raises:
-        ImageError: rasterio is not installed, or does not support the coordinate system.
     """
     _require("rasterio", "keep the georeference", "geo")
     import rasterio
@@ -257,7 +226,7 @@ def _write(reader: Reader, plan: _Plan, path: Path, on_tile: Callable[[int, int]
         below: list[_Level] = []
         for number in reversed(range(1, len(plan.sizes_hw))):
             spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
-            below.insert(0, _Level(plan, number, spool, below[0] if below else None))
+            below = [_Level(plan, number, spool, below[0] if below else None), *below]
         with tifffile.TiffWriter(path, bigtiff=plan.is_big, shaped=False, ome=False) as file:
             file.write(counted(_sweep(reader, plan, below[0] if below else None)), **plan.page(0))
             for level in below:
@@ -272,7 +241,11 @@ def _sweep(reader: Reader, plan: _Plan, below: _Level | None) -> Iterator[NDArra
         rows_left -= len(band)
         # Before the tiles are yielded: nothing is requested after the last one.
         if below is not None:
-            below.push(_pair_sums(_weighted(band, plan), plan.sums_dtype))
+            weighted = band
+            if plan.info.has_alpha:  # so that transparent pixels do not bleed
+                weighted = band.astype(plan.sums_dtype)
+                weighted[..., :-1] *= weighted[..., -1:]
+            below.push(_pair_sums(weighted, plan.sums_dtype))
             if rows_left == 0:
                 below.finish()
         yield from _tiles(band)
@@ -282,9 +255,8 @@ def _bands(reader: Reader, plan: _Plan) -> Iterator[NDArray[Any]]:
     """Yield rows of tiles of the finest level, ``[rows, width, channels]``."""
     height, width = plan.sizes_hw[0]
     # Stored tiles need not align with ours: reading several rows at once decodes few twice.
-    rows = max(_READ_BYTES // (width * plan.pixel_bytes * TILE_PX), 1) * TILE_PX
-    if reader.info.tile_hw is None:
-        rows = height
+    at_once = max(_READ_BYTES // (width * plan.pixel_bytes * TILE_PX), 1)
+    rows = height if reader.info.tile_hw is None else at_once * TILE_PX
     for top in range(0, height, rows):
         with guarded(plan.name):
             part = reader.read(0, (top, 0, min(top + rows, height), width))
@@ -300,15 +272,6 @@ def _tiles(band: NDArray[Any]) -> Iterator[NDArray[Any]]:
         if any(after for _, after in missing):
             tile = np.pad(tile, [*missing, (0, 0)], mode="edge")
         yield np.ascontiguousarray(tile[..., 0] if tile.shape[2] == 1 else tile)
-
-
-def _weighted(band: NDArray[Any], plan: _Plan) -> NDArray[Any]:
-    """Multiply colours by alpha, if there is one, so that transparent pixels do not bleed."""
-    if not plan.info.has_alpha:
-        return band
-    weighted = band.astype(plan.sums_dtype)
-    weighted[..., :-1] *= weighted[..., -1:]
-    return weighted
 
 
 def _pair_sums(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

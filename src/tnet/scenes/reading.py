@@ -22,8 +22,7 @@ from tnet.scenes.readers import is_plain_image
 ReadMode = Literal["memory", "lazy", "auto"]
 """``memory``: decode the whole image; ``lazy``: read only the regions that are seen; ``auto``: lazily if large."""
 
-LAZY_ABOVE_PX = 2**24
-"""Pixels (width x height) above which ``auto`` reads lazily: 4096 x 4096."""
+LAZY_ABOVE_PX = 2**24  # 4096 x 4096
 
 Prepare = Callable[[UInt8[Tensor, "channels height width"]], UInt8[Tensor, "channels new_height new_width"]]
 """A fixed transform of decoded images; must pickle."""
@@ -31,34 +30,20 @@ Prepare = Callable[[UInt8[Tensor, "channels height width"]], UInt8[Tensor, "chan
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How the images of a dataset are read.
+    """How the images of a dataset are read."""
 
-    Attributes:
-        mode: see :data:`ReadMode`. ``auto`` decodes every image if images are downscaled or prepared, reads every image
-            lazily if ``scene`` is not the default, and else also those that Pillow does not read correctly (slides,
-            OME-Zarr, OME-TIFF, georeferenced and multi-band files).
-        lazy_above_px: pixels above which ``auto`` reads lazily.
-        overview_px: side of the copy of each lazily read image from which coarse glimpses are served; 0 for none. See
-            :mod:`tnet.scenes.overview`.
-        overview_folder: where copies are kept between runs; ``None`` for nowhere.
-        scene: options of lazily read files: bands, range of values, reader.
-        channels: of the images. Decoded ones have 1 or 3; lazily read ones any number (used for their overviews).
-        max_side_px: downscale to this longer side; see :func:`tnet.scenes.decode.load_image`.
-        max_short_side_px: downscale to this shorter side.
-        max_pixels: largest image that is decoded.
-        prepare: fixed transform of decoded images, after downscaling.
-    """
-
+    # "auto" decodes every image if images are downscaled or prepared, reads every image lazily if `scene` is not the
+    # default, and else large images and those that Pillow does not read correctly (slides, OME, georeferenced, bands).
     mode: ReadMode = "memory"
     lazy_above_px: int = LAZY_ABOVE_PX
-    overview_px: int = 0
-    overview_folder: Path | None = None
-    scene: SceneOptions = field(default_factory=SceneOptions)
-    channels: int = 3
-    max_side_px: int | None = None
-    max_short_side_px: int | None = None
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    prepare: Prepare | None = None
+    overview_px: int = 0  # side of the copy that serves coarse glimpses of lazily read images; 0 for none
+    overview_folder: Path | None = None  # where copies are kept between runs
+    scene: SceneOptions = field(default_factory=SceneOptions)  # for lazily read files: bands, range of values, reader
+    channels: int = 3  # 1 or 3 for decoded images; for lazily read images those of their overviews
+    max_side_px: int | None = None  # downscale decoded images to this longer side
+    max_short_side_px: int | None = None  # likewise for the shorter side
+    max_pixels: int = DEFAULT_MAX_PIXELS  # largest image that is decoded
+    prepare: Prepare | None = None  # after downscaling
 
     def __post_init__(self) -> None:
         for name in ("lazy_above_px", "overview_px"):
@@ -97,21 +82,20 @@ class ReadOptions:
     def load(self, path: str | os.PathLike[str]) -> UInt8[Tensor, "channels height width"] | Scene:
         """Decode an image, downscaled and prepared, or make a scene of it.
 
-        In a data loader's worker the overview of a scene is computed at once, so that reading overlaps with training;
-        elsewhere at its first use.
-
-        Raises:
-            ImageError: it cannot be read; for a scene possibly only when it is seen.
-            ConfigError: it is decoded, but ``channels`` is neither 1 nor 3.
+        In a data loader's worker the overview of a scene is computed at once, so that reading overlaps with training.
         """
-        return self._open_scene(path) if self.is_lazy(path) else self._decode(path)
+        if not self.is_lazy(path):
+            return self._decode(path)
+        scene = FileScene(path, self.scene)
+        if not self.overview_px:
+            return scene
+        with_overview = OverviewScene(scene, self.overview_px, self.channels, self.overview_folder)
+        if get_worker_info() is not None:
+            with_overview.warm()
+        return with_overview
 
     def size_hw(self, path: str | os.PathLike[str]) -> tuple[int, int]:
-        """Read the height and width of an image from its header: upright, before downscaling and preparation.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """Read the height and width of an image from its header: upright, before downscaling and preparation."""
         if self.is_lazy(path):
             return FileScene(path, self.scene).size_hw
         return image_size_hw(path, max_pixels=self.max_pixels)
@@ -127,12 +111,3 @@ class ReadOptions:
             max_pixels=self.max_pixels,
         )
         return image if self.prepare is None else self.prepare(image)
-
-    def _open_scene(self, path: str | os.PathLike[str]) -> FileScene | OverviewScene:
-        scene = FileScene(path, self.scene)
-        if not self.overview_px:
-            return scene
-        with_overview = OverviewScene(scene, self.overview_px, self.channels, self.overview_folder)
-        if get_worker_info() is not None:
-            with_overview.warm()
-        return with_overview

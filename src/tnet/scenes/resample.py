@@ -88,20 +88,10 @@ def resample(
     resize: Resize,
     fill: Sequence[float],
 ) -> Float[Tensor, "channels size size"]:
-    """Resample a box to a glimpse.
+    """Resample a box, in fractional pixels of a level, to a glimpse ``size_px`` squared: ``float32`` in [0, 1].
 
     If the box lies on whole ``uint8`` pixels, the result equals that of :class:`tnet.scenes.TensorBatch` for the same
-    pixels bit for bit; in all other cases nothing is rounded.
-
-    Args:
-        level: source of pixels.
-        box_yxyx: ``(y0, x0, y1, x1)`` in fractional pixels of that level; may reach past the image.
-        size_px: side of the glimpse.
-        resize: the filter; see :data:`tnet.scenes.base.Resize`.
-        fill: value outside the image in [0, 1]: one, or one per channel.
-
-    Returns:
-        ``float32`` in [0, 1].
+    pixels bit for bit; in all other cases nothing is rounded. ``fill`` (outside) is one value or one per channel.
     """
     y0, x0, y1, x1 = box = tuple(_snap(position) for position in box_yxyx)
     top, left, bottom, right = window = (math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1))
@@ -116,9 +106,8 @@ def resample(
         pixels = pixels.astype(dtype, copy=False)
     else:
         pixels = np.empty((height, size_px, level.channels), dtype)
-        for row, band in _pieces(
-            level, window, fill_values, _rows_to_read(level, width), max(1, BAND_BYTES // row_bytes)
-        ):
+        rows_to_read, rows_to_resize = _rows_to_read(level, width), max(1, BAND_BYTES // row_bytes)
+        for row, band in _pieces(level, window, fill_values, rows_to_read, rows_to_resize):
             rows = band.shape[0]
             across = (0, x0 - left, rows, x1 - left)
             pixels[row : row + rows] = _resized(band.astype(dtype, copy=False), across, (rows, size_px), resize)

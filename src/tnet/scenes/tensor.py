@@ -26,9 +26,6 @@ class TensorBatch:
         resize: see :data:`tnet.scenes.base.Resize`.
         fill: value outside the image, one or one per channel, in the units of the result. The reference implementation
             pads with 0, mid-grey after its normalisation.
-
-    Raises:
-        GeometryError: no images, images that are not three-dimensional, or mixed types or numbers of channels.
     """
 
     def __init__(

@@ -36,26 +36,15 @@ _MEAN_PX = 32  # side of the glimpse whose mean grey level contrast is changed a
 
 @dataclass(frozen=True)
 class ImageChange:
-    """One change of one image.
+    """One change of one image."""
 
-    Attributes:
-        crop_yxyx: crop in pixels of the image; ``None`` for the whole.
-        horizontal_flip: mirror left and right.
-        vertical_flip: mirror top and bottom.
-        quarter_turns: counterclockwise, 0 to 3; an odd number swaps height and width.
-        angle_deg: rotate the image counterclockwise about the crop's centre. The crop keeps its size; beyond the
-            image's edges it shows the pixel at the edge.
-        colours: colour changes, in order.
-        pixels: further changes, which need all pixels in memory; not for scenes.
-    """
-
-    crop_yxyx: BoxL0 | None = None
+    crop_yxyx: BoxL0 | None = None  # in pixels of the image; None for the whole
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    quarter_turns: int = 0
-    angle_deg: float = 0.0
-    colours: tuple[tuple[Colour, float], ...] = ()
-    pixels: PixelChange | None = None
+    quarter_turns: int = 0  # counterclockwise, 0 to 3
+    angle_deg: float = 0.0  # counterclockwise about the crop's centre; pixels at the image's edges extend beyond them
+    colours: tuple[tuple[Colour, float], ...] = ()  # in order
+    pixels: PixelChange | None = None  # further changes, which need all pixels in memory; not for scenes
 
     def __post_init__(self) -> None:
         if not 0 <= self.quarter_turns <= 3:
@@ -105,16 +94,7 @@ def change_image(
 def adjust_colours(
     pixels: Tensor, colours: Sequence[tuple[Colour, float]], contrast_mean: float | None = None
 ) -> Tensor:
-    """Change colours in sequence.
-
-    Args:
-        pixels: ``[channels, height, width]``: ``uint8``, or floating point in [0, 1].
-        colours: names and factors.
-        contrast_mean: grey level in [0, 1] about which contrast is changed; ``None`` for the mean of ``pixels``.
-
-    Raises:
-        ConfigError: there are neither one nor three channels.
-    """
+    """Change colours in sequence, contrast about a mean grey level in [0, 1] (default: the mean of ``pixels``)."""
     if not colours:
         return pixels
     if pixels.shape[0] not in (1, 3):
@@ -149,13 +129,6 @@ class TransformedScene:
     - colours are changed after pixels are reduced, without rounding: up to 1 level per change, more where values are
       clipped. Contrast is changed about the mean grey level of the whole changed scene at 32 px. The area outside
       (``fill``) keeps its colour.
-
-    Args:
-        scene: the source.
-        change: the change.
-
-    Raises:
-        ConfigError: a change that needs all pixels in memory.
     """
 
     def __init__(self, scene: Scene, change: ImageChange) -> None:
@@ -193,12 +166,7 @@ class TransformedScene:
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]
     ) -> Float[Tensor, "channels size size"]:
-        """Return the pixels of one box of the changed scene; see :meth:`tnet.scenes.Scene.glimpse`.
-
-        Raises:
-            GeometryError: an empty box or size, or a crop that is not inside the scene.
-            ConfigError: colours are changed, but there are neither 1 nor 3 channels.
-        """
+        """Return the pixels of one box of the changed scene; see :meth:`tnet.scenes.Scene.glimpse`."""
         colours = self.change.colours
         mean = self._contrast_mean(channels, resize) if "contrast" in dict(colours) else None
         return self._look(box_l0_yxyx, size_px, channels, resize, fill, colours, mean)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 from tnet.scenes.guard import unreadable
 from tnet.scenes.readers.base import READERS, Reader, ReaderOptions
@@ -29,49 +28,23 @@ __all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "open_reader"
 
 
 def open_reader(path: str | Path, options: ReaderOptions | None = None, name: str | None = None) -> Reader:
-    """Open an image with the installed reader that suits its content best.
-
-    Args:
-        path: a file, or the folder of an OME-Zarr.
-        options: for the reader.
-        name: a reader in :data:`READERS`, instead of choosing.
-
-    Raises:
-        ImageError: it cannot be read, or the library for it is not installed.
-        ConfigError: the name is unknown.
-    """
+    """Open a file or OME-Zarr folder with the reader ``name``, or the installed one that suits its content best."""
     path, options = Path(path), options or ReaderOptions()
-    if name is not None:
-        entry = READERS[name]
-        if not entry.is_installed:
-            _refuse_missing(path, name)
-        return entry.open(path, options)
-    scores = _scores(path, options)
-    installed = [reader for reader in scores if READERS[reader].is_installed]
-    if not installed:
-        _refuse_missing(path, next(iter(scores)))
-    return READERS[installed[0]].open(path, options)
+    entries = [READERS[each] for each in ([name] if name is not None else _scores(path, options))]
+    for entry in entries:
+        if entry.is_installed:
+            return entry.open(path, options)
+    reason = f"{' and '.join(entries[0].modules)} must be installed"
+    raise unreadable(path, reason, f"run: pip install 'tnet[{entries[0].extra}]'")
 
 
 def sniff(path: str | Path, options: ReaderOptions | None = None) -> str:
-    """Return the name of the reader that suits a file or folder best, installed or not.
-
-    Args:
-        path: a file, or the folder of an OME-Zarr.
-        options: ``remote`` allows a VRT, which refers to other files.
-
-    Raises:
-        ImageError: it is missing, empty, a damaged TIFF, a VRT, or a folder that is not an OME-Zarr.
-    """
+    """Return the name of the reader that suits a file or folder best, installed or not."""
     return next(iter(_scores(Path(path), options or ReaderOptions())))
 
 
 def is_plain_image(path: str | Path) -> bool:
-    """Return whether Pillow decodes a file without loss: not a slide, map, stack, file with nodata or odd bands.
-
-    Raises:
-        ImageError: as for :func:`sniff`.
-    """
+    """Return whether Pillow decodes a file without loss: not a slide, map, stack, file with nodata or odd bands."""
     name = sniff(path)
     if name != "tifffile":
         return name == "pillow"
@@ -91,9 +64,3 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
     if not any(scores.values()):  # pillow scores for every file
         raise unreadable(path, "it is a folder, but not an OME-Zarr", "give an image in it")
     return {name: score for name, score in sorted(scores.items(), key=lambda item: -item[1]) if score}
-
-
-def _refuse_missing(path: Path, name: str) -> NoReturn:
-    entry = READERS[name]
-    reason = f"{' and '.join(entry.modules)} must be installed"
-    raise unreadable(path, reason, f"run: pip install 'tnet[{entry.extra}]'")

@@ -33,16 +33,11 @@ class StoredLevel:
 
 @dataclass(frozen=True)
 class GeoReference:
-    """Position of an image on a map.
+    """Position of an image on a map."""
 
-    Attributes:
-        transform: ``(a, b, c, d, e, f)``: map x = a * column + b * row + c, map y = d * column + e * row + f, for
-            level-0 pixel edges.
-        crs: coordinate reference system, as WKT or ``EPSG:n``; empty if unknown.
-    """
-
+    # (a, b, c, d, e, f): map x = a * column + b * row + c, map y = d * column + e * row + f, for level-0 pixel edges
     transform: tuple[float, float, float, float, float, float]
-    crs: str = ""
+    crs: str = ""  # coordinate reference system, as WKT or EPSG:n; empty if unknown
 
 
 @dataclass(frozen=True)
@@ -81,44 +76,31 @@ class ImageInfo:
 
 @runtime_checkable
 class Reader(Protocol):
-    """One open file, used in the process that opened it; never pickled.
-
-    Attributes:
-        info: description of the image.
-        thread_safe: whether ``read`` may run in several threads at once.
-    """
+    """One open file, used in the process that opened it; never pickled."""
 
     info: ImageInfo
-    thread_safe: bool
+    thread_safe: bool  # whether `read` may run in several threads at once
 
     @property
     def bytes_read(self) -> int:
         """Encoded bytes fetched so far (an estimate if the library does not report it)."""
-        ...
 
     @property
     def tiles_read(self) -> int:
         """Stored tiles decoded so far (1 for an image decoded as a whole)."""
-        ...
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
-        """Read the pixels of a window.
-
-        Args:
-            level: index into ``info.levels``.
-            box_yxyx: window inside the level.
+        """Read the pixels of a window inside a level of ``info.levels``.
 
         Returns:
             ``[height, width, channels]`` of ``info.dtype``, as stored (no scaling, alpha not applied).
 
         Raises:
-            ImageError: the pixels cannot be read: damaged, missing, or the file is gone.
+            ImageError: the pixels are damaged or missing, or the file is gone.
         """
-        ...
 
     def close(self) -> None:
         """Release the file."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

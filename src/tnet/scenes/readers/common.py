@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tnet.errors import GeometryError
 from tnet.scenes.base import Window
@@ -23,30 +23,19 @@ _T = TypeVar("_T")
 
 MAX_CHANNELS = 4096
 MAX_LEVELS = 64
-
 _TEXT_LIMIT = 500
 _STEP_BYTES = 1 << 20
 
 # (transpose, then flip vertically, then horizontally): what turns a stored image upright, by EXIF orientation.
 _TURNS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
+    **{2: (False, False, True), 3: (False, True, True), 4: (False, True, False)},
+    **{5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)},
 }
-INVERSE_ORIENTATION = {6: 8, 8: 6}
-"""Orientations that are undone by another; the others undo themselves."""
+INVERSE_ORIENTATION = {6: 8, 8: 6}  # the others undo themselves
 
 
 def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> None:
-    """Check that a window is not empty and lies inside its level.
-
-    Raises:
-        GeometryError: it does not, or the level does not exist.
-    """
+    """Raise ``GeometryError`` if a window is empty or not inside its level, or the level does not exist."""
     y0, x0, y1, x1 = box_yxyx
     if not 0 <= level < len(info.levels):
         raise GeometryError(f"{path} has no level {level}; give 0 to {len(info.levels) - 1}")
@@ -56,11 +45,7 @@ def check_window(path: Path, info: ImageInfo, level: int, box_yxyx: Window) -> N
 
 
 def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options: ReaderOptions) -> None:
-    """Check the size of a stored tile or strip before it is decoded.
-
-    Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or takes more than 4 bytes for each of them.
-    """
+    """Raise ``ImageError`` for a tile or strip of over ``max_pixels`` pixels, or over 4 bytes for each of them."""
     height, width = block_hw
     pixels = height * width
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
@@ -69,12 +54,7 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
 
 
 def check_deflated(data: bytes, limit: int) -> None:
-    """Decompress zlib data of up to ``limit`` bytes to verify their checksum.
-
-    Raises:
-        ValueError: they end early, or decompress to more.
-        zlib.error: they are damaged.
-    """
+    """Decompress zlib data of up to ``limit`` bytes to verify their checksum; raises what zlib does, or ValueError."""
     decoder, total = zlib.decompressobj(), 0
     while not decoder.eof:
         step = len(decoder.decompress(data, _STEP_BYTES))
@@ -85,11 +65,7 @@ def check_deflated(data: bytes, limit: int) -> None:
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
-    """Check that a file has the requested series.
-
-    Raises:
-        ImageError: there are fewer images.
-    """
+    """Raise ``ImageError`` if a file with ``count`` images lacks the requested series."""
     if not 0 <= options.series < count:
         raise unreadable(path, f"series is {options.series}, but it holds {count:,}", "give one, counted from 0")
 
@@ -97,14 +73,10 @@ def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
 def ratio_levels(
     sizes_hw: list[tuple[int, int]], *, halves: bool = False, cut_off: bool = False
 ) -> tuple[StoredLevel, ...]:
-    """Return levels whose downsamples follow from their sizes.
+    """Return levels whose downsamples follow from their sizes (finest first), so that the edges of the levels coincide.
 
-    Args:
-        sizes_hw: sizes of the levels, finest first.
-        halves: a pixel stands for exactly a power of two of level-0 pixels, so that the last one may stand for fewer;
-            otherwise the edges of the levels coincide.
-        cut_off: likewise for sizes that were rounded down, which leaves out the edge of the image (slides, but not
-            GDAL's overviews).
+    With ``halves`` a pixel stands for exactly a power of two of level-0 pixels, so that the last one may stand for
+    fewer; likewise with ``cut_off`` if sizes were rounded down, which leaves out the edge of the image (slides, not GDAL).
     """
     height, width = sizes_hw[0]
     levels = []
@@ -155,25 +127,15 @@ def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 class SrgbTransform:
-    """Conversion of 8-bit RGB from an embedded ICC profile to sRGB; safe in several threads.
-
-    Raises:
-        Exception: whatever LittleCMS raises on a damaged profile, or on one that is not for RGB.
-    """
+    """Conversion of 8-bit RGB from an embedded ICC profile to sRGB; safe in several threads."""
 
     def __init__(self, profile: bytes) -> None:
-        from PIL import ImageCms
-
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        source, intent = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.Intent.RELATIVE_COLORIMETRIC
         # Without LittleCMS's one-pixel cache, which threads would share.
-        self._transform = ImageCms.buildTransform(
-            source, _srgb(), "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.NOCACHE
-        )
+        self._transform = ImageCms.buildTransform(source, _srgb(), "RGB", "RGB", intent, ImageCms.Flags.NOCACHE)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert ``[height, width, 3 or 4]``; alpha is kept."""
-        from PIL import ImageCms
-
         image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
         colors = np.asarray(ImageCms.applyTransform(image, self._transform))
         return np.concatenate([colors, pixels[..., 3:]], axis=2)
@@ -181,8 +143,6 @@ class SrgbTransform:
 
 @cache
 def _srgb() -> Any:
-    from PIL import ImageCms
-
     return ImageCms.createProfile("sRGB")
 
 
@@ -203,11 +163,8 @@ class OrientedReader:
         self.thread_safe = reader.thread_safe
         info = reader.info
         full_hw = self._turned(info.levels[0].size_hw)
-        levels = {
-            index: StoredLevel(self._turned(level.size_hw), self._turned(level.downsample_yx))
-            for index, level in enumerate(info.levels)
-        }
-        levels = {index: level for index, level in levels.items() if self._is_exact(level, full_hw)}
+        turned = [StoredLevel(self._turned(each.size_hw), self._turned(each.downsample_yx)) for each in info.levels]
+        levels = {index: level for index, level in enumerate(turned) if self._is_exact(level, full_hw)}
         self._stored_levels = list(levels)
         self.info = replace(
             info,
@@ -249,9 +206,6 @@ class OrientedReader:
         return (pair[1], pair[0]) if self._transposed else pair
 
     def _is_exact(self, level: StoredLevel, full_hw: tuple[int, int]) -> bool:
-        return all(
-            not flip or abs(size * down - full) < 1e-3
-            for flip, size, down, full in zip(
-                (self._flip_y, self._flip_x), level.size_hw, level.downsample_yx, full_hw, strict=True
-            )
-        )
+        flips = (self._flip_y, self._flip_x)
+        axes = zip(flips, level.size_hw, level.downsample_yx, full_hw, strict=True)
+        return all(not flip or abs(size * down - full) < 1e-3 for flip, size, down, full in axes)

@@ -16,14 +16,7 @@ _SLIDE_MARKS = (b"Aperio", b"Philips", b"leica-microsystems.com/scn", b"iScan")
 
 
 class Content:
-    """A file or folder whose reader is to be chosen.
-
-    Args:
-        path: the file or folder.
-
-    Raises:
-        ImageError: the file is missing, empty or not readable.
-    """
+    """A file or folder whose reader is to be chosen; raises ``ImageError`` if the file is empty or not readable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -6,6 +6,7 @@ import struct
 import tempfile
 import zlib
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,23 +22,14 @@ _SIDE_PX = 32
 
 @dataclass(frozen=True)
 class ReaderStatus:
-    """Status of one reader.
-
-    Attributes:
-        kind: its name.
-        extra: extra of tnet that installs what it needs; empty if that is always installed.
-        installed: whether its library is installed.
-        versions: of the packages that it needs, by name; only those that are installed.
-        works: whether it has just read an image correctly.
-        detail: what went wrong, or the version of the underlying library.
-    """
+    """Status of one reader."""
 
     kind: str
-    extra: str
+    extra: str  # extra of tnet that installs what it needs; empty if that is always installed
     installed: bool
-    versions: dict[str, str] = field(default_factory=dict)
-    works: bool = False
-    detail: str = ""
+    versions: dict[str, str] = field(default_factory=dict)  # of the installed packages that it needs
+    works: bool = False  # whether it has just read an image correctly
+    detail: str = ""  # the problem, or the version of the underlying library
 
 
 def reader_status() -> list[ReaderStatus]:
@@ -78,14 +70,8 @@ def _reads_back(entry: ReaderEntry) -> bool:
 
 def _library(name: str) -> str:
     if name == "rasterio":
-        import rasterio
-
-        return f"GDAL {rasterio.__gdal_version__}"
-    if name == "openslide":
-        import openslide
-
-        return f"OpenSlide {openslide.__library_version__}"
-    return ""
+        return f"GDAL {import_module(name).__gdal_version__}"
+    return f"OpenSlide {import_module(name).__library_version__}" if name == "openslide" else ""
 
 
 def write_tiff(path: Path, pixels: NDArray[np.uint8]) -> None:

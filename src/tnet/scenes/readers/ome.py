@@ -8,24 +8,19 @@ from xml.etree import ElementTree
 
 from tnet.scenes.guard import unreadable
 
-MAX_PLANES = 1_000_000
-"""Largest number of planes (times x channels x depths) of an image."""
+MAX_PLANES = 1_000_000  # times x channels x depths
 
+# Metres per unit of length, as OME-XML and OME-Zarr write them (lower case).
 METRES = {
     **{"m": 1.0, "dm": 1e-1, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "nm": 1e-9, "pm": 1e-12},
     **{"å": 1e-10, "km": 1e3, "in": 0.0254, "ft": 0.3048},
     **{"meter": 1.0, "decimeter": 1e-1, "centimeter": 1e-2, "millimeter": 1e-3, "micrometer": 1e-6, "nanometer": 1e-9},
     **{"picometer": 1e-12, "angstrom": 1e-10, "kilometer": 1e3, "inch": 0.0254, "foot": 0.3048, "micron": 1e-6},
 }
-"""Metres per unit of length, as OME-XML and OME-Zarr write them (lower case)."""
 
 
 def check_ome_xml(path: Path, xml: str) -> None:
-    """Check that a description does not claim more planes than any file holds.
-
-    Raises:
-        ImageError: it is not XML, its sizes are not numbers, or there are more than :data:`MAX_PLANES`.
-    """
+    """Raise ``ImageError`` if a description is damaged, or claims more planes than any file holds."""
     try:
         root = ElementTree.fromstring(xml)  # expat itself stops entities that multiply
     except ElementTree.ParseError as error:

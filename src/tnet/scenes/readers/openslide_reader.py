@@ -31,13 +31,6 @@ class OpenSlideReader:
 
     OpenSlide takes positions in level-0 pixels, so a window of a level whose downsample is not an integer may be off by
     up to half a level-0 pixel.
-
-    Args:
-        path: the slide.
-        options: see :class:`~tnet.scenes.readers.base.ReaderOptions`.
-
-    Raises:
-        ImageError: it is missing, damaged, or in a format that OpenSlide does not support.
     """
 
     thread_safe = True
@@ -61,15 +54,10 @@ class OpenSlideReader:
             common.check_block(path, tile_hw, 4, options)
         self._background = _background(properties)
         self._bytes_per_pixel = path.stat().st_size / sum(height * width for height, width in sizes_hw)
-        self.info = ImageInfo(
-            levels=common.ratio_levels(sizes_hw, cut_off=True),
-            channels=3,
-            dtype=np.dtype(np.uint8),
-            color="rgb",
-            spacing_m_yx=_spacing_m_yx(properties),
-            tile_hw=self._tiles_hw[0],
-            properties={name: common.clip_text(properties[name]) for name in list(properties)[:200]},
-        )
+        levels, spacing = common.ratio_levels(sizes_hw, cut_off=True), _spacing_m_yx(properties)
+        texts = {name: common.clip_text(text) for name, text in list(properties.items())[:200]}
+        uint8, tile_hw = np.dtype(np.uint8), self._tiles_hw[0]
+        self.info = ImageInfo(levels, 3, uint8, "rgb", False, spacing, tile_hw=tile_hw, properties=texts)
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
@@ -159,12 +147,5 @@ def _score(content: Content) -> int:
 
 
 READERS.register("openslide")(
-    ReaderEntry(
-        OpenSlideReader,
-        _score,
-        modules=("openslide",),
-        packages=("openslide-python", "openslide-bin"),
-        extra="wsi",
-        has_library=True,
-    )
+    ReaderEntry(OpenSlideReader, _score, ("openslide",), ("openslide-python", "openslide-bin"), "wsi", has_library=True)
 )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import Image, ImageCms, ImageFile, JpegImagePlugin
 
 from tnet.scenes.base import Window
 from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
@@ -48,11 +48,7 @@ class _Form(NamedTuple):
 
 
 def open_pillow(path: Path, options: ReaderOptions) -> Reader:
-    """Open an image that is decoded as a whole.
-
-    Raises:
-        ImageError: it is missing, empty, damaged, larger than ``max_pixels`` or in an unsupported format.
-    """
+    """Open an image that is decoded as a whole."""
     reader = PillowReader(path, options)
     orientation = reader.orientation
     if reader.is_turned:  # by Pillow itself
@@ -67,10 +63,6 @@ class PillowReader:
 
     A window costs decoding the whole level, which is kept until another level is read. A level that is read as a whole
     is returned and not kept.
-
-    Attributes:
-        orientation: EXIF orientation, 1 to 8.
-        is_turned: Pillow turns this format upright by itself.
     """
 
     thread_safe = True
@@ -85,18 +77,12 @@ class PillowReader:
             self._form = _form(image)
             self._factors = _draft_factors(image)
             self.orientation = orientation_of(image)
-            self.is_turned = image.format == "TIFF"
+            self.is_turned = image.format == "TIFF"  # Pillow turns it upright by itself
             properties = {"format": str(image.format), "mode": image.mode}
             properties |= {"dpi": clip_text(image.info["dpi"])} if "dpi" in image.info else {}
-        width, height = self._size_px
-        self.info = ImageInfo(
-            levels=tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors),
-            channels=self._form.channels,
-            dtype=self._form.dtype,
-            color=self._form.color,
-            has_alpha=self._form.has_alpha,
-            properties=properties,
-        )
+        (width, height), form = self._size_px, self._form
+        levels = tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors)
+        self.info = ImageInfo(levels, form.channels, form.dtype, form.color, form.has_alpha, properties=properties)
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
@@ -155,13 +141,14 @@ class PillowReader:
         profile = image.info.get("icc_profile") if self._options.apply_icc else None
         converted: Image.Image = image
         if profile and image.mode == "CMYK":
-            converted, profile = _cmyk_to_srgb(image, profile), None
+            source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+            in_rgb = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            assert in_rgb is not None  # None only for in-place conversion
+            converted, profile = in_rgb, None
         if form.mode and converted.mode != form.mode:
             converted = converted.convert(form.mode)
-        pixels = np.asarray(converted)
-        if pixels.ndim == 2:
-            pixels = pixels[..., None]
-        pixels = pixels.astype(form.dtype, copy=False)
+        pixels = np.asarray(converted).astype(form.dtype, copy=False)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if form.has_alpha and pixels.shape[2] == 1:  # 16-bit grey with a transparent value
             alpha = np.where(pixels == image.info["transparency"], 0, 65535).astype(np.uint16)
             pixels = np.concatenate([pixels, alpha], axis=2)
@@ -183,15 +170,6 @@ def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.tile) != 1:
         return (1,)
     return tuple(factor for factor in (1, 2, 4, 8) if min(image.size) >= factor)
-
-
-def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    from PIL import ImageCms
-
-    source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-    assert converted is not None  # None only for in-place conversion
-    return converted
 
 
 def decodes_tiff(header: tiff.TiffHeader) -> bool:

@@ -41,11 +41,7 @@ _SETTINGS = {
 
 
 class RasterioReader:
-    """A raster, for one thread at a time.
-
-    Raises:
-        ImageError: it is missing, damaged, in another format, or refers to other files.
-    """
+    """A raster, for one thread at a time."""
 
     thread_safe = False
 
@@ -77,10 +73,9 @@ class RasterioReader:
             self._count(dataset, level, box_yxyx)
             stored = dataset.read(window=window)
             mask = dataset.dataset_mask(window=window) if self._mask_is_extra else None
+        pixels = np.moveaxis(stored, 0, 2)
         if self._palette is not None:
             pixels = self._palette[np.minimum(stored[0], len(self._palette) - 1)]
-        else:
-            pixels = np.moveaxis(stored, 0, 2)
         pixels = np.ascontiguousarray(pixels[..., : self.info.channels], dtype=self.info.dtype)
         if mask is None:
             return pixels
@@ -129,6 +124,8 @@ class RasterioReader:
         return self._datasets[number]
 
     def _describe(self) -> ImageInfo:
+        from rasterio.enums import MaskFlags
+
         dataset = self._stored(0)
         count = min(len(dataset.overviews(1)), common.MAX_LEVELS - 1) if dataset.count else 0
         sizes_hw = [self._stored(number).shape for number in range(1 + count)]
@@ -142,20 +139,14 @@ class RasterioReader:
         if self._palette is not None:
             dtype = self._palette.dtype
         color, channels, has_alpha = self._colors(dataset)
-        self._mask_is_extra = not has_alpha and _has_mask(dataset)
+        has_mask = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+        self._mask_is_extra = has_mask and not has_alpha
         tags = dataset.tags()
         exact_halves = dataset.driver == "JP2OpenJPEG" or tags.get("TIFFTAG_SOFTWARE") == "tnet"
-        return ImageInfo(
-            levels=common.ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves),
-            channels=channels + self._mask_is_extra,
-            dtype=dtype,
-            color=color,
-            has_alpha=has_alpha or self._mask_is_extra,
-            spacing_m_yx=_spacing_m_yx(dataset),
-            georeference=_georeference(dataset),
-            tile_hw=dataset.block_shapes[0],
-            properties=_properties(dataset, tags),
-        )
+        levels = common.ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves)
+        form = (channels + self._mask_is_extra, dtype, color, has_alpha or self._mask_is_extra)
+        place, properties = (_spacing_m_yx(dataset), _georeference(dataset)), _properties(dataset, tags)
+        return ImageInfo(levels, *form, *place, tile_hw=dataset.block_shapes[0], properties=properties)
 
     def _check(self, dataset: Any, dtype: np.dtype[Any]) -> None:
         if min(dataset.shape) < 1 or (len(set(dataset.dtypes)) > 1 and dtype.kind == "f"):
@@ -208,12 +199,6 @@ class RasterioReader:
             stream.seek(offset)
             common.check_deflated(stream.read(size), math.prod(dataset.block_shapes[0]) * dataset.count * 8)
         self._checked.add(tile)
-
-
-def _has_mask(dataset: Any) -> bool:
-    from rasterio.enums import MaskFlags
-
-    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
 def _palette(dataset: Any) -> NDArray[np.uint8] | None:
@@ -273,6 +258,4 @@ def _score(content: Content) -> int:
     return 9 if header.has_geo_keys else 0 if header.is_ome else 3
 
 
-READERS.register("rasterio")(
-    ReaderEntry(RasterioReader, _score, modules=("rasterio",), packages=("rasterio",), extra="geo")
-)
+READERS.register("rasterio")(ReaderEntry(RasterioReader, _score, ("rasterio",), ("rasterio",), extra="geo"))

@@ -1,7 +1,7 @@
 """The directories (IFDs) of a TIFF file.
 
-They form a linked list, which a damaged or malicious file can close into a ring or make endless. They are walked here,
-within limits, before any library opens the file; and their tags decide which reader suits it.
+They form a linked list, which a damaged or malicious file can close into a ring or make endless: they are walked here,
+within limits, before any library opens the file. Their tags decide which reader suits it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,9 @@ from typing import IO
 from tnet.errors import ImageError
 from tnet.scenes.guard import open_file, unreadable
 
-TAG_NEW_SUBFILE = 254
-TAG_WIDTH = 256
-TAG_HEIGHT = 257
-TAG_BITS = 258
-TAG_COMPRESSION = 259
-TAG_PHOTOMETRIC = 262
-TAG_DESCRIPTION = 270
-TAG_ORIENTATION = 274
-TAG_SAMPLES = 277
-TAG_SOFTWARE = 305
-TAG_TILE_WIDTH = 322
-TAG_SUBIFDS = 330
-TAG_SAMPLE_FORMAT = 339
-TAG_GEO_KEYS = 34735
-TAG_GDAL_NODATA = 42113
+TAG_NEW_SUBFILE, TAG_WIDTH, TAG_HEIGHT, TAG_BITS, TAG_COMPRESSION, TAG_PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+TAG_DESCRIPTION, TAG_ORIENTATION, TAG_SAMPLES, TAG_SOFTWARE, TAG_TILE_WIDTH = 270, 274, 277, 305, 322
+TAG_SUBIFDS, TAG_SAMPLE_FORMAT, TAG_GEO_KEYS, TAG_GDAL_NODATA = 330, 339, 34735, 42113
 # Without these a file would be taken for another kind of TIFF, and decoded differently than intended.
 _DECISIVE = {
     *(TAG_BITS, TAG_DESCRIPTION, TAG_SUBIFDS, TAG_SAMPLE_FORMAT, TAG_GEO_KEYS),
@@ -38,13 +26,10 @@ _DECISIVE = {
     *(273, 279, 324, 325, 338, 347),  # positions of strips and tiles, extra samples, JPEG tables
 }
 
+# None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP: those for which damaged or
+# malicious tiles are bounded. The library tifffile supports more.
 TIFFFILE_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001})
-"""None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP: those for which damaged or
-malicious tiles are bounded. The library tifffile supports more."""
-
-MAX_IFDS = 50_000
-"""Largest number of directories; the planes of a large stack are as many."""
-
+MAX_IFDS = 50_000  # the planes of a large stack are as many
 _MAX_TAGS = 4096
 _MAX_SUBIFDS = 256
 _DESCRIBED_IFDS = 32  # directories whose tags are kept
@@ -56,12 +41,7 @@ _Tags = dict[int, tuple[int, ...] | bytes]
 
 
 class TiffHeader:
-    """Contents of the directories of a TIFF, and attributes of the first.
-
-    Args:
-        ifds: tags of the first directories: integers, and texts cut short.
-        count: number of directories, without those inside others (SubIFDs).
-    """
+    """Tags (integers, and texts cut short) of the first ``count`` directories of a TIFF, without SubIFDs."""
 
     def __init__(self, ifds: Sequence[_Tags], count: int) -> None:
         self.ifds = tuple(ifds)
@@ -164,11 +144,7 @@ class _Walk:
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
-    """Walk the directories of a TIFF or BigTIFF.
-
-    Raises:
-        ImageError: it is missing, not a TIFF, truncated, or its directories form a ring or are too many.
-    """
+    """Walk the directories of a TIFF or BigTIFF; raises ``ImageError`` if they are damaged or too many."""
     with open_file(path) as stream:
         start = stream.read(16)
         order = {b"II": "<", b"MM": ">"}.get(start[:2], "")

@@ -53,11 +53,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def open_tifffile(path: Path, options: ReaderOptions) -> Reader:
-    """Open a TIFF.
-
-    Raises:
-        ImageError: it is missing, damaged, has tiles that are too large, or an unsupported compression or photometric.
-    """
+    """Open a TIFF."""
     orientation = read_tiff_header(path).number(TAG_ORIENTATION, 1)
     reader = TifffileReader(path, options)
     return common.oriented(reader, orientation if options.apply_orientation else 1)
@@ -76,9 +72,8 @@ class _Level:
     def __init__(self, page: TiffPage, planes: list[_Plane | None]) -> None:
         self.page, self.planes = page, planes
         self.height, self.width = page.imagelength, page.imagewidth
-        self.segment_hw = (
-            (page.tilelength, page.tilewidth) if page.is_tiled else (max(page.rowsperstrip, 1), page.imagewidth)
-        )
+        strip_hw = (max(page.rowsperstrip, 1), page.imagewidth)
+        self.segment_hw = (page.tilelength, page.tilewidth) if page.is_tiled else strip_hw
         self.grid_yx = (-(-self.height // self.segment_hw[0]), -(-self.width // self.segment_hw[1]))
         self.is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
         self.samples = page.samplesperpixel
@@ -86,19 +81,13 @@ class _Level:
         assert page.dtype is not None  # checked before
         self.dtype = page.dtype
         # Rows of these can be fetched without the rest of their strip or tile.
-        self.is_raw = (
-            page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and page.bitspersample % 8 == 0
-        )
-
+        self.is_raw = page.compression == page.predictor == page.fillorder == 1 and page.bitspersample % 8 == 0
         self.segment_samples = 1 if self.is_planar else self.samples  # per pixel of a segment
         self.segments = self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)  # of a plane
 
 
 class TifffileReader:
-    """A TIFF as it is stored, not turned; safe in several threads.
-
-    Its directories have been walked (:func:`~tnet.scenes.readers.tiff_header.read_tiff_header`).
-    """
+    """A TIFF as it is stored, not turned, whose directories have been walked; safe in several threads."""
 
     thread_safe = True
 
@@ -129,7 +118,8 @@ class TifffileReader:
                     part[:] = stored.page.nodata
                 else:
                     self._fill(stored, plane, box_yxyx, part)
-            return self._colored(pixels)
+            pixels = self._colors.apply(pixels)
+            return self._to_srgb(pixels) if self._to_srgb is not None else pixels
 
     def close(self) -> None:
         """Release the file."""
@@ -149,24 +139,17 @@ class TifffileReader:
         levels = [each for each in levels if each.channels == first.channels and each.dtype == first.dtype]
         levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
-        self._colors = _Colors(path, first)
+        self._colors = colors = _Colors(path, first)
         page = first.page
         for each in levels:
             each.page.init_decode()
         profile = page.iccprofile if options.apply_icc else None
-        is_8_bit_rgb = self._colors.color == "rgb" and self._colors.dtype == np.uint8
+        is_8_bit_rgb = colors.color == "rgb" and colors.dtype == np.uint8
         self._to_srgb = common.SrgbTransform(profile) if profile and is_8_bit_rgb else None
-        spacing = ome_spacing_m_yx(xml, options.series) if xml else None
-        self.info = ImageInfo(
-            levels=common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet"),
-            channels=self._colors.channels,
-            dtype=self._colors.dtype,
-            color=self._colors.color,
-            has_alpha=self._colors.has_alpha,
-            spacing_m_yx=spacing or _page_spacing_m_yx(page),
-            tile_hw=first.segment_hw,
-            properties=_properties(chosen, page),
-        )
+        spacing = (ome_spacing_m_yx(xml, options.series) if xml else None) or _page_spacing_m_yx(page)
+        stored = common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet")
+        form, properties = (colors.channels, colors.dtype, colors.color, colors.has_alpha), _properties(chosen, page)
+        self.info = ImageInfo(stored, *form, spacing, tile_hw=first.segment_hw, properties=properties)
 
     def _level(self, series: TiffPageSeries) -> _Level:
         page = series.keyframe
@@ -190,9 +173,8 @@ class TifffileReader:
             planes.append(None if frame is None else _Plane(tuple(frame.dataoffsets), tuple(frame.databytecounts)))
         level = _Level(page, planes)
         if not level.is_raw:  # rows of uncompressed strips are read one by one, so their size does not matter
-            common.check_block(
-                self._path, level.segment_hw, level.segment_samples * level.dtype.itemsize, self._options
-            )
+            pixel_bytes = level.segment_samples * level.dtype.itemsize
+            common.check_block(self._path, level.segment_hw, pixel_bytes, self._options)
         for plane in planes:
             held = min(len(plane.offsets), len(plane.byte_counts)) if plane else level.segments
             if held < level.segments:
@@ -290,10 +272,6 @@ class TifffileReader:
             reason = f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
             raise unreadable(self._path, reason)
 
-    def _colored(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        pixels = self._colors.apply(pixels)
-        return self._to_srgb(pixels) if self._to_srgb is not None else pixels
-
 
 class _Colors:
     """Meaning of the samples of a page, and their conversion to channels."""
@@ -342,9 +320,8 @@ def _page_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
     if int(page.resolutionunit) != 3:
         return None
     per_cm_x, per_cm_y = page.resolution
-    if not (1e-9 < per_cm_x < 1e9 and 1e-9 < per_cm_y < 1e9):
-        return None
-    return 0.01 / per_cm_y, 0.01 / per_cm_x
+    usable = 1e-9 < per_cm_x < 1e9 and 1e-9 < per_cm_y < 1e9
+    return (0.01 / per_cm_y, 0.01 / per_cm_x) if usable else None
 
 
 def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
@@ -369,12 +346,5 @@ def _score(content: Content) -> int:
     return 5 if header.suits_tifffile else 0
 
 
-READERS.register("tifffile")(
-    ReaderEntry(
-        open_tifffile,
-        _score,
-        modules=("tifffile", "imagecodecs"),
-        packages=("tifffile", "imagecodecs"),
-        extra="ome",
-    )
-)
+_LIBRARIES = ("tifffile", "imagecodecs")
+READERS.register("tifffile")(ReaderEntry(open_tifffile, _score, _LIBRARIES, _LIBRARIES, extra="ome"))

@@ -66,11 +66,7 @@ def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any
 
 
 def check_encoded(name: str, data: bytes | memoryview, limit: int) -> None:
-    """Check the decoded size of compressed bytes without allocating it.
-
-    Raises:
-        ValueError: they claim, or decode to, more than ``limit`` bytes.
-    """
+    """Raise ``ValueError`` if compressed bytes decode to more than ``limit`` bytes, without allocating them."""
     view = memoryview(data)
     if name == "blosc":
         size, _, encoded = struct.unpack_from("<III", view, 4)

@@ -40,11 +40,7 @@ _AXES_BEFORE_0_4 = "tczyx"
 
 
 class ZarrReader:
-    """A multiscale image; safe in several threads.
-
-    Raises:
-        ImageError: it is not such a folder, its descriptions are damaged, or it needs an unsupported codec.
-    """
+    """A multiscale image; safe in several threads."""
 
     thread_safe = True
 
@@ -114,20 +110,12 @@ class ZarrReader:
             raise unreadable(path, f"it has {channels:,} channels, not 1 to {MAX_CHANNELS:,}", "choose fewer")
         dtype = first.dtype.newbyteorder("=")
         chunk = dict(zip(self._axes, first.chunks, strict=True))
-        self.info = ImageInfo(
-            levels=self._levels(scales),
-            channels=channels,
-            dtype=dtype,
-            color=_color(attributes, channels, dtype),
-            spacing_m_yx=_spacing_m_yx(image, self._axes, scales[0]),
-            tile_hw=(chunk["y"], chunk["x"]),
-            properties={
-                "axes": "".join(self._axes),
-                "shape": " x ".join(map(str, first.shape)),
-                "version": clip_text(attributes.get("version", image.get("version", ""))),
-                "name": clip_text(image.get("name", "")),
-            },
-        )
+        texts = {"axes": "".join(self._axes), "shape": " x ".join(map(str, first.shape))}
+        texts["version"] = clip_text(attributes.get("version", image.get("version", "")))
+        texts["name"] = clip_text(image.get("name", ""))
+        levels, color = self._levels(scales), _color(attributes, channels, dtype)
+        spacing, tile_hw = _spacing_m_yx(image, self._axes, scales[0]), (chunk["y"], chunk["x"])
+        self.info = ImageInfo(levels, channels, dtype, color, False, spacing, tile_hw=tile_hw, properties=texts)
 
     def _json(self, file: Path) -> dict[str, Any]:
         if not file.is_file():
