@@ -76,11 +76,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 _POPULATION: ContextVar[int] = ContextVar("population", default=0)
 """Running statistics that batch norms use in this thread: 0 for whole images, 1 for regions."""
 
-_REGION_BUFFERS = {
-    "running_mean": "region_mean",
-    "running_var": "region_var",
-    "num_batches_tracked": "region_batches",
-}
+_REGION_BUFFERS = {"running_mean": "region_mean", "running_var": "region_var", "num_batches_tracked": "region_batches"}
 
 
 @cache

@@ -100,7 +100,7 @@ class ResNetV2(nn.Module):
         momentum: float,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(dim, stem_dim, 7, stride=2, padding=3)
+        self.stem = nn.Conv2d(in_dim, stem_dim, 7, stride=2, padding=3)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         units: list[nn.Module] = []
         dim = stem_dim
