@@ -81,7 +81,7 @@ _REGION_BUFFERS = {"running_mean": "region_mean", "running_var": "region_var", "
 
 @cache
 def _with_populations(base: type[_BatchNorm]) -> type[_BatchNorm]:
-    """Batch norm class that uses the running statistics of the current population."""
+    """Return the batch norm class that uses the running statistics of the current population."""
 
     def statistic(whole: str, region: str) -> property:
         return property(lambda norm: norm._buffers[region if _POPULATION.get() else whole])
@@ -94,7 +94,7 @@ def _with_populations(base: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 def _rebuild(base: type[_BatchNorm]) -> _BatchNorm:
-    """Empty norm with two populations, for copies and pickles."""
+    """Return an empty norm with two populations, for copies and pickles."""
     cls = _with_populations(base)  # type: ignore[arg-type]
     norm: _BatchNorm = cls.__new__(cls)
     return norm

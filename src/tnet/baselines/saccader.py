@@ -73,6 +73,7 @@ class SaccaderConfig(ModelConfig):
 
     title: ClassVar[str] = "Saccader"
     policies: ClassVar[tuple[str, ...]] = get_args(SaccaderPolicy)
+    allows_no_looks: ClassVar[bool] = True
 
     num_classes: int = 1001
     input_px: int = 224
@@ -125,11 +126,6 @@ class SaccaderConfig(ModelConfig):
     @override
     def network(self) -> str:
         return f"BagNet-{self.grid.field_px}-lowD"
-
-    @property
-    @override
-    def allows_no_looks(self) -> bool:
-        return True
 
     @property
     @override
