@@ -12,9 +12,9 @@ from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.errors import ConfigError
 
 __all__ = [
-    *("Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "TimmBackbone"),
-    *("create_backbone", "pretrained_normalization"),
-]
+    "Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "TimmBackbone",
+    "create_backbone", "pretrained_normalization",
+]  # fmt: skip
 
 
 def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> Backbone:

@@ -91,13 +91,7 @@ class ResNetV2(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        planes: Sequence[int],
-        blocks: Sequence[int],
-        stem_dim: int,
-        expansion: int,
-        momentum: float,
+        self, in_dim: int, planes: Sequence[int], blocks: Sequence[int], stem_dim: int, expansion: int, momentum: float
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_dim, stem_dim, 7, stride=2, padding=3)

@@ -17,6 +17,6 @@ from tnet.traversal.search import LevelByLevel, Search
 from tnet.traversal.trail import Step, Trail
 
 __all__ = [
-    *("POLICIES", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig", "RandomCells"),
-    *("SampleWithoutReplacement", "Search", "Step", "TopK", "Trail"),
-]
+    "POLICIES", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig", "RandomCells",
+    "SampleWithoutReplacement", "Search", "Step", "TopK", "Trail",
+]  # fmt: skip
