@@ -17,10 +17,10 @@ from tnet.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from ``.safetensors``, or from a PyTorch file of a plain state dict.
+    """Read named tensors from a ``.safetensors`` file or a PyTorch file that holds a plain state dict.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds more than tensors.
+        CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist; check the path")
@@ -33,11 +33,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{path} is damaged ({reason}); copy it again") from None
+        raise CheckpointError(f"{path} cannot be read ({reason}); if it is damaged, copy it again") from None
     except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is not a plain state dict, and loading it could run code; save only its tensors"
-        ) from None
+        remedy = "loading it could run code; save only its tensors"
+        raise CheckpointError(f"{path} is not a plain state dict, and {remedy}") from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping) or not all(
