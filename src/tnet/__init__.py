@@ -8,41 +8,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOME = {
-    "Grid": "tnet.geometry",
-    "Regions": "tnet.geometry",
-    "fit_grid": "tnet.geometry",
-    "FileScene": "tnet.scenes",
-    "Scene": "tnet.scenes",
-    "TensorBatch": "tnet.scenes",
-    "open_scene": "tnet.scenes",
-    "BackboneConfig": "tnet.backbones",
-    "TNet": "tnet.models",
-    "TNetConfig": "tnet.models",
-    "TNetOutput": "tnet.models",
-    "create_model": "tnet.models.registry",
-    "list_models": "tnet.models.registry",
-    "load_model": "tnet.models",
-    "save_model": "tnet.models",
-    "Objective": "tnet.objectives",
-    "ObjectiveConfig": "tnet.objectives",
-    "Recipe": "tnet.training.recipe",
-    "load_recipe": "tnet.training.recipe",
-    "train": "tnet.training.run",
-    "predict": "tnet.inference",
-    "Prediction": "tnet.inference",
-    "explain_image": "tnet.explain",
-    "TnetError": "tnet.errors",
-    "CheckpointError": "tnet.errors",
-    "ConfigError": "tnet.errors",
-    "DataError": "tnet.errors",
-    "GeometryError": "tnet.errors",
-    "ImageError": "tnet.errors",
-    "OutputError": "tnet.errors",
-    "RecipeError": "tnet.errors",
-    "TrainingError": "tnet.errors",
-    "SlowImageWarning": "tnet.errors",
+_NAMES = {
+    "tnet.backbones": "BackboneConfig",
+    "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError OutputError RecipeError "
+    "SlowImageWarning TnetError TrainingError",
+    "tnet.explain": "explain_image",
+    "tnet.geometry": "Grid Regions fit_grid",
+    "tnet.inference": "Prediction predict",
+    "tnet.models": "TNet TNetConfig TNetOutput load_model save_model",
+    "tnet.models.registry": "create_model list_models",
+    "tnet.objectives": "Objective ObjectiveConfig",
+    "tnet.scenes": "FileScene Scene TensorBatch open_scene",
+    "tnet.training.recipe": "Recipe load_recipe",
+    "tnet.training.run": "train",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = ["__version__", *_HOME]
 
@@ -84,7 +64,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name where it is defined."""
+    """Import a public name on first use, from the module that defines it."""
     if name == "__version__":
         from importlib.metadata import version
 

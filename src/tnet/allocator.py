@@ -11,15 +11,13 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process instead of returning it to the system.
+    """Keep freed memory in the process instead of returning it to the system (glibc only); return whether it worked.
 
-    Each step and layer allocates the same large blocks again. glibc maps and unmaps each, and the system clears it page
-    by page: up to two thirds of the time for large feature maps (``benchmarks/allocator.py``). The command line and
-    :func:`tnet.training.run.train` (on the CPU) call this; call it first in a program of your own. It lasts for the
-    process, whose peak memory grows by about a fifth if activations dominate it.
-
-    Returns:
-        Whether anything was changed: only with glibc.
+    Every step and layer allocates the same large blocks. By default glibc returns them to the system, which must zero
+    each page again on the next use; this can take up to two thirds of the time with large feature maps
+    (``benchmarks/allocator.py``). `tnet` and :func:`tnet.training.run.train` (on the CPU) call this function. In your
+    own program, call it before anything else. It stays in effect until the process ends and raises peak memory by about
+    a fifth if activations dominate.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -18,15 +18,10 @@ T = TypeVar("T")
 
 
 def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
-    """Build a dataclass with nested dataclasses from nested mappings.
-
-    Args:
-        cls: a dataclass.
-        data: values of fields; missing ones take their default.
-        source: origin of the data, for error messages.
+    """Build a dataclass with nested dataclasses from nested mappings; missing fields take their default.
 
     Raises:
-        RecipeError: a key is unknown, or a value has the wrong type.
+        RecipeError: a key is unknown, or a value has the wrong type; the message starts with ``source``.
         TnetError: the dataclass rejects a value.
     """
     _check_keys(cls, data, source, "")

@@ -17,9 +17,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it if the block ends without an error.
 
     The temporary path keeps the suffix, by which many writers choose the format.
-
-    Raises:
-        OutputError: the folder cannot be created or written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -35,11 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` if the block ends without an error.
-
-    Raises:
-        OutputError: the folder cannot be created or written.
-    """
+    """Yield a temporary folder that replaces ``path`` if the block ends without an error."""
     path = Path(path)
     make_folder(path.parent)
     try:
@@ -74,11 +67,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Create a folder with its parents, and check that it is writable.
-
-    Raises:
-        OutputError: the path is a file, or permission is denied.
-    """
+    """Create a folder with its parents, and check that it is writable; raise OutputError if not."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -89,10 +78,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """Return a file name made of the stem of an image's path and ``suffix``, numbered if it is in ``taken``.
-
-    The name is added to ``taken`` in lower case.
-    """
+    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``."""
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"
     name, number = f"{stem}{suffix}", 1

@@ -67,17 +67,11 @@ class AxisCells(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def axis_cells(size_px: int, count: int, cell_extent: float) -> AxisCells:
-    """Place ``count`` cells along an axis of ``size_px`` pixels.
-
-    Raises:
-        GeometryError: the axis is too short for that many distinct cells of at least one pixel.
-    """
+    """Place ``count`` cells along an axis of ``size_px`` pixels; raise GeometryError if it is too short for them."""
     cell_px = round(size_px * cell_extent)
     if cell_px < 1 or (count > 1 and size_px - cell_px < 1):
-        raise GeometryError(
-            f"a region of {size_px} px cannot hold {count} cells of {cell_extent} of its side; "
-            "use fewer levels or larger images"
-        )
+        cells = f"{count} cells of {cell_extent} of its side"
+        raise GeometryError(f"a region of {size_px} px cannot hold {cells}; use fewer levels or larger images")
     if count == 1:
         return AxisCells(((size_px - cell_px) // 2,), cell_px)
     stride_px = math.ceil((size_px - cell_px) / (count - 1))
@@ -151,11 +145,7 @@ class Regions:
 
 
 def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
-    """Return level 0: one region per image, of height and width ``sizes_hw`` in pixels.
-
-    Raises:
-        GeometryError: there are no images, or one has no pixels.
-    """
+    """Return level 0: one region per image, of height and width ``sizes_hw`` in pixels."""
     if not sizes_hw or min(min(size) for size in sizes_hw) < 1:
         raise GeometryError(f"image sizes {list(sizes_hw)[:4]} are empty; each side needs at least 1 px")
     sizes = torch.tensor([tuple(size) for size in sizes_hw], dtype=torch.long)
@@ -167,18 +157,14 @@ def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
 def _starts_and_sizes(
     sizes_px: Int[Tensor, " regions"], count: int, cell_extent: float
 ) -> tuple[Int[Tensor, "regions count"], Int[Tensor, " regions"]]:
-    """First pixels and size of the cells along one axis of each region."""
+    """Return first pixels and size of the cells along one axis of each region."""
     cells = [axis_cells(size, count, cell_extent) for size in sizes_px.tolist()]
     starts = torch.tensor([axis.starts_px for axis in cells], dtype=torch.long).reshape(-1, count)
     return starts, torch.tensor([axis.cell_px for axis in cells], dtype=torch.long)
 
 
 def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
-    """Return the boxes of all cells of each parent in raster order, in level-0 pixels.
-
-    Raises:
-        GeometryError: a parent is too small to be divided.
-    """
+    """Return the boxes of all cells of each parent in raster order, in level-0 pixels."""
     size = parents.size_hw
     y_starts, height = _starts_and_sizes(size[:, 0], grid.rows, grid.cell_extent)
     x_starts, width = _starts_and_sizes(size[:, 1], grid.cols, grid.cell_extent)
@@ -193,14 +179,8 @@ def choose_cells(
 ) -> Regions:
     """Return the chosen cells of each parent, at any levels, as regions.
 
-    Args:
-        parents: regions to divide.
-        grid: division of each parent.
-        cells: flat cell indices, ascending per parent (raster order).
-        rows: row of each parent in the table that the result is added to; 0, 1, ... if ``None``.
-
-    Raises:
-        GeometryError: a cell is outside the grid, or a parent is too small to be divided.
+    ``cells`` are flat indices, ascending per parent (raster order); ``rows`` are the rows of the parents in the table
+    that the result is added to: 0, 1, ... if ``None``.
     """
     cells = cells.cpu()
     if cells.numel() and (int(cells.min()) < 0 or int(cells.max()) >= grid.cells):
@@ -210,21 +190,14 @@ def choose_cells(
     boxes = torch.gather(cell_boxes(parents, grid), 1, cells[:, :, None].expand(-1, -1, 4))
     in_parent = torch.stack([cells // grid.cols, cells % grid.cols], dim=-1)
     position = parents.position_yx[:, None, :] * torch.tensor([grid.rows, grid.cols]) + in_parent
-    return Regions(
-        level=(parents.level + 1).repeat_interleave(k),
-        image=parents.image.repeat_interleave(k),
-        box_l0_yxyx=boxes.reshape(-1, 4),
-        cell=cells.reshape(-1),
-        parent=rows.repeat_interleave(k),
-        position_yx=position.reshape(-1, 2),
-    )
+    level, image, parent = (column.repeat_interleave(k) for column in (parents.level + 1, parents.image, rows))
+    return Regions(level, image, boxes.reshape(-1, 4), cells.reshape(-1), parent, position.reshape(-1, 2))
 
 
 def scaled_box(box_yxyx: Sequence[int], scale_yx: tuple[float, float]) -> tuple[int, int, int, int]:
     """Scale a box ``(y0, x0, y1, x1)`` by factors down and across, rounded to whole pixels."""
-    y0, x0, y1, x1 = box_yxyx
-    scale_y, scale_x = scale_yx
-    return round(y0 * scale_y), round(x0 * scale_x), round(y1 * scale_y), round(x1 * scale_x)
+    (y0, x0, y1, x1), (down, across) = box_yxyx, scale_yx
+    return round(y0 * down), round(x0 * across), round(y1 * down), round(x1 * across)
 
 
 def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions rows 2"], Float[Tensor, "regions cols 2"]]:
@@ -247,15 +220,8 @@ def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions row
 def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid, levels: int) -> tuple[int, ...]:
     """Expand a number of looks to locations per region for levels 1, 2, ...; empty for 0 looks.
 
-    Args:
-        looks: ``0`` (only the whole image), a number for level 1 (deeper levels keep their default), or one number
-            per level; a sequence shorter than ``levels - 1`` stops early.
-        default: the model's own numbers, ``levels - 1`` of them.
-        grid: the model's grid.
-        levels: number of levels of the model, including the whole image.
-
-    Raises:
-        GeometryError: a number is negative or exceeds the grid's cells, or there are more levels than the model has.
+    ``looks`` is ``0`` (only the whole image), a number for level 1 (deeper levels keep their ``default``), or one
+    number per level; a sequence shorter than ``levels - 1`` stops early.
     """
     if isinstance(looks, int):
         chosen = () if looks == 0 else (looks, *default[1:])
@@ -264,16 +230,12 @@ def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid
         while chosen and chosen[-1] == 0:
             chosen = chosen[:-1]
     if len(chosen) > levels - 1:
-        raise GeometryError(
-            f"looks {looks} asks for {len(chosen)} levels of regions but the model has {levels - 1}; give at most "
-            f"{levels - 1} number(s)"
-        )
+        asked = f"{len(chosen)} levels of regions but the model has {levels - 1}"
+        raise GeometryError(f"looks {looks} asks for {asked}; give at most {levels - 1} number(s)")
     for number in chosen:
         if not 1 <= number <= grid.cells:
-            raise GeometryError(
-                f"looks {looks} asks for {number} locations in a grid of {grid.rows} x {grid.cols} cells; "
-                f"give between 0 and {grid.cells}"
-            )
+            asked = f"{number} locations in a grid of {grid.rows} x {grid.cols} cells"
+            raise GeometryError(f"looks {looks} asks for {asked}; give between 0 and {grid.cells}")
     return chosen
 
 
@@ -284,15 +246,12 @@ def total_looks(looks: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class GridFit:
-    """Traversal for images of a given size, and why; see :func:`fit_grid`.
-
-    ``finest_scale`` is the number of image pixels per glimpse pixel at the last level; 1 is full resolution.
-    """
+    """Traversal for images of a given size, and why; see :func:`fit_grid`."""
 
     levels: int
     grid: Grid
     looks: tuple[int, ...]
-    finest_scale: float
+    finest_scale: float  # image pixels per glimpse pixel at the last level; 1 is full resolution
     why: str
 
 
@@ -317,10 +276,8 @@ def fit_grid(image_size_hw: tuple[int, int], base_px: int, *, min_cell_extent: f
     if base_px < 1 or not 0 < min_cell_extent < 1:
         raise GeometryError(f"base_px {base_px} and min_cell_extent {min_cell_extent} must be positive, the second < 1")
     if longer < base_px:
-        raise GeometryError(
-            f"images of {image_size_hw[0]} x {image_size_hw[1]} px are smaller than the base resolution {base_px} px; "
-            "use a plain network or a smaller base"
-        )
+        sizes = f"{image_size_hw[0]} x {image_size_hw[1]} px are smaller than the base resolution {base_px} px"
+        raise GeometryError(f"images of {sizes}; use a plain network or a smaller base")
     ratio = longer / base_px
     steps = max(1, math.ceil(math.log(ratio) / math.log(1 / min_cell_extent) - 1e-9))
     extent = min(ratio ** (-1 / steps), 0.9)

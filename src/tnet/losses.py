@@ -28,7 +28,7 @@ class Loss:
     def of(
         cls, terms: dict[str, Float[Tensor, ""]], reward: Float[Tensor, ""], reward_per_feature: Float[Tensor, ""]
     ) -> Loss:
-        """Sum the terms."""
+        """Build a loss whose total is the sum of the terms."""
         return cls(terms, torch.stack(list(terms.values())).sum(), reward, reward_per_feature)
 
 

@@ -153,7 +153,7 @@ class Objective(ModelObjective):
         return -classification_loss(logits, _repeated(target, looks)).unflatten(0, (batch, looks))
 
     def _expected_worth(self, output: TNetOutput, target: _Target, model: nn.Module | None) -> Float[Tensor, ""]:
-        """Expected worth of a seen region drawn by the locator's logits, above the mean of its siblings.
+        """Return the expected worth of a seen region drawn by the locator's logits, above the mean of its siblings.
 
         This is an exact expectation: it needs neither a reward baseline nor the probability of the choice, so any
         policy can have chosen. If all siblings are worth the same, as in memorised images, the gradient is zero. (Cross
@@ -180,7 +180,7 @@ class Objective(ModelObjective):
         return torch.stack(gains).mean() if gains else output.logits.new_zeros(())
 
     def _used_features(self, output: TNetOutput) -> Bool[Tensor, "batch n"]:
-        """Mask of the features used by the per-feature terms (those of the first levels if capped), on the CPU."""
+        """Return the mask, on the CPU, of the features used by the per-feature terms: the first levels if capped."""
         level, cap = output.regions.level[output.rows], self.config.per_feature_levels
         used = torch.ones_like(level, dtype=torch.bool) if output.seen is None else output.seen
         return used & (level < cap) if cap else used
@@ -201,14 +201,14 @@ def _repeated(target: _Target, n: int) -> Int[Tensor, " rows"] | Float[Tensor, "
 
 
 def _indices(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:
-    """Flat indices of true elements, computed on the CPU to avoid a device synchronisation."""
+    """Return flat indices of true elements, computed on the CPU to avoid a device synchronisation."""
     return mask.flatten().nonzero().flatten().to(device)
 
 
 def _expected_gain(
     logits: Float[Tensor, "parents k"], worth: Float[Tensor, "parents k"], mask: Bool[Tensor, "parents k"] | None
 ) -> Float[Tensor, ""]:
-    """Expected worth of a sibling drawn by its logits, above the siblings' mean; ``mask`` is false where missing."""
+    """Return the expected worth of a sibling drawn by its logits, above the siblings' mean (``mask``: valid ones)."""
     if mask is None:
         gained = worth - worth.mean(dim=1, keepdim=True)
     else:

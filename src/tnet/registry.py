@@ -19,9 +19,9 @@ class Registry(Mapping[str, T]):
     """Mapping from names to entries.
 
     Args:
-        what: what an entry is, for error messages: ``policy``.
-        lazy: module to import for a name not registered yet; for entries that are slow to import or would close an
-            import cycle.
+        what: noun for one entry in error messages, such as ``policy``.
+        lazy: modules to import on first use, by name; for entries that are slow to import or would create an import
+            cycle.
     """
 
     def __init__(self, what: str, lazy: Mapping[str, str] | None = None) -> None:
@@ -30,11 +30,7 @@ class Registry(Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers a class, function or object under ``name``.
-
-        Raises:
-            ConfigError: another entry has the name.
-        """
+        """Return a decorator that registers a class, function or object under ``name``, which must be free."""
 
         def add(entry: T) -> T:
             if self._entries.setdefault(name, entry) is not entry:
@@ -44,11 +40,7 @@ class Registry(Mapping[str, T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry of that name.
-
-        Raises:
-            ConfigError: the name is unknown.
-        """
+        """Return the entry of that name; raise ConfigError with a hint if it is unknown."""
         if name not in self._entries and name in self._lazy:
             import_module(self._lazy[name])
         if name not in self._entries:
@@ -67,11 +59,7 @@ class Registry(Mapping[str, T]):
         return len({*self._lazy, *self._entries})
 
     def name_of(self, entry: object) -> str:
-        """Return the name of a registered entry.
-
-        Raises:
-            ConfigError: the entry is not registered.
-        """
+        """Return the name of a registered entry."""
         for name, registered in self._entries.items():
             if registered is entry:
                 return name

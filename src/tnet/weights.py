@@ -15,10 +15,10 @@ from tnet.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from ``.safetensors``, or from a PyTorch file of a plain state dict.
+    """Read named tensors from a ``.safetensors`` file or a PyTorch file that holds a plain state dict.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds more than tensors.
+        CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist; check the path")
@@ -30,10 +30,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is not a plain state dict, and loading it could run code; save only its tensors"
-        ) from None
-    except Exception as error:  # on damaged files, and on files of another kind, unpicklers raise almost anything
+        remedy = "loading it could run code; save only its tensors"
+        raise CheckpointError(f"{path} is not a plain state dict, and {remedy}") from None
+    except Exception as error:  # on damaged files, and on files of another format, unpicklers raise almost anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
             f"{path} cannot be read as weights ({reason}); give a .safetensors file or a state dict, or copy it again"

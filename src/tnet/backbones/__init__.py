@@ -12,30 +12,13 @@ from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.errors import ConfigError
 
 __all__ = [
-    "Backbone",
-    "BackboneConfig",
-    "BagNet77",
-    "BatchNormMode",
-    "Described",
-    "PopulationNorms",
-    "TimmBackbone",
-    "create_backbone",
-    "pretrained_normalization",
-]
+    "Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "TimmBackbone",
+    "create_backbone", "pretrained_normalization",
+]  # fmt: skip
 
 
 def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> Backbone:
-    """Build a backbone.
-
-    Args:
-        config: name and options.
-        in_channels: channels of a glimpse.
-        base_px: side of a glimpse, pixels.
-        grid_side: the larger of the grid's rows and columns.
-
-    Raises:
-        ConfigError: the name is unknown, an argument is invalid, or glimpses are too small.
-    """
+    """Build a backbone for glimpses of ``base_px``; ``grid_side`` is the larger of the grid's rows and columns."""
     if config.name != "bagnet77":
         return TimmBackbone(config, in_channels, base_px, grid_side)
     if config.pretrained:
@@ -52,7 +35,7 @@ def pretrained_normalization(name: str, in_channels: int) -> tuple[tuple[float, 
     """Return the mean and standard deviation expected by a backbone's pretrained weights, without fetching them.
 
     They are 0.5 for backbones without pretrained weights (as published for BagNet-77), and averaged over the channels
-    if ``in_channels`` differs from those of the weights.
+    if ``in_channels`` differs from the weights'.
     """
     pretrained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if pretrained is None:

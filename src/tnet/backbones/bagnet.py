@@ -78,10 +78,8 @@ class BagNet77(Backbone):
     ) -> None:
         super().__init__()
         if len(planes) != 4 or len(blocks) != 4 or min(*planes, *blocks, expansion, feature_dim) < 1:
-            raise ConfigError(
-                f"bagnet77 planes {tuple(planes)} and blocks {tuple(blocks)} must be four positive numbers each, "
-                f"expansion {expansion} and feature_dim {feature_dim} positive"
-            )
+            sizes = f"planes {tuple(planes)} and blocks {tuple(blocks)} must be four positive numbers each"
+            raise ConfigError(f"bagnet77 {sizes}, expansion {expansion} and feature_dim {feature_dim} positive")
         self.feature_dim = feature_dim
         self.cell_dim = planes[2] * expansion
         self.stem = nn.Conv2d(in_channels, planes[0], 3)
@@ -110,6 +108,5 @@ class BagNet77(Backbone):
         x = F.leaky_relu(self.stem(glimpses), _SLOPE)
         for stage in self.stages[:3]:
             x = stage(x)
-        cell_map = x
-        x = self.dropout(F.leaky_relu(self.head(self.stages[3](x)), _SLOPE))
-        return Described(torch.mean(x, dim=(2, 3)), cell_map)
+        last = self.dropout(F.leaky_relu(self.head(self.stages[3](x)), _SLOPE))
+        return Described(torch.mean(last, dim=(2, 3)), x)

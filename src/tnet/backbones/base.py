@@ -76,16 +76,12 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 _POPULATION: ContextVar[int] = ContextVar("population", default=0)
 """Running statistics that batch norms use in this thread: 0 for whole images, 1 for regions."""
 
-_REGION_BUFFERS = {
-    "running_mean": "region_mean",
-    "running_var": "region_var",
-    "num_batches_tracked": "region_batches",
-}
+_REGION_BUFFERS = {"running_mean": "region_mean", "running_var": "region_var", "num_batches_tracked": "region_batches"}
 
 
 @cache
 def _with_populations(base: type[_BatchNorm]) -> type[_BatchNorm]:
-    """Batch norm class that uses the running statistics of the current population."""
+    """Return the batch norm class that uses the running statistics of the current population."""
 
     def statistic(whole: str, region: str) -> property:
         return property(lambda norm: norm._buffers[region if _POPULATION.get() else whole])
@@ -98,7 +94,7 @@ def _with_populations(base: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 def _rebuild(base: type[_BatchNorm]) -> _BatchNorm:
-    """Empty norm with two populations, for copies and pickles."""
+    """Return an empty norm with two populations, for copies and pickles."""
     cls = _with_populations(base)  # type: ignore[arg-type]
     norm: _BatchNorm = cls.__new__(cls)
     return norm

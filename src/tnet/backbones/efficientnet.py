@@ -20,10 +20,10 @@ def is_efficientnet(name: str) -> bool:
 
 
 def set_stochastic_depth(model: nn.Module, probability: float) -> None:
-    """Set the stochastic depth of a timm EfficientNet.
+    """Skip residual block ``n`` of ``N`` with probability ``probability * n / N``, or else scale it up by the inverse.
 
-    Residual block ``n`` of ``N``, counted from 1 over all blocks, is skipped with probability ``probability * n / N``,
-    or else scaled up by the inverse. (timm's ``drop_path_rate`` counts from 0.)
+    Blocks are counted from 1 over all blocks, as in the reference implementation; timm's ``drop_path_rate`` counts from
+    0.
     """
     blocks = [block for stage in model.get_submodule("blocks").children() for block in stage.children()]
     for number, block in enumerate(blocks, start=1):
@@ -32,17 +32,7 @@ def set_stochastic_depth(model: nn.Module, probability: float) -> None:
 
 
 def create_narrow(name: str, in_channels: int, width: float, **kwargs: Any) -> nn.Module:
-    """Build one of TensorFlow's EfficientNets of another width, without classifier and pretrained weights.
-
-    Args:
-        name: ``tf_efficientnet_b0`` to ``tf_efficientnet_b7``.
-        in_channels: channels of an image.
-        width: factor on all channel counts of the model (0.25 for narrow ones in experiments).
-        kwargs: further arguments of timm's model.
-
-    Raises:
-        TypeError: an argument is not supported by timm's model.
-    """
+    """Build an EfficientNet with all channel counts times ``width``, without classifier and pretrained weights."""
     match = _NAME.fullmatch(name)
     assert match
     scale, depth = _SCALES[int(match[1])]

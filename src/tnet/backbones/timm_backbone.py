@@ -28,20 +28,12 @@ class TimmBackbone(Backbone):
     """A timm model without its classifier.
 
     The pooled feature is the input of the model's classifier; the cell map is an intermediate map in ``[channels,
-    height, width]`` form, also for transformers.
-
-    Args:
-        config: name and options.
-        in_channels: channels of a glimpse.
-        base_px: side of a glimpse, pixels; models with a fixed input size are built for it.
-        grid_side: the larger of the grid's rows and columns, for ``tap: auto``.
+    height, width]`` form, also for transformers. Models with a fixed input size are built for ``base_px``;
+    ``grid_side``, the larger of the grid's rows and columns, is used by ``tap: auto``.
 
     Attributes:
         train_channels_last: use the channels-last memory format on the CPU also in training, as in evaluation. Faster,
             but batch norm then accumulates in single precision, and gradients are rounded more coarsely.
-
-    Raises:
-        ConfigError: the model is unknown, or does not have the arguments or the tap.
     """
 
     min_px = 8
@@ -78,7 +70,7 @@ class TimmBackbone(Backbone):
         self.model.train(training)
 
     def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> int | None:
-        """Index of the intermediate map to use, or None for a named module."""
+        """Return the index of the intermediate map to use, or None for a named module."""
         tap = config.tap
         if tap == "auto":
             fine = [i for i, side in enumerate(sides) if side >= _POSITIONS_PER_CELL * grid_side]

@@ -37,14 +37,14 @@ class AttentionSamplingConfig(PatchModelConfig):
     """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
 
     Attributes:
-        scale: side of the attention network's input over the longer side of the image. Like TNet's first glimpse, the
-            input is square for any aspect ratio.
-        low_px: that side in pixels, the same for images of all sizes; 0 to use ``scale``.
-        attention_channels: of the attention network's hidden layers (3x3 convolutions, tanh).
+        scale: side of the attention network's input over the longer side of the image. The input is square for any
+            aspect ratio, as TNet's first glimpse is.
+        low_px: side of the attention network's input in pixels, for images of all sizes; 0 to use ``scale``.
+        attention_channels: channels of the attention network's hidden layers (3x3 convolutions, tanh).
         features: patch encoder: ``conv``, the published plain network, or ``backbone``.
-        feature_channels: of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU, global
-            maximum).
-        normalize_features: scale features to length 1, for which drawing from the attention has the least variance.
+        feature_channels: channels of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU,
+            global maximum).
+        normalize_features: scale features to length 1, which minimises the variance of sampling from the attention.
         replacement: draw patches independently, so that one may repeat.
         eval: patches in evaluation: ``sample``, as in training (published), or ``topk``, those with most attention,
             weighted by it (not in the paper).
@@ -91,7 +91,7 @@ class AttentionSamplingConfig(PatchModelConfig):
         return self.attention_px(self.typical_size_hw)
 
     def attention_px(self, size_hw: tuple[int, int]) -> int:
-        """Return the side of the attention network's input for an image of this size, pixels."""
+        """Return the side of the attention network's input for an image of this size, in pixels."""
         return self.low_px or max(1, round(self.scale * max(size_hw)))
 
     @property
@@ -107,25 +107,15 @@ class AttentionSamplingConfig(PatchModelConfig):
 
 @dataclass(frozen=True)
 class AttentionSamplingOutput(ModelOutput):
-    """Patches are in the order drawn.
-
-    Attributes:
-        logits: class logits.
-        features: of each patch.
-        aggregate: the estimated expectation of the feature, input of the classifier.
-        log_prob: log-attention at each patch's position; 0 if a control policy chose.
-        entropy: of each image's attention, nats.
-        attention: for each image, its attention over positions; sums to 1.
-        regions: whole images, then patches.
-    """
+    """Output of attention sampling; patches are in the order drawn."""
 
     logits: Float[Tensor, "batch classes"]
     features: Float[Tensor, "batch looks dim"]
-    aggregate: Float[Tensor, "batch dim"]
-    log_prob: Float[Tensor, "batch looks"]
-    entropy: Float[Tensor, " batch"]
-    attention: tuple[Float[Tensor, "_ _"], ...]
-    regions: Regions
+    aggregate: Float[Tensor, "batch dim"]  # estimated expectation of the feature, input of the classifier
+    log_prob: Float[Tensor, "batch looks"]  # log-attention at each patch's position; 0 if a control policy chose
+    entropy: Float[Tensor, " batch"]  # of each image's attention, nats
+    attention: tuple[Float[Tensor, "_ _"], ...]  # of each image, over positions; sums to 1
+    regions: Regions  # whole images, then patches
 
     @property
     @override
@@ -141,7 +131,7 @@ class AttentionSamplingOutput(ModelOutput):
 def draw_positions(
     log_attention: Float[Tensor, "batch positions"], count: int, replacement: bool
 ) -> Int[Tensor, "batch {count}"]:
-    """Draw positions from the attention; without replacement, each from the attention over what is left."""
+    """Draw positions from the attention; without replacement, each from the attention over the remaining ones."""
     probs = log_attention.detach().float().exp()
     # Without replacement, positions whose probability underflows may be needed too.
     return torch.multinomial(probs.clamp_min(torch.finfo(probs.dtype).tiny), count, replacement)
@@ -150,10 +140,9 @@ def draw_positions(
 def expect_with_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from positions drawn independently.
+    """Estimate the expected feature from positions drawn independently (paper, sampling with replacement).
 
-    The value is the mean feature, the gradient the mean of ``d(a f) / a`` with ``a`` the attention at a drawn position;
-    both are unbiased (paper, equations for sampling with replacement).
+    The value is the mean feature, the gradient the mean of ``d(a f) / a`` for attention ``a``; both are unbiased.
     """
     ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
     return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
@@ -162,12 +151,11 @@ def expect_with_replacement(
 def expect_without_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from distinct positions, in the order drawn.
+    """Estimate the expected feature from distinct positions, in the order drawn (paper, sampling without replacement).
 
-    After each draw ``i`` there is an unbiased estimate: earlier draws count with their own attention, and the new
-    position stands for all that was left: ``sum_{k<i} a_k f_k + (1 - sum_{k<i} a_k) f_i``. The value is the mean of
-    these over all draws (paper, sampling without replacement). In the gradient earlier draws count in full, and the
-    new position with ``d(a f) / p``, with ``p`` the probability of drawing it from what was left: unbiased as well.
+    The value is the mean over draws ``i`` of ``sum_{k<i} a_k f_k + (1 - sum_{k<i} a_k) f_i``: earlier positions count
+    with their own attention, the new one stands for all others. In the gradient earlier positions count in full, the
+    new one as ``d(a f) / p``, with ``p`` the probability of drawing it from the remaining ones. Both are unbiased.
     """
     attention, draws = log_attention.exp(), features.shape[1]
     left = (1 - (attention.cumsum(dim=1) - attention)).clamp_min(0).detach()
@@ -207,10 +195,9 @@ def _feature_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequenti
 
 
 class AttentionSampling(PatchModel):
-    """Attention sampling.
+    """Attention sampling: an attention network sees each image downscaled and gives a probability to every position.
 
-    The attention network sees each image downscaled and gives a probability to every position. A patch is centred on
-    each position drawn; it may reach past the image, where it shows the scene's padding.
+    A patch is centred on each drawn position; past the edge of the image it shows the scene's padding.
     """
 
     config: AttentionSamplingConfig
@@ -231,12 +218,8 @@ class AttentionSampling(PatchModel):
         """Draw patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
         ``sample`` draws from the attention, ``topk`` takes the positions with most attention; ``None`` draws in
-        training and does as configured in evaluation. With any policy that needs no logits, such as ``random`` and
-        ``centre``, all patches have equal weight.
-
-        Raises:
-            GeometryError: no looks, or more than positions without replacement.
-            ConfigError: a policy that needs logits, or wrong number of channels.
+        training and follows the configuration in evaluation. After any policy that needs no logits, all patches have
+        equal weight.
         """
         scene, count = self.scene(images), self.config.count_looks(looks)
         whole = whole_images(scene.sizes_hw)
@@ -270,7 +253,7 @@ class AttentionSampling(PatchModel):
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
     ) -> tuple[Int[Tensor, "images looks"], _Estimate | None]:
-        """Choose positions; also return the estimate that fits the choice, ``None`` for a control."""
+        """Choose positions; also return the matching estimate, ``None`` for a control."""
         if policy is None:
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
@@ -315,8 +298,7 @@ class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
     """Weights of the terms.
 
     Attributes:
-        entropy_weight: of the attention's entropy, which keeps it from settling too soon (published for megapixel
-            digits: 1e-4).
+        entropy_weight: weight of the attention's entropy, which keeps it from settling too soon (published: 1e-4).
     """
 
     entropy_weight: float = 1e-4
@@ -336,7 +318,6 @@ class AttentionSamplingObjective(PatchObjective):
         return terms, rewards[0], rewards[1]
 
 
-_KIND = ModelKind(
-    AttentionSamplingConfig, AttentionSampling, AttentionSamplingObjectiveConfig, AttentionSamplingObjective
+MODEL_KINDS.register("attention_sampling")(
+    ModelKind(AttentionSamplingConfig, AttentionSampling, AttentionSamplingObjectiveConfig, AttentionSamplingObjective)
 )
-MODEL_KINDS.register("attention_sampling")(_KIND)

@@ -33,11 +33,7 @@ class PositionGrid:
 
 
 def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Sequence[int]) -> PositionGrid:
-    """Compute receptive field and stride of the last map of a :class:`BagNetLowD`.
-
-    Raises:
-        ConfigError: the arguments are not of the same length, or a value is too small.
-    """
+    """Compute receptive field and stride of the last map of a :class:`BagNetLowD`, and check the arguments."""
     equal = len({len(blocks), len(strides), len(wide_blocks)}) == 1
     if not (equal and blocks and min(*blocks, *strides) >= 1 and min(wide_blocks) >= 0):
         raise ConfigError(
@@ -68,10 +64,7 @@ def init_glorot(module: nn.Module) -> None:
 
 
 class NormBottleneck(nn.Module):
-    """Valid 1x1, k x k and 1x1 convolutions, each with batch norm, and a shortcut.
-
-    ``norms_branch`` applies the shortcut's norm to the branch; see :class:`BagNetLowD`.
-    """
+    """Valid 1x1, k x k and 1x1 convolutions with batch norm, and a shortcut; see :class:`BagNetLowD` for its norm."""
 
     def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, norms_branch: bool) -> None:
         super().__init__()
@@ -119,21 +112,18 @@ class BagNetLowD(Backbone):
     In a block that changes the shape, the original's code applies the batch norm meant for the shortcut to the branch,
     after the branch's own, and leaves the shortcut unnormalised (``shortcut_norm="branch"``). The second norm undoes
     the branch's last scale, which starts at 0 so that blocks start as their shortcuts: the first step then turns the
-    branch on at once, along a gradient some hundred times as large. Prefer ``shortcut`` unless published weights must
-    fit; parameters and multiply-adds are the same.
+    branch on at once, along a gradient about a hundred times as large. Prefer ``shortcut`` unless published weights
+    must fit; parameters and multiply-adds are the same.
 
     Args:
         in_channels: channels of an image.
-        planes: width of the stages; the stem has the first one's.
-        blocks: bottlenecks in each stage.
-        strides: of the first bottleneck of each stage.
-        wide_blocks: bottlenecks of each stage, from its first, that are 3 pixels wide; the others are 1.
+        planes: width of each stage; the stem has the width of the first.
+        blocks: number of bottlenecks per stage.
+        strides: stride of the first bottleneck of each stage.
+        wide_blocks: number of bottlenecks per stage, from its first, that are 3 pixels wide; the others are 1.
         expansion: output channels of a stage over its planes.
-        feature_dim: channels of ``what``; 0 for a quarter of the last stage's.
+        feature_dim: channels of ``what``; 0 for a quarter of the last stage's channels.
         shortcut_norm: ``branch``, the original's code, or ``shortcut``, the usual residual block.
-
-    Raises:
-        ConfigError: sizes that contradict each other.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """DRAM: two recurrent networks that glimpse around an image, one to classify and one to move (Ba et al. 2015).
 
-This is the form that the Saccader paper compares to (Elsayed et al. 2019). It has 45,610,219 parameters with 1001
-classes and all four vectors of a batch norm. The description leaves some choices open; only these give that
-number: the stem has a bias and no norm; a bottleneck's last convolution and its shortcut's have a bias, its first two
-do not; a norm follows the last stage; an LSTM has one bias vector per gate.
+This is the form that the Saccader paper compares to (Elsayed et al. 2019), with 45,610,219 parameters for 1001 classes
+and all four vectors of a batch norm. Only these choices, open in the description, give that number: the stem has a bias
+and no norm; a bottleneck's last convolution and its shortcut's have a bias, its first two do not; a norm follows the
+last stage; an LSTM has one bias vector per gate.
 
 A pass (glimpse, encoder, both LSTMs, location, classes) is 565,831,616 multiply-adds. The published 1.86, 3.1, 5.58 and
 13.03 G for 2, 4, 8 and 20 glimpses fit n + 1 passes of 0.620 G; the source of the other 0.055 G is unknown (neither
@@ -11,8 +11,8 @@ activations, nor the stride in a stage's first unit, nor another glimpse size gi
 used, the first pass's classes and the last pass's next location: n looks cost n passes and one that ends after the
 first LSTM.
 
-Differences from the original: a crop that reaches past the image repeats the edge of the glimpse rather than of the
-image (only averages of such crops are used); glimpses are resized with half-pixel centres.
+Differences from the original: a crop that reaches past the image repeats the edge of the glimpse, not of the image
+(only averages of such crops are used); glimpses are resized with half-pixel centres.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class DRAMConfig(ModelConfig):
         input_px: side of the image that glimpses are measured in. Images may have any size: a glimpse covers
             ``glimpse_px / input_px`` of each side. Set it to the images' own size to see them at full resolution.
         glimpse_px: side of the finest crop, and to which every crop is resized.
-        scales: concentric crops, from ``glimpse_px`` to ``input_px`` in equal steps.
+        scales: number of concentric crops, from ``glimpse_px`` to ``input_px`` in equal steps.
         looks: glimpses after the first pass: the default at inference and the number in training.
         policy: ``learned`` (``sample`` in training, ``topk`` in evaluation); ``sample``, from the normal distribution
-            around the proposed location, clipped so that the finest crop stays in the image; ``topk``, the proposal;
-            or the controls ``random`` (uniform) and ``centre``.
-        location_std: of the normal distribution; the image is 2 wide.
+            around the proposed location, clipped so that the finest crop stays in the image; ``topk``, the proposal; or
+            the controls ``random`` (uniform) and ``centre``.
+        location_std: standard deviation of the normal distribution; the image is 2 wide.
         stem_dim: channels of the encoder's stem.
         planes: width of each of the encoder's stages.
-        blocks: bottlenecks in each stage.
+        blocks: number of bottlenecks per stage.
         expansion: output channels of a stage over its planes.
-        norm_momentum: of the encoder's running statistics; 0.003 suits long training (they are updated once per pass),
-            a few hundred steps need about 0.1.
+        norm_momentum: momentum of the encoder's running statistics, which are updated once per pass: 0.003 suits long
+            training, a few hundred steps need about 0.1.
         batch_norm: running statistics ``shared`` by the first and the later passes (the original's), or kept apart,
-            ``per_level``: the two see such different things that their average describes neither.
+            ``per_level``, because their inputs are so different that the average describes neither.
         classifier_dim: units of the classifying LSTM.
         location_dim: units of the moving LSTM.
         resize: ``bilinear`` (the original's), or ``antialias``.
@@ -98,9 +98,8 @@ class DRAMConfig(ModelConfig):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number per stage")
         if len(self.planes) != len(self.blocks):
-            raise ConfigError(
-                f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}; match them"
-            )
+            stages = f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}"
+            raise ConfigError(f"{stages}; match them")
         if self.input_px < self.glimpse_px:
             raise ConfigError(f"model.glimpse_px is {self.glimpse_px}; give at most model.input_px, {self.input_px}")
         if not 0 < self.location_std < math.inf:
@@ -141,23 +140,14 @@ class DRAMConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class DRAMOutput(ModelOutput):
-    """Locations are the centres of glimpses, row and column, -1 to 1 from one edge of the image to the other.
+    """Output of DRAM; locations are centres of glimpses, row and column, -1 to 1 from edge to edge of the image."""
 
-    Attributes:
-        logits: class logits after the last glimpse.
-        step_logits: class logits after each glimpse, the answer of a run with fewer looks.
-        regions: whole images, then the finest crop of every glimpse in order.
-        location_yx: location of each glimpse, without gradient.
-        location_mean_yx: location that the network proposed.
-        log_prob: log-density of each location under the normal distribution around its proposal (at the clipped
-            location, as in the original); 0 if it was not sampled.
-    """
-
-    logits: Float[Tensor, "batch classes"]
-    step_logits: Float[Tensor, "batch looks classes"]
-    regions: Regions
-    location_yx: Float[Tensor, "batch looks 2"]
-    location_mean_yx: Float[Tensor, "batch looks 2"]
+    logits: Float[Tensor, "batch classes"]  # after the last glimpse
+    step_logits: Float[Tensor, "batch looks classes"]  # after each glimpse, the answer of a run with fewer looks
+    regions: Regions  # whole images, then the finest crop of every glimpse in order
+    location_yx: Float[Tensor, "batch looks 2"]  # without gradient
+    location_mean_yx: Float[Tensor, "batch looks 2"]  # proposed by the network
+    # Log-density of the (clipped, as in the original) location around its proposal; 0 if it was not sampled.
     log_prob: Float[Tensor, "batch looks"]
 
     verdict: ClassVar[str] = "so far"
@@ -171,9 +161,9 @@ class DRAMOutput(ModelOutput):
 class DRAM(Model):
     """A deep recurrent attention model.
 
-    A first pass at the centre sees all crops; it sets the state of the moving LSTM and the first location, and the
-    classifying LSTM then starts from zeros. Every later pass sees the finest crop only, the channels of the others
-    replaced by their averages. The class is the classifying LSTM's answer after the last glimpse.
+    A first pass at the centre sees all crops; it sets the state of the moving LSTM and the first location. The
+    classifying LSTM then starts from zeros. Every later pass sees the finest crop, and only the channel averages of the
+    others. The classifying LSTM answers after the last glimpse.
     """
 
     config: DRAMConfig
@@ -194,12 +184,7 @@ class DRAM(Model):
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Images, looks: Looks = None, policy: str | None = None) -> DRAMOutput:
-        """Classify images; see :class:`~tnet.models.base.Model`.
-
-        Raises:
-            ConfigError: unknown policy.
-            GeometryError: looks below 1.
-        """
+        """Classify images; see :class:`~tnet.models.base.Model`."""
         looks = self.config.count_looks(looks)
         policy = str(self.policy(policy or self.config.policy))
         if policy == "learned":
@@ -234,13 +219,10 @@ class DRAM(Model):
     ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
         """Choose a location, without gradient, and compute its log-density, with gradient to the proposal."""
         limit = self.config.location_scale
-        nothing = proposal.new_zeros(len(proposal))
-        if policy == "centre":
-            return torch.zeros_like(proposal), nothing
-        if policy == "random":
-            return torch.empty_like(proposal).uniform_(-limit, limit), nothing
-        if policy == "topk":
-            return proposal.detach(), nothing
+        if policy != "sample":
+            place = torch.zeros_like(proposal) if policy == "centre" else proposal.detach()
+            place = torch.empty_like(proposal).uniform_(-limit, limit) if policy == "random" else place
+            return place, proposal.new_zeros(len(proposal))
         std = self.config.location_std
         place = (proposal + std * torch.randn_like(proposal)).detach().clamp(-limit, limit)
         squares = ((place - proposal) / std).square()
@@ -268,7 +250,7 @@ class DRAM(Model):
         return torch.cat(crops, dim=1), boxes[0]
 
     def _only_finest(self, glimpse: Float[Tensor, "batch c side side"]) -> Float[Tensor, "batch c side side"]:
-        """Replace every channel but those of the finest crop by its average."""
+        """Replace every channel except those of the finest crop by its average."""
         finest = self.config.in_channels + _POSITION_CHANNELS
         rest = glimpse[:, finest:].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *glimpse.shape[2:])
         return torch.cat([glimpse[:, :finest], rest], dim=1)
@@ -279,10 +261,9 @@ class DRAMObjectiveConfig(BaselineObjectiveConfig):
     """Weights of the terms; the defaults are the published ones (the original's code has no training loop).
 
     Attributes:
-        l2_weight: of the sum of squares of weights (no biases, no norms) but those of the moving network, whose
-            separate weight in the original is 0.
-        ce_weight: of the cross entropy.
-        reinforce_weight: of the REINFORCE term.
+        l2_weight: weight of the sum of squares of all weights (no biases, no norms) except the moving network's.
+        ce_weight: weight of the cross entropy.
+        reinforce_weight: weight of the REINFORCE term.
         supervise: classify and reward after the ``last`` glimpse (what the paper reports for a number of glimpses), or
             after ``all``, each location rewarded by the answer right after it, which suits any number of looks.
     """
@@ -296,8 +277,7 @@ class DRAMObjectiveConfig(BaselineObjectiveConfig):
 class DRAMObjective(BaselineObjective):
     """Cross entropy, REINFORCE and L2.
 
-    Locations have no gradient: the moving LSTM and the locator learn by REINFORCE alone, which also reaches the encoder
-    through them.
+    Locations have no gradient: the moving LSTM and the locator learn by REINFORCE alone, which reaches the encoder too.
     """
 
     config: DRAMObjectiveConfig
@@ -310,10 +290,8 @@ class DRAMObjective(BaselineObjective):
         repeated = repeat_target(target, logits.shape[1])
         ce = classification_loss(logits.flatten(0, 1), repeated.flatten(0, 1), config.label_smoothing).mean()
         rewards = reward(logits, repeated).expand_as(output.log_prob)
-        terms = {
-            "cross_entropy": ce * config.ce_weight,
-            "reinforce": reinforce(rewards, output.log_prob) * config.reinforce_weight,
-        }
+        policy_gradient = reinforce(rewards, output.log_prob) * config.reinforce_weight
+        terms = {"cross_entropy": ce * config.ce_weight, "reinforce": policy_gradient}
         return terms, rewards[:, -1].mean(), rewards.mean()
 
     @override

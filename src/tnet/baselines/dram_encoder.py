@@ -33,7 +33,7 @@ def replicate_edges(
 ) -> Float[Tensor, "batch channels side side"]:
     """Put clipped crops back into the frame of their whole boxes, edges repeated outward.
 
-    A crop that was clipped is resampled from its glimpse, and is a little softer than a crop of a padded image.
+    A clipped crop is resampled from its glimpse, and is slightly softer than a crop of a padded image.
     """
     cut = (box_l0_yxyx != clipped_l0_yxyx).any(dim=1)
     if not bool(cut.any()):
@@ -59,7 +59,7 @@ def position_channels(
 class PreActBottleneck(nn.Module):
     """Norm and ReLU before each of three convolutions (1x1, 3x3, 1x1), as in TensorFlow's slim models.
 
-    The last convolution and the shortcut's have a bias and no norm; if the width stays, the shortcut is subsampling.
+    The last convolution and the shortcut's have a bias and no norm; if the width stays, the shortcut subsamples.
     """
 
     def __init__(self, in_dim: int, planes: int, expansion: int, stride: int, momentum: float) -> None:
@@ -84,23 +84,17 @@ class PreActBottleneck(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """ResNet v2 with the stride in the last unit of each stage but the last, averaged over positions.
+    """ResNet v2 with the stride in the last unit of all stages except the last, averaged over positions.
 
-    timm's pre-activation ResNets stride in the first unit of stages 2 to 4 and have no biases before a sum; neither is
-    configurable, and both change parameters and cost.
+    timm's pre-activation ResNets differ in parameters and cost: their stride is in the first unit of stages 2 to 4, and
+    convolutions before a sum have no bias.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        planes: Sequence[int],
-        blocks: Sequence[int],
-        stem_dim: int,
-        expansion: int,
-        momentum: float,
+        self, in_dim: int, planes: Sequence[int], blocks: Sequence[int], stem_dim: int, expansion: int, momentum: float
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, stem_dim, 7, stride=2, padding=3)
+        self.stem = nn.Conv2d(in_dim, stem_dim, 7, stride=2, padding=3)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         units: list[nn.Module] = []
         dim = stem_dim
@@ -120,8 +114,7 @@ class ResNetV2(nn.Module):
 
     def forward(self, glimpse: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch dim"]:
         """Encode glimpses."""
-        x = self.units(self.pool(self.stem(glimpse)))
-        return F.relu(self.norm(x)).mean(dim=(2, 3))
+        return F.relu(self.norm(self.units(self.pool(self.stem(glimpse))))).mean(dim=(2, 3))
 
 
 class RecurrentCell(nn.Module):

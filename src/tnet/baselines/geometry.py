@@ -29,21 +29,17 @@ def _level_1(
 def patch_boxes(size_hw: tuple[int, int], patch_px: int, stride_px: int) -> Int[Tensor, "rows cols 4"]:
     """Place square patches, with starts ``stride_px`` apart, to cover an image with as few as possible.
 
-    Patches reach past the image by equal parts on both sides, as cells do: ``ceil(total / 2)`` before, the rest after.
-
-    Raises:
-        GeometryError: a side is below 1 px, or the stride leaves gaps.
+    Patches reach past both sides of the image equally, as cells do: ``ceil(total / 2)`` before, the rest after.
     """
     if min(*size_hw, patch_px) < 1 or not 1 <= stride_px <= patch_px:
-        raise GeometryError(
-            f"patch_px {patch_px} and stride_px {stride_px} leave gaps in {size_hw} px; give 1 to patch_px as stride_px"
-        )
+        gaps = f"patch_px {patch_px} and stride_px {stride_px} leave gaps in {size_hw} px"
+        raise GeometryError(f"{gaps}; give 1 to patch_px as stride_px")
     starts = []
     for size in size_hw:
         count = 1 + max(0, math.ceil((size - patch_px) / stride_px))
         total_pad = (count - 1) * stride_px + patch_px - size
         starts.append(torch.arange(count) * stride_px - math.ceil(total_pad / 2))
-    return _boxes_from_starts(starts[0], starts[1], patch_px)
+    return _boxes_from_starts(*starts, patch_px)
 
 
 def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: int) -> Int[Tensor, "rows cols 4"]:
@@ -51,9 +47,6 @@ def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: 
 
     Position ``i`` of ``n`` stands for ``[i, i + 1) / n`` of the image's side; its patch is centred in the middle of
     that, to the nearest pixel (halves round up), and may reach past the image's edge.
-
-    Raises:
-        GeometryError: a side is below 1.
     """
     if min(*size_hw, *map_hw, patch_px) < 1:
         raise GeometryError(f"patch_px {patch_px}, map {map_hw} or image {size_hw} is empty; give at least 1 each")
@@ -61,7 +54,7 @@ def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: 
         torch.div((2 * torch.arange(n) + 1) * size - patch_px * n + n, 2 * n, rounding_mode="floor")
         for size, n in zip(size_hw, map_hw, strict=True)
     ]
-    return _boxes_from_starts(starts[0], starts[1], patch_px)
+    return _boxes_from_starts(*starts, patch_px)
 
 
 def _boxes_from_starts(y0: Int[Tensor, " rows"], x0: Int[Tensor, " cols"], side_px: int) -> Int[Tensor, "rows cols 4"]:
@@ -74,25 +67,18 @@ def chosen_patches(
 ) -> Regions:
     """Return the regions of patches chosen from one grid of boxes per image.
 
-    Args:
-        boxes: for each image, the boxes to choose from.
-        chosen: for each image, flat (row-major) indices into them, in the order of the result; may repeat.
-        images: index of each image in the batch; 0, 1, ... if ``None``.
-
-    Raises:
-        GeometryError: an index outside its grid.
+    ``chosen`` are flat (row-major) indices in the order of the result, which may repeat; ``images`` are the indices of
+    the images in the batch, 0, 1, ... if ``None``.
     """
-    image, box, cell, position = [], [], [], []
+    columns = []
     for index, grid, patches in zip(images or range(len(boxes)), boxes, chosen, strict=True):
         rows, cols = grid.shape[:2]
         patches = patches.cpu().long()
         if patches.numel() and not 0 <= int(patches.min()) <= int(patches.max()) < rows * cols:
             raise GeometryError(f"patch indices must be in 0..{rows * cols - 1} for {rows} x {cols} boxes")
-        image.append(torch.full_like(patches, index))
-        box.append(grid.flatten(0, 1)[patches])
-        cell.append(patches)
-        position.append(torch.stack([patches // cols, patches % cols], dim=1))
-    return _level_1(torch.cat(image), torch.cat(box), torch.cat(cell), torch.cat(position))
+        position = torch.stack([patches // cols, patches % cols], dim=1)
+        columns.append((torch.full_like(patches, index), grid.flatten(0, 1)[patches], patches, position))
+    return _level_1(*map(torch.cat, zip(*columns, strict=True)))
 
 
 def crop_sizes_px(glimpse_px: int, input_px: int, scales: int) -> tuple[int, ...]:
@@ -135,7 +121,7 @@ def clip_boxes(box_l0_yxyx: Int[Tensor, "batch 4"], sizes_hw: Sequence[tuple[int
 
 
 def box_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
-    """Return boxes that lie in no grid as regions, in order."""
+    """Return boxes outside any grid as regions, in order."""
     batch, n = box_l0_yxyx.shape[:2]
     image = torch.arange(batch).repeat_interleave(n)
     nowhere = torch.zeros(batch * n, 2, dtype=torch.long)
@@ -145,18 +131,11 @@ def box_regions(box_l0_yxyx: Int[Tensor, "batch n 4"]) -> Regions:
 def window_regions(
     whole: Regions, cells: Int[Tensor, "batch looks"], side: int, field_px: int, input_px: int
 ) -> Regions:
-    """Return the windows of positions of a feature map as regions.
+    """Return the windows around positions of a feature map of ``side`` x ``side`` as regions, in each whole image.
 
     Along an axis of ``input_px`` pixels position ``i`` of ``side`` covers ``field_px`` pixels from pixel ``floor(i *
-    (input_px - field_px) / (side - 1))``: the first and the last touch the edges (as in the original). Scaled to
-    images of other sizes, edges are rounded, halves up, and a window keeps at least a pixel.
-
-    Args:
-        whole: the images, all of the batch in order.
-        cells: flat (row-major) positions.
-        side: positions along a side of the map.
-        field_px: side of a window in an image of ``input_px``.
-        input_px: side to which images are resized.
+    (input_px - field_px) / (side - 1))``: the first and the last touch the edges (as in the original). Scaled to images
+    of other sizes, edges are rounded, halves up, and a window keeps at least a pixel.
     """
     if cells.is_meta:  # outlines have shapes but no values
         cells = torch.zeros(cells.shape, dtype=torch.long)

@@ -40,22 +40,22 @@ class IPSConfig(PatchModelConfig):
     Attributes:
         backbone_stages: stages of a timm ResNet to keep, 1 to 4; 0 for all of any backbone.
         stride_px: pixels between starts of neighbouring patches; 0 for ``patch_px``, patches side by side.
-        step: patches of an image that are encoded at a time during selection; memory grows with it.
+        step: patches per image encoded at a time during selection; memory grows with it.
         score: ``attention`` (published): patches are compared by their attention among the current candidates, averaged
-            over heads and queries; with several heads the result depends a little on which were compared with which.
+            over heads and queries; with several heads the result depends slightly on the order of comparison.
             ``logit``: by their attention logits before the softmax, averaged likewise; the result is exactly the best
             of all patches, for any ``step``.
-        shuffle: visit patches in a new random order at each training step, as ties go to the first visited. Evaluation
-            uses raster order.
+        shuffle: visit patches in a new random order at each training step, because ties go to the first visited.
+            Evaluation uses raster order.
         reuse_embeddings: in evaluation, aggregate the features computed by selection instead of encoding again.
         position: add an encoding of a patch's row and column to its feature before it is scored and aggregated.
-        queries: learned queries, each of which gathers one summary; the classifier sees all of them.
-        heads: attention heads.
+        queries: number of learned queries; each gathers one summary, and the classifier sees all of them.
+        heads: number of attention heads.
         key_dim: size of a head's queries and keys.
         value_dim: size of a head's values.
-        hidden: hidden layer of the MLP after attention.
-        attention_dropout: probability, of attention weights.
-        dropout: probability, after attention and after the MLP.
+        hidden: size of the hidden layer of the MLP after attention.
+        attention_dropout: dropout probability of attention weights.
+        dropout: dropout probability after attention and after the MLP.
     """
 
     title: ClassVar[str] = "IPS"
@@ -89,19 +89,12 @@ class IPSConfig(PatchModelConfig):
 
 @dataclass(frozen=True)
 class IPSOutput(ModelOutput):
-    """``n`` is the largest number of kept patches of any image: ``looks``, unless all images have fewer patches.
-
-    Attributes:
-        logits: class logits.
-        features: of kept patches, in raster order, before positions are added; 0 if an image has fewer than ``n``.
-        weights: attention to each kept patch, averaged over heads and queries; sums to 1.
-        regions: whole images, then kept patches in raster order.
-    """
+    """Output of IPS; ``n`` is the largest number of kept patches of any image, at most ``looks``."""
 
     logits: Float[Tensor, "batch classes"]
-    features: Float[Tensor, "batch n dim"]
-    weights: Float[Tensor, "batch n"]
-    regions: Regions
+    features: Float[Tensor, "batch n dim"]  # in raster order, before positions are added; 0 past the kept patches
+    weights: Float[Tensor, "batch n"]  # attention to each kept patch, averaged over heads and queries; sums to 1
+    regions: Regions  # whole images, then kept patches in raster order
 
     @property
     @override
@@ -124,12 +117,12 @@ def select_patches(
     visited first. At most ``keep + step`` patches per image are in memory.
 
     Args:
-        describe: from indices ``[n]``, computes features ``[images, n, dim]`` of these patches of all images.
-        score: from features and indices, computes scores ``[images, n, scores]`` that belong to each patch alone.
-        combine: from the scores of the patches to compare, computes one score each, ``[images, n]``.
+        describe: computes features ``[images, n, dim]`` of the patches with indices ``[n]`` of all images.
+        score: computes scores ``[images, n, scores]`` of single patches from their features and indices.
+        combine: computes one score each, ``[images, n]``, from the scores of the patches to compare.
         order: patch indices in the order of visiting.
-        keep: patches to keep; all if there are no more.
-        step: patches to describe at a time.
+        keep: number of patches to keep; all if there are fewer.
+        step: number of patches to describe at a time.
 
     Returns:
         Indices of the kept patches, ascending, and their features.
@@ -149,7 +142,7 @@ def select_patches(
 
 @contextmanager
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, each submodule's own mode after it."""
+    """Use evaluation mode inside the block, and each submodule's own mode after it."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     for part, _ in modes:
         part.training = False
@@ -161,7 +154,7 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 class CrossAttentionPool(nn.Module):
-    """Learned queries attend to tokens of size ``dim``; an MLP follows (both with residual connection and norm)."""
+    """Learned queries attend to tokens of size ``dim``; an MLP follows, both with residual connection and norm."""
 
     def __init__(self, dim: int, config: IPSConfig) -> None:
         super().__init__()
@@ -213,8 +206,8 @@ class IPS(PatchModel):
     """Iterative patch selection.
 
     Patches on a grid that covers the image are encoded without gradient and in evaluation mode, ``step`` at a time; the
-    ``looks`` with most attention are kept, encoded again with gradient and aggregated by the same attention. Patches at
-    the edge may reach past the image, where they show the scene's padding.
+    ``looks`` with most attention are kept, encoded again with gradient and aggregated by the same attention. Past the
+    edge of the image patches show the scene's padding.
     """
 
     config: IPSConfig
@@ -233,12 +226,7 @@ class IPS(PatchModel):
     def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> IPSOutput:
         """Select patches and classify images by them; see :class:`~tnet.models.base.Model`.
 
-        ``topk`` or ``None`` select by score. With any policy that needs no logits, such as ``random`` and ``centre``,
-        nothing else is encoded.
-
-        Raises:
-            GeometryError: no looks.
-            ConfigError: a policy that needs logits, or wrong number of channels.
+        ``topk`` or ``None`` select by score. With any policy that needs no logits, only the chosen patches are encoded.
         """
         scene, keep = self.scene(images), self.config.count_looks(looks)
         choices: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}

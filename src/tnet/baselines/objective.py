@@ -1,4 +1,4 @@
-"""What the objectives of the baselines share: their common weights, REINFORCE, and the L2 term."""
+"""Common parts of the objectives of the baselines: configuration, REINFORCE, and the L2 term."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BaselineObjectiveConfig:
     """Weights of the terms.
 
     Attributes:
-        label_smoothing: of the cross entropy of classes.
-        l2_weight: of the sum of squares of the penalised parameters.
+        label_smoothing: label smoothing of the cross entropy.
+        l2_weight: weight of the sum of squares of the penalised parameters.
     """
 
     label_smoothing: float = 0.0
@@ -48,13 +48,7 @@ class BaselineObjective(ModelObjective):
         raise NotImplementedError
 
     def forward(self, output: ModelOutput, target: Target, model: nn.Module | None = None) -> Loss:
-        """Compute all terms for one batch.
-
-        Args:
-            output: of the model in training mode, called with :attr:`forward_options`.
-            target: of the batch.
-            model: needed for L2 only.
-        """
+        """Compute all terms for one batch in training mode; ``model`` is needed for L2 only."""
         terms, reward, reward_per_region = self.terms(output, target)
         if self.config.l2_weight and model is not None:
             terms["l2"] = l2_term(self.penalised(model), self.config.l2_weight)

@@ -1,4 +1,4 @@
-"""What IPS and attention sampling share, which classify an image by patches at full resolution."""
+"""Common parts of IPS and attention sampling, which classify an image by patches at full resolution."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PatchModelConfig(ModelConfig):
     """Configuration of any model that sees patches at full resolution.
 
     Attributes:
-        backbone: encodes patches.
+        backbone: encoder of patches.
         patch_px: side of a patch, pixels of the full-resolution image.
         looks: patches used for the prediction: the default at inference and the number in training.
     """
@@ -66,7 +66,7 @@ class PatchModelConfig(ModelConfig):
 
 
 class PatchModel(Model):
-    """A model that sees patches at full resolution, whose cost can depend on the size of the image."""
+    """A model that sees patches at full resolution; its cost can depend on the size of the image."""
 
     config: PatchModelConfig
 
@@ -87,18 +87,12 @@ class PatchModel(Model):
     @staticmethod
     def images_by_size(scene: SceneBatch) -> dict[tuple[int, int], list[int]]:
         """Group the indices of images by size (height, width)."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, (height, width) in enumerate(scene.sizes_hw):
-            groups.setdefault((height, width), []).append(index)
-        return groups
+        sizes = list(scene.sizes_hw)
+        return {size: [index for index, other in enumerate(sizes) if other == size] for size in sizes}
 
     @staticmethod
     def control_policy(policy: PatchPolicy, rows: int, cols: int) -> Policy | None:
-        """Return the policy that chooses patches without the model's scores; ``None`` if the model chooses.
-
-        Raises:
-            ConfigError: the policy needs location logits.
-        """
+        """Return the policy that chooses patches without the model's scores; ``None`` if the model chooses."""
         if policy is None or policy == "topk" or isinstance(policy, TopK):
             return None
         if policy == "random":
@@ -117,7 +111,7 @@ class PatchObjectiveConfig(BaselineObjectiveConfig):
 
     Attributes:
         l2_scope: penalise ``all`` parameters (biases included, norms excluded), or only those of ``new`` layers:
-            everything but the backbone.
+            everything except the backbone.
     """
 
     l2_scope: Literal["all", "new"] = "all"

@@ -4,13 +4,13 @@ Elsayed, Kornblith and Le, "Saccader: Improving accuracy of hard attention model
 logits of every position come from its own 77 pixels; hard attention decides whose logits count. A glimpse is therefore
 almost free, and the model costs as much as seeing everything.
 
-The original's code and this one:
+Differences from the original's code:
 
-- Boxes spread positions evenly over the image, as in the code (centre at ``pos * (1 - 77/224)`` with ``pos`` in
-  [-1, 1]), 8.17 px apart at 224 px. The true receptive fields are 8 px apart, up to 3 px before.
+- Boxes are as in the code, spread evenly over the image (centre at ``pos * (1 - 77/224)`` with ``pos`` in [-1, 1]),
+  8.17 px apart at 224 px. The true receptive fields are 8 px apart, up to 3 px before.
 - ``centre`` takes the positions nearest to the middle, in the code the middle one every time. ``random`` takes
   distinct positions, all equally likely; in the code they can repeat and those at the border are half as likely.
-- A visited position can never be chosen again; in the code only a penalty of 1e5 prevents it, which is used here too.
+- A visited position can never be chosen again; in the code only a penalty of 1e5, also used here, prevents it.
 - In location pretraining the code marks what it sampled as visited, not the target (``pretraining_path``).
 - The code does not say which logits REINFORCE rewards; here it is the mean over the glimpses. The term is averaged over
   images and glimpses, as in the code, which has another L2 penalty, divided by the number of weights (negligible).
@@ -58,12 +58,12 @@ class SaccaderConfig(ModelConfig):
     """A Saccader, or its representation network alone. The defaults are the published sizes.
 
     Attributes:
-        num_classes: outputs of the classifier (1001 in the original: ImageNet's and the background).
+        num_classes: number of outputs of the classifier (1001 in the original: ImageNet's and the background).
         input_px: side to which every image is resized, pixels.
         looks: number of glimpses in joint training and by default at inference. 0 builds the representation network
             alone, BagNet-77-lowD, which answers with the mean of all positions' logits.
-        planes, blocks, strides, wide_blocks, expansion, feature_dim, shortcut_norm: of the representation network; see
-            :class:`~tnet.baselines.bagnet_lowd.BagNetLowD`.
+        planes, blocks, strides, wide_blocks, expansion, feature_dim, shortcut_norm: arguments of the representation
+            network, :class:`~tnet.baselines.bagnet_lowd.BagNetLowD`.
         attention_dims: channels of the attention network's groups, each a 1x1 and a 3x3 convolution (dilation 2).
         mixed_dim: channels of the map that the cell works on.
         policy: ``learned`` (sampled in training, the most probable in evaluation), ``topk`` or ``sample`` (one of the
@@ -73,6 +73,7 @@ class SaccaderConfig(ModelConfig):
 
     title: ClassVar[str] = "Saccader"
     policies: ClassVar[tuple[str, ...]] = get_args(SaccaderPolicy)
+    allows_no_looks: ClassVar[bool] = True
 
     num_classes: int = 1001
     input_px: int = 224
@@ -128,11 +129,6 @@ class SaccaderConfig(ModelConfig):
 
     @property
     @override
-    def allows_no_looks(self) -> bool:
-        return True
-
-    @property
-    @override
     def eval_policy(self) -> str:
         return "topk" if self.policy == "learned" else self.policy
 
@@ -145,28 +141,17 @@ class SaccaderConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class SaccaderOutput(ModelOutput):
-    """Glimpses are in the order in which they were made, positions in raster order.
+    """Output of Saccader; glimpses are in the order in which they were seen, positions in raster order."""
 
-    Attributes:
-        logits: mean of the glimpses' logits; without looks, ``representation_logits``.
-        feature_logits: class logits of each glimpse.
-        representation_logits: mean of all positions' logits, the answer of the representation network alone.
-        position_logits: class logits of every position.
-        cells: position of each glimpse.
-        regions: whole images, then the glimpses.
-        location_logits: for each glimpse, the cell's logits when it was chosen, visited positions 1e5 lower; empty if
-            the cell was not used.
-        log_prob: log-probability of each glimpse given those before; 0 if the cell was not used.
-    """
-
-    logits: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"]  # mean of the glimpses' logits; without looks, representation_logits
     feature_logits: Float[Tensor, "batch looks classes"]
-    representation_logits: Float[Tensor, "batch classes"]
+    representation_logits: Float[Tensor, "batch classes"]  # mean of all positions' logits
     position_logits: Float[Tensor, "batch positions classes"]
-    cells: Int[Tensor, "batch looks"]
-    regions: Regions
+    cells: Int[Tensor, "batch looks"]  # position of each glimpse
+    regions: Regions  # whole images, then the glimpses
+    # The cell's logits when each glimpse was chosen, visited positions 1e5 lower; empty if the cell was not used.
     location_logits: tuple[Float[Tensor, "batch positions"], ...]
-    log_prob: Float[Tensor, "batch looks"]
+    log_prob: Float[Tensor, "batch looks"]  # of each glimpse given those before; 0 if the cell was not used
 
     @property
     @override
@@ -216,7 +201,7 @@ class Saccader(Model):
     """Hard attention over the positions of a bag of local features.
 
     Images of any size are resized to ``input_px`` squared. With 0 looks it is the representation network alone; any
-    other number of looks costs the same but for the cell, 0.003 % per glimpse.
+    other number of looks costs the same, except for 0.003 % per glimpse for the cell.
     """
 
     config: SaccaderConfig
@@ -230,8 +215,7 @@ class Saccader(Model):
         if config.looks:
             layers, dim = [], self.backbone.cell_dim
             for width in config.attention_dims:
-                layers.append(conv_norm_relu(dim, width))
-                layers.append(conv_norm_relu(width, width, 3, dilation=2, padding=2))
+                layers += [conv_norm_relu(dim, width), conv_norm_relu(width, width, 3, dilation=2, padding=2)]
                 dim = width
             self.attention = nn.Sequential(*layers)
             self.mix = nn.Conv2d(dim + self.backbone.feature_dim, config.mixed_dim, 1)
@@ -245,11 +229,7 @@ class Saccader(Model):
         """Classify images; see :class:`~tnet.models.base.Model`.
 
         ``pretraining`` is for location pretraining: no gradient reaches the representation network, and the cell scores
-        the positions before each glimpse whatever the policy.
-
-        Raises:
-            ConfigError: unknown policy or wrong number of channels.
-            GeometryError: more looks than positions, or any for a representation network alone.
+        the positions before each glimpse, whatever the policy.
         """
         policy = str(self.policy(policy or self.config.policy))
         looks = self.config.count_looks(looks)
@@ -360,15 +340,15 @@ class SaccaderObjectiveConfig(BaselineObjectiveConfig):
     """One of the three stages of training, each of which starts from the one before.
 
     Attributes:
-        l2_weight: of the sum of squares of the weights that the stage trains; no biases, no norms.
+        l2_weight: weight of the sum of squares of the weights that the stage trains; no biases, no norms.
         stage: ``representation`` (the representation network learns to classify by the mean of all positions),
-            ``location`` (the location network learns the order of the positions by the logit of the predicted class;
-            no labels) or ``joint`` (everything learns to classify by the glimpses; locations by REINFORCE, reward 1 if
-            the prediction is right, baseline the batch's mean reward, one sample per image).
-        reinforce_weight: of the REINFORCE term.
+            ``location`` (the location network learns the order of the positions by the logit of the predicted class; no
+            labels) or ``joint`` (everything learns to classify by the glimpses; locations by REINFORCE, reward 1 if the
+            prediction is right, baseline the batch's mean reward, one sample per image).
+        reinforce_weight: weight of the REINFORCE term.
         pretraining_looks: steps of location pretraining.
-        pretraining_path: in location pretraining, what counts as visited: the ``targets`` so far, or what the policy
-            ``sampled`` (the original's code; there a visited target costs 1e5).
+        pretraining_path: positions that count as visited in location pretraining: the ``targets`` so far, or those that
+            the policy ``sampled`` (the original's code; there a visited target costs 1e5).
     """
 
     l2_weight: float = 8e-5
@@ -401,11 +381,7 @@ class SaccaderObjective(BaselineObjective):
 
     @override
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the parameters of the representation network (backbone, classifier), the location network, or both.
-
-        Raises:
-            ConfigError: location pretraining of a representation network alone.
-        """
+        """Return the parameters of the representation network (backbone, classifier), the location network, or both."""
         mine = {"representation": (True,), "location": (False,), "joint": (True, False)}[self.config.stage]
         trained = {n: p for n, p in model.named_parameters() if n.startswith(("backbone.", "classifier.")) in mine}
         if not trained:

@@ -8,18 +8,6 @@ from tnet.models.tnet import TNet, TNetOutput
 from tnet.traversal import PolicyConfig
 
 __all__ = [
-    "Images",
-    "LocatorConfig",
-    "Model",
-    "ModelConfig",
-    "ModelOutput",
-    "PolicyConfig",
-    "PositionConfig",
-    "TNet",
-    "TNetConfig",
-    "TNetOutput",
-    "build_model",
-    "fill_from",
-    "load_model",
-    "save_model",
-]
+    "Images", "LocatorConfig", "Model", "ModelConfig", "ModelOutput", "PolicyConfig", "PositionConfig",
+    "TNet", "TNetConfig", "TNetOutput", "build_model", "fill_from", "load_model", "save_model",
+]  # fmt: skip

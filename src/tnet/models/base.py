@@ -42,6 +42,8 @@ class ModelConfig:
     """Names of supported policies."""
     cost_depends_on_size: ClassVar[bool] = False
     """Whether a larger image costs more at the same number of looks."""
+    allows_no_looks: ClassVar[bool] = False
+    """Whether the model supports 0 looks."""
 
     num_classes: int = 10
     in_channels: int = 3
@@ -57,7 +59,7 @@ class ModelConfig:
             values = getattr(self, name)
             if values is not None and len(values) not in (1, self.in_channels):
                 counts = f"{len(values)} values for {self.in_channels} channels"
-                raise ConfigError(f"model.{name} has {counts}; give 1 or {self.in_channels}")
+                raise ConfigError(f"model.{name} has {counts}; give 1, or one per channel")
         if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"model.std is {list(self.std)}; give numbers above 0")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -99,17 +101,8 @@ class ModelConfig:
         """Looks per level in training and, by default, at inference; empty for none."""
         return self.resolve_looks(cast(Any, self).looks)
 
-    @property
-    def allows_no_looks(self) -> bool:
-        """Whether the model supports 0 looks."""
-        return False
-
     def resolve_looks(self, looks: int | Sequence[int] | None) -> tuple[int, ...]:
-        """Expand a number of looks, or the configured one if ``None``, to one per level after the first; empty for 0.
-
-        Raises:
-            GeometryError: the model does not support these looks.
-        """
+        """Expand looks (default: the configured ones) to one number per level after the first; empty for 0."""
         if looks is None:
             return self.default_looks
         numbers = (looks,) if isinstance(looks, int) else tuple(looks) or (0,)
@@ -180,8 +173,8 @@ class ModelOutput:
     """Base of the outputs of models, which are frozen dataclasses.
 
     Values of single regions are ordered, per image, as its rows of ``regions`` after the whole image; if images have
-    different numbers of regions, values past the last one are undefined. Properties are ``None`` if a model has no such
-    value.
+    different numbers of regions, values past the last one are undefined. Values that a model does not have are
+    ``None``.
 
     Attributes:
         logits: class logits.
@@ -280,11 +273,7 @@ class Model(nn.Module, HubModel):
     def pixels(
         self, scene: SceneBatch, regions: Regions, size_px: int
     ) -> Float[Tensor, "regions channels {size_px} {size_px}"]:
-        """Return the normalised pixels of regions, on the model's device and in its precision.
-
-        Raises:
-            ConfigError: the images have another number of channels than the model.
-        """
+        """Return the normalised pixels of regions, on the model's device and in its precision."""
         pixels = scene.glimpse(regions, size_px)
         if pixels.shape[1] != self.config.in_channels:
             channels = f"{pixels.shape[1]} channels but the model takes {self.config.in_channels}"
@@ -294,11 +283,7 @@ class Model(nn.Module, HubModel):
         return pixels if scene.is_normalized else (pixels - mean) / self.get_buffer("std")
 
     def policy(self, kind: str | None = None) -> Policy | str:
-        """Return the policy of that name, or the default for evaluation.
-
-        Raises:
-            ConfigError: the model does not support the policy.
-        """
+        """Return the policy of that name, or the default for evaluation."""
         kind = kind or self.config.eval_policy
         if kind not in self.config.policies:
             names = ", ".join(self.config.policies)

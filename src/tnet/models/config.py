@@ -82,7 +82,7 @@ class TNetConfig(ModelConfig):
     Attributes:
         backbone: feature extractor of glimpses.
         base_px: side of a glimpse, pixels.
-        levels: number of levels, including the whole image; 1 is a plain network on the downsized image.
+        levels: number of levels, including the whole image; 1 is a plain network on the downscaled image.
         grid: division of a region into cells.
         looks: locations per region for levels 1, 2, ...: the number in training and the default at inference.
         position: positional encoding of features.
@@ -98,6 +98,7 @@ class TNetConfig(ModelConfig):
 
     title: ClassVar[str] = "TNet"
     policies: ClassVar[Collection[str]] = POLICIES
+    allows_no_looks: ClassVar[bool] = True
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     base_px: int = 224
     levels: int = 2
@@ -116,16 +117,12 @@ class TNetConfig(ModelConfig):
         if self.levels < 1:
             raise ConfigError(f"model.levels is {self.levels}; give 1 (a plain network) or more")
         if len(self.looks) != self.levels - 1:
-            raise ConfigError(
-                f"model.looks {list(self.looks)} has {len(self.looks)} number(s) for {self.levels} levels; give "
-                f"{self.levels - 1}, one per level after the first"
-            )
+            counts = f"{len(self.looks)} number(s) for {self.levels} levels"
+            raise ConfigError(f"model.looks {list(self.looks)} has {counts}; give one per level after the first")
         for number in self.looks:
             if not 1 <= number <= self.grid.cells:
-                raise ConfigError(
-                    f"model.looks asks for {number} locations in a grid of {self.grid.rows} x {self.grid.cols} cells; "
-                    f"give between 1 and {self.grid.cells}"
-                )
+                asked = f"{number} locations in a grid of {self.grid.rows} x {self.grid.cols} cells"
+                raise ConfigError(f"model.looks asks for {asked}; give between 1 and {self.grid.cells}")
         self._check_least(1, "base_px")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; give a probability in [0, 1)")
@@ -149,11 +146,6 @@ class TNetConfig(ModelConfig):
         """Size of an image whose regions at the last level are as large as a glimpse."""
         side = round(self.base_px / self.grid.cell_extent ** (self.levels - 1)) + 1
         return side, side
-
-    @property
-    @override
-    def allows_no_looks(self) -> bool:
-        return True
 
     @override
     def resolve_looks(self, looks: int | Sequence[int] | None) -> tuple[int, ...]:

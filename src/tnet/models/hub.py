@@ -26,7 +26,7 @@ class HubModel(ModelHubMixin):
         """Save the model to a folder, replaced if it exists; return the URL of the commit if it was also pushed.
 
         Args:
-            save_directory: as for :func:`tnet.save_model`.
+            save_directory: output folder.
             options: ``push_to_hub`` and ``repo_id``, and further arguments of ``push_to_hub``.
 
         Raises:
@@ -58,7 +58,7 @@ class HubModel(ModelHubMixin):
         Only safetensors weights and the configuration are fetched; nothing in them can run code.
 
         Args:
-            pretrained_model_name_or_path: ``owner/name`` on the Hub, or a folder as for :func:`tnet.load_model`.
+            pretrained_model_name_or_path: ``owner/name`` on the Hub, or a folder; see :func:`tnet.load_model`.
             revision: branch, tag or commit.
             cache_dir: folder of the cache; the Hub's own if ``None``.
             force_download: download cached files again.
@@ -76,14 +76,9 @@ class HubModel(ModelHubMixin):
         if not folder.is_dir():
             try:
                 fetched = snapshot_download(
-                    source,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=[CONFIG_NAME, WEIGHTS_NAME],
-                )
+                    source, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
+                    local_files_only=local_files_only, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME],
+                )  # fmt: skip
             except (OSError, ValueError, EntryNotFoundError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise CheckpointError(

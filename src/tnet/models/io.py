@@ -61,14 +61,14 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 
 
 def fill_from(model: Model, folder: str | Path) -> list[str]:
-    """Copy the weights of a saved model of any type whose names and shapes match, in place.
+    """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
     Args:
         model: the model to change.
-        folder: as for :func:`load_model`.
+        folder: folder of the saved model or its run; see :func:`load_model`.
 
     Returns:
-        Names of the model's tensors that are missing or of another shape in the file; they are unchanged.
+        Names of the tensors left unchanged, because the file lacks them or has them in another shape.
 
     Raises:
         CheckpointError: a file is missing or damaged, or none of the weights match.
@@ -97,11 +97,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read the configuration in a model's folder.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or of an unknown model type.
-    """
+    """Read the configuration in a model's folder; raise CheckpointError if it is missing or damaged."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}; give a run folder or a saved model's folder")

@@ -36,11 +36,7 @@ MODEL_KINDS: Registry[ModelKind] = Registry(
 
 
 def kind_of(config: object) -> str:
-    """Return the model type of the configuration of a model or an objective.
-
-    Raises:
-        ConfigError: the configuration does not belong to a registered type.
-    """
+    """Return the model type of the configuration of a model or an objective."""
     for name, kind in MODEL_KINDS.items():
         if type(config) in (kind.config, kind.objective_config):
             return name

@@ -85,10 +85,7 @@ def pool_cells(
     y_spans: Float[Tensor, "regions rows 2"],
     x_spans: Float[Tensor, "regions cols 2"],
 ) -> Float[Tensor, "regions dim rows cols"]:
-    """Average a feature map over the exact extent of each cell, including fractions of positions.
-
-    Spans are those of :func:`tnet.geometry.cell_spans`.
-    """
+    """Average a feature map over the exact extent of each cell; spans are those of :func:`tnet.geometry.cell_spans`."""
     y_weights = _span_weights(y_spans.to(cell_map.device), cell_map.shape[2]).to(cell_map.dtype)
     x_weights = _span_weights(x_spans.to(cell_map.device), cell_map.shape[3]).to(cell_map.dtype)
     return torch.einsum("nrh,ndhw,ncw->ndrc", y_weights, cell_map, x_weights)
@@ -97,11 +94,7 @@ def pool_cells(
 def sample_cells(
     cell_map: Float[Tensor, "regions dim h w"], grid: Grid, start: int, step: int
 ) -> Float[Tensor, "regions dim {grid.rows} {grid.cols}"]:
-    """Take one position of a feature map per cell (as in the reference implementation).
-
-    Raises:
-        ConfigError: the map is too small for these positions.
-    """
+    """Take one position of a feature map per cell (as in the reference implementation)."""
     stop_y, stop_x = start + step * (grid.rows - 1), start + step * (grid.cols - 1)
     if stop_y >= cell_map.shape[2] or stop_x >= cell_map.shape[3]:
         raise ConfigError(
@@ -141,14 +134,9 @@ def normalize_logits(
 
 
 class Locator(nn.Module):
-    """Scores of the cells of a region.
+    """Scores of the cells of a region; ``context_dim`` is the size of the pooled feature, for the ``context`` form.
 
     The input is detached from the backbone: the locator learns without affecting the features (paper, training).
-
-    Args:
-        config: form and normalisation.
-        cell_dim: channels of the cell features.
-        context_dim: size of the pooled feature, for the ``context`` form.
     """
 
     def __init__(self, config: LocatorConfig, cell_dim: int, context_dim: int) -> None:

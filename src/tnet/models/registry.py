@@ -155,11 +155,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_config(name: str) -> ModelConfig:
-    """Return the configuration of a registered model.
-
-    Raises:
-        ConfigError: the name is not registered.
-    """
+    """Return the configuration of a registered model."""
     if name not in _REGISTRY:
         close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}" if close else "see `tnet models`"

@@ -27,17 +27,11 @@ PARTS = ("backbone", "position", "locator", "aggregation", "classifier")
 
 
 class Seen(NamedTuple):
-    """Features of regions.
+    """Features of regions."""
 
-    Attributes:
-        feature: feature with its position encoded, to aggregate and classify.
-        pooled: feature before the position module, the context of the locator.
-        cell_map: intermediate feature map from which the cells of the region are scored.
-    """
-
-    feature: Float[Tensor, "regions dim"]
-    pooled: Float[Tensor, "regions dim"]
-    cell_map: Float[Tensor, "regions cell_dim h w"]
+    feature: Float[Tensor, "regions dim"]  # with its position encoded, to aggregate and classify
+    pooled: Float[Tensor, "regions dim"]  # before the position module, the context of the locator
+    cell_map: Float[Tensor, "regions cell_dim h w"]  # intermediate feature map, the locator's input
 
 
 @dataclass(frozen=True)
@@ -144,9 +138,6 @@ class TNet(Model):
         >>> model = TNet(TNetConfig(num_classes=10, base_px=224))
         >>> output = model(images, looks=3)
         >>> output.logits.argmax(1), output.regions.box_l0_yxyx
-
-    Raises:
-        ConfigError: the configuration cannot be built.
     """
 
     config: TNetConfig
@@ -193,7 +184,7 @@ class TNet(Model):
                 them, from which only the regions seen are read; or a batch of scenes. ``uint8`` images are normalised
                 here, floating point images must already be.
             looks: locations: a number for level 1 (deeper levels as configured), one number per level, or ``None`` for
-                the configured ones. 0 is the plain backbone on the downsized image.
+                the configured ones. 0 runs the backbone and classifier on the downscaled image only.
             policy: choice of locations; the configured policy of the current mode if ``None``.
             search: search to use instead of ``looks`` and ``policy``.
 
@@ -254,13 +245,7 @@ class TNet(Model):
     def locate(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
     ) -> Float[Tensor, "scored cells"] | None:
-        """Return the location logits of the cells of ``scored`` regions (all by default); ``None`` if there are none.
-
-        Args:
-            seen: result of :meth:`see`.
-            regions: the regions.
-            scored: mask of the regions to score.
-        """
+        """Return the location logits of the cells of ``scored`` regions (default: all); ``None`` if there are none."""
         if scored is not None and not bool(scored.any()):
             return None
         cell_map, pooled = seen.cell_map, seen.pooled
@@ -294,19 +279,12 @@ class TNet(Model):
         logits, feature_logits, aggregate, weights = self.decide(features, on_device)
         divided = trail.divided_rows()
         return TNetOutput(
-            logits=logits,
-            feature_logits=feature_logits,
-            features=features,
-            aggregate=aggregate,
-            weights=weights,
-            regions=trail.regions,
-            rows=rows,
-            seen=seen,
+            logits, feature_logits, features, aggregate, weights, trail.regions, rows, seen,
             location_logits=trail.scores(divided),
             divided=divided,
             log_prob=gather_rows(trail.log_prob, rows, seen)[:, 1:],
             joint_log_prob=trail.joint_log_prob(),
-        )
+        )  # fmt: skip
 
     def decide(
         self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
@@ -324,8 +302,5 @@ class TNet(Model):
     def classify(
         self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Return the class logits of any features of each image together, without dropout.
-
-        Features where ``seen`` is false are ignored.
-        """
+        """Return the class logits of any features (where ``seen`` is true) of each image together, without dropout."""
         return self.classifier(self.aggregation(features, seen).feature)

@@ -1,6 +1,6 @@
-"""Where to look: policies choose cells of one region, searches choose the next regions of whole batches.
+"""Where to look: policies choose cells of one region, searches the next regions of whole batches.
 
-Knows nothing of networks, images or pixels.
+Independent of networks, images and pixels.
 """
 
 from tnet.traversal.policies import (
@@ -17,16 +17,6 @@ from tnet.traversal.search import LevelByLevel, Search
 from tnet.traversal.trail import Step, Trail
 
 __all__ = [
-    "POLICIES",
-    "Choice",
-    "FixedCells",
-    "LevelByLevel",
-    "Policy",
-    "PolicyConfig",
-    "RandomCells",
-    "SampleWithoutReplacement",
-    "Search",
-    "Step",
-    "TopK",
-    "Trail",
-]
+    "POLICIES", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig", "RandomCells",
+    "SampleWithoutReplacement", "Search", "Step", "TopK", "Trail",
+]  # fmt: skip

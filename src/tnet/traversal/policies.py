@@ -28,18 +28,12 @@ MAX_SET_SIZE = 10  # set_log_prob visits 2^k subsets
 
 @dataclass(frozen=True)
 class Choice:
-    """Cells chosen in each region.
+    """Cells chosen in each region; log-probabilities are differentiable with respect to the logits."""
 
-    Attributes:
-        cells: flat cell indices in raster order.
-        log_prob: log-probability of each chosen cell: of its draw for a sampled choice, of the cell under the
-            softmax for top-k, 0 if the choice ignores the logits. Differentiable with respect to the logits.
-        joint_log_prob: log-probability of all cells chosen in a region.
-    """
-
-    cells: Int[Tensor, "regions k"]
+    cells: Int[Tensor, "regions k"]  # flat indices in raster order
+    # Of each cell: of its draw for a sampled choice, under the softmax for top-k, 0 if the choice ignores the logits.
     log_prob: Float[Tensor, "regions k"]
-    joint_log_prob: Float[Tensor, " regions"]
+    joint_log_prob: Float[Tensor, " regions"]  # of all cells chosen in a region
 
     @classmethod
     def of_cells(cls, cells: Int[Tensor, "regions k"]) -> Choice:
@@ -60,9 +54,6 @@ class PolicyConfig:
         temperature: temperature of sampling.
         max_overlap: share of a cell that another chosen cell of the region may cover, for ``topk`` and ``centre``,
             while any other cell is left; 1 as published. Two looks at nearly the same place show little more than one.
-
-    Raises:
-        ConfigError: a policy is unknown, or a value is out of range.
     """
 
     train: str = "sample"
@@ -102,7 +93,7 @@ POLICIES: Registry[type[Policy]] = Registry("policy")
 
 
 def _cells_apart(config: PolicyConfig, grid: Grid) -> Bool[Tensor, "cells cells"] | None:
-    """Pairs of cells that overlap more than allowed; ``None`` if any overlap is allowed."""
+    """Return the pairs of cells that overlap more than allowed; ``None`` if any overlap is allowed."""
     return covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
 
 
@@ -141,13 +132,10 @@ def most_wanted(
 @POLICIES.register("topk")
 @dataclass(eq=False)
 class TopK(Policy):
-    """The ``k`` most probable cells, also in training (published).
+    """The ``k`` most probable cells, also in training (published); ``apart``: see :func:`most_wanted`.
 
     The log-probability of a cell is ``log(softmax + 1e-10)`` and the joint one is their sum, as in the paper's
     objective, although a deterministic choice has no distribution.
-
-    Args:
-        apart: pairs of cells not to choose together (:func:`most_wanted`); ``None`` as published.
     """
 
     apart: Bool[Tensor, "cells cells"] | None = None
@@ -174,8 +162,8 @@ class SampleWithoutReplacement(Policy):
     distribution (Plackett-Luce; Kool et al. 2019, "Stochastic beams and where to find them").
 
     Args:
-        joint: ``sequence``, the log-probability of the cells in the order drawn, or ``set``, of the cells in any
-            order, which has less variance as a REINFORCE estimator and costs ``2^k`` steps (``k`` at most 10).
+        joint: ``sequence``, the log-probability of the cells in the order drawn, or ``set``, of the cells in any order,
+            which has less variance as a REINFORCE estimator and costs ``2^k`` steps (``k`` at most 10).
         temperature: divisor of the logits; log-probabilities are those of the tempered distribution.
         generator: source of random numbers; PyTorch's default if ``None``.
     """
@@ -225,11 +213,8 @@ def sequence_log_prob(
 def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "regions k"]) -> Float[Tensor, " regions"]:
     """Return the log-probability that sequential drawing gives these cells in any order.
 
-    Exact, by recursion over subsets ``S`` and their last draw ``i``:
-    ``P(S) = sum_i P(S without i) * p_i / (1 - sum of p over S without i)``.
-
-    Raises:
-        GeometryError: there are more than 10 cells (the cost doubles with each).
+    Exact, by recursion over subsets ``S`` and their last draw ``i``: ``P(S) = sum_i P(S without i) * p_i / (1 - sum of
+    p over S without i)``. The cost doubles with each cell.
     """
     k = drawn.shape[1]
     if k > MAX_SET_SIZE:
@@ -255,7 +240,7 @@ def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "reg
 
 
 def _unscored(cells: Int[Tensor, "regions k"], logits: Float[Tensor, "regions cells"]) -> Choice:
-    """Choice that ignores the logits, with log-probabilities of 0 in their precision."""
+    """Return a choice that ignores the logits, with log-probabilities of 0 in their precision."""
     zeros = logits.new_zeros(cells.shape)
     return Choice(cells, zeros, zeros.sum(dim=1))
 
@@ -296,13 +281,14 @@ class FixedCells(Policy):
 
     @classmethod
     def centre_out(cls, rows: int, cols: int, apart: Bool[Tensor, "cells cells"] | None = None) -> FixedCells:
-        """Order the cells of a grid by their distance from the centre; ``apart`` as for :func:`most_wanted`."""
+        """Order the cells of a grid by their distance from the centre; ``apart``: see :func:`most_wanted`."""
         distance = [(i // cols - (rows - 1) / 2) ** 2 + (i % cols - (cols - 1) / 2) ** 2 for i in range(rows * cols)]
         return cls(most_wanted(-torch.tensor([distance]), rows * cols, apart)[0].tolist())
 
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         if k > len(self.order):
-            raise GeometryError(f"{k} looks exceed the {len(self.order)} cells of a fixed policy; give at most those")
+            cells = len(self.order)
+            raise GeometryError(f"{k} looks exceed the {cells} cells of the fixed policy; ask for at most {cells}")
         cells = torch.tensor(sorted(self.order[:k]), device=logits.device).expand(logits.shape[0], k)
         return _unscored(cells, logits)

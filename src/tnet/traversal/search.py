@@ -40,12 +40,7 @@ class Search(ABC):
 
 
 class LevelByLevel(Search):
-    """The published traversal: the same number of cells of every region of a level, level by level.
-
-    Args:
-        looks: cells per region for levels 1, 2, ...; empty to see only the whole images.
-        policy: policy that chooses the cells of a region.
-    """
+    """The published traversal: level by level, ``looks[level]`` cells of every region of a level."""
 
     def __init__(self, looks: Sequence[int], policy: Policy) -> None:
         self.looks = tuple(looks)

@@ -16,33 +16,19 @@ from tnet.traversal.policies import Choice
 
 @dataclass(frozen=True)
 class Step:
-    """Regions to see next.
+    """Regions to see next."""
 
-    Attributes:
-        regions: the regions; ``parent`` refers to rows of the trail.
-        log_prob: log-probability of each one's choice.
-        joint_log_prob: log-probability of each joint choice of several regions.
-        joint_image: image of each joint choice.
-    """
-
-    regions: Regions
-    log_prob: Float[Tensor, " regions"]
-    joint_log_prob: Float[Tensor, " choices"]
-    joint_image: Int[Tensor, " choices"]
+    regions: Regions  # `parent` refers to rows of the trail
+    log_prob: Float[Tensor, " regions"]  # of each region's choice
+    joint_log_prob: Float[Tensor, " choices"]  # of each joint choice of several regions
+    joint_image: Int[Tensor, " choices"]  # image of each joint choice
 
 
 class Trail:
-    """Everything seen of a batch of images; row ``i`` is the ``i``-th region seen.
+    """Everything seen of a batch of images; row ``i`` of ``regions`` is the ``i``-th region seen, whole images first.
 
     Rows are appended step by step, so a parent always comes before its children. Images may have different numbers of
-    rows. Geometry is on the CPU, features and scores on the model's device.
-
-    Args:
-        sizes_hw: height and width of each image, level-0 pixels.
-        grid: division of regions into cells.
-
-    Attributes:
-        regions: the table, whole images first.
+    rows. Geometry is on the CPU, features and scores on the model's device. ``sizes_hw`` are in level-0 pixels.
     """
 
     def __init__(self, sizes_hw: Sequence[tuple[int, int]], grid: Grid) -> None:
@@ -117,11 +103,7 @@ class Trail:
         return Step(whole_images(self.sizes_hw), torch.zeros(count), none, none.long())
 
     def step(self, parents: Int[Tensor, " parents"], choice: Choice) -> Step:
-        """Return the step of the cells chosen in each of these rows, for a search to return.
-
-        Raises:
-            GeometryError: a row does not exist, a cell is outside the grid, or a region is too small to be divided.
-        """
+        """Return the step of the cells chosen in each of these rows, for a search to return."""
         if len(parents) and not 0 <= int(parents.min()) <= int(parents.max()) < len(self):
             raise GeometryError(f"parents {parents.tolist()} must be rows 0..{len(self) - 1} of the trail")
         table = self.regions.take(parents)
@@ -135,7 +117,10 @@ class Trail:
         scores: Float[Tensor, "scored cells"] | None = None,
         scored: Bool[Tensor, " regions"] | None = None,
     ) -> None:
-        """Append a step with the features of its regions, and location logits of the cells of its scored regions."""
+        """Append a step, the features of its regions and, if any were scored, the location logits of their cells.
+
+        ``scored`` is the mask of scored regions.
+        """
         start = len(self)
         self.regions = Regions.concat([self.regions, step.regions]) if start else step.regions
         self._features.append(features)
@@ -161,13 +146,9 @@ class Trail:
 def group_rows(
     group: Int[Tensor, " rows"], groups: int
 ) -> tuple[Int[Tensor, "groups n"], Bool[Tensor, "groups n"] | None]:
-    """Return the rows of each group in order, padded with row 0, and the mask of valid ones.
+    """Return the rows of each of ``groups`` groups in order, padded with row 0, and the mask of valid ones.
 
     The mask is ``None`` if all groups are of the same size.
-
-    Args:
-        group: group of each row, from 0.
-        groups: number of groups.
     """
     order = group.sort(stable=True).indices
     counts = torch.bincount(group, minlength=groups)
