@@ -147,14 +147,12 @@ class FileScene:
         y0, x0, y1, x1 = box_l0_yxyx
         levels = self.info.levels
         full_hw = levels[0].size_hw
+        wanted_px = size_px * (1 - _TOLERANCE)
         for index in range(len(levels) - 1, 0, -1):
-            level = levels[index]
-            is_reduction = all(  # a thumbnail of another shape is not
-                abs(stored * down - full) <= 2 * down + 0.01 * full
-                for stored, down, full in zip(level.size_hw, level.downsample_yx, full_hw, strict=True)
-            )
-            down_y, down_x = level.downsample_yx
-            wanted_px = size_px * (1 - _TOLERANCE)
+            down_y, down_x = levels[index].downsample_yx
+            axes = zip(levels[index].size_hw, (down_y, down_x), full_hw, strict=True)
+            # A thumbnail of another shape is not a reduction.
+            is_reduction = all(abs(stored * down - full) <= 2 * down + 0.01 * full for stored, down, full in axes)
             if is_reduction and (y1 - y0) / down_y >= wanted_px and (x1 - x0) / down_x >= wanted_px:
                 return index
         return 0
@@ -262,8 +260,7 @@ def open_scene(path: str | os.PathLike[str], **options: Any) -> FileScene:
         ImageError: the file is missing, damaged, in an unsupported format, or its reader is not installed.
         ConfigError: an unknown or invalid option.
     """
-    scene_names = {option.name for option in fields(SceneOptions)}
-    reader_names = {option.name for option in fields(ReaderOptions)}
+    scene_names, reader_names = ({option.name for option in fields(kind)} for kind in (SceneOptions, ReaderOptions))
     unknown = sorted(options.keys() - scene_names - reader_names)
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}; give some of {', '.join(sorted(scene_names | reader_names))}")

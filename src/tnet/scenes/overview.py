@@ -1,8 +1,7 @@
-"""A small copy of a scene, kept so that coarse glimpses cost no reads.
+"""A small copy of a scene (square, antialiased, 8-bit), kept so that coarse glimpses cost no reads.
 
-The copy is square, antialiased and 8-bit. It serves any glimpse that needs no more resolution than it has, as a stored
-level of a pyramid would; all others go to the scene. The choice depends on the glimpse alone, not on what happens to be
-kept, so results do not either.
+It serves any glimpse that needs no more resolution than it has, as a stored level of a pyramid would; all others go to
+the scene. The choice depends on the glimpse alone, not on what happens to be kept, so results do not either.
 
 A glimpse that it serves is an average of averages. With ``px`` twice the requested size, glimpses of the whole differ
 from direct ones by 0.2 to 2.6 of 255 levels on average (photographs to grainy scans), and by 5 to 35 at the sharpest

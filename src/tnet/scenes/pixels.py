@@ -151,18 +151,13 @@ def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
 
     height, width = pixels.shape[-2:]
     down, right = change.shift_yx
+    interpolation = InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR
     # Two passes: what a shift moves out of the image must not come back with the rotation.
     for angle_deg, shift_xy in ((0.0, (right * width, down * height)), (change.angle_deg, (0.0, 0.0))):
         if angle_deg or shift_xy != (0.0, 0.0):
-            pixels = functional.affine(
-                pixels,
-                angle=-angle_deg,  # torchvision rotates clockwise
-                translate=list(shift_xy),
-                scale=1.0,
-                shear=[0.0, 0.0],
-                interpolation=InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR,
-                fill=[0.0],
-            )
+            # torchvision rotates clockwise
+            angle, translate = -angle_deg, list(shift_xy)
+            pixels = functional.affine(pixels, angle, translate, 1.0, [0.0, 0.0], interpolation, fill=[0.0])
     return pixels
 
 

@@ -131,15 +131,12 @@ class _Plan:
     def __init__(
         self, name: str, info: ImageInfo, sizes_hw: tuple[tuple[int, int], ...], compression: Compression, quality: int
     ) -> None:
-        self.name = name
-        self.info = info
-        self.sizes_hw = sizes_hw
+        self.name, self.info, self.sizes_hw = name, info, sizes_hw
         self.dtype = info.dtype.newbyteorder("=")
         self.pixel_bytes = info.channels * info.dtype.itemsize
         self.tile_bytes = TILE_PX * TILE_PX * self.pixel_bytes
         self.tile_counts = [-(-height // TILE_PX) * -(-width // TILE_PX) for height, width in sizes_hw]
-        self._compression = compression
-        self._quality = quality
+        self._compression, self._quality = compression, quality
         self._geo_tags = geo_tags(info.georeference) if info.georeference is not None else []
         # Holds the sum of all pixels of one of the coarsest level, times alpha if there is one.
         bits = 8 * self.dtype.itemsize * (2 if info.has_alpha else 1) + 2 * (len(sizes_hw) - 1)
@@ -287,10 +284,8 @@ class _Level:
     """A coarser level: receives sums of level-0 pixels from the finer one by rows, and spools tiles of their means."""
 
     def __init__(self, plan: _Plan, number: int, spool: IO[bytes], below: _Level | None) -> None:
-        self.number = number
-        self.spool = spool
-        self._plan = plan
-        self._below = below
+        self.number, self.spool = number, spool
+        self._plan, self._below = plan, below
         self._waiting: list[NDArray[Any]] = []
         self._next_row = 0
 

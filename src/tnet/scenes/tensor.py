@@ -65,10 +65,8 @@ class TensorBatch:
         group: list[Tensor] = []
         for image, (y0, x0, y1, x1) in boxes:
             crop = self._crop(image, y0, x0, y1, x1)
-            full = group and (
-                group[0].shape != crop.shape or (len(group) + 1) * crop.numel() * crop.element_size() > CHUNK_BYTES
-            )
-            if full:
+            nbytes = (len(group) + 1) * crop.numel() * crop.element_size()
+            if group and (group[0].shape != crop.shape or nbytes > CHUNK_BYTES):
                 result.append(self._resized(group, size_px))
                 group = []
             group.append(crop)
@@ -83,10 +81,8 @@ class TensorBatch:
         inside = source[:, max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)]
         if inside.shape[-2:] == (y1 - y0, x1 - x0):
             return inside
-        scale = 1.0 if self.is_normalized else 255.0
-        fill = torch.as_tensor(self.fill, dtype=torch.float32, device=source.device).expand(source.shape[0]) * scale
-        if not self.is_normalized:
-            fill = fill.round()
+        fill = torch.as_tensor(self.fill, dtype=torch.float32, device=source.device).expand(source.shape[0])
+        fill = fill if self.is_normalized else (fill * 255).round()
         padded = fill.to(source.dtype)[:, None, None].repeat(1, y1 - y0, x1 - x0)
         top, left = max(-y0, 0), max(-x0, 0)
         padded[:, top : top + inside.shape[-2], left : left + inside.shape[-1]] = inside

@@ -158,9 +158,9 @@ class TransformedScene:
         """Height and width of each stored resolution after the change, finest first."""
         step = -1 if self.change.quarter_turns % 2 else 1
         full_hw, (height, width) = self.scene.size_hw[::step], self.size_hw
+        sizes_hw = [size[::step] for size in self.scene.levels]
         return tuple(
-            (max(1, round(level[0] * height / full_hw[0])), max(1, round(level[1] * width / full_hw[1])))
-            for level in (size[::step] for size in self.scene.levels)
+            (max(1, round(y * height / full_hw[0])), max(1, round(x * width / full_hw[1]))) for y, x in sizes_hw
         )
 
     def glimpse(
@@ -231,18 +231,15 @@ class TransformedScene:
 
     def _contrast_mean(self, channels: int, resize: Resize) -> float:
         """Return the mean grey level of the whole, with the colour changes that come before contrast."""
+        from torchvision.transforms.v2 import functional
+
         if channels not in self._means:
             names = [name for name, _ in self.change.colours]
             before = self.change.colours[: names.index("contrast")]
             whole = self._look((0, 0, *self.size_hw), _MEAN_PX, channels, resize, (0.0,), before, None)
-            self._means[channels] = float(_grey(whole).mean())
+            grey = functional.rgb_to_grayscale(whole) if channels == 3 else whole
+            self._means[channels] = float(grey.mean())
         return self._means[channels]
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    from torchvision.transforms.v2 import functional
-
-    return functional.rgb_to_grayscale(pixels) if pixels.shape[0] == 3 else pixels
 
 
 def _mirrored(pixels: Tensor, change: ImageChange) -> Tensor:

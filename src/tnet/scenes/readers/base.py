@@ -139,4 +139,3 @@ def _is_installed(entry: ReaderEntry) -> bool:
 
 
 READERS: Registry[ReaderEntry] = Registry("reader")
-"""Readers of image files by name."""

@@ -75,8 +75,8 @@ def ratio_levels(
 ) -> tuple[StoredLevel, ...]:
     """Return levels whose downsamples follow from their sizes (finest first), so that the edges of the levels coincide.
 
-    With ``halves`` a pixel stands for exactly a power of two of level-0 pixels, so that the last one may stand for
-    fewer; likewise with ``cut_off`` if sizes were rounded down, which leaves out the edge of the image (slides, not GDAL).
+    With ``halves``, pixels stand for exactly a power of two of level-0 pixels, so that the last may stand for fewer;
+    with ``cut_off`` sizes may also be rounded down, which leaves out the edge of the image (slides, not GDAL).
     """
     height, width = sizes_hw[0]
     levels = []

@@ -44,9 +44,8 @@ class Content:
                 from openslide import OpenSlide
 
                 return OpenSlide.detect_format(self.path) not in (None, "generic-tiff")
-        if self.start.startswith(b"ZISRAWFILE") or self.start[128:132] == b"DICM":
-            return True
-        if self.path.suffix.lower() in _SLIDE_SUFFIXES:
+        has_magic = self.start.startswith(b"ZISRAWFILE") or self.start[128:132] == b"DICM"
+        if has_magic or self.path.suffix.lower() in _SLIDE_SUFFIXES:
             return True
         texts = self.tiff.text(tiff.TAG_DESCRIPTION) + self.tiff.text(tiff.TAG_SOFTWARE) if self.tiff else b""
         return any(mark in texts for mark in _SLIDE_MARKS)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tnet.scenes.guard import one_line
 from tnet.scenes.readers import READERS
-from tnet.scenes.readers.base import ReaderEntry
+from tnet.scenes.readers.base import ReaderEntry, ReaderOptions
 
 _SIDE_PX = 32
 
@@ -55,8 +55,6 @@ def _status(name: str, entry: ReaderEntry) -> ReaderStatus:
 
 
 def _reads_back(entry: ReaderEntry) -> bool:
-    from tnet.scenes.readers import ReaderOptions
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         pixels = np.arange(_SIDE_PX * _SIDE_PX * 3, dtype=np.uint8).reshape(_SIDE_PX, _SIDE_PX, 3)

@@ -46,7 +46,7 @@ def check_ome_xml(path: Path, xml: str) -> None:
 def _steps(element: ElementTree.Element) -> int:
     try:
         start, end, step = (
-            float(element.get(name, default)) for name, default in (("Start", "0"), ("End", "0"), ("Step", "1"))
+            float(element.get(name, "1" if name == "Step" else "0")) for name in ("Start", "End", "Step")
         )
         return int(abs((end - start) / step)) + 1
     except (ValueError, ZeroDivisionError, OverflowError):

@@ -1,7 +1,7 @@
 """Whole-slide images through OpenSlide: Aperio, Hamamatsu, Leica, Mirax, Philips, Ventana, Zeiss, DICOM and others.
 
-Pixels are RGB. Areas without pixels (between scanned areas) have the slide's background colour, white by default.
-Formats of several files are read with the files beside them, as their scanners write them.
+Pixels are RGB; areas without pixels (between scanned areas) have the slide's background colour, white by default.
+Formats of several files are read with the files beside them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         self.bytes_read = self.tiles_read = 0
         common.only_series(path, options)
+        self._slide: OpenSlide | None = None
         with open_file(path), guarded(path):
-            self._slide: OpenSlide | None = self._open()
-            properties = dict(self._slide.properties)
-            sizes_hw = [(height, width) for width, height in self._slide.level_dimensions]
-            self._downsamples = self._slide.level_downsamples
-            profile = self._slide.color_profile if options.apply_icc else None
+            slide = self._current()
+            properties = dict(slide.properties)
+            sizes_hw = [(height, width) for width, height in slide.level_dimensions]
+            self._downsamples = slide.level_downsamples
+            profile = slide.color_profile if options.apply_icc else None
             self._to_srgb = common.SrgbTransform(profile.tobytes()) if profile else None
         if not 1 <= len(sizes_hw) <= common.MAX_LEVELS or min(min(size) for size in sizes_hw) < 1:
             raise unreadable(path, f"its levels are {sizes_hw[:4]}")
@@ -91,15 +92,12 @@ class OpenSlideReader:
         if slide is not None:
             slide.close()
 
-    def _open(self) -> OpenSlide:
+    def _current(self) -> OpenSlide:
         import openslide
 
-        return openslide.OpenSlide(self._path)
-
-    def _current(self) -> OpenSlide:
         with self._lock:
             if self._slide is None:
-                self._slide = self._open()
+                self._slide = openslide.OpenSlide(self._path)
             return self._slide
 
     def _count(self, level: int, box_yxyx: Window) -> None:

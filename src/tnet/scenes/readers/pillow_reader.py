@@ -1,11 +1,8 @@
 """Images that are decoded as a whole, by Pillow: JPEG, PNG, WebP, BMP, GIF, AVIF, JPEG 2000, flat TIFF.
 
-Only the formats of :mod:`tnet.scenes.decode` are read. Palette, CMYK, YCbCr and HSV become RGB, a transparent colour
-becomes alpha, and of 16-bit colour only the high byte is returned (Pillow offers no more); 16-bit grey (``uint16``) and
-32-bit grey (``int32``, ``float32``) are unchanged. ``series`` chooses the frame of an animation, or the page.
-
-A JPEG can be decoded at 1/2, 1/4 and 1/8; these are offered as stored levels. Their sizes are rounded up, so their last
-pixels may stand for fewer level-0 pixels than the others.
+Palette, CMYK, YCbCr and HSV become RGB, a transparent colour becomes alpha, and of 16-bit colour only the high byte is
+returned (Pillow offers no more); 16- and 32-bit grey are unchanged. ``series`` chooses the frame or page. A JPEG can be
+decoded at 1/2, 1/4 and 1/8; these are offered as stored levels, whose last pixels may stand for fewer level-0 pixels.
 """
 
 from __future__ import annotations
@@ -75,7 +72,8 @@ class PillowReader:
         with self._opened() as image:
             self._size_px = image.size
             self._form = _form(image)
-            self._factors = _draft_factors(image)
+            can_draft = isinstance(image, JpegImagePlugin.JpegImageFile) and len(image.tile) == 1
+            self._factors = [n for n in (1, 2, 4, 8) if min(image.size) >= n] if can_draft else [1]
             self.orientation = orientation_of(image)
             self.is_turned = image.format == "TIFF"  # Pillow turns it upright by itself
             properties = {"format": str(image.format), "mode": image.mode}
@@ -164,12 +162,6 @@ def _form(image: ImageFile.ImageFile) -> _Form:
     if mode in ("1", "L", "LA", "La"):
         return _Form("LA" if transparency else "L", np.dtype(np.uint8), "grey", transparency)
     return _Form("RGBA" if transparency else "RGB", np.dtype(np.uint8), "rgb", transparency)
-
-
-def _draft_factors(image: ImageFile.ImageFile) -> tuple[int, ...]:
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or len(image.tile) != 1:
-        return (1,)
-    return tuple(factor for factor in (1, 2, 4, 8) if min(image.size) >= factor)
 
 
 def decodes_tiff(header: tiff.TiffHeader) -> bool:

@@ -1,12 +1,10 @@
 """Georeferenced rasters through rasterio (GDAL): GeoTIFF, Cloud-Optimized GeoTIFF, JPEG 2000.
 
-Pixels are stored ones, of the image or of its overviews, never resampled by GDAL. Missing pixels (``nodata``, a mask)
-become alpha, with values of 0. Colour tables are applied. Pixels of the coarser levels of a JPEG 2000 are centred on
-the first of the pixels that they stand for, not on their middle, due to its wavelets: up to half a pixel of that level
-further up and left than levels of other formats.
-
-GDAL is confined to the file itself: only the drivers below, no sidecar files (``.ovr``, ``.aux.xml``, ``.tfw``), no
-network. With ``remote`` a VRT may name other sources.
+Pixels are stored ones, never resampled by GDAL. Missing pixels (``nodata``, a mask) become alpha, with values of 0.
+Pixels of the coarser levels of a JPEG 2000 are centred on the first of the pixels that they stand for, due to its
+wavelets: up to half a pixel of that level further up and left than levels of other formats. GDAL is confined to the
+file itself: only the drivers below, no sidecar files (``.ovr``, ``.aux.xml``, ``.tfw``), no network. With ``remote`` a
+VRT may name other sources.
 """
 
 from __future__ import annotations
@@ -209,8 +207,7 @@ def _palette(dataset: Any) -> NDArray[np.uint8] | None:
         return None
     entries = dataset.colormap(1)
     table = np.zeros((max(entries) + 1, 4), np.uint8)
-    for value, color in entries.items():
-        table[value] = color
+    table[list(entries)] = list(entries.values())
     return table if (table[:, 3] < 255).any() else np.ascontiguousarray(table[:, :3])
 
 

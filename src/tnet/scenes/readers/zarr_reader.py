@@ -1,13 +1,10 @@
 """OME-Zarr folders, 0.4 (Zarr v2) and 0.5 (Zarr v3), and plain Zarr arrays of two or three axes.
 
 ``series`` chooses among several multiscale images of one group, or of the groups ``0``, ``1``, ... that bioformats2raw
-writes. The first time and depth are read, with all channels. Three channels of 8 bits are RGB, unless the display
-settings (``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of
-all levels coincide, whatever translations say.
-
-A chunk without a file is the fill value, as Zarr defines it: a lost file cannot be distinguished from one that was
-never written. A missing array description is an error. Only files inside the folder are read, with the codecs that Zarr
-itself defines, and never more is decoded than a chunk holds.
+writes. The first time and depth are read, with all channels; three of 8 bits are RGB, unless the display settings
+(``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of all levels
+coincide, whatever translations say. A chunk without a file is the fill value, as Zarr defines it; a missing array
+description is an error. Only files inside the folder are read, with the codecs that Zarr itself defines.
 """
 
 from __future__ import annotations
@@ -195,10 +192,8 @@ class ZarrReader:
             down_yx = (height / size_hw[0], width / size_hw[1])
             if scale and scales[0]:
                 named = (scale[y] / scales[0][y], scale[x] / scales[0][x])
-                if all(
-                    abs(size * down - full) <= 2 * down
-                    for size, down, full in zip(size_hw, named, (height, width), strict=True)
-                ):
+                axes = zip(size_hw, named, (height, width), strict=True)
+                if all(abs(size * down - full) <= 2 * down for size, down, full in axes):
                     down_yx = named
             levels.append(StoredLevel(size_hw, down_yx))
         return tuple(levels)
@@ -247,10 +242,8 @@ def _spacing_m_yx(
 ) -> tuple[float, float] | None:
     """Return the spacing of level 0 if both axes have a unit of length."""
     whole = _scale(image, len(axes)) or (1.0,) * len(axes)
-    units = {}
-    for axis in image.get("axes") or ():
-        if isinstance(axis, dict) and axis.get("unit"):
-            units[str(axis["name"]).lower()] = METRES.get(str(axis["unit"]).lower())
+    named = [axis for axis in image.get("axes") or () if isinstance(axis, dict) and axis.get("unit")]
+    units = {str(axis["name"]).lower(): METRES.get(str(axis["unit"]).lower()) for axis in named}
     metres = [units.get(axis) for axis in "yx"]
     if scale is None or metres[0] is None or metres[1] is None:
         return None
@@ -273,9 +266,7 @@ def _score(content: Content) -> int:
 def _write_sample(path: Path, pixels: NDArray[np.uint8]) -> None:
     import zarr
 
-    height, width = pixels.shape[:2]
-    array = zarr.create_array(path, shape=(3, height, width), dtype="uint8")
-    array[:] = np.moveaxis(pixels, 2, 0)
+    zarr.create_array(path, shape=(3, *pixels.shape[:2]), dtype="uint8")[:] = np.moveaxis(pixels, 2, 0)
 
 
 READERS.register("zarr")(
