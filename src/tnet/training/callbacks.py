@@ -43,10 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AtomicCSVLogger(CSVLogger):
-    """Replaces the complete log at every save, so that a killed run keeps all its epochs.
-
-    Lightning's logger truncates the file and rewrites it for each new column, and each run adds some.
-    """
+    """Replaces the whole log at every save, as Lightning truncates it for new columns: a killed run keeps its epochs."""
 
     @property
     @rank_zero_experiment

@@ -12,10 +12,7 @@ from tnet.training.recipe import Recipe
 
 
 class TNetData(pl.LightningDataModule):
-    """Training and validation loaders.
-
-    Each epoch has a new training loader with new workers, so that its images depend on seed and epoch alone.
-    """
+    """Training and validation loaders; each epoch has a new training loader, which depends on seed and epoch alone."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

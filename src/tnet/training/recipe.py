@@ -346,7 +346,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 def dump_yaml(data: dict[Any, Any]) -> str:
     """Return YAML that :func:`read_yaml` reads back the same."""
-    return cast(str, yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:

@@ -46,10 +46,8 @@ def _synthetic(data: DataConfig, model: ModelConfig, root: Path) -> DataConfig:
     if data.kind == "digits":
         return replace(data, digits=replace(data.digits, images_train=_BATCH * _STEPS, images_val=_BATCH))
     if model.in_channels not in (1, 3):
-        remedy = "try your own images: train.epochs=1 train.images_per_epoch=4"
-        raise ConfigError(
-            f"model.in_channels is {model.in_channels}, but must be 1 or 3 for synthetic images; {remedy}"
-        )
+        remedy = "try images of your own: train.epochs=1 train.images_per_epoch=4"
+        raise ConfigError(f"model.in_channels is {model.in_channels}, but synthetic images have 1 or 3; {remedy}")
     if data.kind not in ("folder", "table"):
         from tnet.data.published import PUBLISHED
 
