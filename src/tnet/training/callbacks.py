@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AtomicCSVLogger(CSVLogger):
-    """Replaces the whole log at every save, as Lightning truncates it for new columns: a killed run keeps its epochs."""
+    """Replaces the log at every save, as Lightning truncates it for new columns; a killed run keeps its epochs."""
 
     @property
     @rank_zero_experiment
@@ -224,6 +224,6 @@ class RecalibrateNorms(Callback):
         # Not the first images of the epoch, and the same in a resumed run.
         seed = data.recipe.seed + 1
         loader = train_loader(data.train_data, train.batch_size, train.workers, seed, trainer.current_epoch, count)
-        batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
         with torch.random.fork_rng(devices=[]):
+            batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
             recalibrate_norms(pl_module.model, batches)

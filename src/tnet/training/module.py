@@ -65,8 +65,8 @@ class TNetModule(pl.LightningModule):
         compared = ("num_classes", "class_names", "multilabel", "in_channels")
         if any(getattr(theirs, name) != getattr(ours, name) for name in compared):
             raise ConfigError(
-                f"train.teacher {folder} has {theirs.num_classes} classes and {theirs.in_channels} channel(s), the recipe "
-                f"{ours.num_classes} classes and {ours.in_channels} channel(s); give a model of the same classes"
+                f"train.teacher {folder} has {theirs.num_classes} classes and {theirs.in_channels} channel(s), the "
+                f"recipe {ours.num_classes} classes and {ours.in_channels} channel(s); give a model of the same classes"
             )
         return teacher
 
