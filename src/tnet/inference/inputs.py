@@ -11,72 +11,53 @@ from tnet.data.table import read_columns
 from tnet.errors import DataError
 from tnet.scenes.find import find_images, image_exists
 
-PATH_COLUMN = "path"
-"""Column of a manifest that holds the paths."""
-
+PATH_COLUMN = "path"  # column of a manifest that holds the paths
 _TABLES = (".csv", ".parquet", ".pq")
-_LISTS = (".txt",)
 
 
 def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool = True) -> list[Path]:
     """List image files without opening them.
 
     Args:
-        inputs: image files; folders, whose images are taken recursively and sorted; or manifests: tables (``.csv``,
-            ``.parquet``) with a column ``path``, or ``.txt`` files with one path per line. Relative paths in a
-            manifest start from its folder.
+        inputs: image files; folders, which are searched recursively and sorted; or manifests: tables (``.csv``,
+            ``.parquet``) with a column ``path``, or ``.txt`` files with one path per line, relative to the manifest.
         check_exists: raise an error if an image is missing, before any is read.
 
-    Returns:
-        At least one path, in the order given.
-
     Raises:
-        DataError: there are no inputs, a folder is empty, a manifest cannot be read or lacks the column, or an image is
-            missing.
+        DataError: no images are given or found, an image is missing, or a manifest cannot be read.
     """
     if not inputs:
         raise DataError("no images given; give image files, folders, or a manifest (.csv, .parquet, .txt)")
     paths: list[Path] = []
+    manifests: list[str] = []
     for item in map(Path, inputs):
-        if item.suffix.lower() in (*_TABLES, *_LISTS) and not item.is_dir():
-            paths += _read_manifest(item, check_exists)
+        if item.suffix.lower() in (*_TABLES, ".txt") and not item.is_dir():
+            manifests.append(str(item))
+            paths += _read_manifest(item)
         else:
             paths += find_images(item) if item.is_dir() else [item]
     missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
-        raise DataError(f"{len(missing)} of {len(paths)} images do not exist: {shorten(missing)}; correct the paths")
+        where = f" of {shorten(manifests)}" if manifests else ""
+        problem = f"{len(missing)} of {len(paths)} images{where} do not exist: {shorten(missing)}"
+        raise DataError(f"{problem}; correct the paths")
     return paths
 
 
-def _read_manifest(manifest: Path, check_exists: bool) -> list[Path]:
+def _read_manifest(manifest: Path) -> list[Path]:
     if manifest.suffix.lower() in _TABLES:
         rows = read_columns(manifest, [PATH_COLUMN])[PATH_COLUMN]
         empty = [str(row) for row, value in enumerate(rows, start=1) if not value.strip()]
         if empty:
-            raise DataError(
-                f"manifest {manifest} has an empty {PATH_COLUMN!r} in {len(empty)} rows, first row "
-                f"{', '.join(empty[:3])}; add the path, or remove the row"
-            )
+            where = f"{len(empty)} rows, first row {', '.join(empty[:3])}"
+            raise DataError(f"manifest {manifest} has an empty {PATH_COLUMN!r} in {where}; add paths, or remove rows")
     else:
-        rows = [line.strip() for line in _read_lines(manifest) if line.strip()]
+        try:
+            lines = manifest.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise DataError(f"manifest {manifest} cannot be read ({reason}); give one path per line") from None
+        rows = [line.strip() for line in lines if line.strip()]
         if not rows:
             raise DataError(f"manifest {manifest} is empty; write one path per line")
-    paths = [manifest.parent / row for row in rows]
-    missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} images in manifest {manifest} do not exist: {shorten(missing)}; restore "
-            f"them, or correct the paths (relative ones start from {manifest.parent})"
-        )
-    return paths
-
-
-def _read_lines(manifest: Path) -> list[str]:
-    try:
-        return manifest.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"manifest {manifest} does not exist; correct the path") from None
-    except UnicodeDecodeError:
-        raise DataError(f"manifest {manifest} is not UTF-8 text; save it as UTF-8, one path per line") from None
-    except OSError as error:
-        raise DataError(f"manifest {manifest} cannot be read ({error.strerror}); make it readable") from None
+    return [manifest.parent / row for row in rows]

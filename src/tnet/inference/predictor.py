@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -31,7 +32,6 @@ from tnet.traversal import Policy
 AnyPath = str | os.PathLike[str]
 AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
 """An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point."""
-
 DEFAULT_READ = ReadOptions("auto")
 """Read large images, slides and OME-Zarr lazily, and decode all others."""
 
@@ -68,8 +68,7 @@ def predict(
         policy: how locations are chosen; the model's default for evaluation if ``None``.
         batch_size: maximum number of images per batch.
         workers: processes that decode files.
-        device: where the model runs. If ``None``, a model stays where it is, and one that is loaded uses the GPU if
-            there is one.
+        device: device to run on. If ``None``, a model stays where it is, and a loaded one uses the GPU if available.
         read: how files are read. If ``None``, as in the recipe of the run folder, or :data:`DEFAULT_READ`.
         allow_small: enlarge images below the model's base resolution instead of refusing them.
         progress: show a progress bar on standard error.
@@ -107,15 +106,11 @@ def predict(
         model.train(was_training)
 
 
-def list_images(
-    images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage],
-) -> list[Path | Scene | Tensor]:
+def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[Path | Scene | Tensor]:
     """Return single images: files of folders and manifests, images of a batch."""
     if isinstance(images, Tensor):
         return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, (str, os.PathLike)):
-        return [*find_inputs([images])]
-    items: Sequence[AnyImage] = [images] if isinstance(images, Scene) else images
+    items: Sequence[AnyImage] = [images] if isinstance(images, (str, os.PathLike, Scene)) else images
     single: list[Path | Scene | Tensor] = []
     for item in items:
         single += find_inputs([item]) if isinstance(item, (str, os.PathLike)) else [item]
@@ -123,16 +118,12 @@ def list_images(
 
 
 def data_read_options(config: DataConfig) -> ReadOptions:
-    """Return how a recipe's data section says that images are read, without overviews, which serve training."""
+    """Return the read options of a recipe's data section, without overviews, which serve training."""
     return replace(read_options(config, channels=3), overview_px=0, overview_folder=None)
 
 
 def run_read_options(folder: Path) -> ReadOptions:
-    """Return how the recipe of a run folder says that images are read; the default if it has no recipe.
-
-    Raises:
-        RecipeError: the recipe cannot be read.
-    """
+    """Return the read options of the recipe in a run folder; the default if it has no recipe."""
     parent = folder.resolve().parent if folder.resolve().name == "model" else folder
     path = next((p for p in (folder / "recipe.yaml", parent / "recipe.yaml") if p.is_file()), None)
     if path is None:
@@ -156,22 +147,16 @@ def check_image_size(
     looks: Sequence[int] | None = None,
     allow_small: bool = False,
 ) -> None:
-    """Check that an image of this size, pixels, is large enough for looks to show anything new.
-
-    Raises:
-        ImageError: its shorter side is below the base resolution, unless ``allow_small``, or regions are too small.
-    """
-    height, width = size_hw
+    """Raise an :class:`ImageError` for an image below the base resolution, or too small for looks to show more."""
+    has_size = f"image {name} has {size_hw[1]} x {size_hw[0]} pixels"
     if min(size_hw) < config.needed_px and not allow_small:
         raise ImageError(
-            f"image {name} has {width} x {height} pixels, but its shorter side must be at least the model's base "
-            f"resolution, {config.needed_px} px; give a larger image, or enlarge small ones with --allow-small"
+            f"{has_size}, but its shorter side must be at least the model's base resolution, {config.needed_px} px; "
+            "give a larger image, or enlarge small ones with --allow-small"
         )
     problem = config.size_problem(size_hw, config.default_looks if looks is None else looks)
     if problem:
-        raise ImageError(
-            f"image {name} has {width} x {height} pixels, {problem}; give a larger image, or use fewer levels (--looks)"
-        )
+        raise ImageError(f"{has_size}, {problem}; give a larger image, or use fewer levels (--looks)")
 
 
 @dataclass(frozen=True)
@@ -180,7 +165,7 @@ class LoadedImage:
 
     path: str
     image: Num[Tensor, "channels height width"] | Scene
-    stored_size_hw: tuple[int, int]  # height and width before downscaling, upright: the frame of the boxes
+    stored_size_hw: tuple[int, int]  # upright, before downscaling: the frame of the boxes
 
 
 def size_of(image: Num[Tensor, "channels height width"] | Scene) -> tuple[int, int]:
@@ -197,12 +182,7 @@ def load_input(
     read: ReadOptions = DEFAULT_READ,
     name: str = "",
 ) -> LoadedImage:
-    """Decode one image for a model, or open it as a scene, and check its size; ``name`` is that of a scene or tensor.
-
-    Raises:
-        ImageError: it cannot be read, or is too small.
-        ConfigError: it is decoded, but the model takes neither 1 nor 3 channels.
-    """
+    """Decode one image for a model, or open it as a scene, and check its size; ``name`` names a scene or tensor."""
     if isinstance(image, (str, os.PathLike)):
         name, loaded = str(image), replace(read, channels=config.in_channels).load(image)
         stored_hw = read.size_hw(image) if read.changes_images else size_of(loaded)
@@ -213,7 +193,7 @@ def load_input(
 
 
 class _Images(Dataset[LoadedImage | Unreadable]):
-    """Loads images in a loader's workers; returns errors, since a worker's exception carries its whole traceback."""
+    """Loads images in workers; returns errors, as exceptions in workers carry their whole traceback."""
 
     def __init__(self, images: Sequence[AnyImage], load: Callable[..., LoadedImage]) -> None:
         self.images, self.load = images, load
@@ -245,15 +225,9 @@ def iter_predictions(
 ) -> Iterator[Prediction | Unreadable]:
     """Classify images one batch after the other.
 
-    A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The number of workers changes nothing
-    but time. The model is moved to ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that
-    cannot be read or is too small yields :class:`Unreadable` in its place. Other arguments are as in :func:`predict`.
-
-    Raises:
-        DataError: there are no images; raised at once.
-        GeometryError: the model does not allow this number of looks; raised at once.
-        ConfigError: wrong batch size or number of workers, raised at once; unsupported channels, at the image.
-        ImageError: an image cannot be read or is too small, unless ``skip_unreadable``; raised at the image.
+    A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The model is moved to ``device`` and set
+    to evaluation mode. With ``skip_unreadable``, an image that cannot be read or is too small yields
+    :class:`Unreadable`. Other arguments and errors are as in :func:`predict`; errors in arguments are raised at once.
     """
     if not images:
         raise DataError("there are no images to predict; give at least one")
@@ -265,23 +239,15 @@ def iter_predictions(
     load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
     # Images come one by one, so that a batch can be closed by its size in memory.
     loader = DataLoader(_Images(images, load), batch_size=None, num_workers=workers)
-    return _predict(model, loader, chosen, policy, batch_size, progress, skip_unreadable)
 
+    def predictions() -> Iterator[Prediction | Unreadable]:
+        with progress_bar(progress) as bar:
+            task = bar.add_task("predicting", total=len(loader))
+            for batch in _batches(loader, batch_size, skip_unreadable):
+                yield from _predict_or_skip(model, batch, chosen, policy, skip_unreadable)
+                bar.advance(task, len(batch))
 
-def _predict(
-    model: Model,
-    loader: DataLoader[LoadedImage | Unreadable],
-    looks: tuple[int, ...],
-    policy: Policy | str,
-    batch_size: int,
-    progress: bool,
-    skip_unreadable: bool,
-) -> Iterator[Prediction | Unreadable]:
-    with progress_bar(progress) as bar:
-        task = bar.add_task("predicting", total=len(loader))
-        for batch in _batches(loader, batch_size, skip_unreadable):
-            yield from _predict_or_skip(model, batch, looks, policy, skip_unreadable)
-            bar.advance(task, len(batch))
+    return predictions()
 
 
 def _batches(
@@ -331,14 +297,12 @@ def _predict_batch(
     with torch.inference_mode():
         output = model(images, looks, policy)
     if not bool(torch.isfinite(output.logits).all()):
-        raise CheckpointError(
-            f"the model outputs infinite or NaN values (first image {loaded[0].path}); load an earlier checkpoint"
-        )
-    number = 0
+        first = f"first image {loaded[0].path}"
+        raise CheckpointError(f"the model outputs infinite or NaN values ({first}); load an earlier checkpoint")
+    number, located = count(), model.is_located(policy)
     for entry in batch:
         if isinstance(entry, Unreadable):
             yield entry
             continue
-        located, stored_hw = model.is_located(policy), entry.stored_size_hw
-        yield prediction_of(output, number, model.config, entry.path, located=located, stored_size_hw=stored_hw)
-        number += 1
+        row, stored_hw = next(number), entry.stored_size_hw
+        yield prediction_of(output, row, model.config, entry.path, located=located, stored_size_hw=stored_hw)

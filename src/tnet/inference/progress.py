@@ -22,14 +22,7 @@ def progress_bar(shown: bool) -> Progress:
 
 
 def track_images(batches: Iterable[Batch], images: int, description: str, shown: bool) -> Iterator[Batch]:
-    """Pass batches on and show how many images are done: a bar in a terminal, a line every 10 s elsewhere.
-
-    Args:
-        batches: batches of labelled images.
-        images: total number of images.
-        description: label of the bar.
-        shown: whether to show progress at all.
-    """
+    """Yield the batches and show how many of all images are done: a bar in a terminal, a line every 10 s elsewhere."""
     if shown and not sys.stderr.isatty():
         done, last = 0, time.monotonic()
         for batch in batches:

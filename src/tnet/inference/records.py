@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,6 @@ from tnet.models.base import ModelConfig, ModelOutput
 LABEL_THRESHOLD = 0.5
 """Probability above which a label of a multi-label model counts as present."""
 
-TOP = 5
-"""Number of most probable classes that are kept."""
-
 _DIGITS = 6  # precision of a float32 softmax
 
 
@@ -29,16 +27,13 @@ class RegionRecord:
         number: label in figures: ``2`` is the second most probable location in the image, ``2.1`` the most probable one
             inside it. Raster order if the locator was not used; the order of looking for sequential models.
         level: 1 for regions of the whole image, 2 for regions inside those, ...
-        box_l0_yxyx: ``(y0, x0, y1, x1)`` in level-0 pixels, end exclusive. May reach past the edge by a few pixels,
-            where the network sees padding.
+        box_l0_yxyx: ``(y0, x0, y1, x1)`` in level-0 pixels, end exclusive; may reach into the padding past the edge.
         cell: flat (row-major) cell of the grid in the parent.
         parent: index of the parent in the prediction's ``regions``; -1 for the whole image.
-        location_probability: probability of this cell among those of its parent; ``None`` without the locator.
-        weight: share of this region in the aggregated feature; with that of the whole image they sum to 1. ``None`` if
-            the model has none.
-        label: most probable class for this region alone; for a recurrent model, after this region and those before.
-            ``None`` if the model has none.
-        probability: probability of that class.
+        location_probability: probability of this cell among its parent's; ``None`` without the locator.
+        weight: share of this region in the aggregated feature; all shares, with the whole image's, sum to 1.
+        label: most probable class for this region alone; for a recurrent model, up to and including this region.
+        probability: probability of that class. Weight, label and probability are ``None`` for models without them.
     """
 
     number: str
@@ -86,11 +81,7 @@ class Unreadable:
 
 
 def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> list[str]:
-    """Return the class names: those given, those of the model, or indices.
-
-    Raises:
-        ConfigError: the number of names is not that of the classes.
-    """
+    """Return the given class names, or the model's, or indices."""
     if names is None:
         names = config.class_names or tuple(str(index) for index in range(config.num_classes))
     if len(names) != config.num_classes:
@@ -114,21 +105,15 @@ def prediction_of(
     names: Sequence[str] | None = None,
     stored_size_hw: tuple[int, int] | None = None,
 ) -> Prediction:
-    """Return the prediction for one image of a batch.
+    """Return the prediction for one image of a batch, given by its index.
 
-    Args:
-        output: of the model.
-        image: index in the batch.
-        config: of the model.
-        path: source of the image.
-        located: whether the locator chose the regions.
-        names: class names; the model's own if ``None``.
-        stored_size_hw: height and width before downscaling, to which boxes are scaled back.
+    ``located``: whether the locator chose the regions. ``names``: class names instead of the model's own.
+    ``stored_size_hw``: height and width before downscaling, to which boxes are scaled back.
     """
     labels = class_labels(config, names)
     probs = class_probs(output.logits[image], config)
-    top = probs.topk(min(TOP, len(labels)))
-    top5 = tuple((labels[i], _rounded(p)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
+    top = probs.topk(min(5, len(labels)))
+    top5 = tuple((labels[i], round(p, _DIGITS)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
     present = (top5[0][0],)
     if config.multilabel:
         order = probs.sort(descending=True, stable=True).indices.tolist()
@@ -158,8 +143,10 @@ def _records(
 ) -> list[RegionRecord]:
     """Return the regions of one image after the whole, in the order of looking."""
     alone = None if output.region_logits is None else class_probs(output.region_logits[image], config).max(dim=1)
-    weights = _row(output.region_weights, image)
-    probs = _row(output.region_probs if located else None, image)
+    weights, probs = (
+        None if values is None else values[image].detach().float().cpu().tolist()
+        for values in (output.region_weights, output.region_probs if located else None)
+    )
     rows = (output.regions.image == image).nonzero().flatten()[1:]
     regions = output.regions.take(rows)
     place = {row: n for n, row in enumerate(rows.tolist())}
@@ -178,28 +165,19 @@ def _records(
                 box_l0_yxyx=scaled_box(box, scale_yx),
                 cell=cell,
                 parent=parent,
-                location_probability=None if probs is None else _rounded(probs[n]),
-                weight=None if weights is None else _rounded(weights[n]),
+                location_probability=None if probs is None else round(probs[n], _DIGITS),
+                weight=None if weights is None else round(weights[n], _DIGITS),
                 label=None if alone is None else labels[int(alone.indices[n])],
-                probability=None if alone is None else _rounded(float(alone.values[n])),
+                probability=None if alone is None else round(float(alone.values[n]), _DIGITS),
             )
         )
     return records
 
 
-def _row(values: Float[Tensor, "batch n"] | None, image: int) -> list[float] | None:
-    return None if values is None else values[image].detach().float().cpu().tolist()
-
-
 def _ranks(parents: Sequence[int], chances: Sequence[float]) -> list[int]:
     """Return the rank of each region among its siblings by probability, from 1; ties keep their order."""
-    order = sorted(range(len(parents)), key=lambda i: (parents[i], -chances[i]))
-    ranks = [0] * len(parents)
-    for position, i in enumerate(order):
-        first = position == 0 or parents[order[position - 1]] != parents[i]
-        ranks[i] = 1 if first else ranks[order[position - 1]] + 1
+    ranks, ranked = [0] * len(parents), Counter[int]()
+    for i in sorted(range(len(parents)), key=lambda i: -chances[i]):
+        ranked[parents[i]] += 1
+        ranks[i] = ranked[parents[i]]
     return ranks
-
-
-def _rounded(value: float) -> float:
-    return round(value, _DIGITS)

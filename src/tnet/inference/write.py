@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 from tnet.errors import OutputError
 from tnet.files import atomic_path
@@ -18,66 +17,41 @@ CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
 
 
 def write_predictions(predictions: Iterable[Prediction | Unreadable], path: str | Path) -> int:
-    """Write predictions as they come, one row or line per image; the file is complete or does not exist.
+    """Write predictions as they come, and return their number; the file is complete or does not exist.
 
-    ``.csv``: columns :data:`CSV_COLUMNS`. ``.jsonl``: one object per line with the attributes of
+    ``.csv``: one row per image with columns :data:`CSV_COLUMNS`. ``.jsonl``: one object per line with the attributes of
     :class:`~tnet.inference.records.Prediction`, or ``path`` and ``error`` for a skipped image.
-
-    Args:
-        predictions: consumed one by one.
-        path: file whose suffix selects the format.
-
-    Returns:
-        Number of images written, including skipped ones.
 
     Raises:
         OutputError: the suffix is unsupported or the file cannot be written; raised before the first prediction.
     """
     path = Path(path)
     check_output(path)
-    write = _write_csv if path.suffix.lower() == ".csv" else _write_json_lines
-    with atomic_path(path) as temporary, _open(temporary) as file:
-        return write(predictions, file)
-
-
-def _open(path: Path) -> IO[str]:
     # Names that are not UTF-8 hold lone surrogates, which become \\udcXX, their escape in JSON.
-    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+    count, is_csv = 0, path.suffix.lower() == ".csv"
+    with atomic_path(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if is_csv:
+            rows.writerow(CSV_COLUMNS)
+        for item in predictions:
+            count += 1
+            if not is_csv:
+                file.write(_json(asdict(item)) + "\n")
+            elif isinstance(item, Unreadable):
+                rows.writerow([item.path, "", "", "", "", item.error])
+            else:
+                regions = _json([asdict(region) for region in item.regions])
+                rows.writerow([item.path, item.label, item.probability, _json(item.top5), regions, ""])
+    return count
 
 
 def check_output(path: str | Path) -> None:
-    """Check the name of a file of predictions, before any work.
-
-    Raises:
-        OutputError: it is a folder, or its suffix is unsupported.
-    """
+    """Check the name of a file of predictions before any work."""
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file in it, such as {path / 'predictions.csv'}")
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise OutputError(f"{path} has suffix {path.suffix!r}; use .csv or .jsonl")
-
-
-def _write_csv(predictions: Iterable[Prediction | Unreadable], file: IO[str]) -> int:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    count = 0
-    for item in predictions:
-        if isinstance(item, Unreadable):
-            writer.writerow([item.path, "", "", "", "", item.error])
-        else:
-            regions = [asdict(region) for region in item.regions]
-            writer.writerow([item.path, item.label, item.probability, _json(item.top5), _json(regions), ""])
-        count += 1
-    return count
-
-
-def _write_json_lines(predictions: Iterable[Prediction | Unreadable], file: IO[str]) -> int:
-    count = 0
-    for item in predictions:
-        file.write(_json(asdict(item)) + "\n")
-        count += 1
-    return count
 
 
 def _json(value: object) -> str:

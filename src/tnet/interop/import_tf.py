@@ -52,18 +52,10 @@ class Imported:
 
 
 def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Imported:
-    """Build a model and fill it from the variables of a TensorFlow checkpoint.
+    """Build a model and fill it from an ``.npz`` file of variables, see :data:`tnet.interop.CONVERT`.
 
-    Every variable must be used (except training state) and every weight filled. Where Google's checkpoints hold moving
-    averages of the weights, these are taken: they are what was evaluated.
-
-    Args:
-        path: ``.npz`` file of the variables, see :data:`tnet.interop.CONVERT`.
-        config: of the model that the checkpoint belongs to.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another model.
-        ConfigError: there are no checkpoints of such a model.
+    Every weight of the model must be filled, and every variable used except training state. If the checkpoint holds
+    moving averages of the weights (Google's do), they are loaded, because those weights were evaluated.
     """
     variables = Variables(path)
     shapes = variables.shapes
@@ -75,16 +67,12 @@ def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Impo
     _check_shapes(variables, keys, names, model)
     state = model.state_dict()
     for name, variable in names.items():
-        key = keys[variable]
+        key, where = keys[variable], f"variable {variable!r} of {variables.path}"
         if variables.dtypes[key].kind != "f":
-            raise CheckpointError(
-                f"variable {variable!r} of {variables.path} has type {variables.dtypes[key]}; convert it to float32"
-            )
+            raise CheckpointError(f"{where} has type {variables.dtypes[key]}; convert it to float32")
         value = variables.read(key)
         if not np.isfinite(value).all():
-            raise CheckpointError(
-                f"variable {variable!r} of {variables.path} holds infinite or NaN values; take an earlier checkpoint"
-            )
+            raise CheckpointError(f"{where} holds infinite or NaN values; take an earlier checkpoint")
         state[name] = to_tensor(variable, value)
     model.load_state_dict(state)
     step = next((variables.scalar(key) for key in _STEPS if key in shapes), None)
@@ -95,7 +83,7 @@ def read_tf_checkpoint(path: str | os.PathLike[str], config: TNetConfig) -> Impo
 
 
 def _weight_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Keys of the weights by name of the variable; a moving average replaces what it averages."""
+    """Return the keys of the weights by name of the variable; moving averages replace the averaged weights."""
     weights = {}
     for key in sorted(keys, key=lambda key: key.endswith(_AVERAGE)):
         if _TRAINING_STATE.fullmatch(key):
@@ -134,28 +122,21 @@ def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[
 
 
 def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"]:
-    """Two images of noise, large enough for every level of a model."""
+    """Return two images of noise, large enough for every level of a model."""
     side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
     size = (2, config.in_channels, side, side)
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def save_imported(imported: Imported, folder: str | Path, name: str) -> Path:
-    """Save an imported model, replacing ``folder``, and verify that the saved model gives the same output.
-
-    Raises:
-        CheckpointError: outputs are not finite, or differ.
-        OutputError: the folder cannot be written.
-    """
+    """Save an imported model, replacing ``folder``, and verify that the saved model gives the same finite output."""
     model = imported.model
     images = _test_images(model.config)
     with torch.inference_mode():
         expected = model(images).logits
     if not bool(torch.isfinite(expected).all()):
-        raise CheckpointError(
-            f"the model read from {imported.checkpoint} outputs infinite or NaN values, so nothing was written; take "
-            "another checkpoint"
-        )
+        problem = f"the model read from {imported.checkpoint} outputs infinite or NaN values"
+        raise CheckpointError(f"{problem}; take another checkpoint (nothing was written)")
     folder = save_model(model, folder, card=_card(imported, name))
     with torch.inference_mode():
         saved = load_model(folder)(images).logits

@@ -1,7 +1,7 @@
 """Mapping between variables of a TensorFlow checkpoint and tensors of a model.
 
-There are two naming schemes: *reference* is that of the reference implementation's training; *google* that of Google's
-EfficientNet classifiers for ImageNet (NoisyStudent's among them), which the bird models start from.
+There are two naming schemes: *reference* for checkpoints of the reference implementation, and *google* for Google's
+ImageNet classifiers (EfficientNet, also NoisyStudent), which the bird models start from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Family = Literal["reference", "google"]
 _BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _LAYER = {"weight": "kernel", "bias": "bias"}
 
-# Modules of TNet outside the backbone; the locator's depend on its form.
+# Modules of TNet outside the backbone and the locator.
 _HEADS = {
     "position.linear": "feature_posBurn/linear",
     "classifier": "feature_extraction/logits_layer/linear",
@@ -31,34 +31,20 @@ _HEADS = {
     "aggregation.excite": "feat_weighting/se/dense_2",
     "aggregation.rate": "feat_weighting/output_linear",
 }
-_LOCATORS = {
-    "context": {
-        "locator.coordinates.scale_y": "location_prediction_earlyLocs/height_scaling",
-        "locator.coordinates.scale_x": "location_prediction_earlyLocs/width_scaling",
-        "locator.hidden": "location_prediction_earlyLocs/conv2d",
-        "locator.output": "location_prediction_earlyLocs/output_linear",
-    },
-    "squeeze": {
-        "locator.coordinates.scale_y": "location_prediction/height_scaling",
-        "locator.coordinates.scale_x": "location_prediction/width_scaling",
-        "locator.reduce": "location_prediction/init/conv2d",
-        "locator.squeeze": "location_prediction/se/conv2d_1",
-        "locator.excite": "location_prediction/se/conv2d_2",
-        "locator.hidden": "location_prediction/final/conv2d",
-        "locator.output": "location_prediction/output_linear",
-    },
+# Modules of the locator by its form, after "location_prediction_earlyLocs/" (context) or "location_prediction/".
+_SCALING = {"coordinates.scale_y": "height_scaling", "coordinates.scale_x": "width_scaling", "output": "output_linear"}
+_CONTEXT = _SCALING | {"hidden": "conv2d"}
+_SQUEEZE = _SCALING | {
+    "reduce": "init/conv2d",
+    "squeeze": "se/conv2d_1",
+    "excite": "se/conv2d_2",
+    "hidden": "final/conv2d",
 }
 _BAGNET = {"reduce": "comp_1", "look": "comp_2", "expand": "comp_3", "shortcut": "shortcut_comp"}
 # Layers of a timm block without and with an expansion.
 _PLAIN_BLOCK = {"conv_dw": "depthwise", "bn1": "depthwise", "conv_pw": "bottleneck", "bn2": "bottleneck"}
-_EXPANDING_BLOCK = {
-    "conv_pw": "expand",
-    "bn1": "expand",
-    "conv_dw": "depthwise",
-    "bn2": "depthwise",
-    "conv_pwl": "bottleneck",
-    "bn3": "bottleneck",
-}
+_EXPANDING_BLOCK = {"conv_pw": "expand", "bn1": "expand", "conv_dw": "depthwise", "bn2": "depthwise"}
+_EXPANDING_BLOCK |= {"conv_pwl": "bottleneck", "bn3": "bottleneck"}
 
 
 def tensors_of(model: TNet) -> dict[str, Tensor]:
@@ -67,22 +53,12 @@ def tensors_of(model: TNet) -> dict[str, Tensor]:
 
 
 def variable_names(model: TNet, family: Family) -> dict[str, str]:
-    """Return the variable name for each name in the model's state dict.
-
-    Args:
-        model: one of the registered forms, of any width and number of classes.
-        family: naming scheme.
-
-    Raises:
-        ConfigError: there are no such checkpoints of this model.
-    """
-    config = model.config
-    if config.backbone.name != "bagnet77" and not config.backbone.name.startswith("tf_efficientnet_b"):
-        raise ConfigError(
-            f"there are no TensorFlow checkpoints of backbone {config.backbone.name}; choose a model with bagnet77 or "
-            "tf_efficientnet_b0 to b7"
-        )
-    if family == "google" and (config.levels > 1 or config.backbone.name == "bagnet77"):
+    """Return the variable name for each name in the state dict of a model of any width and number of classes."""
+    backbone = model.config.backbone.name
+    if backbone != "bagnet77" and not backbone.startswith("tf_efficientnet_b"):
+        remedy = "choose a model with bagnet77 or tf_efficientnet_b0 to b7"
+        raise ConfigError(f"there are no TensorFlow checkpoints of backbone {backbone}; {remedy}")
+    if family == "google" and (model.config.levels > 1 or backbone == "bagnet77"):
         raise ConfigError(
             "checkpoints of Google's EfficientNet are plain classifiers; import them with --model "
             "efficientnet_b0.imagenet (to b7), and use the result as model.backbone.weights of another model"
@@ -93,9 +69,12 @@ def variable_names(model: TNet, family: Family) -> dict[str, str]:
 
 def _reference(name: str, model: TNet) -> str:
     module, _, leaf = name.rpartition(".")
+    if module.startswith("locator."):
+        is_context = model.config.locator.kind == "context"
+        scope, layers = ("_earlyLocs", _CONTEXT) if is_context else ("", _SQUEEZE)
+        return f"location_prediction{scope}/{layers[module.removeprefix('locator.')]}/{_LAYER[leaf]}"
     if not module.startswith("backbone."):
-        heads = _HEADS | _LOCATORS[model.config.locator.kind]
-        return f"{heads[module]}/{_LAYER[leaf]}"
+        return f"{_HEADS[module]}/{_LAYER[leaf]}"
     module = module.removeprefix("backbone.")
     if model.config.backbone.name == "bagnet77":
         return f"feature_extraction/{_bagnet(module)}/conv2d/{_LAYER[leaf]}"

@@ -1,7 +1,6 @@
 """Variables of a TensorFlow checkpoint from an ``.npz`` file, which :data:`tnet.interop.CONVERT` writes.
 
-Files come from elsewhere: counts and sizes are compared with limits, and every shape with the bytes that are there,
-before anything is allocated, and nothing is unpickled. Knows no model.
+Files are not trusted: limits and shapes are checked before anything is allocated, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -33,11 +32,7 @@ _DAMAGE = (
 
 
 class Variables:
-    """Arrays of an ``.npz`` file: ``shapes`` and ``dtypes`` by name are read at once, values on request.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, too large, or not an ``.npz`` file.
-    """
+    """Arrays of an ``.npz`` file: ``shapes`` and ``dtypes`` by name are read at once, values on request."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -51,10 +46,8 @@ class Variables:
                 for member in members:
                     name = member.filename.removesuffix(".npy")
                     if name in self.shapes or not member.filename.endswith(".npy"):
-                        raise CheckpointError(
-                            f"{self.path} holds {member.filename!r}, which is not an array or is there twice; write it "
-                            "with numpy.savez"
-                        )
+                        problem = f"{member.filename!r} is not an array or appears twice"
+                        raise CheckpointError(f"{self.path}: {problem}; save the variables again with numpy.savez")
                     self.shapes[name], self.dtypes[name] = _read_header(archive, member)
         except _DAMAGE as error:
             if isinstance(error, CheckpointError):
@@ -62,43 +55,31 @@ class Variables:
             raise CheckpointError(f"{self.path} cannot be read as .npz ({error}); convert or copy it again") from None
 
     def read(self, name: str) -> NDArray[Any]:
-        """Return the value of one variable.
-
-        Raises:
-            CheckpointError: it holds Python objects, or is damaged.
-        """
+        """Return the value of one variable."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
                 value: NDArray[Any] = npy.read_array(file, allow_pickle=False)
                 file.read(1)  # at the end, where the checksum is compared
                 return value
         except (*_DAMAGE, KeyError) as error:
-            raise CheckpointError(
-                f"variable {name!r} of {self.path} cannot be read ({error}); convert or copy it again"
-            ) from None
+            problem = f"variable {name!r} of {self.path} cannot be read ({error})"
+            raise CheckpointError(f"{problem}; convert or copy it again") from None
 
     def scalar(self, name: str) -> float | None:
-        """Return a number such as the training step, or ``None`` if there is none of that name.
-
-        Raises:
-            CheckpointError: it is not a single number.
-        """
+        """Return a number such as the training step, or ``None`` if there is no variable of that name."""
         if name not in self.shapes:
             return None
         if self.shapes[name] != () or self.dtypes[name].kind not in "iuf":
-            shape = list(self.shapes[name])
-            raise CheckpointError(
-                f"variable {name!r} of {self.path} has shape {shape}, type {self.dtypes[name]}; it must be one number"
-            )
+            form = f"shape {list(self.shapes[name])}, type {self.dtypes[name]}"
+            raise CheckpointError(f"variable {name!r} of {self.path} has {form}; it must be one number")
         return float(self.read(name))
 
 
 def _check_is_npz(path: Path) -> None:
-    """Refuse what is not a zip file; TensorFlow's own files with the command that converts them."""
+    """Refuse files other than zip files, and TensorFlow's own files with the command that converts them."""
     if path.is_dir() or ".data-" in path.name or path.suffix in (".index", ".meta") or Path(f"{path}.index").exists():
         raise CheckpointError(
-            f"{path} is a TensorFlow checkpoint, but only .npz files of variables are read; make one where TensorFlow "
-            f"is installed: {CONVERT}"
+            f"{path} is a TensorFlow checkpoint; convert it to .npz where TensorFlow is installed: {CONVERT}"
         )
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")
@@ -109,10 +90,8 @@ def _check_is_npz(path: Path) -> None:
 def _check_size(path: Path, members: list[zipfile.ZipInfo]) -> None:
     total = sum(member.file_size for member in members)
     if len(members) > MAX_VARIABLES or total > MAX_BYTES:
-        raise CheckpointError(
-            f"{path} holds {len(members):,} arrays of {total:,} bytes in all; at most {MAX_VARIABLES:,} and "
-            f"{MAX_BYTES:,} are read"
-        )
+        limits = f"{MAX_VARIABLES:,} arrays and {MAX_BYTES:,} bytes"
+        raise CheckpointError(f"{path} holds {len(members):,} arrays of {total:,} bytes; it must be at most {limits}")
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -11,7 +11,7 @@ import timm
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
-from tnet.geometry import GridFit, fit_grid, total_looks
+from tnet.geometry import Grid, GridFit, fit_grid, total_looks
 from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNet
 from tnet.suggest.survey import Survey
@@ -33,17 +33,11 @@ def format_macs(macs: int) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone and its pretrained weights.
-
-    Attributes:
-        name: name of the backbone.
-        hub_id: source of timm's weights; empty if it has none.
-        side_px: image side of the pretraining.
-    """
+    """A backbone and its pretrained weights."""
 
     name: str
-    hub_id: str = ""
-    side_px: int = 224
+    hub_id: str = ""  # source of timm's weights; empty if it has none
+    side_px: int = 224  # image side of the pretraining
 
     @classmethod
     def of(cls, name: str) -> Weights:
@@ -66,18 +60,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class LookPlan:
-    """One way to look at the images.
-
-    Attributes:
-        config: the model.
-        fit: grid and finest scale; ``None`` for the plain network on the whole image.
-        wanted_steps: levels of regions that full resolution takes; 0 if the images are too small to gain.
-        median_hw: height and width of the median image.
-    """
+    """One way to look at the images."""
 
     config: TNetConfig
-    fit: GridFit | None
-    wanted_steps: int
+    fit: GridFit | None  # ``None`` for the plain network on the whole image
+    wanted_steps: int  # levels of regions that full resolution takes; 0 if the images are too small to gain
     median_hw: tuple[int, int]
 
     @cached_property
@@ -107,17 +94,7 @@ class LookPlan:
 
 
 def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> LookPlan:
-    """Return the first plan, in order of preference, within the budget.
-
-    Args:
-        survey: survey of the images.
-        weights: backbone and its weights.
-        budget_macs: most multiply-adds per image; ``None`` for half of the plain backbone's at full resolution, if
-            possible.
-
-    Raises:
-        ConfigError: unknown backbone, or a budget too small for the whole image alone.
-    """
+    """Return the first plan within the budget, in order of preference; see :func:`tnet.suggest.recipe.propose`."""
     whole_macs: dict[int, int | None] = {}
     first_error: ConfigError | None = None
     cheapest: tuple[int, LookPlan] | None = None  # without a budget
@@ -147,13 +124,12 @@ def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> Lo
         return cheapest[1]
     needed = [(macs, base_px) for base_px, macs in whole_macs.items() if macs is not None]
     if not needed:
-        raise first_error or ConfigError(
-            f"backbone {weights.name} does not support glimpses of {', '.join(map(str, whole_macs))} px; choose another"
-        )
+        sides = ", ".join(map(str, whole_macs))
+        raise first_error or ConfigError(f"{weights.name} does not support glimpses of {sides} px; choose another")
+    macs, base_px = min(needed)
     raise ConfigError(
         f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small for one glimpse of the whole image "
-        f"with {weights.name} ({format_macs(min(needed)[0])} at {min(needed)[1]} px); raise it, or choose a smaller "
-        "backbone"
+        f"with {weights.name} ({format_macs(macs)} at {base_px} px); raise it, or choose a smaller backbone"
     )
 
 
@@ -209,8 +185,7 @@ def _plan(
         multilabel=survey.multilabel,
         base_px=base_px,
         levels=1 + len(looks),
+        grid=Grid() if fit is None else fit.grid,
         looks=looks,
     )
-    if fit is not None:
-        config = replace(config, grid=fit.grid)
     return LookPlan(config, fit, len(looks) if wanted_steps is None else wanted_steps, survey.median_hw)

@@ -19,17 +19,11 @@ _SIZES_VARY = 3.0  # ratio of the 95 % quantile of the longer sides to the 5 % q
 
 @dataclass(frozen=True)
 class Reason:
-    """The reason for one choice.
+    """The reason for one choice."""
 
-    Attributes:
-        topic: the choice, in one or two words.
-        section: section of the recipe: ``model``, ``objective``, ``optim``, ``data`` or ``train``.
-        text: the value, and why.
-    """
-
-    topic: str
-    section: str
-    text: str
+    topic: str  # the choice, in one or two words
+    section: str  # section of the recipe
+    text: str  # the value, and why
 
 
 def format_ratio(ratio: float) -> str:
@@ -48,12 +42,9 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     else:
         state = "starts from timm's pretrained weights, which are downloaded on first use"
     yield Reason("backbone", "model", f"{weights.name} {state}")
-    yield Reason(
-        "base",
-        "model",
-        f"{base_px} px: the median image, {height} x {width} px, is downscaled {format_ratio(longer / base_px)} times "
-        "to be seen whole",
-    )
+    ratio = format_ratio(longer / base_px)
+    text = f"{base_px} px: the median image, {height} x {width} px, is downscaled {ratio} times to be seen whole"
+    yield Reason("base", "model", text)
     if plan.fit is None:
         yield Reason("levels", "model", "1: the plain backbone on the whole image")
         return
@@ -61,36 +52,30 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     scale = plan.fit.finest_scale
     resolution = "native resolution" if scale < 1.05 else f"1/{scale:.1f} of native resolution"
     power = f"^{deepest}" if deepest > 1 else ""
-    yield Reason(
-        "levels",
-        "model",
+    text = (
         f"{config.levels}, including the whole image: regions of the last level have {longer} x {grid.cell_extent:.3f}"
-        f"{power} = {longer * grid.cell_extent**deepest:.0f} px and are seen at {base_px} px: {resolution}",
+        f"{power} = {longer * grid.cell_extent**deepest:.0f} px and are seen at {base_px} px: {resolution}"
     )
-    yield Reason(
-        "grid",
-        "model",
+    yield Reason("levels", "model", text)
+    text = (
         f"{grid.rows} x {grid.cols} cells of {grid.cell_extent:.3f} of a side: neighbours overlap by half or more, so "
-        "that anything up to half a cell in size is whole in one of them",
+        "that anything up to half a cell in size is whole in one of them"
     )
+    yield Reason("grid", "model", text)
     limit = ""
     if budget_macs is not None:
         limit = f", within the budget of {format_macs(budget_macs)}"
     elif plan.macs_full is not None and plan.macs <= plan.macs_full / 2:
         limit = ", at most half as much as the plain backbone at full resolution"
     inside = "" if deepest == 1 else f" ({' x '.join(map(str, config.looks))}, level by level)"
-    yield Reason(
-        "looks",
-        "model",
-        f"{looks}{inside}, {1 + looks} glimpses with the whole image{limit}; the number can be changed at inference",
-    )
+    text = f"{looks}{inside}, {1 + looks} glimpses with the whole image{limit}; the number can be changed at inference"
+    yield Reason("looks", "model", text)
     same_px = 16 * round(base_px * math.sqrt(1 + looks) / 16)  # as many pixels as all glimpses together
-    yield Reason(
-        "compare",
-        "model",
+    text = (
         f"the plain backbone costs as much with levels: 1, looks: [], base_px: {same_px}; it can be better if the "
-        "subject fills the image, so train it too",
+        "subject fills the image, so train it too"
     )
+    yield Reason("compare", "model", text)
 
 
 def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) -> Iterator[Reason]:
@@ -131,12 +116,11 @@ def _data_reasons(survey: Survey, recipe: Recipe) -> Iterator[Reason]:
     crops = f"cropped to {augment.crop_area[0]:.0%} of their area or more"
     yield Reason("augment", "data", f"training images are {turns}, {crops}{light}{unless}")
     if recipe.data.val is None:
-        yield Reason(
-            "validation",
-            "data",
+        text = (
             f"{survey.val_images} images are set aside, {recipe.data.val_fraction:.0%} of each class, by a hash of "
-            "their names; if several show one patient, place or film, split by hand",
+            "their names; if several show one patient, place or film, split by hand"
         )
+        yield Reason("validation", "data", text)
 
 
 def data_warnings(survey: Survey) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Proposed recipes: chosen by image sizes, number of images and a budget, and written with the reasons.
 
-Base resolution, levels and looks follow from geometry and cost (:mod:`tnet.suggest.plan`). Everything else is the
-library's defaults, or the constants below, which did best on our own datasets (docs/results).
+Everything but the model is the library's defaults, or the constants below, which did best on our own datasets.
 """
 
 from __future__ import annotations
@@ -52,53 +51,37 @@ _NOT_BARE = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposed recipe.
-
-    Attributes:
-        survey: survey of the images.
-        recipe: complete but for the classes, which come from the data.
-        reasons: one per choice.
-        warnings: what stands in the way of a good result.
-        macs: multiply-adds per image.
-        macs_base: multiply-adds of the plain backbone on the whole image at the base resolution.
-        macs_full: multiply-adds of the plain backbone on the median image at full resolution; ``None`` if too large.
-    """
+    """A proposed recipe, with costs in multiply-adds per image."""
 
     survey: Survey
-    recipe: Recipe
+    recipe: Recipe  # without the classes, which come from the data
     reasons: tuple[Reason, ...]
     warnings: tuple[str, ...]
     macs: int
-    macs_base: int
-    macs_full: int | None
+    macs_base: int  # the plain backbone on the whole image at the base resolution
+    macs_full: int | None  # the plain backbone on the median image at full resolution; ``None`` if too large
 
 
 def parse_macs(text: str) -> int:
-    """Parse a number of multiply-adds: ``1.0G``, ``300M``, ``2e8``.
-
-    Raises:
-        ConfigError: not a number of at least 1.
-    """
+    """Parse a number of multiply-adds: ``1.0G``, ``300M``, ``2e8``."""
     match = re.fullmatch(r"(\d{1,20}(?:\.\d{1,20})?(?:e\d{1,2})?)\s*([kmgt]?)", text.strip(), re.IGNORECASE)
     macs = float(match[1]) * {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2].lower()] if match else 0.0
     if macs < 1:
-        raise ConfigError(
-            f"the budget {text!r} is not a number of multiply-adds; give a positive number such as 1.0G or 300M"
-        )
+        raise ConfigError(f"the budget {text!r} is not a number of multiply-adds; give 1 or more, such as 1.0G or 300M")
     return round(macs)
 
 
 def propose(survey: Survey, *, budget_macs: int | None = None, backbone: str = DEFAULT_BACKBONE) -> Proposal:
-    """Propose a recipe. No weights are loaded or downloaded.
+    """Propose a recipe, without loading weights.
 
     Args:
         survey: survey of the images.
-        budget_macs: most multiply-adds per image; ``None`` for half of the plain backbone's at full resolution, if
+        budget_macs: maximum multiply-adds per image; ``None`` for half of the plain backbone's at full resolution, if
             possible.
         backbone: ``bagnet77`` or the name of a timm model.
 
     Raises:
-        ConfigError: unknown backbone, or a budget too small for the whole image alone.
+        ConfigError: the backbone is unknown, or the budget too small for the whole image alone.
     """
     weights = Weights.of(backbone)
     plan = choose_plan(survey, weights, budget_macs)
@@ -149,13 +132,12 @@ def _data(survey: Survey) -> DataConfig:
 
 
 def explain(proposal: Proposal) -> str:
-    """Return what was found and what is proposed, a line per choice, with costs and warnings; plain text."""
+    """Return the survey, the reason for each choice, costs and warnings as plain text."""
     width = 2 + max(len(reason.topic) for reason in proposal.reasons)
     lines = [_describe(proposal.survey), ""]
     for reason in proposal.reasons:
-        lines += textwrap.wrap(
-            reason.text, 116, initial_indent=reason.topic.ljust(width), subsequent_indent=" " * width
-        )
+        topic = reason.topic.ljust(width)
+        lines += textwrap.wrap(reason.text, 116, initial_indent=topic, subsequent_indent=" " * width)
     lines += ["", *_costs(proposal)]
     for warning in proposal.warnings:
         lines += ["", *textwrap.wrap(f"warning: {_printable(warning)}", 116, subsequent_indent="  ")]
@@ -163,14 +145,9 @@ def explain(proposal: Proposal) -> str:
 
 
 def recipe_text(proposal: Proposal, run: str = "runs/mine") -> str:
-    """Return the recipe as YAML, with the reasons as comments.
-
-    Args:
-        proposal: the proposal.
-        run: run directory for the command in its header.
-    """
-    recipe, survey = proposal.recipe, proposal.survey
-    head = [f"Proposed by `tnet suggest`. {_describe(survey)}"]
+    """Return the recipe as YAML, with the reasons as comments; ``run`` is the run directory of the command in it."""
+    recipe = proposal.recipe
+    head = [f"Proposed by `tnet suggest`. {_describe(proposal.survey)}"]
     head.append(f"Command: tnet train THIS_FILE --out {shlex.quote(run)}")
     if recipe.model.backbone.pretrained:  # type: ignore[attr-defined]
         head.append(
@@ -204,9 +181,8 @@ def _describe(survey: Survey) -> str:
     height, width = survey.median_hw
     common = max(survey.train_counts) / max(1, sum(survey.train_counts))
     least, low, high, most = (survey.longer_side_px(share) for share in (0, 0.05, 0.95, 1))
-    spread = f"longer sides are {least} to {most} px, 9 in 10 of them {low} to {high} px"
-    if least == most:
-        spread = f"all longer sides are {least} px"
+    varying = f"longer sides are {least} to {most} px, 9 in 10 of them {low} to {high} px"
+    spread = f"all longer sides are {least} px" if least == most else varying
     text = (
         f"{_printable(survey.place)}: {survey.train_images} training and {survey.val_images} validation images, "
         f"{len(survey.classes)} {'labels' if survey.multilabel else 'classes'} (the most common one is {common:.0%}). "
@@ -227,7 +203,7 @@ def _costs(proposal: Proposal) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Put text on one line, without what would end a comment or upset a terminal."""
+    """Put text on one line, without characters that would end a comment or upset a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 

@@ -35,50 +35,29 @@ _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The header of one image.
-
-    Attributes:
-        path: path of the image.
-        size_hw: height and width, upright, pixels.
-        is_lazy: only the regions that are seen are read.
-        is_flat: lazy, but without tiles, so that any glimpse decodes the whole image.
-        is_grey: one channel besides alpha.
-        bands: channels that are neither grey nor colours; 0 if there are none.
-        has_no_up: a slide or map, which can be turned.
-    """
+    """The header of one image."""
 
     path: Path
-    size_hw: tuple[int, int]
-    is_lazy: bool = False
-    is_flat: bool = False
-    is_grey: bool = False
-    bands: int = 0
-    has_no_up: bool = False
+    size_hw: tuple[int, int]  # upright, pixels
+    is_lazy: bool = False  # only the regions that are seen are read
+    is_flat: bool = False  # lazy, but without tiles, so that any glimpse decodes the whole image
+    is_grey: bool = False  # one channel besides alpha
+    bands: int = 0  # number of channels that are neither grey nor colours
+    has_no_up: bool = False  # a slide or map, which can be turned
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A set of labelled images.
+    """A set of labelled images."""
 
-    Attributes:
-        data: data section of a recipe for them.
-        classes: names, by index.
-        multilabel: whether an image can have several labels.
-        train_counts: training images per class.
-        train_images: number of training images.
-        val_images: number of validation images.
-        images: those whose headers were read, training images first; at least one.
-        left_out: files in class folders whose image format is unsupported: number by suffix.
-    """
-
-    data: DataConfig
+    data: DataConfig  # section of a recipe for the images
     classes: tuple[str, ...]
     multilabel: bool
-    train_counts: tuple[int, ...]
+    train_counts: tuple[int, ...]  # training images per class
     train_images: int
     val_images: int
-    images: tuple[ImageFacts, ...]
-    left_out: tuple[tuple[str, int], ...] = ()
+    images: tuple[ImageFacts, ...]  # the images whose headers were read, training images first; at least one
+    left_out: tuple[tuple[str, int], ...] = ()  # suffixes and counts of files in unsupported image formats
 
     @property
     def place(self) -> str:
@@ -108,17 +87,9 @@ class Survey:
 
 
 def find_layout(path: str | Path) -> DataConfig:
-    """Find out how a folder of images is laid out.
+    """Return the data section of a recipe for a table or folder; ``val`` is ``None`` without validation images.
 
-    Args:
-        path: a folder with ``train/CLASS/`` (and ``val/CLASS/``), with ``train.csv`` (and ``val.csv``), or with one
-            folder per class; or a table.
-
-    Returns:
-        The data section of a recipe; ``val`` is ``None`` without separate validation images.
-
-    Raises:
-        DataError: the folder is missing, or has neither class folders nor a table.
+    A folder holds ``train/CLASS/`` (and ``val/CLASS/``), ``train.csv`` (and ``val.csv``), or one folder per class.
     """
     path = Path(path)
     if path.suffix.lower() in _TABLES and not path.is_dir():
@@ -143,12 +114,7 @@ def find_layout(path: str | Path) -> DataConfig:
 
 
 def survey_images(data: DataConfig) -> Survey:
-    """Read the labels of all images and the headers of up to a thousand per split: every n-th, in order of their paths.
-
-    Raises:
-        DataError: missing, empty or inconsistent data; a single class; or unreadable images.
-        ConfigError: synthetic data.
-    """
+    """Read all labels, and the header of every n-th image in order of paths, up to a thousand per split."""
     if data.kind == "digits":
         raise ConfigError("data.kind is digits, which are synthetic; give folder or table")
     train, val = open_data(data, channels=3, seed=0)

@@ -22,14 +22,7 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """Return the path of a recipe: a file, or a bundled recipe by name (``published/imagenet_tnet``).
-
-    Args:
-        recipe: a path, or a name with or without ``recipes/`` before and ``.yaml`` after it. A file comes first; what
-            is neither is returned unchanged, for the error of whoever reads it.
-    """
+    """Return the path of an existing file, or else of a bundled recipe; other paths are returned unchanged."""
     path = Path(recipe)
-    if path.exists():
-        return path
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
-    return bundled_recipes().get(name, path)
+    return path if path.exists() else bundled_recipes().get(name, path)

@@ -43,11 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AtomicCSVLogger(CSVLogger):
-    """Writes the complete log at every save under a temporary name first, so that a killed run keeps all its epochs.
-
-    Lightning's logger empties the file and rewrites it for each new column, which each run has: the metrics of training
-    come after those of validation. A run killed at that moment would lose its epochs.
-    """
+    """Replaces the log at every save, as Lightning truncates it for new columns; a killed run keeps its epochs."""
 
     @property
     @rank_zero_experiment
@@ -65,11 +61,7 @@ class _AtomicWriter(ExperimentWriter):
 
 
 class TimeLimit(Callback):
-    """Ends training after some time, and sets the share of it that has passed for the schedule.
-
-    Args:
-        minutes: time limit, validation and time before a resume included.
-    """
+    """Ends training after some minutes, validation and time before a resume included; the schedule follows it."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
@@ -78,7 +70,7 @@ class TimeLimit(Callback):
 
     def elapsed(self) -> float:
         """Return seconds of training so far."""
-        return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
+        return self.before + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and set the share before a resume."""
@@ -105,11 +97,7 @@ class TimeLimit(Callback):
 
 
 class TimedProgressBar(TQDMProgressBar):
-    """A progress bar for a run with a time limit, in minutes.
-
-    Args:
-        minutes: time limit.
-    """
+    """Progress bar of a run with a time limit in minutes."""
 
     def __init__(self, minutes: float) -> None:
         super().__init__(leave=False)
@@ -123,12 +111,7 @@ class TimedProgressBar(TQDMProgressBar):
 
 
 class KeepModel(Callback):
-    """Saves the model after validation, so that a stopped run can be used.
-
-    Args:
-        folder: folder of the model.
-        which: ``best`` saves it if validation has improved, ``last`` every time.
-    """
+    """Saves the model after validation (``best``: only if it has improved), so that a stopped run can be used."""
 
     def __init__(self, folder: Path, which: Keep = "best") -> None:
         self.folder, self.which = folder, which
@@ -146,14 +129,9 @@ class KeepModel(Callback):
             self.best = float(value)
         save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module))
 
-    @staticmethod
-    def _card(trainer: pl.Trainer, module: TNetModule) -> str:
-        """Return the model card, with the metrics of this validation."""
-        values = [
-            f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |"
-            for name, value in sorted(trainer.callback_metrics.items())
-            if name.startswith("val/")
-        ]
+    def _card(self, trainer: pl.Trainer, module: TNetModule) -> str:
+        metrics = sorted(item for item in trainer.callback_metrics.items() if item[0].startswith("val/"))
+        values = [f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |" for name, value in metrics]
         title = module.recipe.title or module.recipe.model.line()
         return (
             f'{default_card(module.model.config)}\nTrained by the recipe "{title}" (`recipe.yaml` of the run), seed '
@@ -171,21 +149,16 @@ class KeepModel(Callback):
 
 
 class AverageWeights(WeightAveraging):
-    """Keeps an exponential moving average of weights and buffers, which replaces them in validation.
+    """Keeps an exponential moving average of weights and buffers, which replaces them during validation.
 
-    The average is in the module from the start of validation to its very end: before batch norm is recalibrated, and
-    until the best model is kept. In the list of callbacks it must come before ``RecalibrateNorms`` and after
-    ``KeepModel``. Checkpoints hold both.
-
-    Args:
-        decay: decay per step; ``(1 + n) / (10 + n)`` after ``n`` steps if that is less, or the random initial weights
-            would stay in the average for long.
+    It must come after ``KeepModel`` in the list of callbacks and before ``RecalibrateNorms``, so that the average is
+    recalibrated and kept. Checkpoints hold both.
     """
 
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            # The decay starts lower, so that the random initial weights soon leave the average.
             kept = min(decay, (1 + int(count)) / (10 + int(count)))
-            # Counts are not averaged.
             return torch.lerp(current, averaged, kept) if averaged.is_floating_point() else current
 
         super().__init__(avg_fn=average)
@@ -195,10 +168,9 @@ class AverageWeights(WeightAveraging):
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do nothing: the average is in already."""
+        """Do nothing: the average is swapped in earlier, and out after the best model is kept."""
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do nothing: the average stays until the best model is kept."""
+    on_validation_epoch_end = on_validation_epoch_start
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Swap the trained weights back in."""
@@ -207,14 +179,10 @@ class AverageWeights(WeightAveraging):
 
 @torch.no_grad()
 def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
-    """Replace the running statistics of batch norm by plain averages over some batches.
+    """Replace the running statistics of batch norm by plain averages over training batches on the model's device.
 
-    The model runs as in evaluation (its policy, no dropout), so that the statistics describe what it will see; with
-    ``batch_norm: per_level`` whole images and regions have their own. Norms without input keep theirs.
-
-    Args:
-        model: on the device of the batches; keeps its mode.
-        batches: training images.
+    The model runs as in evaluation (its policy, no dropout), so that the statistics describe its inputs there. Norms
+    without input keep theirs.
     """
     norms = batch_norms(model)
     if not norms:
@@ -242,11 +210,7 @@ def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
 
 
 class RecalibrateNorms(Callback):
-    """Recalibrates batch norm before each validation, and thereby the model that is kept.
-
-    Args:
-        batches: training batches to average over.
-    """
+    """Recalibrates batch norm over some training batches before each validation, for the model that is kept too."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -254,15 +218,12 @@ class RecalibrateNorms(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the running statistics."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, TNetModule)
-        assert isinstance(data, TNetData)
+        assert isinstance(pl_module, TNetModule) and isinstance(data, TNetData)
         train = data.recipe.train
-        images = len(data.train_data)
-        count = min(self.batches * train.batch_size, images)
+        count = min(self.batches * train.batch_size, len(data.train_data))
         # Not the first images of the epoch, and the same in a resumed run.
         seed = data.recipe.seed + 1
         loader = train_loader(data.train_data, train.batch_size, train.workers, seed, trainer.current_epoch, count)
         with torch.random.fork_rng(devices=[]):
-            recalibrate_norms(
-                pl_module.model, (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
-            )
+            batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
+            recalibrate_norms(pl_module.model, batches)

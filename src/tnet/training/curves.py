@@ -13,26 +13,17 @@ _LOCATOR = ("train/location_entropy", "train/baseline")
 
 
 def read_metrics(csv_logs: Path) -> list[Row]:
-    """Read the epochs of CSV logs; a later version (after a resume) replaces the epochs that it repeats.
-
-    Args:
-        csv_logs: folder of the logger's ``version_*`` folders.
-
-    Returns:
-        One row per epoch, in order, with ``epoch``, ``step`` and the metrics.
-    """
+    """Read one row per epoch from a folder of CSV logs; later versions (after a resume) replace repeated epochs."""
     epochs: dict[int, Row] = {}
     versions = sorted(csv_logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for version in versions:
         with version.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row.get("epoch")]
-        seen: set[int] = set()
+        merged: dict[int, Row] = {}
         for row in rows:
-            epoch = int(float(row["epoch"]))
-            if epoch not in seen:
-                epochs[epoch] = {}
-                seen.add(epoch)
-            epochs[epoch].update({name: float(value) for name, value in row.items() if value})
+            values = {name: float(value) for name, value in row.items() if value}
+            merged.setdefault(int(values["epoch"]), {}).update(values)
+        epochs |= merged
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
@@ -51,13 +42,9 @@ def plot_curves(rows: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = sorted({name for row in rows for name in row})
-    panels = {
-        "accuracy": [n for n in names if "accuracy" in n],
-        "loss terms (weighted)": [
-            n for n in names if n.startswith("train/") and "accuracy" not in n and n not in _LOCATOR
-        ],
-        "locator": [n for n in names if n in _LOCATOR],
-    }
+    accuracy, locator = [n for n in names if "accuracy" in n], [n for n in names if n in _LOCATOR]
+    terms = [n for n in names if n.startswith("train/") and n not in (*accuracy, *locator)]
+    panels = {"accuracy": accuracy, "loss terms (weighted)": terms, "locator": locator}
     panels = {title: metrics for title, metrics in panels.items() if metrics}
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)

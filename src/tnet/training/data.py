@@ -12,24 +12,16 @@ from tnet.training.recipe import Recipe
 
 
 class TNetData(pl.LightningDataModule):
-    """Training and validation loaders.
-
-    There is a new training loader in each epoch (workers are not kept), so that order and augmentation depend on seed
-    and epoch alone.
-
-    Args:
-        recipe: the recipe.
-    """
+    """Training and validation loaders; each epoch has a new training loader, which depends on seed and epoch alone."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.train_data, self.val_data = open_data(
-            recipe.data, recipe.model.in_channels, recipe.seed, base_px=recipe.model.needed_px
-        )
-        if recipe.model.default_looks:
+        model, seed = recipe.model, recipe.seed
+        self.train_data, self.val_data = open_data(recipe.data, model.in_channels, seed, base_px=model.needed_px)
+        if model.default_looks:
             for data in (self.train_data, self.val_data):
-                check_sizes(data, recipe.model.look_px)
+                check_sizes(data, model.look_px)
 
     @property
     def classes(self) -> list[str]:
@@ -43,11 +35,9 @@ class TNetData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Loader of the current epoch."""
-        train = self.recipe.train
+        train, seed = self.recipe.train, self.recipe.seed
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return train_loader(
-            self.train_data, train.batch_size, train.workers, self.recipe.seed, epoch, train.images_per_epoch
-        )
+        return train_loader(self.train_data, train.batch_size, train.workers, seed, epoch, train.images_per_epoch)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Loader of the validation images, in order."""

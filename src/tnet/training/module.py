@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import cast
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 
@@ -36,17 +35,12 @@ def accuracy_metric(classes: int, multilabel: bool) -> Metric:
 
 
 def _metric_name(measured: str) -> str:
-    """Return the name in the logs of an accuracy: without looks (``0``), or with those of a policy."""
+    """Return the logged name of the accuracy without looks (``0``) or by a policy."""
     return {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(measured, f"val/accuracy_{measured}")
 
 
 class TNetModule(pl.LightningModule):
-    """Trains a model of any kind by a recipe.
-
-    Args:
-        recipe: the recipe, with the dataset's classes.
-        model: model to train; built from the recipe if ``None``.
-    """
+    """Trains a model of any kind by a recipe with the dataset's classes; builds the model unless it is given."""
 
     def __init__(self, recipe: Recipe, model: Model | None = None) -> None:
         super().__init__()
@@ -67,14 +61,12 @@ class TNetModule(pl.LightningModule):
 
     def _load_teacher(self, folder: str) -> Model:
         teacher = load_model(folder).requires_grad_(False)
-        theirs, ours = (
-            (config.num_classes, config.class_names, config.multilabel, config.in_channels)
-            for config in (teacher.config, self.recipe.model)
-        )
-        if theirs != ours:
+        theirs, ours = teacher.config, self.recipe.model
+        compared = ("num_classes", "class_names", "multilabel", "in_channels")
+        if any(getattr(theirs, name) != getattr(ours, name) for name in compared):
             raise ConfigError(
-                f"train.teacher {folder} has {theirs[0]} classes and {theirs[3]} channel(s), which differ from the "
-                f"recipe's {ours[0]} classes and {ours[3]} channel(s); give a model trained on the same classes"
+                f"train.teacher {folder} has {theirs.num_classes} classes and {theirs.in_channels} channel(s), the "
+                f"recipe {ours.num_classes} classes and {ours.in_channels} channel(s); give a model of the same classes"
             )
         return teacher
 
@@ -82,9 +74,8 @@ class TNetModule(pl.LightningModule):
     def eval_policies(self) -> tuple[str, ...]:
         """Policies measured in validation: none for a model without looks, its own for one that always looks."""
         config = self.recipe.model
-        if not config.default_looks:
-            return ()
-        return self.recipe.train.eval_policies or (() if config.allows_no_looks else (config.eval_policy,))
+        policies = self.recipe.train.eval_policies or (() if config.allows_no_looks else (config.eval_policy,))
+        return policies if config.default_looks else ()
 
     @property
     def monitor(self) -> str:
@@ -93,10 +84,8 @@ class TNetModule(pl.LightningModule):
         return _metric_name(measured[0])
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one.
-
-        Per step and not per epoch, as the data loader draws a number too, at a time that depends on resuming.
-        """
+        """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one."""
+        # Not per epoch, as the data loader draws a number too, at a time that depends on resuming.
         torch.manual_seed(self.recipe.seed * _SEED_STRIDE + self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -108,16 +97,15 @@ class TNetModule(pl.LightningModule):
                 f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); lower "
                 "optim.lr or optim.clip_norm and train again; the last good checkpoint and model/ are kept"
             )
-        size = len(batch.names)
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
         logged |= {"train/loss": loss.total.detach(), "train/accuracy": loss.reward}
         if output.has_looks and output.region_logits is not None:
             logged["train/region_accuracy"] = loss.reward_per_feature
         if output.has_looks and isinstance(self.objective, Objective):
             logged["train/baseline"] = self.objective.baseline
-        entropy = output.location_entropy
-        if entropy is not None:
-            logged["train/location_entropy"] = entropy
+        if output.location_entropy is not None:
+            logged["train/location_entropy"] = output.location_entropy
+        size = len(batch.names)
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size)
         self.log("loss", loss.total.detach(), prog_bar=True, logger=False, batch_size=size)
         return loss.total
@@ -145,20 +133,19 @@ class TNetModule(pl.LightningModule):
         """Mix each image with the one before it; the loss is linear in the target, so losses are mixed likewise."""
         if not isinstance(batch.images, Tensor):
             raise ConfigError(
-                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but images of different sizes, or lazily read "
-                "ones, cannot be mixed; set data.augment.resize_px, or mixup_alpha to 0"
+                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but images are lazily read or of different "
+                "sizes; set data.augment.resize_px, or mixup_alpha to 0"
             )
         alpha = torch.tensor(float(self.recipe.train.mixup_alpha))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         # Rounded to 8 bits, as floating point means normalized pixels.
         mixed = torch.lerp(batch.images.roll(1, 0).float(), batch.images.float(), share).round().to(torch.uint8)
         output: ModelOutput = self.model(mixed, **self.objective.forward_options)
-        own, other = (
-            self.objective(output, target, self.model) for target in (batch.targets, batch.targets.roll(1, 0))
-        )
+        own = self.objective(output, batch.targets, self.model)
+        other = self.objective(output, batch.targets.roll(1, 0), self.model)
         terms = {name: torch.lerp(other.terms[name], term, share) for name, term in own.terms.items()}
-        mixed_reward = torch.lerp(other.reward, own.reward, share)
-        return output, Loss.of(terms, mixed_reward, torch.lerp(other.reward_per_feature, own.reward_per_feature, share))
+        reward = torch.lerp(other.reward, own.reward, share)
+        return output, Loss.of(terms, reward, torch.lerp(other.reward_per_feature, own.reward_per_feature, share))
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Measure accuracy at 0 looks, and at the recipe's looks for each policy."""
@@ -166,22 +153,20 @@ class TNetModule(pl.LightningModule):
         # Random locations are the same at every epoch and in every run, so that curves can be compared.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_index)
-            for name, metric in cast("Iterable[tuple[str, Metric]]", self.accuracy.items()):
+            for name, metric in self.accuracy.items():
+                assert isinstance(metric, Metric)
                 output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
                 metric.update(output.logits.sigmoid() if multilabel else output.logits, batch.targets.long())
                 self.log(_metric_name(name), metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop on infinite or NaN gradients before they reach the weights."""
-        # With 16-mixed precision the gradient scaler skips such steps.
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision == "16-mixed":  # its gradient scaler skips such steps
             return
         norms = torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None])
         if not torch.isfinite(norms).all():
-            raise TrainingError(
-                f"a gradient became infinite or NaN at step {self.global_step}; lower optim.lr and train again; the "
-                "last good checkpoint and model/ are kept"
-            )
+            remedy = "lower optim.lr and train again; the last good checkpoint and model/ are kept"
+            raise TrainingError(f"a gradient became infinite or NaN at step {self.global_step}; {remedy}")
 
     def progress(self, step: int) -> float:
         """Return the share of the training that is done, by steps or by the time limit, if that comes first."""
@@ -192,7 +177,5 @@ class TNetModule(pl.LightningModule):
         """Build the optimizer and the recipe's schedule."""
         config = self.recipe.optim
         optimizer = build_optimizer(self.model, config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(config, self.progress(step))
-        )
+        scheduler = LambdaLR(optimizer, lambda step: schedule_factor(config, self.progress(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -13,17 +13,11 @@ from tnet.training.recipe import OptimConfig
 
 
 class KerasAdam(torch.optim.Adam):
-    """Adam as in Keras, with epsilon outside the bias correction: what the published models were trained with.
+    """Adam as in Keras, with epsilon outside the bias correction, for the published recipes.
 
     A step is ``lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)``, where PyTorch adds epsilon to the corrected
     ``sqrt(v / (1 - b2^t))``. This is PyTorch's Adam with an epsilon of ``eps / sqrt(1 - b2^t)``, 32 times as large in
     the first step: weights with tiny gradients move less in the first thousand steps.
-
-    Args:
-        params: parameters or groups.
-        lr: learning rate.
-        eps: epsilon (Keras: 1e-7).
-        weight_decay: must be 0; the argument is shared with other optimizers.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, eps: float = 1e-7, weight_decay: float = 0.0) -> None:
@@ -72,7 +66,4 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimizer that a configuration describes."""
     optimizers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "keras_adam": KerasAdam}
-    optimizer: torch.optim.Optimizer = optimizers[config.name](
-        parameter_groups(model, config), lr=config.lr, eps=config.eps
-    )
-    return optimizer
+    return optimizers[config.name](parameter_groups(model, config), lr=config.lr, eps=config.eps)

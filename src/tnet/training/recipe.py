@@ -25,8 +25,7 @@ from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
 
-Keep = Literal["best", "last"]
-"""The epoch whose model a run keeps."""
+Keep = Literal["best", "last"]  # the epoch whose model a run keeps
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class OptimConfig:
 
     Attributes:
         name: ``adamw``, ``adam``, or ``keras_adam``: Adam as Keras computes it (published), with ``eps: 1.0e-7``.
-        lr: learning rate of the new layers, and of the backbone unless it has its own.
+        lr: learning rate of the new layers.
         backbone_lr: learning rate of the backbone; ``null`` for ``lr``.
-        weight_decay: of ``adamw``, on weights of two and more dimensions.
+        weight_decay: weight decay of ``adamw``, for weights of two and more dimensions.
         eps: epsilon of Adam.
         schedule: ``constant``, ``step`` (published: one drop) or ``cosine`` to zero.
         drop_at: share of the training after which ``step`` drops.
@@ -77,24 +76,23 @@ class TrainConfig:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes or GPUs to train on.
-        eval_policies: policies that validation measures at the recipe's looks: ``topk``, ``sample``, ``random``,
-            ``centre``, and a Saccader's others. The best model is that of ``topk``, else of the first; with none, that
-            of 0 looks.
+        eval_policies: policies measured in validation, at the recipe's looks: ``topk``, ``sample``, ``random``,
+            ``centre``, and a Saccader's others. ``topk`` selects the best model, else the first, else 0 looks.
         recalibrate_batches: training batches over which batch norm statistics are recomputed before each validation; 0
             keeps the running averages (published), which lag behind weights that change fast.
         keep: epoch whose model is kept in ``model/``: the ``best`` in validation, or the ``last`` (published). If
             results are reported on the validation images, the best of many epochs flatters them.
-        overlays: validation images for which the regions are drawn at the end.
-        start_from: folder of a run or saved model whose weights to start from; tensors are matched by name and shape,
-            and the rest starts at random. ``null`` for none.
-        ema_decay: decay of an exponential moving average of weights and running statistics (0.999, say; ``(1 + n) / (10
-            + n)`` after ``n`` steps if that is less). The average is validated and kept. ``null`` for none.
-        teacher: folder of a run or saved model of the same classes, of any type, for distillation (Hinton et al. 2015).
-            It sees the same augmented images. ``null`` for none.
+        overlays: number of validation images on which the regions are drawn at the end.
+        start_from: folder of a run or saved model with the initial weights, matched by name and shape; the rest starts
+            at random. ``null`` for none.
+        ema_decay: decay per step (0.999, say; less in early steps) of an exponential moving average of weights and
+            running statistics, which is validated and kept. ``null`` for none.
+        teacher: folder of a run or saved model of any type and the same classes, for distillation (Hinton et al. 2015)
+            on the same augmented images. ``null`` for none.
         teacher_weight: weight of the divergence from the teacher's probabilities.
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
-        mixup_alpha: parameter of the Beta distribution for mixup (0.2, say); 0 for none. Only for models without looks,
-            on images of one size and one label: a region of a mixture has no single right class to reward.
+        mixup_alpha: parameter of the Beta distribution for mixup (0.2, say); 0 for none. Only for models without looks
+            and images of one size and one label: a region of a mixture has no single right class to reward.
     """
 
     epochs: int = 20
@@ -167,18 +165,14 @@ class Recipe:
         kind = kind_of(self.model)
         wanted = MODEL_KINDS[kind].objective_config
         if type(self.objective) is not wanted:
-            raise ConfigError(
-                f"objective is a {type(self.objective).__name__} but model type {kind} takes a {wanted.__name__}; "
-                "give that"
-            )
+            name = type(self.objective).__name__
+            raise ConfigError(f"objective is a {name}, but must be a {wanted.__name__} for model type {kind}")
         if self.train.mixup_alpha:
             self._check_mixup()
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
-            raise ConfigError(
-                f"objective.worth_weight is set but model.looks is {list(self.model.default_looks)}, which leaves no "
-                "regions to compare; use 2 or more looks at some level, or set worth_weight to 0"
-            )
+            looks, remedy = list(self.model.default_looks), "use 2 or more looks at some level, or set it to 0"
+            raise ConfigError(f"objective.worth_weight compares regions, but model.looks is {looks}; {remedy}")
 
     def _check_mixup(self) -> None:
         if self.model.default_looks:
@@ -189,9 +183,8 @@ class Recipe:
             problem, remedy = "objective.contrastive_weight needs a single class per image", "set it to 0"
         else:
             return
-        raise ConfigError(
-            f"train.mixup_alpha is {self.train.mixup_alpha}, but {problem}; {remedy}, or mixup_alpha to 0"
-        )
+        alpha = self.train.mixup_alpha
+        raise ConfigError(f"train.mixup_alpha is {alpha}, but {problem}; {remedy}, or mixup_alpha to 0")
 
 
 def build_objective(config: object) -> ModelObjective:
@@ -200,21 +193,19 @@ def build_objective(config: object) -> ModelObjective:
 
 
 class _RepeatedKeyError(yaml.MarkedYAMLError):
-    """A key that a mapping has twice, which YAML forbids and PyYAML lets pass."""
+    """A repeated key, which YAML forbids and PyYAML accepts."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, unlike YAML 1.1, and refuses a key that is given twice."""
+    """YAML that reads 1e-4 as a number, unlike YAML 1.1, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise _RepeatedKeyError(problem=key.value, problem_mark=key.start_mark)
-                seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _RepeatedKeyError(problem=key.value, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -231,27 +222,23 @@ for _yaml_class in (_Loader, _Dumper):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a file, or a bundled one by its name.
 
-    A recipe can start from another one: ``base: other.yaml``, relative to its own folder, which has no base itself. Its
-    own values override the base's, key by key at every depth; lists are replaced.
+    A recipe can build on another one, ``base: other.yaml`` (relative to its folder), which must not have a base itself.
+    Its values override the base's, key by key at every depth; lists are replaced.
 
     Args:
         path: a YAML file, or the name of a bundled recipe such as ``published/imagenet_tnet``.
-        overrides: ``key.in.recipe=value`` each; the value is read as YAML.
+        overrides: settings ``key.in.recipe=value``; values are read as YAML.
 
     Raises:
-        RecipeError: unreadable file, invalid YAML, unknown key or wrong type, with file and key; or an invalid base.
-        ConfigError: a value out of range, or values that contradict each other.
+        RecipeError: the file cannot be read, or has invalid YAML, an unknown key, a wrong type or an invalid base.
+        ConfigError: a value is out of range, or values contradict each other.
     """
     path = find_recipe(path)
     return _parse(apply_overrides(read_recipe(path), overrides), str(path))
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
-    """Return the keys and values of a recipe over those of its base, unchecked.
-
-    Raises:
-        RecipeError: unreadable file, invalid YAML, or an invalid base.
-    """
+    """Return the unchecked keys and values of a recipe, merged over its base's."""
     data = _mapping(read_text(path, "recipe"), str(path))
     if "base" not in data:
         return data
@@ -265,7 +252,6 @@ def read_recipe(path: Path) -> dict[Any, Any]:
 
 
 def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    """Merge nested mappings; values of ``above`` win."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -274,24 +260,15 @@ def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a YAML file that a person has written.
-
-    Args:
-        path: the file.
-        what: ``recipe`` or ``suite``, for error messages.
-
-    Raises:
-        RecipeError: it cannot be read, or is too large.
-    """
+    """Read a YAML file written by a person; ``what`` (``recipe`` or ``suite``) is for error messages."""
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise RecipeError(f"{what} {path} is larger than {_MAX_RECIPE_BYTES} bytes; give a YAML file")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(
-            f"{what} {path} cannot be read ({reason}); give a YAML file, or a name that `tnet recipes` lists"
-        ) from None
+        remedy = "give a YAML file, or a name that `tnet recipes` lists"
+        raise RecipeError(f"{what} {path} cannot be read ({reason}); {remedy}") from None
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
@@ -310,10 +287,9 @@ def _mapping(text: str, source: str) -> dict[Any, Any]:
 def _parse(data: dict[Any, Any], source: str) -> Recipe:
     """Build a recipe whose model and objective have the type that ``model.type`` names."""
     kind = DEFAULT_KIND
-    if isinstance(data.get("model"), dict) and "type" in data["model"]:
-        model = dict(data["model"])
-        kind = model.pop("type")
-        data = {**data, "model": model}
+    if isinstance(model := data.get("model"), dict):
+        kind = model.get("type", DEFAULT_KIND)
+        data = {**data, "model": {key: value for key, value in model.items() if key != "type"}}
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise RecipeError(f"{source}: model.type is {kind!r}; give one of {', '.join(MODEL_KINDS)}")
     parsed = parse_dataclass(_recipe_class(kind), data, source)
@@ -329,15 +305,7 @@ def _recipe_class(kind: str) -> type[Recipe]:
 
 
 def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
-    """Set ``key.in.data=value`` in nested mappings; the value is read as YAML.
-
-    Args:
-        data: changed in place, and returned.
-        overrides: one setting each.
-
-    Raises:
-        RecipeError: an override that is not ``key=value``, or a key inside a value.
-    """
+    """Apply ``key.in.data=value`` settings with YAML values to nested mappings, in place; return the mapping."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -353,11 +321,7 @@ def apply_overrides(data: dict[Any, Any], overrides: Sequence[str]) -> dict[Any,
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Read YAML as recipes are written: ``1e-4`` is a number.
-
-    Raises:
-        RecipeError: invalid YAML, or a repeated key; with the line.
-    """
+    """Read YAML as recipes are written: ``1e-4`` is a number, and repeated keys are errors."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -382,14 +346,11 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 def dump_yaml(data: dict[Any, Any]) -> str:
     """Return YAML that :func:`read_yaml` reads back the same."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def with_classes(recipe: Recipe, classes: Sequence[str], multilabel: bool) -> Recipe:
     """Return the recipe with the dataset's classes, and its model's normalization spelled out."""
     mean, std = recipe.model.normalization
-    from_data: dict[str, Any] = {
-        "num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel, "mean": mean, "std": std
-    }  # fmt: skip
-    return replace(recipe, model=replace(recipe.model, **from_data))
+    from_data: dict[str, Any] = {"num_classes": len(classes), "class_names": tuple(classes), "multilabel": multilabel}
+    return replace(recipe, model=replace(recipe.model, **from_data, mean=mean, std=std))

@@ -15,6 +15,7 @@ import time
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -32,15 +33,7 @@ from tnet.explain.batch import explain_samples
 from tnet.files import atomic_folder, make_folder
 from tnet.models.base import Model
 from tnet.models.io import fill_from, load_model
-from tnet.training.callbacks import (
-    AtomicCheckpointIO,
-    AtomicCSVLogger,
-    AverageWeights,
-    KeepModel,
-    RecalibrateNorms,
-    TimedProgressBar,
-    TimeLimit,
-)
+from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -48,54 +41,41 @@ from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 RECIPE_NAME = "recipe.yaml"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
+# Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
+_HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches)"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        folder: the run directory.
-        recipe: the recipe, with the dataset's classes.
-        model: the best model, or the last one (``train.keep``), in evaluation mode.
-        metrics: one row per epoch.
-        train_seconds: wall time of the fit, validation included; without the time before a resume.
-        not_started: tensors of the model that ``train.start_from`` does not hold and that started at random; empty
-            without it, and after a resume.
-    """
+    """A finished run."""
 
     folder: Path
-    recipe: Recipe
-    model: Model
-    metrics: list[dict[str, float]]
-    train_seconds: float
-    not_started: tuple[str, ...] = ()
+    recipe: Recipe  # with the dataset's classes
+    model: Model  # the best or last one (``train.keep``), in evaluation mode
+    metrics: list[dict[str, float]]  # one row per epoch
+    train_seconds: float  # wall time including validation, without the time before a resume
+    not_started: tuple[str, ...] = ()  # tensors that ``train.start_from`` lacks and that started at random
 
 
 def train(
-    recipe: Recipe,
-    folder: str | Path,
-    *,
-    resume: bool = False,
-    progress: bool = True,
-    val_batches: int | None = None,
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True, val_batches: int | None = None
 ) -> RunResult:
     """Train by a recipe.
 
     Args:
         recipe: the recipe.
-        folder: the run directory; must be new or empty unless resuming.
+        folder: run directory; must be new or empty unless resuming.
         resume: continue from the last checkpoint in ``folder``, if there is one.
         progress: show a progress bar.
-        val_batches: validate on this many batches only, to try a recipe out; ``None`` for all.
+        val_batches: number of batches to validate on, to try a recipe out; ``None`` for all.
 
     Raises:
         OutputError: the folder is in use or cannot be written.
-        DataError: missing or inconsistent data.
+        DataError: data is missing or inconsistent.
         ConfigError: the recipe cannot be built.
-        CheckpointError: the checkpoint to resume from, or the weights to start from, are damaged or do not fit.
+        CheckpointError: the checkpoint or the initial weights are damaged or do not fit.
         TrainingError: the loss became NaN, or the accelerator is missing.
-        KeyboardInterrupt: Ctrl-C; with a note on the epochs that are kept, from which the run can be resumed.
+        KeyboardInterrupt: Ctrl-C was pressed; a note says which epochs are kept and how to resume.
     """
     folder = Path(folder)
     checkpoint = _checkpoint_to_resume(folder, resume)
@@ -144,9 +124,7 @@ def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
     if resume:
         return checkpoint if checkpoint.is_file() else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(
-            f"{folder} already exists and is not empty; give another --out, or --resume to continue the run in it"
-        )
+        raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
     return None
 
 
@@ -159,30 +137,27 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
 
     path = folder / RECIPE_NAME
     if path.is_file() and without_length(recipe) != without_length(load_recipe(path)):
-        raise CheckpointError(
-            f"{folder} holds a run of another recipe, {path}; resume with that, or give another --out"
-        )
+        raise CheckpointError(f"{folder} holds a run of another recipe, {path}; use that, or give another --out")
 
 
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
     train = recipe.train
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            folder / "checkpoints", "best", monitor=module.monitor, mode="max", enable_version_counter=False
-        ),
+    checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+    active: list[Callback] = [
+        checkpoint("best", monitor=module.monitor, mode="max"),
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
-        ModelCheckpoint(folder / "checkpoints", Path(LAST_CHECKPOINT).stem, enable_version_counter=False),
-        KeepModel(folder / "model", train.keep),
+        checkpoint(Path(LAST_CHECKPOINT).stem),
+        callbacks.KeepModel(folder / "model", train.keep),
     ]
     if train.ema_decay is not None:
-        callbacks.append(AverageWeights(train.ema_decay))
+        active.append(callbacks.AverageWeights(train.ema_decay))
     if train.recalibrate_batches:
-        callbacks.append(RecalibrateNorms(train.recalibrate_batches))
+        active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
-        callbacks.append(TimeLimit(train.max_minutes))
+        active.append(callbacks.TimeLimit(train.max_minutes))
     if progress:
         minutes = train.max_minutes
-        callbacks.append(TQDMProgressBar(leave=False) if minutes is None else TimedProgressBar(minutes))
+        active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return pl.Trainer(
@@ -190,12 +165,12 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             devices=train.devices,
             precision=train.precision,
             max_epochs=train.epochs,
-            callbacks=callbacks,
+            callbacks=active,
             logger=[
-                AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
+                callbacks.AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
                 TensorBoardLogger(folder / "logs", name="tensorboard"),
             ],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[callbacks.AtomicCheckpointIO()],
             gradient_clip_val=recipe.optim.clip_norm,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
@@ -205,31 +180,24 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"training on {train.devices} x {train.accelerator} with {train.precision} cannot start "
-            f"({str(error).splitlines()[0]}); change train.accelerator, train.devices or train.precision"
-        ) from None
+        place, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
+        remedy = "change train.accelerator, train.devices or train.precision"
+        raise TrainingError(f"training on {place} with {train.precision} cannot start ({reason}); {remedy}") from None
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
-    """Run the trainer, and turn its errors into ours."""
+    """Run the trainer, and translate its errors."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
-        # Lightning uses a class that PyTorch has deprecated.
-        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-        # Small and synthetic datasets need no workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*")
+        warnings.filterwarnings("ignore", message=_HARMLESS)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
             reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
-            raise CheckpointError(
-                f"{checkpoint} cannot be resumed from ({reason}); delete it to start over, or use the model/ beside it"
-            ) from None
+            remedy = "delete it to start over, or use the model/ beside it"
+            raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
         except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
@@ -238,7 +206,7 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
 
 
 def _write_curves(folder: Path) -> list[dict[str, float]]:
-    """Write the metrics of all parts of a run as a table and a figure."""
+    """Write the metrics of a run, with all its resumes, as a table and a figure."""
     rows = read_metrics(folder / "logs" / "csv")
     if rows:
         write_metrics(rows, folder / "metrics.csv")
