@@ -17,7 +17,7 @@ def recipes(
     ] = None,
     name: Annotated[str | None, typer.Argument(help="Name of a recipe, such as published/imagenet_tnet.")] = None,
     to: Annotated[
-        Path | None, typer.Option(help="File to copy to. [default: the recipe's file name, in this folder]")
+        Path | None, typer.Option(help="File to copy to. [default: the recipe's name, in this folder]")
     ] = None,
 ) -> None:
     """List the bundled recipes by name and title, or copy one: `tnet recipes copy NAME`.
