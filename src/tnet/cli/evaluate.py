@@ -45,14 +45,12 @@ def evaluate(
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random and sample policies.")] = 0,
-    path_column: Annotated[
-        str | None, typer.Option(help="Table column of paths. [default: the recipe's, or path]")
-    ] = None,
+    path_column: Annotated[str | None, typer.Option(help="Table column of paths. [default: recipe's, or path]")] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Table column of labels. [default: the recipe's, or label]")
+        str | None, typer.Option(help="Table column of labels. [default: recipe's, or label]")
     ] = None,
     label_separator: Annotated[
-        str | None, typer.Option(help="Separator of several labels in a table cell. [default: the recipe's, or |]")
+        str | None, typer.Option(help="Separator of several labels in a table cell. [default: recipe's, or |]")
     ] = None,
     preprocess: common.PreprocessOption = None,
     read: common.ReadOption = None,
@@ -112,16 +110,10 @@ def evaluate(
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
     rows = measure(
-        model,
-        images,
-        looks=chosen or model.config.listed_looks(),
+        model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
-        batch_size=batch_size,
-        workers=workers,
-        device=place,
-        progress=progress,
-        seed=seed,
-    )
+        batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
+    )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
     typer.echo(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")

@@ -21,7 +21,7 @@ def import_tf(
     checkpoint: Annotated[Path, typer.Argument(help="Variables of a checkpoint (.npz), converted as shown below.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides of the model's settings, such as num_classes=10.")
+        list[str] | None, typer.Argument(help="Overrides of settings: num_classes=10 backbone.kwargs.width=0.5")
     ] = None,
     model: Annotated[
         str, typer.Option(help="Registered model that the checkpoint belongs to (see `tnet models`).")

@@ -18,20 +18,9 @@ from tnet.cli.import_tf import EPILOG, import_tf
 from tnet.errors import TnetError
 
 # In the order of the help; each is a function in the module of its name.
-_VERBS = [
-    "demo",
-    "suggest",
-    "recipes",
-    "train",
-    "evaluate",
-    "compare",
-    "predict",
-    "explain",
-    "models",
-    "info",
-    "pyramid",
-    "doctor",
-]
+_VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "compare"]
+_VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
+
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _INTERRUPTED = 130  # exit status of shells after Ctrl-C
@@ -66,9 +55,7 @@ def _sentence(error: Exception) -> str | None:
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
         reason = str(error).splitlines()[0][:200] if str(error) else "no memory left"
-        return (
-            f"out of memory ({reason}); use smaller images or batches (--batch-size, or train.batch_size=8 in training)"
-        )
+        return f"out of memory ({reason}); use a smaller batch (--batch-size, or train.batch_size=8) or smaller images"
     return None
 
 
