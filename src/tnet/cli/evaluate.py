@@ -45,12 +45,14 @@ def evaluate(
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random and sample policies.")] = 0,
-    path_column: Annotated[str | None, typer.Option(help="Table column of paths. [default: recipe's, or path]")] = None,
+    path_column: Annotated[
+        str | None, typer.Option(help="Table column of paths. [default: the recipe's, or path]")
+    ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Table column of labels. [default: recipe's, or label]")
+        str | None, typer.Option(help="Table column of labels. [default: the recipe's, or label]")
     ] = None,
     label_separator: Annotated[
-        str | None, typer.Option(help="Separator of several labels in a table cell. [default: recipe's, or |]")
+        str | None, typer.Option(help="Separator of several labels in a table cell. [default: the recipe's, or |]")
     ] = None,
     preprocess: common.PreprocessOption = None,
     read: common.ReadOption = None,

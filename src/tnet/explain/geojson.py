@@ -140,7 +140,7 @@ def _to_wgs84(geometry: dict[str, Any], georeference: GeoReference, path: str) -
     try:
         return dict(transform_geom(georeference.crs, "EPSG:4326", geometry, precision=_DEGREE_DIGITS))
     except (RasterioError, ValueError) as error:
-        raise ImageError(f"{path} cannot be transformed to wgs84 ({error}); use native, or pixels") from None
+        raise ImageError(f"{path} cannot be transformed to wgs84 ({error}); use native or pixel coordinates") from None
 
 
 def _crs_members(crs: str) -> dict[str, Any]:
