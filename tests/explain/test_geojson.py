@@ -12,7 +12,7 @@ import pytest
 
 from tnet.errors import ImageError, OutputError
 from tnet.explain import geojson
-from tnet.explain.geojson import class_color, regions_geojson, write_all_geojson, write_geojson
+from tnet.explain.geojson import class_color, regions_geojson, write_all_geojson
 from tnet.inference.records import Prediction, RegionRecord
 from tnet.scenes.readers.base import GeoReference
 
@@ -37,7 +37,7 @@ def signed_area(ring: Sequence[Sequence[float]]) -> float:
 
 
 def test_pixels_are_annotations_of_qupath() -> None:
-    found = regions_geojson(PREDICTION, colors={"tumour": (200, 0, 0)})
+    found = regions_geojson(PREDICTION)
     assert found["type"] == "FeatureCollection" and "crs" not in found
     assert [feature["type"] for feature in found["features"]] == ["Feature", "Feature"]
     assert ring_of(found) == [[200, 100], [500, 100], [500, 300], [200, 300], [200, 100]]
@@ -45,7 +45,7 @@ def test_pixels_are_annotations_of_qupath() -> None:
     assert first == {
         "objectType": "annotation",
         "name": "1",
-        "classification": {"name": "tumour", "color": [200, 0, 0]},
+        "classification": {"name": "tumour", "color": list(class_color("tumour"))},
         "isLocked": True,
         "measurements": {
             "order": 1, "level": 1, "probability": 0.9, "weight": 0.5, "location probability": 0.75,
@@ -152,7 +152,7 @@ def test_what_cannot_be_placed(where: GeoReference | None, coordinates: Any, mes
 def test_a_system_that_is_none(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     with pytest.raises(ImageError, match="a.svs"):
-        write_geojson(PREDICTION, tmp_path / "a.geojson", replace(UTM, crs="no such system"))
+        write_all_geojson([(PREDICTION, replace(UTM, crs="no such system"))], tmp_path / "a.geojson")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,7 +172,7 @@ def test_colours_of_classes_are_their_own() -> None:
 def test_a_file(tmp_path: Path) -> None:
     odd = replace(PREDICTION, path="tää\udcff.png", regions=())
     for prediction in (PREDICTION, odd):
-        path = write_geojson(prediction, tmp_path / "new" / "a.geojson")
+        [path] = write_all_geojson([(prediction, None)], tmp_path / "new" / "a.geojson")
         assert json.loads(path.read_text(encoding="utf-8")) == regions_geojson(prediction)
     assert regions_geojson(replace(odd, regions=REGIONS))["features"][0]["id"]
 

@@ -1,5 +1,1 @@
-"""The command line: one Typer application, one file per verb.
-
-Modules import nothing slow at the top (no torch, Lightning or matplotlib), so that ``tnet --help`` is fast; verbs
-import inside their functions.
-"""
+"""The command line: one file per verb. Slow modules (torch) are imported in functions, so that ``--help`` is fast."""

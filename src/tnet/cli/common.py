@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,35 +21,26 @@ if TYPE_CHECKING:
 Looks = int | tuple[int, ...]
 """Looks as ``model(images, looks)`` takes them: a number for level 1, or one per level."""
 
-LOOKS_HELP = "Number of looks; for several levels one number per level, such as 2x1 (2 looks, and 1 inside each)."
-PREPROCESS_HELP = (
+# Policies of all models; an Enum, because Typer does not support a list of a Literal.
+PolicyName = StrEnum(
+    "PolicyName", ["topk", "sample", "random", "centre", "learned", "ordered_logits", "sobel_mean", "sobel_var"]
+)
+ReadName = Literal["auto", "lazy", "memory"]
+
+DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another PyTorch device, such as cuda:1."
+_LOOKS_HELP = "Number of looks; for several levels one number per level, such as 2x1 (2 looks, and 1 inside each)."
+_LOOKS_LIST_HELP = (
+    "Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
+    "[default: 0 up to the model's own]"
+)
+_PREPROCESS_HELP = (
     "Preprocess every image by a named method: reference_448 resizes to a square of 448 pixels, as the paper's "
     "reference implementation does for evaluation. [default: the recipe's]"
 )
-DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another PyTorch device, such as cuda:1."
-
-
-class PolicyName(StrEnum):
-    """Policies of all models; an Enum, because Typer does not support a list of a Literal."""
-
-    topk = "topk"
-    sample = "sample"
-    random = "random"
-    centre = "centre"
-    learned = "learned"
-    ordered_logits = "ordered_logits"
-    sobel_mean = "sobel_mean"
-    sobel_var = "sobel_var"
-
-
-class ReadName(StrEnum):
-    """How images are read."""
-
-    auto = "auto"
-    lazy = "lazy"
-    memory = "memory"
-
-
+_MAX_SIDE_HELP = (
+    "Downscale larger images to this longer side, pixels. Boxes are in pixels of the image as stored. "
+    "[default: the recipe's]"
+)
 _READ_HELP = (
     "memory: decode whole images; lazy: read only the regions that are seen, of files of any size and format; auto: "
     "lazily for large images and formats that Pillow does not support. [default: the recipe's, or auto]"
@@ -57,27 +48,21 @@ _READ_HELP = (
 _BANDS_HELP = "Bands of lazily read images, counted from 0, such as 3,2,1. [default: as the model needs]"
 _RANGE_HELP = "Stored values of black and white in lazily read images, such as 0,10000. [default: range of the type]"
 
-# Options of every verb that reads images.
-ReadOption = Annotated[ReadName | None, typer.Option(help=_READ_HELP, show_default=False)]
-BandsOption = Annotated[str | None, typer.Option(metavar="N,N,...", help=_BANDS_HELP)]
-RangeOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=_RANGE_HELP)]
-
-# Options of predict and explain.
+# Options shared by verbs.
 ModelArgument = Annotated[Path, typer.Argument(help="Run directory, or the folder of a saved model.")]
-LooksOption = Annotated[str | None, typer.Option(help=f"{LOOKS_HELP} [default: the model's]")]
+LooksOption = Annotated[str | None, typer.Option(help=f"{_LOOKS_HELP} [default: the model's]")]
+LooksListOption = Annotated[list[str] | None, typer.Option(metavar="N,N,...", help=_LOOKS_LIST_HELP)]
 PolicyOption = Annotated[
     PolicyName | None, typer.Option(help="How regions are chosen. [default: the model's, commonly topk]")
 ]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Maximum number of images per batch.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Number of processes that read images.")]
 DeviceOption = Annotated[str, typer.Option(help=DEVICE_HELP)]
-MaxSideOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Downscale larger images to this longer side, pixels. Boxes are in pixels of the image as stored. "
-        "[default: the recipe's]",
-    ),
-]
-PreprocessOption = Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)]
+MaxSideOption = Annotated[int | None, typer.Option(min=1, help=_MAX_SIDE_HELP)]
+PreprocessOption = Annotated[str | None, typer.Option(metavar="NAME", help=_PREPROCESS_HELP)]
+ReadOption = Annotated[ReadName | None, typer.Option(help=_READ_HELP, show_default=False)]
+BandsOption = Annotated[str | None, typer.Option(metavar="N,N,...", help=_BANDS_HELP)]
+RangeOption = Annotated[str | None, typer.Option(metavar="LOW,HIGH", help=_RANGE_HELP)]
 SmallOption = Annotated[
     bool, typer.Option("--allow-small", help="Enlarge images below the model's base resolution instead of an error.")
 ]
@@ -90,11 +75,7 @@ _MAX_SIDE_PX = 10_000_000
 
 
 def parse_looks(text: str) -> Looks:
-    """Parse ``3`` as 3 looks (deeper levels as the model is configured) and ``2x1`` as one number per level.
-
-    Raises:
-        typer.BadParameter: it is neither; a usage error, with exit status 2.
-    """
+    """Parse ``3`` as 3 looks (deeper levels as the model is configured) and ``2x1`` as one number per level."""
     if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", text.strip()):
         raise typer.BadParameter(f"{text!r} is not a number of looks; give 3, or 2x1 for two levels of regions")
     numbers = [int(number) for number in text.strip().split("x")]
@@ -102,20 +83,12 @@ def parse_looks(text: str) -> Looks:
 
 
 def parse_looks_list(texts: Sequence[str]) -> list[Looks]:
-    """Parse a repeatable option whose values are comma-separated numbers of looks.
-
-    Raises:
-        typer.BadParameter: a part is not a number of looks.
-    """
+    """Parse a repeatable option whose values are comma-separated numbers of looks."""
     return [parse_looks(part) for text in texts for part in text.split(",")]
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Parse ``768x1024`` as height and width, and ``1024`` as the side of a square; pixels.
-
-    Raises:
-        typer.BadParameter: it is neither, or out of range.
-    """
+    """Parse ``768x1024`` as height and width, and ``1024`` as the side of a square; pixels."""
     match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size; give height x width in pixels such as 768x1024, or 1024")
@@ -126,11 +99,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_scene(scene: SceneOptions, bands: str | None, value_range: str | None) -> SceneOptions:
-    """Return scene options with the bands and the range of values of the command line, if given.
-
-    Raises:
-        typer.BadParameter: bands or a range that are not numbers.
-    """
+    """Return scene options with the bands and the range of values of the command line, if given."""
     from dataclasses import replace
 
     if bands is not None:
@@ -151,12 +120,7 @@ def parse_reading(
     max_side_px: int | None = None,
     preprocess: str | None = None,
 ) -> ReadOptions:
-    """Return how images are read: as a recipe's data section says, with overrides.
-
-    Raises:
-        typer.BadParameter: bands or a range that are not numbers.
-        ConfigError: values that are out of range or contradict each other.
-    """
+    """Return how images are read: as a recipe's data section says, with overrides."""
     from dataclasses import replace
 
     from tnet.data.transforms import named_transform
@@ -167,7 +131,7 @@ def parse_reading(
     mode = data.read if scene != options.scene else options.mode  # memory if the recipe changes images
     return replace(
         options,
-        mode=read.value if read else mode,
+        mode=read or mode,
         scene=scene,
         max_side_px=options.max_side_px if max_side_px is None else max_side_px,
         prepare=options.prepare if preprocess is None else named_transform(preprocess),
@@ -185,11 +149,7 @@ def _numbers(text: str, pattern: str, what: str) -> list[float]:
 
 
 def pick_device(name: str) -> str:
-    """Return the device of that name, with ``auto`` resolved.
-
-    Raises:
-        ConfigError: the device is not available.
-    """
+    """Return the device of that name, with ``auto`` resolved, after checking that it is available."""
     import torch
 
     if name == "auto":
@@ -211,14 +171,7 @@ def data_of(recipe: Recipe | None) -> DataConfig:
 
 
 def recipe_of(run: Path) -> Recipe | None:
-    """Return the recipe by which a model was trained, if it is there.
-
-    Args:
-        run: a run directory, its ``model/`` folder, or the folder of any saved model.
-
-    Raises:
-        RecipeError: it cannot be read.
-    """
+    """Return the recipe of a run directory, of its ``model/`` folder or of a saved model, if there is one."""
     from tnet.training.recipe import load_recipe
 
     for folder in (run, run.parent) if run.resolve().name == "model" else (run,):

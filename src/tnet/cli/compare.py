@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, pick_device
+from tnet.cli.common import DEVICE_HELP, ProgressOption, pick_device
 
 
 def compare(
@@ -23,7 +23,7 @@ def compare(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Delete cached results, and train and measure again.")] = False,
     device: Annotated[str, typer.Option(help=f"Device for accuracy: {DEVICE_HELP}")] = "auto",
-    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    progress: ProgressOption = True,
 ) -> None:
     """Train and measure several systems, and compare them in one table.
 
@@ -46,7 +46,7 @@ def compare(
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(result.text)
-    typer.echo(f"written: {', '.join(str(path) for path in result.files)}")
+    typer.echo(f"written: {', '.join(map(str, result.files))}")
     for name, reason in result.failures.items():
         typer.echo(f"error: row {name!r}: {reason}", err=True)
     if result.failures:

@@ -14,9 +14,7 @@ data = typer.Typer(name="data", no_args_is_help=True, help="Manage the published
 def check(
     name: Annotated[str, typer.Argument(help="Name of the dataset, as in data.kind of a recipe: imagenet, fmow, ...")],
     root: Annotated[Path, typer.Argument(help="Folder it was unpacked to, as in data.root of a recipe.")],
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Write the results to this JSON file, too.")
-    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write a JSON file.")] = None,
 ) -> None:
     """Count the images of a dataset on disk, and list what is missing or differs from what was published.
 

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tnet.cli.common import ProgressOption
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results; must be new or empty.")] = Path("demo_run"),
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="Seconds instead of minutes: only check that it works.")
-    ] = False,
-    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Only check that it works, in seconds.")] = False,
+    progress: ProgressOption = True,
 ) -> None:
     """Train, compare, predict and explain on synthetic images, offline, and write a page with tables and figures.
 

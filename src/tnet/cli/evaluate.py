@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tnet.cli.common import (
-    DEVICE_HELP,
-    PREPROCESS_HELP,
-    BandsOption,
-    PolicyName,
-    RangeOption,
-    ReadOption,
-    data_of,
-    parse_looks_list,
-    parse_scene,
-    pick_device,
-    recipe_of,
-)
+from tnet.cli import common
 from tnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,10 +16,10 @@ if TYPE_CHECKING:
     from tnet.models.base import ModelConfig
     from tnet.training.recipe import Recipe
 
-
-_LOOKS_HELP = (
-    "Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
-    "[default: 0 up to the model's own]"
+_Split = Literal["val", "test"]
+_POLICY_HELP = (
+    "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
+    "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
 )
 _DATA_HELP = (
     "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "
@@ -44,47 +32,40 @@ _RECIPE_HELP = (
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory, or the folder of a saved model.")],
+    run: common.ModelArgument,
     data: Annotated[Path | None, typer.Argument(help=_DATA_HELP)] = None,
-    looks: Annotated[list[str] | None, typer.Option(metavar="N,N,...", help=_LOOKS_HELP)] = None,
+    looks: common.LooksListOption = None,
     policy: Annotated[
-        list[PolicyName] | None,
-        typer.Option(
-            metavar="[topk|sample|random|centre|...]",
-            help="How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also "
-            "has ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]",
-        ),
+        list[common.PolicyName] | None, typer.Option(metavar="[topk|sample|random|centre|...]", help=_POLICY_HELP)
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help=_RECIPE_HELP)] = None,
-    split: Annotated[
-        Literal["val", "test"], typer.Option(help="Split of the recipe's data, if DATA is omitted.")
-    ] = "val",
+    split: Annotated[_Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Number of processes that read images.")] = 0,
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    batch_size: common.BatchSizeOption = 16,
+    workers: common.WorkersOption = 0,
+    device: common.DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random and sample policies.")] = 0,
     path_column: Annotated[
-        str | None, typer.Option(help="Column of paths in a table. [default: the recipe's, or path]")
+        str | None, typer.Option(help="Table column of paths. [default: the recipe's, or path]")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Column of labels in a table. [default: the recipe's, or label]")
+        str | None, typer.Option(help="Table column of labels. [default: the recipe's, or label]")
     ] = None,
     label_separator: Annotated[
         str | None, typer.Option(help="Separator of several labels in a table cell. [default: the recipe's, or |]")
     ] = None,
-    preprocess: Annotated[str | None, typer.Option(metavar="NAME", help=PREPROCESS_HELP)] = None,
-    read: ReadOption = None,
-    bands: BandsOption = None,
-    value_range: RangeOption = None,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    preprocess: common.PreprocessOption = None,
+    read: common.ReadOption = None,
+    bands: common.BandsOption = None,
+    value_range: common.RangeOption = None,
+    progress: common.ProgressOption = True,
 ) -> None:
     """Measure accuracy against the number of looks.
 
     Prints a table of accuracy, multiply-adds, parameters and time per image for each number of looks, and writes it as
     evaluation.md, evaluation.csv and evaluation.png.
     """
-    chosen = parse_looks_list(looks or [])
+    chosen = common.parse_looks_list(looks or [])
 
     from dataclasses import replace
 
@@ -97,15 +78,15 @@ def evaluate(
     from tnet.models.io import load_model
     from tnet.training.recipe import load_recipe
 
-    place = pick_device(device)
+    place = common.pick_device(device)
     model = load_model(run)
     if recipe is None:
-        described = recipe_of(run)
+        described = common.recipe_of(run)
     else:
         described = load_recipe(recipe)
         if data is not None:
             described, data = replace(described, data=replace(described.data, root=str(data))), None
-    config = data_of(described)
+    config = common.data_of(described)
     config = replace(
         config,
         path_column=path_column or config.path_column,
@@ -114,40 +95,27 @@ def evaluate(
         preprocess=preprocess or config.preprocess,
     )
     if read is not None or bands is not None or value_range is not None:
-        if (
-            (config.kind == "digits" and data is None)
-            or config.max_side_px
-            or config.max_short_side_px
-            or config.preprocess
-        ):
+        digits = config.kind == "digits" and data is None
+        if digits or config.max_side_px or config.max_short_side_px or config.preprocess:
             raise ConfigError(
                 "--read, --bands and --value-range need images in files that are neither preprocessed nor downscaled; "
                 "omit them, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
             )
-        scene, mode = parse_scene(config.scene, bands, value_range), config.read if read is None else read.value
-        config = replace(config, read=mode, scene=scene, overview_px=0)
+        scene = common.parse_scene(config.scene, bands, value_range)
+        config = replace(config, read=read or config.read, scene=scene, overview_px=0)
     images, source = _open_images(model.config, described, config, run, data, split)
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
-        typer.echo(
-            "the model has no class names; assuming that its classes are numbered as those of the data: "
-            f"{shorten(images.classes)}",
-            err=True,
-        )
+        note = "the model has no class names; assuming that its classes are numbered as in the data"
+        typer.echo(f"{note}: {shorten(images.classes)}", err=True)
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
     rows = measure(
-        model,
-        images,
-        looks=chosen or model.config.listed_looks(),
+        model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
-        batch_size=batch_size,
-        workers=workers,
-        device=place,
-        progress=progress,
-        seed=seed,
-    )
+        batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
+    )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
     typer.echo(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
@@ -158,12 +126,7 @@ def evaluate(
 
 
 def _open_images(
-    model: ModelConfig,
-    recipe: Recipe | None,
-    config: DataConfig,
-    run: Path,
-    data: Path | None,
-    split: Literal["val", "test"],
+    model: ModelConfig, recipe: Recipe | None, config: DataConfig, run: Path, data: Path | None, split: _Split
 ) -> tuple[LabelledData, str]:
     """Open the images to evaluate on, and describe them."""
     from tnet.data.loading import name_of_test_images, open_split

@@ -63,20 +63,13 @@ def explain(
     chosen_policy = policy.value if policy else None
     recipe = common.recipe_of(model)
     if samples is None:
+        paths, data_config = find_inputs(images or [], check_exists=not skip_unreadable), common.data_of(recipe)
         figures = explain_paths(
-            load_model(model),
-            find_inputs(images or [], check_exists=not skip_unreadable),
-            out,
-            looks=chosen,
-            policy=chosen_policy,
-            device=common.pick_device(device),
-            progress=progress,
-            skip_unreadable=skip_unreadable,
-            geojson=geojson,
-            coordinates=crs,
+            load_model(model), paths, out, looks=chosen, policy=chosen_policy, device=common.pick_device(device),
+            progress=progress, skip_unreadable=skip_unreadable, geojson=geojson, coordinates=crs,
             allow_small=allow_small,
-            read=common.parse_reading(common.data_of(recipe), read, bands, value_range, max_side_px, preprocess),
-        )
+            read=common.parse_reading(data_config, read, bands, value_range, max_side_px, preprocess),
+        )  # fmt: skip
     else:
         from tnet.data.loading import open_data
 

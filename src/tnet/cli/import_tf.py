@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tnet.errors import ConfigError, OutputError
 from tnet.interop import CONVERT
 
 if TYPE_CHECKING:
@@ -20,17 +21,13 @@ def import_tf(
     checkpoint: Annotated[Path, typer.Argument(help="Variables of a checkpoint (.npz), converted as shown below.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model.")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Settings that differ from the registered model's: num_classes=10 backbone.kwargs.width=0.5"
-        ),
+        list[str] | None, typer.Argument(help="Overrides of settings: num_classes=10 backbone.kwargs.width=0.5")
     ] = None,
     model: Annotated[
         str, typer.Option(help="Registered model that the checkpoint belongs to (see `tnet models`).")
     ] = "",
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the model's dataset, for the class names (not needed for fMoW)."),
+        Path | None, typer.Option(help="Folder of the model's dataset, for the class names (not needed for fMoW).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
@@ -39,7 +36,6 @@ def import_tf(
     Every variable must match a weight, and every weight a variable. The model is saved as safetensors, config.json and
     a model card, loaded again, and must give the same output.
     """
-    from tnet.errors import ConfigError, OutputError
     from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported, tag_of
 
     if not model:
@@ -61,16 +57,11 @@ def import_tf(
 
 
 def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetConfig:
-    """Return the configuration with class names, in the order of the checkpoint's indices.
-
-    Raises:
-        ConfigError: the dataset has another number of classes, or is unknown.
-    """
+    """Return the configuration with class names, in the order of the checkpoint's indices."""
     from dataclasses import replace
 
     from tnet.data.fmow import CATEGORIES
     from tnet.data.published import PUBLISHED
-    from tnet.errors import ConfigError
 
     if data is None:
         is_fmow = tag == "fmow" and not config.class_names and config.num_classes == len(CATEGORIES)

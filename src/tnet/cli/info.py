@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import Looks, parse_image_size, parse_looks_list
+from tnet.cli.common import Looks, LooksListOption, ProgressOption, parse_image_size, parse_looks_list
 from tnet.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
     from tnet.models.base import Model, ModelConfig
     from tnet.models.tnet import TNet
 
+_TARGET_HELP = (
+    "Recipe (YAML), run directory, folder of a saved model, or model name; with --table names with wildcards: '*b0*'."
+)
+_SIZE_HELP = "Also show regions and costs for images of this size, such as 768x1024."
 _TABLE_NOTES = """\
 Base px: side of the backbone's input. Looks: the default number per region, for each level.
 Trainable: parameters; total: including the running statistics of batch norm, as in the published totals, which for
@@ -26,31 +30,11 @@ larger images; the numbers are for an image of 30 x 30 patches (1500 px).
 
 
 def info(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="Recipe (YAML), run directory, folder of a saved model, or model name; with --table names with "
-            "wildcards: '*b0*'."
-        ),
-    ] = None,
-    looks: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N,N,...",
-            help="Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
-            "[default: 0 to the model's]",
-        ),
-    ] = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HEIGHTxWIDTH", help="Also show regions and costs for images of this size, such as 768x1024."
-        ),
-    ] = None,
-    table: Annotated[
-        bool, typer.Option("--table", help="Show a table of all or some registered models instead.")
-    ] = False,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar for --table.")] = True,
+    target: Annotated[str | None, typer.Argument(help=_TARGET_HELP)] = None,
+    looks: LooksListOption = None,
+    image_size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help=_SIZE_HELP)] = None,
+    table: Annotated[bool, typer.Option("--table", help="Show a table of registered models instead.")] = False,
+    progress: ProgressOption = True,
 ) -> None:
     """Show parameters and multiply-adds of a recipe or model, per part and number of looks.
 

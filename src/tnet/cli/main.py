@@ -6,29 +6,20 @@ import errno
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tnet.allocator import keep_freed_memory
-from tnet.cli import (
-    compare,
-    data,
-    demo,
-    doctor,
-    evaluate,
-    explain,
-    import_tf,
-    info,
-    models,
-    predict,
-    pyramid,
-    recipes,
-    suggest,
-    train,
-)
+from tnet.cli.data import data
+from tnet.cli.import_tf import EPILOG, import_tf
 from tnet.errors import TnetError
+
+# In the order of the help; each is a function in the module of its name.
+_VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "compare"]
+_VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -64,10 +55,7 @@ def _sentence(error: Exception) -> str | None:
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):
         reason = str(error).splitlines()[0][:200] if str(error) else "no memory left"
-        return (
-            f"out of memory ({reason}); use a smaller batch (--batch-size, or train.batch_size=8 in training) or "
-            "smaller images"
-        )
+        return f"out of memory ({reason}); use a smaller batch (--batch-size, or train.batch_size=8) or smaller images"
     return None
 
 
@@ -103,23 +91,10 @@ def _tnet(
     """
 
 
-for _verb in (
-    demo.demo,
-    suggest.suggest,
-    recipes.recipes,
-    train.train,
-    evaluate.evaluate,
-    compare.compare,
-    predict.predict,
-    explain.explain,
-    models.models,
-    info.info,
-    pyramid.pyramid,
-    doctor.doctor,
-):
-    app.command()(_verb)
-app.command(epilog=import_tf.EPILOG)(import_tf.import_tf)
-app.add_typer(data.data)
+for _verb in _VERBS:
+    app.command()(getattr(import_module(f"tnet.cli.{_verb}"), _verb))
+app.command(epilog=EPILOG)(import_tf)
+app.add_typer(data)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -30,8 +30,8 @@ def predict(
     looks: common.LooksOption = None,
     policy: common.PolicyOption = None,
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP)] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Maximum number of images per batch.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    batch_size: common.BatchSizeOption = 8,
+    workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
     max_side_px: common.MaxSideOption = None,
     preprocess: common.PreprocessOption = None,
@@ -60,20 +60,13 @@ def predict(
         check_output(out)
     paths = find_inputs(images, check_exists=not skip_unreadable)
     data = common.data_of(common.recipe_of(model))
+    # Lines that appear on a terminal are progress enough.
+    progress = progress and (out is not None or not sys.stdout.isatty())
     predictions = iter_predictions(
-        load_model(model),
-        paths,
-        looks=chosen,
-        policy=policy.value if policy else None,
-        batch_size=batch_size,
-        workers=workers,
-        device=common.pick_device(device),
-        # Lines that appear on a terminal are progress enough.
-        progress=progress and (out is not None or not sys.stdout.isatty()),
-        skip_unreadable=skip_unreadable,
-        allow_small=allow_small,
-        read=common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
-    )
+        load_model(model), paths, looks=chosen, policy=policy.value if policy else None, batch_size=batch_size,
+        workers=workers, device=common.pick_device(device), progress=progress, skip_unreadable=skip_unreadable,
+        allow_small=allow_small, read=common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
+    )  # fmt: skip
     skipped = 0
 
     def report_skipped() -> Iterator[Prediction | Unreadable]:

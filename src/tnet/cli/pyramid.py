@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from tnet.cli.common import ProgressOption
 
-class CompressionName(StrEnum):
-    """Compression of tiles."""
-
-    deflate = "deflate"
-    zstd = "zstd"
-    jpeg = "jpeg"
+_COMPRESSION_HELP = (
+    "deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, lossy, for "
+    "8-bit gray or RGB."
+)
 
 
 def pyramid(
     image: Annotated[Path, typer.Argument(help="Image of any supported format.")],
     out: Annotated[Path, typer.Argument(help="File to write, .tif or .tiff.")],
-    compression: Annotated[
-        CompressionName,
-        typer.Option(
-            help="deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, "
-            "lossy, for 8-bit gray or RGB."
-        ),
-    ] = CompressionName.deflate,
+    compression: Annotated[Literal["deflate", "zstd", "jpeg"], typer.Option(help=_COMPRESSION_HELP)] = "deflate",
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality; colors are not subsampled.")] = 90,
-    smallest_px: Annotated[
-        int, typer.Option(min=1, help="Add coarser levels until the longer side is at most this.")
-    ] = 256,
+    smallest_px: Annotated[int, typer.Option(min=1, help="Add levels until the longer side is at most this.")] = 256,
     series: Annotated[int, typer.Option(min=0, help="Index of the image in a file with several.")] = 0,
-    apply_icc: Annotated[
-        bool, typer.Option("--apply-icc", help="Convert colors to sRGB by the image's profile.")
-    ] = False,
+    apply_icc: Annotated[bool, typer.Option("--apply-icc", help="Convert colors to sRGB by the profile.")] = False,
     max_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum pixels of an image that is decoded as a whole (JPEG, PNG). [default: 2^28]"),
+        int | None, typer.Option(min=1, help="Maximum pixels of an image that is decoded whole. [default: 2^28]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    progress: ProgressOption = True,
 ) -> None:
     """Convert an image to a tiled TIFF with coarser levels (a pyramid), so that regions of any size are read fast.
 
@@ -60,7 +47,7 @@ def pyramid(
     with progress_bar(progress) as bar:
         task = bar.add_task("tiles", total=None, visible=False)
         written = write_pyramid(
-            image, out, compression=compression.value, quality=quality, smallest_px=smallest_px, overwrite=overwrite,
+            image, out, compression=compression, quality=quality, smallest_px=smallest_px, overwrite=overwrite,
             options=options, on_tile=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )  # fmt: skip
     levels = ", ".join(f"{height} x {width}" for height, width in written.levels_hw)

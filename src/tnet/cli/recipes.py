@@ -16,9 +16,7 @@ def recipes(
         Literal["copy"] | None, typer.Argument(help="copy: write a recipe to a file, with its base filled in.")
     ] = None,
     name: Annotated[str | None, typer.Argument(help="Name of a recipe, such as published/imagenet_tnet.")] = None,
-    to: Annotated[
-        Path | None, typer.Option(help="File to copy to. [default: the recipe's file name, in this folder]")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write. [default: the recipe's name, in this folder]")] = None,
 ) -> None:
     """List the bundled recipes by name and title, or copy one: `tnet recipes copy NAME`.
 

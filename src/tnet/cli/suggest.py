@@ -10,23 +10,19 @@ import typer
 
 from tnet.errors import OutputError
 
+_FOLDER_HELP = (
+    "Folder with train/CLASS/ and val/CLASS/, or with one folder per class; or a table (CSV, Parquet) of paths and "
+    "labels."
+)
+_MACS_HELP = (
+    "Most multiply-adds per image, such as 1.0G or 300M. [default: half of the plain backbone's at full resolution, if "
+    "possible]"
+)
+
 
 def suggest(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with train/CLASS/ and val/CLASS/, or with one folder per class; or a table (CSV, Parquet) of "
-            "paths and labels."
-        ),
-    ],
-    macs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Most multiply-adds per image, such as 1.0G or 300M. [default: half of the plain backbone's at full "
-            "resolution, if possible]",
-        ),
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help=_FOLDER_HELP)],
+    macs: Annotated[str | None, typer.Option(metavar="NUMBER", help=_MACS_HELP)] = None,
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Backbone: see `tnet models --backbones`.")
     ] = "mobilenetv2_100",

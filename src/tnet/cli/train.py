@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tnet.cli.common import ProgressOption
+
 if TYPE_CHECKING:
     from tnet.training.run import RunResult
 
@@ -16,18 +18,14 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), or the name of a bundled one: see `tnet recipes`.")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Overrides: key.in.recipe=value, such as data.root=photos train.epochs=5."),
+        list[str] | None, typer.Argument(help="Overrides: key=value, such as data.root=photos train.epochs=5.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<recipe name>].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
     smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="Only try the recipe: two steps of its model on synthetic images; nothing is kept."
-        ),
+        bool, typer.Option("--smoke", help="Only try the recipe: two steps on synthetic images; nothing is kept.")
     ] = False,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    progress: ProgressOption = True,
 ) -> None:
     """Train a model by a recipe.
 

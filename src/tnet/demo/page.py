@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
+import platform
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tnet.evaluation.evaluator import LooksRow
@@ -18,8 +19,22 @@ from tnet.geometry import axis_cells
 from tnet.models.config import TNetConfig
 from tnet.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from tnet.demo.run import Claim
+Rows = dict[str, list[LooksRow]]  # measurements of each system
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the demonstration, the measurement in words, and whether the claim is met."""
+
+    text: str
+    measured: str
+    met: bool
+
+
+def machine() -> str:
+    """Describe the hardware and software."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{platform.machine()}, {device}, Python {platform.python_version()}, PyTorch {torch.__version__}"
 
 
 def tnet_config(recipe: Recipe) -> TNetConfig:
@@ -29,27 +44,9 @@ def tnet_config(recipe: Recipe) -> TNetConfig:
 
 
 def write_page(
-    folder: Path,
-    recipe: Recipe,
-    rows: dict[str, list[LooksRow]],
-    claims: Sequence[Claim],
-    explained: Sequence[Path],
-    train_minutes: float,
-    seconds: float,
+    folder: Path, recipe: Recipe, rows: Rows, claims: list[Claim], explained: list[Path], minutes: float, seconds: float
 ) -> Path:
-    """Write ``index.html`` with the results of a run.
-
-    Args:
-        folder: of the run, with the figures that are embedded.
-        recipe: of the TNet.
-        rows: measurements of each system.
-        claims: checked claims.
-        explained: figures of explanations.
-        train_minutes: training time of each of the three networks.
-        seconds: duration of the whole run.
-    """
-    from tnet.demo.run import machine
-
+    """Write ``index.html`` with the results of a run; ``minutes`` is the training time of each network."""
     environment = Environment(loader=PackageLoader("tnet.demo"), autoescape=True, undefined=StrictUndefined)
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))
@@ -70,7 +67,7 @@ def write_page(
         curves=_embedded(folder / "tnet" / "curves.png"),
         explained=[_embedded(path) for path in explained],
         predictions=predictions,
-        train_minutes=f"{train_minutes:.1f}",
+        train_minutes=f"{minutes:.1f}",
         minutes=f"{seconds / 60:.1f}",
         machine=machine(),
         date=time.strftime("%Y-%m-%d"),
@@ -85,25 +82,22 @@ def write_page(
 
 def next_commands() -> list[tuple[str, str]]:
     """Return commands to try next on one's own images, with descriptions."""
+    train = "tnet train recipes/own_images.yaml data.root=PHOTOS --out runs/photos"
     return [
-        (
-            "tnet train recipes/own_images.yaml data.root=PHOTOS --out runs/photos",
-            "train on a folder with train/CLASS/image.jpg and val/CLASS/image.jpg",
-        ),
+        (train, "train on a folder with train/CLASS/image.jpg and val/CLASS/image.jpg"),
         ("tnet evaluate runs/photos", "accuracy against the number of looks, with cost and time"),
         ("tnet explain runs/photos PHOTOS/val --out explained", "see where it looked, image by image"),
     ]
 
 
-def _systems(rows: dict[str, list[LooksRow]], looks: int) -> list[dict[str, str | bool]]:
+def _systems(rows: Rows, looks: int) -> list[dict[str, str | bool]]:
     """Return the lines of the page's table."""
     systems = []
     for row in sorted(rows["TNet"], key=lambda row: row.policy == "random"):
         kind = "random" if row.policy == "random" else "learned"
-        count = f"{row.total_looks} {kind} look{'s' if row.total_looks > 1 else ''}" if row.total_looks else ""
-        systems.append(
-            (f"TNet, {count or 'the whole image only'}", row, kind == "learned" and row.total_looks == looks)
-        )
+        count = f"{row.total_looks} {kind} look{'s' if row.total_looks > 1 else ''}"
+        name = f"TNet, {count if row.total_looks else 'the whole image only'}"
+        systems.append((name, row, kind == "learned" and row.total_looks == looks))
     systems.append(("plain backbone, downsized image", rows["downsized"][0], False))
     systems.append(("plain backbone, full image", rows["full"][0], False))
     unit, letter = macs_unit(max(row.macs for _, row, _ in systems))

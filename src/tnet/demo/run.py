@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from tnet.data.digits import MegapixelDigits
-from tnet.demo.page import tnet_config, write_page
+from tnet.demo.page import Claim, Rows, machine, tnet_config, write_page
 from tnet.errors import OutputError
 from tnet.evaluation.evaluator import LooksRow, evaluate
 from tnet.evaluation.plots import plot_looks
@@ -29,22 +28,9 @@ from tnet.training.run import RunResult, train
 RECIPE = Path(__file__).parent / "digits.yaml"
 LOOKS = (0, 1, 2, 3, 5, 8)
 FRESH_IMAGES = 6
-_SMOKE = (
-    "train.epochs=1",
-    "train.images_per_epoch=64",
-    "data.digits.canvas_px=256",
-    "data.digits.images_val=32",
-    "data.digits.images_test=48",
-)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the demonstration, the measurement in words, and whether the claim is met."""
-
-    text: str
-    measured: str
-    met: bool
+_Say = Callable[[str], object]
+_SMOKE = ["train.epochs=1", "train.images_per_epoch=64", "data.digits.canvas_px=256"]
+_SMOKE += ["data.digits.images_val=32", "data.digits.images_test=48"]
 
 
 @dataclass(frozen=True)
@@ -54,32 +40,18 @@ class DemoResult:
     folder: Path
     page: Path
     claims: list[Claim]
-    rows: dict[str, list[LooksRow]]
+    rows: Rows
     seconds: float
 
 
 def run_demo(
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    smoke: bool = False,
-    progress: bool = True,
-    say: Callable[[str], object] = print,
+    folder: str | Path, *, seed: int = 0, smoke: bool = False, progress: bool = True, say: _Say = print
 ) -> DemoResult:
     """Train a TNet and two plain networks on synthetic images, compare them, and write a page.
 
     The plain networks are the same backbone on the whole image, at the base resolution and at full resolution, each
-    trained for the same wall time as the TNet.
-
-    Args:
-        folder: for all results; must be new or empty.
-        seed: random seed.
-        smoke: run for seconds, only to check that every step works.
-        progress: show progress bars.
-        say: called with a line about each step.
-
-    Raises:
-        OutputError: the folder is not empty or cannot be written.
+    trained for the same wall time as the TNet. ``smoke`` takes seconds and only checks that every step works; ``say``
+    is called with a line about each step.
     """
     start = time.monotonic()
     folder = Path(folder)
@@ -87,21 +59,19 @@ def run_demo(
         raise OutputError(f"{folder} exists and is not empty; give another --out, or remove it")
     make_folder(folder)
     recipe = load_recipe(RECIPE, [*(_SMOKE if smoke else ()), f"seed={seed}"])
-    digits = recipe.data.digits
+    digits, config = recipe.data.digits, tnet_config(recipe)
     say(f"1/5  Training a TNet: {recipe.title.lower()} ({digits.canvas_px} x {digits.canvas_px} px canvases)")
     tnet = train(recipe, folder / "tnet", progress=progress)
     minutes = tnet.train_seconds / 60
     say(f"     {minutes:.1f} min. 2/5  Training the same backbone on the downsized image, for the same time")
-    small = train(
-        plain_recipe(recipe, tnet_config(recipe).base_px, minutes), folder / "plain_downsized", progress=progress
-    )
+    small = train(plain_recipe(recipe, config.base_px, minutes), folder / "plain_downsized", progress=progress)
     say("3/5  Training the same backbone on the full image, for the same time")
     full = train(plain_recipe(recipe, digits.canvas_px, minutes), folder / "plain_full", progress=progress)
     say("4/5  Evaluating all three on test images")
     rows = _evaluate(tnet, small, full, progress)
     say("5/5  Predicting and explaining fresh images")
     explained = _fresh_images(tnet.model, recipe, folder)
-    claims = check_claims(rows, tnet_config(recipe).looks[0])
+    claims = check_claims(rows, config.looks[0])
     seconds = time.monotonic() - start
     _write_results(folder, rows, claims, seed, seconds)
     page = write_page(folder, recipe, rows, claims, explained, minutes, seconds)
@@ -113,18 +83,14 @@ def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
 
     The full image needs smaller batches to fit in memory.
     """
-    batch = recipe.train.batch_size if base_px == tnet_config(recipe).base_px else max(4, recipe.train.batch_size // 4)
+    config, settings = tnet_config(recipe), recipe.train
+    batch = settings.batch_size if base_px == config.base_px else max(4, settings.batch_size // 4)
     images = recipe.data.digits.images_train // batch * batch
-    return replace(
-        recipe,
-        model=replace(tnet_config(recipe), levels=1, looks=(), base_px=base_px),
-        train=replace(
-            recipe.train, epochs=1, images_per_epoch=images, batch_size=batch, max_minutes=minutes, overlays=0
-        ),
-    )
+    settings = replace(settings, epochs=1, images_per_epoch=images, batch_size=batch, max_minutes=minutes, overlays=0)
+    return replace(recipe, model=replace(config, levels=1, looks=(), base_px=base_px), train=settings)
 
 
-def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> dict[str, list[LooksRow]]:
+def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> Rows:
     """Evaluate all systems on the test split, and write the results."""
     data = MegapixelDigits(tnet.recipe.data.digits, "test")
     rows = {
@@ -144,7 +110,7 @@ def find_row(rows: Sequence[LooksRow], looks: int, policy: str = "topk") -> Look
     return next(row for row in rows if row.total_looks == looks and (looks == 0 or row.policy == policy))
 
 
-def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
+def check_claims(rows: Rows, looks: int) -> list[Claim]:
     """Check the demonstration's claims."""
     chosen = find_row(rows["TNet"], looks)
     none, random = find_row(rows["TNet"], 0), find_row(rows["TNet"], looks, "random")
@@ -152,21 +118,21 @@ def check_claims(rows: dict[str, list[LooksRow]], looks: int) -> list[Claim]:
     # Rounded, because 0.7 - 0.4 < 0.3 in floating point.
     over_none = round(100 * (chosen.accuracy - none.accuracy), 6)
     over_random = round(100 * (chosen.accuracy - random.accuracy), 6)
-    share = chosen.macs / full.macs
+    share, accuracy = chosen.macs / full.macs, f"{100 * chosen.accuracy:.1f} % against"
     return [
         Claim(
             f"{looks} looks are at least 30 points better than none",
-            f"{100 * chosen.accuracy:.1f} % against {100 * none.accuracy:.1f} %: {over_none:+.1f} points",
+            f"{accuracy} {100 * none.accuracy:.1f} %: {over_none:+.1f} points",
             over_none >= 30,
         ),
         Claim(
             f"{looks} learned looks are at least 15 points better than {looks} random ones",
-            f"{100 * chosen.accuracy:.1f} % against {100 * random.accuracy:.1f} %: {over_random:+.1f} points",
+            f"{accuracy} {100 * random.accuracy:.1f} %: {over_random:+.1f} points",
             over_random >= 15,
         ),
         Claim(
             "not below the full-image network trained for the same time",
-            f"{100 * chosen.accuracy:.1f} % against {100 * full.accuracy:.1f} %",
+            f"{accuracy} {100 * full.accuracy:.1f} %",
             chosen.accuracy >= full.accuracy,
         ),
         Claim(
@@ -198,9 +164,7 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
     return explained
 
 
-def _write_results(
-    folder: Path, rows: dict[str, list[LooksRow]], claims: list[Claim], seed: int, seconds: float
-) -> None:
+def _write_results(folder: Path, rows: Rows, claims: list[Claim], seed: int, seconds: float) -> None:
     """Write all numbers as plain data, and the table as text."""
     results = {
         "seed": seed,
@@ -212,9 +176,3 @@ def _write_results(
     }
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(folder / "evaluation_tnet.md", looks_table(rows["TNet"]))
-
-
-def machine() -> str:
-    """Describe the hardware and software."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{platform.machine()}, {device}, Python {platform.python_version()}, PyTorch {torch.__version__}"

@@ -27,11 +27,9 @@ from tnet.scenes.readers.base import GeoReference
 from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy
 
-REGIONS_NAME = "regions.json"
-"""File beside the figures: the prediction, regions and figure of each image."""
+REGIONS_NAME = "regions.json"  # the prediction, regions and figure of each image
 
-_Item = tuple[LoadedImage, str | None] | Unreadable
-"""An image with its true label, if known, or the reason why it cannot be read."""
+_Item = tuple[LoadedImage, str | None] | Unreadable  # an image with its true label, if known
 
 
 def explain_paths(
@@ -49,31 +47,11 @@ def explain_paths(
     geojson: str | Path | None = None,
     coordinates: Coordinates = "auto",
 ) -> list[Path | Unreadable]:
-    """Explain image files: a PNG figure each, and their regions as JSON.
+    """Explain image files: a PNG figure each, and their regions as JSON; return the figures and skipped images.
 
-    Args:
-        model: moved to ``device`` and set to evaluation mode.
-        paths: image files.
-        out: folder for figures named after the images and ``regions.json``; or, for one image, a file with suffix
-            ``.png``, beside which ``<name>.regions.json`` is written. Files of these names are replaced.
-        looks: as in :func:`tnet.predict`.
-        policy: as in :func:`tnet.predict`.
-        device: where the model runs.
-        progress: show a progress bar on standard error.
-        skip_unreadable: skip images that cannot be read or are too small.
-        allow_small: as in :func:`tnet.predict`.
-        read: how the files are read.
-        geojson: also write the regions as GeoJSON: a file for one image, or a folder.
-        coordinates: of GeoJSON, see :data:`tnet.explain.geojson.Coordinates`.
-
-    Returns:
-        The path of each figure, or the reason why the image was skipped.
-
-    Raises:
-        DataError: there are no images.
-        GeometryError: the model does not allow this number of looks.
-        ImageError: an image cannot be read or is too small, unless ``skip_unreadable``.
-        OutputError: ``out`` cannot be written, or is one file for several images; nothing is written then.
+    ``out`` is a folder for figures named after the images and ``regions.json``; or, for one image, a ``.png`` file,
+    beside which ``<name>.regions.json`` is written. Files of these names are replaced. ``geojson`` is a file for one
+    image, or a folder. The other arguments are as in :func:`tnet.predict`. Nothing is written after an error.
     """
     chosen = model.config.resolve_looks(looks)
 
@@ -106,16 +84,7 @@ def explain_samples(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> list[Path | Unreadable]:
-    """Explain up to ``count`` samples spread evenly over a labelled dataset, with the true labels in the figures.
-
-    The other arguments and the result are as in :func:`explain_paths`.
-
-    Raises:
-        DataError: there are no samples.
-        GeometryError: the model or the images do not allow this number of looks.
-        ImageError: a sample cannot be read or is too small.
-        OutputError: as in :func:`explain_paths`.
-    """
+    """Explain up to ``count`` samples spread evenly over a labelled dataset, with the true labels in the figures."""
     chosen = model.config.resolve_looks(looks)
     count = min(count, len(data))
 
@@ -166,7 +135,6 @@ def _explain(
     try:
         with tempfile.TemporaryDirectory(prefix=".explain.", dir=folder) as scratch, progress_bar(progress) as bar:
             for item in bar.track(items, total=count, description="explaining"):
-                skipped = item if isinstance(item, Unreadable) else None
                 if not isinstance(item, Unreadable):
                     loaded, truth = item
                     name = out.name if single else name_after(loaded.path, ".png", names)
@@ -180,34 +148,26 @@ def _explain(
                     except ImageError as error:  # a lazily read file that is damaged
                         if not skip_unreadable:
                             raise
-                        skipped = Unreadable(loaded.path, str(error))
+                        item = Unreadable(loaded.path, str(error))
                     else:
                         placed.append((explanation.prediction, getattr(loaded.image, "georeference", None)))
                         records.append({**asdict(explanation.prediction), "true_label": truth, "figure": name})
                         results.append(folder / name)
-                if skipped is not None:
-                    results.append(skipped)
-                    records.append(asdict(skipped))
-            write_text(Path(scratch) / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), _json(records))
-            _move_all(Path(scratch), folder)
+                if isinstance(item, Unreadable):
+                    results.append(item)
+                    records.append(asdict(item))
+            lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
+            text = f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
+            write_text(Path(scratch) / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), text)
+            for file in sorted(Path(scratch).iterdir()):
+                try:
+                    file.replace(folder / file.name)
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise OutputError(
+                        f"{folder / file.name} cannot be written ({reason}); choose another --out"
+                    ) from None
     finally:
         if not existed and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
     return results
-
-
-def _json(records: Sequence[dict[str, Any]]) -> str:
-    """Return a JSON array with one record per line; names that are not UTF-8 keep their bytes, as escapes."""
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    text = "[\n" + ",\n".join(lines) + "\n]\n"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _move_all(scratch: Path, folder: Path) -> None:
-    for file in sorted(scratch.iterdir()):
-        try:
-            file.replace(folder / file.name)
-        except OSError as error:
-            raise OutputError(
-                f"{folder / file.name} cannot be written ({error.strerror or error}); choose another --out"
-            ) from None

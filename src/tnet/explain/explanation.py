@@ -53,12 +53,6 @@ class Explanation:
         """Whether regions have a grid of location probabilities."""
         return self.located and isinstance(self.output, TNetOutput)
 
-    @property
-    def whole_weight(self) -> float | None:
-        """Weight of the whole image in the aggregated feature, if the model has one."""
-        weights = self.output.whole_weights
-        return None if weights is None else float(weights[0])
-
     def whole_alone(self) -> tuple[str, float] | None:
         """Return class and probability for the whole image alone, if the model has them."""
         logits = self.output.whole_logits
@@ -75,24 +69,18 @@ class Explanation:
         shown += [(name, probs[self.names.index(name)]) for name in missing[:2]]
         return [Bar(name, p, name in self.prediction.labels, name in self.true_labels) for name, p in shown]
 
-    def is_divided(self, record: int) -> bool:
-        """Return whether the cells of a region have probabilities; ``record`` as in :meth:`cell_map`."""
-        return isinstance(self.output, TNetOutput) and record + 1 in self.output.divided.tolist()
-
-    def cell_map(self, record: int = -1) -> CellMap:
-        """Return the probabilities of the cells of a region, and which were chosen.
-
-        Args:
-            record: index into the prediction's regions; -1 for the whole image.
-        """
-        assert isinstance(self.model.config, TNetConfig) and isinstance(self.output, TNetOutput)
-        grid, row = self.model.config.grid, record + 1  # the whole image is row 0
+    def cell_map(self, record: int) -> CellMap | None:
+        """Return the cells of region ``record`` (-1: the whole image), or ``None`` if they have no probabilities."""
+        row = record + 1  # the whole image is row 0
+        if not isinstance(self.output, TNetOutput) or row not in (divided := self.output.divided.tolist()):
+            return None
+        assert isinstance(self.model.config, TNetConfig)
+        grid = self.model.config.grid
         parent = self.output.regions.take(torch.tensor([row]))
         y0, x0, y1, x1 = parent.box_l0_yxyx[0].tolist()
         boxes = [(b[0] - y0, b[1] - x0, b[2] - y0, b[3] - x0) for b in cell_boxes(parent, grid)[0].tolist()]
-        place = self.output.divided.tolist().index(row)
         return CellMap(
-            probs=self.output.location_probs[place].float().cpu().tolist(),
+            probs=self.output.location_probs[divided.index(row)].float().cpu().tolist(),
             boxes=[shares(box, (y1 - y0, x1 - x0)) for box in boxes],
             rows=grid.rows,
             cols=grid.cols,
@@ -111,9 +99,8 @@ class Explanation:
     def whole(self) -> np.ndarray:
         """Return the whole image, downscaled to a square for display; a panel restores its aspect."""
         image, size_hw = self.image, size_of(self.image)
-        batch: SceneBatch = (
-            TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], self.model.config.in_channels)
-        )
+        channels = self.model.config.in_channels
+        batch: SceneBatch = TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], channels)
         pixels = batch.glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
         return _display((pixels * 255).round().to(torch.uint8))
 
@@ -130,10 +117,9 @@ def look(
     source: str | None = None,
     stored_size_hw: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Run a model on one image; arguments are as in :func:`tnet.explain.explain_image`.
+    """Run a model on one image; arguments are as in :func:`tnet.explain_image`.
 
-    The prediction's path is ``source``, or ``title``; its boxes are scaled to ``stored_size_hw``, height and width
-    before downscaling.
+    The prediction's path is ``source``, or ``title``; its boxes are scaled to ``stored_size_hw``, before downscaling.
     """
     labels = class_labels(model.config, names)
     if policy is None or isinstance(policy, str):

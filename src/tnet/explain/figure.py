@@ -19,24 +19,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tnet.errors import OutputError
-from tnet.explain import panels
+from tnet.explain import layout, panels
 from tnet.explain.explanation import Explanation, look, shares
-from tnet.explain.layout import (
-    ALONE_IN,
-    CAPTION_IN,
-    COLUMN_IN,
-    DPI,
-    GAP_IN,
-    HEAD_IN,
-    MARGIN_IN,
-    TITLE_IN,
-    WIDTH_IN,
-    Row,
-    Sheet,
-    Top,
-    level_rows,
-    top_sizes,
-)
+from tnet.explain.layout import Row, Sheet, Top, level_rows, top_sizes
 from tnet.explain.panels import BAD, FAINT, GOOD, INK, Frame, clip, shorten
 from tnet.files import atomic_path
 from tnet.inference.records import LABEL_THRESHOLD, RegionRecord
@@ -83,11 +68,7 @@ def explain_image(
 
 
 def save_explanation(explanation: Explanation, path: str | Path) -> None:
-    """Write the figure of an explanation as a PNG file.
-
-    Raises:
-        OutputError: the file cannot be written, or its suffix is not ``.png``.
-    """
+    """Write the figure of an explanation as a PNG file."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path} has suffix {path.suffix!r}; use .png")
@@ -95,7 +76,7 @@ def save_explanation(explanation: Explanation, path: str | Path) -> None:
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # The font may lack characters of class names.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(temporary, dpi=DPI)
+        figure.savefig(temporary, dpi=layout.DPI)
 
 
 def draw(explanation: Explanation) -> Figure:
@@ -104,7 +85,7 @@ def draw(explanation: Explanation) -> Figure:
     regions = explanation.prediction.regions
     top = top_sizes(width / height, len(explanation.bars()))
     rows = level_rows(regions, divided=explanation.has_maps)
-    y = HEAD_IN + top.total + 0.3
+    y = layout.HEAD_IN + top.total + 0.3
     sheet = Sheet(y + sum(row.total_height for row in rows) + (0.3 if rows else 0))
     _draw_head(sheet, explanation)
     _draw_top(sheet, explanation, top, {record.number for row in rows for record in row.records})
@@ -112,7 +93,7 @@ def draw(explanation: Explanation) -> Figure:
         _draw_row(sheet, explanation, row, y)
         y += row.total_height
     if rows:
-        sheet.text(MARGIN_IN, y, _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, 9, FAINT)
+        sheet.text(layout.MARGIN_IN, y, _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, 9, FAINT)
     return sheet.figure
 
 
@@ -124,13 +105,13 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
         mark, color = ("✓", GOOD) if explanation.is_right else ("✗", BAD)
         label = explanation.truth.replace("|", ", ") if config.multilabel else explanation.truth
         truth = clip(f"{mark}  true: {label}", 36)
-        sheet.text(WIDTH_IN - MARGIN_IN, 0.25, truth, 15, color, ha="right", weight="bold")
+        sheet.text(layout.WIDTH_IN - layout.MARGIN_IN, 0.25, truth, 15, color, ha="right", weight="bold")
         room -= len(truth)
     if config.multilabel:
         verdict = f"Predicted: {', '.join(prediction.labels) or 'no label above 50%'}"
     else:
         verdict = f"Predicted: {clip(prediction.label, room - 18)} ({prediction.probability:.0%})"
-    sheet.text(MARGIN_IN, 0.22, clip(verdict, room), 18, weight="bold")
+    sheet.text(layout.MARGIN_IN, 0.22, clip(verdict, room), 18, weight="bold")
     height, width = prediction.size_hw
     looks = len(prediction.regions)
     seen = (config.whole_px**2 + looks * config.look_px**2) / (height * width)
@@ -141,7 +122,7 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
         facts.append("locations chosen without the locator")
     share = f"{seen:.0%}" if seen >= 0.1 else f"{seen:.1%}"
     facts.append(f"saw {_seen(config, looks)}, {share} of the image's pixel count")
-    sheet.text(MARGIN_IN, 0.62, "   ·   ".join(facts), 10, FAINT)
+    sheet.text(layout.MARGIN_IN, 0.62, "   ·   ".join(facts), 10, FAINT)
 
 
 def _seen(config: ModelConfig, looks: int) -> str:
@@ -159,37 +140,40 @@ def _draw_top(sheet: Sheet, explanation: Explanation, top: Top, numbered: set[st
     base = f"{whole_px} × {whole_px} px"
     shown = explanation.whole()
     whole = explanation.glimpses([-1])[0] if whole_px else None
-    x1, y1 = MARGIN_IN, HEAD_IN
+    x1, y1 = layout.MARGIN_IN, layout.HEAD_IN
     main = _panel(sheet, x1, y1, top.width, top.height, "Where it looked" if prediction.regions else "The image")
     panels.show_image(main, shown, smooth=True)
     boxes = [Frame(shares(r.box_l0_yxyx, prediction.size_hw), r.number, r.level) for r in prediction.regions]
     panels.draw_frames(main, boxes, numbered)
-    x2 = x1 if top.stacked else x1 + top.slot + GAP_IN
-    y2 = y1 + TITLE_IN + top.height + GAP_IN if top.stacked else y1
-    x3, y3 = (x1 if top.stacked else x2) + top.slot + GAP_IN, y1
+    x2 = x1 if top.stacked else x1 + top.slot + layout.GAP_IN
+    y2 = y1 + layout.TITLE_IN + top.height + layout.GAP_IN if top.stacked else y1
+    x3, y3 = (x1 if top.stacked else x2) + top.slot + layout.GAP_IN, y1
     if prediction.regions and explanation.has_maps and whole is not None:
         title = "Where to look next: probability of each location, %" if top.width > 3.6 else "Where to look next, %"
         second = _panel(sheet, x2, y2, top.width, top.height, title)
         panels.show_image(second, shown, dim=True, smooth=True)
-        panels.draw_cell_map(second, explanation.cell_map(), (top.width, top.height))
+        if (cells := explanation.cell_map(-1)) is not None:
+            panels.draw_cell_map(second, cells, (top.width, top.height))
         panels.show_image(_panel(sheet, x3, y3, *top.seen, f"What it saw first: {base}"), whole)
-        y3 += TITLE_IN + top.seen[1]
-        facts = [] if explanation.whole_weight is None else [f"weight {explanation.whole_weight:.0%}"]
+        y3 += layout.TITLE_IN + top.seen[1]
+        weights = explanation.output.whole_weights
+        facts = [] if weights is None else [f"weight {float(weights[0]):.0%}"]
         alone = explanation.whole_alone()
         facts += [] if alone is None else [f"alone: {clip(alone[0], 20)} ({alone[1]:.0%})"]
         sheet.text(x3, y3 + 0.07, "   ·   ".join(facts), 9.5)
-        y3 += ALONE_IN
+        y3 += layout.ALONE_IN
     elif whole is not None:
         title = f"{'What it saw first' if prediction.regions else 'All it saw'}: {base}"
         panels.show_image(_panel(sheet, x2, y2, top.width, top.height, title), whole)
     threshold = LABEL_THRESHOLD if explanation.model.config.multilabel else None
-    panels.draw_bars(_panel(sheet, x3, y3, COLUMN_IN, top.bars, "Most probable classes"), explanation.bars(), threshold)
+    axes = _panel(sheet, x3, y3, layout.COLUMN_IN, top.bars, "Most probable classes")
+    panels.draw_bars(axes, explanation.bars(), threshold)
 
 
 def _panel(sheet: Sheet, x: float, y: float, width: float, height: float, title: str) -> Axes:
     """Add axes below a title."""
     sheet.text(x, y, title, 10.5, weight="bold")
-    return sheet.axes(x, y + TITLE_IN, width, height)
+    return sheet.axes(x, y + layout.TITLE_IN, width, height)
 
 
 def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> None:
@@ -200,29 +184,28 @@ def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> Non
     text = f"Level {row.level}: {count} of {x1 - x0} × {y1 - y0} px, each seen at {base_px} × {base_px} px"
     if len(row.records) < row.total:
         text += f"; {len(row.records)} are shown, {row.total - len(row.records)} more are not"
-    marker = sheet.axes(MARGIN_IN, y - 0.01, 0.16, 0.16)
+    marker = sheet.axes(layout.MARGIN_IN, y - 0.01, 0.16, 0.16)
     marker.set_axis_off()
     marker.add_patch(Rectangle((0, 0), 1, 1, facecolor=panels.level_color(row.level), edgecolor="none"))
-    sheet.text(MARGIN_IN + 0.26, y, text, 10.5, weight="bold")
+    sheet.text(layout.MARGIN_IN + 0.26, y, text, 10.5, weight="bold")
     places = [records.index(record) for record in row.records]
     step_x, step_y = row.step_xy
     for i, (place, pixels) in enumerate(zip(places, explanation.glimpses(places), strict=True)):
         line, column = divmod(i, row.columns)
-        x, at_y = MARGIN_IN + column * step_x, y + 0.36 + line * step_y
+        x, at_y = layout.MARGIN_IN + column * step_x, y + 0.36 + line * step_y
         record = row.records[i]
         axes = sheet.axes(x, at_y, row.width, row.height)
-        panels.show_image(axes, pixels)
-        panels.outline(axes, panels.level_color(row.level))
+        panels.show_image(axes, pixels, frame=panels.level_color(row.level))
         panels.badge(axes, (0, 0, 1, 1), record.number, row.level, 11, nested=False)
         _caption(sheet, explanation, record, x, at_y + row.height + 0.09, row.slot)
-        if row.divided and explanation.is_divided(place):
+        if row.divided and (cells := explanation.cell_map(place)) is not None:
             next_x = x + step_x / 2 if row.beside else x
-            next_y = at_y if row.beside else at_y + row.height + CAPTION_IN + 0.18
+            next_y = at_y if row.beside else at_y + row.height + layout.CAPTION_IN + 0.18
             below = sheet.axes(next_x, next_y, row.width, row.height)
             text_y = at_y + row.height + 0.09 if row.beside else next_y - 0.18
             sheet.text(next_x, text_y, f"where to look inside {record.number}, %", 9, FAINT)
             panels.show_image(below, pixels, dim=True)
-            panels.draw_cell_map(below, explanation.cell_map(place), (row.width, row.height))
+            panels.draw_cell_map(below, cells, (row.width, row.height))
 
 
 def _caption(sheet: Sheet, explanation: Explanation, record: RegionRecord, x: float, y: float, width: float) -> None:

@@ -6,7 +6,7 @@ import colorsys
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -24,31 +24,17 @@ QuPath. ``native``: the raster's own coordinate system. ``wgs84``: longitude and
 
 _DEGREE_DIGITS = 9  # a tenth of a millimetre
 
-Ring = list[list[float]]
+_COLUMNS = ("number", "level", "label", "probability", "weight", "location_probability")  # in map coordinates
 
 
 def regions_geojson(
-    prediction: Prediction,
-    georeference: GeoReference | None = None,
-    *,
-    coordinates: Coordinates = "auto",
-    colors: Mapping[str, tuple[int, int, int]] | None = None,
+    prediction: Prediction, georeference: GeoReference | None = None, *, coordinates: Coordinates = "auto"
 ) -> dict[str, Any]:
     """Return the regions of one image as a GeoJSON FeatureCollection, one polygon per region.
 
-    In pixels, features are QuPath annotations (``objectType``, ``name``, ``classification`` with color,
-    ``measurements``). In map coordinates, properties are flat, as GIS programs show them; ``native`` adds the member
-    ``crs`` that GDAL and QGIS read if the system has an EPSG code, else ``crs_wkt``. The prediction for the whole image
-    is in the member ``tnet``.
-
-    Args:
-        prediction: boxes in level-0 pixels, which may reach past the image's edge.
-        georeference: of the image.
-        coordinates: see :data:`Coordinates`.
-        colors: of classes, red, green and blue from 0 to 255; by default derived from the class name.
-
-    Raises:
-        ImageError: map coordinates are requested, but the image is not georeferenced or rasterio is missing.
+    In pixels, features are QuPath annotations. In map coordinates, properties are flat, as GIS programs show them;
+    ``native`` adds the member ``crs`` that GDAL and QGIS read if the system has an EPSG code, else ``crs_wkt``. The
+    prediction for the whole image is in the member ``tnet``.
     """
     kind = _settled(coordinates, georeference, prediction.path)
     features = []
@@ -57,11 +43,9 @@ def regions_geojson(
         geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
         if kind == "wgs84" and georeference is not None:
             geometry = _to_wgs84(geometry, georeference, prediction.path)
-        properties = (
-            _annotation(region, order, colors or {})
-            if kind == "pixels"
-            else {"image": prediction.path, **_flat(region)}
-        )
+        flat = {"image": prediction.path, **{name: getattr(region, name) for name in _COLUMNS}}
+        flat["box_l0_yxyx"] = list(region.box_l0_yxyx)
+        properties = _annotation(region, order) if kind == "pixels" else flat
         identity = f"tnet:{prediction.path}:{region.number}:{region.box_l0_yxyx}".encode("utf-8", "backslashreplace")
         feature_id = str(uuid5(NAMESPACE_URL, identity.decode("utf-8")))
         features.append({"type": "Feature", "id": feature_id, "geometry": geometry, "properties": properties})
@@ -76,23 +60,6 @@ def regions_geojson(
     return {"type": "FeatureCollection", **crs, "tnet": whole, "features": features}
 
 
-def write_geojson(
-    prediction: Prediction,
-    path: str | Path,
-    georeference: GeoReference | None = None,
-    *,
-    coordinates: Coordinates = "auto",
-    colors: Mapping[str, tuple[int, int, int]] | None = None,
-) -> Path:
-    """Write :func:`regions_geojson` to a file.
-
-    Raises:
-        ImageError: as in :func:`regions_geojson`.
-        OutputError: the file cannot be written.
-    """
-    return _write(regions_geojson(prediction, georeference, coordinates=coordinates, colors=colors), path)
-
-
 def _write(collection: dict[str, Any], path: str | Path) -> Path:
     text = json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n"
     # Names that are not UTF-8 keep their bytes, as escapes.
@@ -101,18 +68,11 @@ def _write(collection: dict[str, Any], path: str | Path) -> Path:
 
 
 def write_all_geojson(
-    predictions: Sequence[tuple[Prediction, GeoReference | None]],
-    out: str | Path,
-    *,
-    coordinates: Coordinates = "auto",
+    predictions: Sequence[tuple[Prediction, GeoReference | None]], out: str | Path, *, coordinates: Coordinates = "auto"
 ) -> list[Path]:
-    """Write one file per image; on an error about any of them, none.
+    """Write one file per image, named after it; on an error about any of them, none.
 
-    ``out`` is a file (``.geojson`` or ``.json``) for one image; else a folder, for files named after the images.
-
-    Raises:
-        ImageError: as in :func:`regions_geojson`.
-        OutputError: as in :func:`check_geojson_output`, or a file cannot be written.
+    ``out`` is a folder; or, for one image, a file (``.geojson`` or ``.json``).
     """
     out = Path(out)
     single = check_geojson_output(out, len(predictions))
@@ -127,11 +87,7 @@ def write_all_geojson(
 
 
 def check_geojson_output(out: str | Path, count: int) -> bool:
-    """Check the output for ``count`` images before any work, and return whether it is one file, not a folder.
-
-    Raises:
-        OutputError: one file for several images, an existing folder for a file, or a file for a folder.
-    """
+    """Check the output for ``count`` images before any work, and return whether it is one file, not a folder."""
     out = Path(out)
     single = out.suffix.lower() in (".geojson", ".json")
     if single and count > 1:
@@ -162,7 +118,7 @@ def _settled(
     return coordinates
 
 
-def _ring(box_yxyx: tuple[int, int, int, int], georeference: GeoReference | None) -> Ring:
+def _ring(box_yxyx: tuple[int, int, int, int], georeference: GeoReference | None) -> list[list[float]]:
     """Return the closed outline of a box, counter-clockwise on a map, as RFC 7946 requires."""
     y0, x0, y1, x1 = box_yxyx
     corners: list[tuple[float, float]] = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
@@ -177,19 +133,14 @@ def _ring(box_yxyx: tuple[int, int, int, int], georeference: GeoReference | None
 def _to_wgs84(geometry: dict[str, Any], georeference: GeoReference, path: str) -> dict[str, Any]:
     """Transform corners to longitude and latitude; cuts the polygon in two at 180 degrees."""
     if find_spec("rasterio") is None:
-        raise ImageError(
-            "wgs84 coordinates need rasterio, which is not installed; run pip install 'tnet[geo]', or use native "
-            "coordinates"
-        )
+        raise ImageError("wgs84 coordinates need rasterio; run pip install 'tnet[geo]', or use native coordinates")
     from rasterio.errors import RasterioError
     from rasterio.warp import transform_geom
 
     try:
         return dict(transform_geom(georeference.crs, "EPSG:4326", geometry, precision=_DEGREE_DIGITS))
     except (RasterioError, ValueError) as error:
-        raise ImageError(
-            f"{path} cannot be transformed to wgs84 ({error}); use native coordinates, or pixels"
-        ) from None
+        raise ImageError(f"{path} cannot be transformed to wgs84 ({error}); use native or pixel coordinates") from None
 
 
 def _crs_members(crs: str) -> dict[str, Any]:
@@ -217,7 +168,7 @@ def _epsg_code(crs: str) -> int | None:
         return None
 
 
-def _annotation(region: RegionRecord, order: int, colors: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
+def _annotation(region: RegionRecord, order: int) -> dict[str, Any]:
     """Return the properties of a region as a QuPath annotation."""
     measurements = {
         "order": order,
@@ -226,18 +177,11 @@ def _annotation(region: RegionRecord, order: int, colors: Mapping[str, tuple[int
         "weight": region.weight,
         "location probability": region.location_probability,
     }
-    color = None if region.label is None else colors.get(region.label, class_color(region.label))
-    classification = {"name": region.label, "color": list(color or ())}
+    label = region.label
     return {
         "objectType": "annotation",
         "name": region.number,
-        **({} if region.label is None else {"classification": classification}),
+        **({} if label is None else {"classification": {"name": label, "color": list(class_color(label))}}),
         "isLocked": True,
         "measurements": {name: value for name, value in measurements.items() if value is not None},
     }
-
-
-def _flat(region: RegionRecord) -> dict[str, Any]:
-    """Return the properties of a region as columns of a table."""
-    names = "number", "level", "label", "probability", "weight", "location_probability"
-    return {**{name: getattr(region, name) for name in names}, "box_l0_yxyx": list(region.box_l0_yxyx)}

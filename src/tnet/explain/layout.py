@@ -13,14 +13,10 @@ from matplotlib.figure import Figure
 from tnet.explain.panels import INK
 from tnet.inference.records import RegionRecord
 
-MAX_TILES = 12
-"""Maximum number of regions shown for one level; half as many per level for several levels."""
-
+MAX_TILES = 12  # maximum number of regions shown for one level; half as many per level for several levels
 DPI = 120
 WIDTH_IN, MARGIN_IN, GAP_IN = 13.0, 0.35, 0.35
-COLUMN_IN = 3.3
-"""Width of the column of the first glimpse and the classes."""
-
+COLUMN_IN = 3.3  # width of the column of the first glimpse and the classes
 HEAD_IN, TITLE_IN, CAPTION_IN, BAR_IN = 0.95, 0.26, 0.62, 0.29
 ALONE_IN = 0.45  # the line below the first glimpse
 _STACK_ABOVE = 2.2  # aspect above which the large panels are stacked

@@ -12,11 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 
 INK, FAINT, GOOD, BAD, ACCENT, BAR = "#16202c", "#66717f", "#15803d", "#c62828", "#2563eb", "#b9c6d8"
-LEVEL_COLORS = ("#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b")
-"""Colors of the regions of levels 1, 2, ...; repeated for more levels."""
-
-ShareBox = tuple[float, float, float, float]
-"""``(y0, x0, y1, x1)`` as fractions of a frame."""
+LEVEL_COLORS = ("#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b")  # levels 1, 2, ...; then repeated
+ShareBox = tuple[float, float, float, float]  # (y0, x0, y1, x1) as fractions of a frame
 
 # Indices into a box of x and y of its badge, and the alignment, for levels 1, 2, ...
 _CORNERS = ((1, 0, "left", "top"), (3, 0, "right", "top"), (3, 2, "right", "bottom"), (1, 2, "left", "bottom"))
@@ -52,15 +49,10 @@ def level_color(level: int) -> str:
     return LEVEL_COLORS[(level - 1) % len(LEVEL_COLORS)]
 
 
-def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: bool = False) -> None:
-    """Show pixels over the whole panel.
-
-    Args:
-        axes: the panel.
-        pixels: ``uint8``, ``[height, width]`` or ``[height, width, 3]``.
-        dim: gray and darkened, as a background.
-        smooth: interpolate; otherwise pixels are squares.
-    """
+def show_image(
+    axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: bool = False, frame: str | None = None
+) -> None:
+    """Show ``uint8`` pixels, gray or RGB, over the whole panel; with ``dim`` gray and dark, as a background."""
     if dim:
         gray = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
         pixels = (0.55 * gray).astype(np.uint8)
@@ -70,13 +62,7 @@ def show_image(axes: Axes, pixels: np.ndarray, *, dim: bool = False, smooth: boo
     )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color="#9aa5b1", linewidth=0.8)
-
-
-def outline(axes: Axes, color: str) -> None:
-    """Frame a panel in the color of its level."""
-    for spine in axes.spines.values():
-        spine.set(color=color, linewidth=3)
+        spine.set(color=frame or "#9aa5b1", linewidth=3 if frame else 0.8)
 
 
 def badge(axes: Axes, box: ShareBox, number: str, level: int, size: float = 10, *, nested: bool = True) -> None:
@@ -112,15 +98,9 @@ def _clip_box(box: ShareBox) -> ShareBox:
 
 
 def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> None:
-    """Draw probabilities over a (dimmed) image, every cell at its true extent.
+    """Draw probabilities in per cent over a dimmed image, every cell at its true extent, chosen ones on their color.
 
-    Where cells overlap, the largest probability is shown. Numbers are per cent, those of chosen cells on their level's
-    color.
-
-    Args:
-        axes: the panel.
-        cells: what to draw.
-        size_in: width and height of the panel, inches, from which the text size follows.
+    Where cells overlap, the largest probability is shown. ``size_in`` is the panel's width and height, inches.
     """
     boxes = np.asarray(cells.boxes, dtype=float).clip(0, 1)
     probs = np.asarray(cells.probs, dtype=float)
@@ -186,11 +166,9 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], threshold: float | None) -> None:
     labels = [clip(bar.label, 20) for bar in bars]
     left = min(0.52, 0.06 + 0.026 * max(map(len, labels)))
     for row, bar in enumerate(bars):
-        axes.add_patch(Rectangle((left, row + 0.16), right - left, 0.68, facecolor="#eef2f6", edgecolor="none"))
-        color = ACCENT if bar.predicted else BAR
-        axes.add_patch(
-            Rectangle((left, row + 0.16), (right - left) * bar.prob, 0.68, facecolor=color, edgecolor="none")
-        )
+        for width, color in ((1, "#eef2f6"), (bar.prob, ACCENT if bar.predicted else BAR)):
+            size = ((right - left) * width, 0.68)
+            axes.add_patch(Rectangle((left, row + 0.16), *size, facecolor=color, edgecolor="none"))
         weight = "bold" if bar.predicted else "normal"
         ink = GOOD if bar.true else INK
         axes.text(
