@@ -1,4 +1,4 @@
-"""What a traversal needs of images: that regions of them can be glimpsed."""
+"""Protocols of images whose regions can be glimpsed, one or a batch."""
 
 from __future__ import annotations
 

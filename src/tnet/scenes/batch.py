@@ -57,11 +57,8 @@ class LazyBatch:
         if threads < 0:
             raise GeometryError(f"threads is {threads}; give at least 0, which reads without threads")
         self.scenes = tuple(scenes)
-        self.channels = channels
-        self.resize = resize
-        self.fill = tuple(fill)
-        self.threads = threads
-        self.device = torch.device(device)
+        self.channels, self.resize, self.fill = channels, resize, tuple(fill)
+        self.threads, self.device = threads, torch.device(device)
         self._sizes_hw: list[tuple[int, int]] | None = None
 
     @property

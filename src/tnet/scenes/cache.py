@@ -1,6 +1,6 @@
 """Open readers, and images that can only be decoded as a whole, which a process keeps between glimpses.
 
-A forked child starts with neither, and leaves those of its parent alone: it shares file positions with them, and locks
+A forked child starts with neither, and leaves its parent's alone: it shares file positions with them, and locks
 that nobody would release.
 """
 
@@ -171,7 +171,7 @@ class DecodedImages:
         return not self._decoding or sum(self._decoding.values()) + nbytes <= self.budget_bytes
 
 
-# Of this process; set `limit` and `budget_bytes` to keep more or fewer.
+# This process's pools; set `limit` and `budget_bytes` to keep more or fewer.
 readers = ReaderPool()
 decoded = DecodedImages()
 _of_parent: list[object] = []

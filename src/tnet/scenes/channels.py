@@ -40,7 +40,7 @@ class ChannelMap:
 
     take: tuple[int, ...] | None  # stored channels, in order; None for all
     alpha: int | None  # stored channel to composite with
-    background: int  # of transparent pixels: 0 (black) or 1 (white)
+    background: int  # behind transparent pixels: 0 (black) or 1 (white)
     mix: Literal["none", "repeat", "luma"]  # repeat one channel three times, or luma of three
     value_range: tuple[float, float] | None  # stored values that become 0 and 1; None for 8-bit, which are unchanged
 

@@ -94,7 +94,7 @@ def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
         header = read_header(stream, path, max_pixels)
-        # Pillow reports the size of a TIFF after applying the orientation, that of other formats as stored.
+        # Pillow reports the size of a TIFF after applying the orientation, and the stored size of other formats.
         transposed = header.format != "TIFF" and orientation_of(header) in _TRANSPOSED
         return (header.width, header.height) if transposed else (header.height, header.width)
 
@@ -120,7 +120,7 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
         plugin, accepts = Image.OPEN.get(name, (None, None))  # some builds of Pillow lack AVIF or JPEG 2000
         if plugin is None or accepts is None or accepts(prefix) is not True:
             continue
-        if name == "JPEG":  # of a JPEG with several images only the first, without the index of the others
+        if name == "JPEG":  # only the first of several images, without the index of the others
             plugin = JpegImagePlugin.JpegImageFile
         stream.seek(0)
         try:

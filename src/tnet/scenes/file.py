@@ -30,8 +30,8 @@ from tnet.scenes.resample import LevelPixels, resample
 # resolution is rarely at exactly half.
 _TOLERANCE = 0.01
 
-_WARN_FLAT_PX = 50_000_000  # of an image that is decoded as a whole: seconds, and 150 MB
-_WARN_TILED_PX = 1_000_000_000  # of a tiled image's coarsest level, all of which the first glimpse reads
+_WARN_FLAT_PX = 50_000_000  # an image that is decoded as a whole: seconds, and 150 MB
+_WARN_TILED_PX = 1_000_000_000  # a tiled image's coarsest level, all of which the first glimpse reads
 
 # Larger values are a damaged header, or would not end: a row must fit into memory, the coarsest level is read whole.
 _MAX_SIDE_PX = 2**24

@@ -13,7 +13,7 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
     | {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
-FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # of folders that are one image
+FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # folders that are one image
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
@@ -55,7 +55,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:  # os.walk would silently skip what it cannot list
+    def fail(error: OSError) -> None:  # os.walk would silently skip folders that it cannot list
         raise error
 
     seen: set[tuple[int, int]] = set()

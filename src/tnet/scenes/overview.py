@@ -77,7 +77,7 @@ class OverviewStore:
                 self._kept.popitem(last=False)
 
 
-overviews = OverviewStore()  # of this process; set `budget_bytes` to keep more or fewer
+overviews = OverviewStore()  # this process's store; set `budget_bytes` to keep more or fewer
 
 
 def _new_lock() -> None:
@@ -101,11 +101,8 @@ class OverviewScene:
     def __init__(self, scene: Scene, px: int, channels: int, folder: Path | None = None) -> None:
         if px < 1 or channels < 1:
             raise ConfigError(f"an overview has {px} px and {channels} channels; give at least 1 of each")
-        self.scene = scene
-        self.px = px
-        self.channels = channels
-        self.folder = folder
-        self.name = scene.name
+        self.scene, self.name = scene, scene.name
+        self.px, self.channels, self.folder = px, channels, folder
         self._key: str | None = None
         self._overview: Overview | None = None
 

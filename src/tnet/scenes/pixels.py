@@ -23,7 +23,7 @@ RESIZE_METHODS: tuple[ResizeMethod, ...] = get_args(ResizeMethod)
 
 PixelColour = Literal["brightness", "contrast", "saturation", "hue"]
 """Colour changes as in TensorFlow: ``brightness`` is added, ``contrast`` multiplies the distance from each channel's
-mean, ``saturation`` multiplies that of HSV, ``hue`` rotates it by a fraction of the circle."""
+mean, ``saturation`` multiplies HSV's saturation, ``hue`` rotates it by a fraction of the circle."""
 
 _RADIUS_PX = {"bilinear": 1.0, "bicubic": 2.0, "mitchell": 2.0, "gaussian": 1.5, "lanczos3": 3.0, "lanczos5": 5.0}
 

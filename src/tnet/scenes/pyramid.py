@@ -41,7 +41,7 @@ class PyramidInfo(NamedTuple):
 
 
 def level_sizes(size_hw: tuple[int, int], smallest_px: int = TILE_PX) -> tuple[tuple[int, int], ...]:
-    """Return height and width of each level: half of the one before, rounded up, until the longer side fits."""
+    """Return height and width of each level: half of the one before, rounded up, until both sides fit."""
     sizes = [size_hw]
     while max(sizes[-1]) > max(smallest_px, 1):
         height, width = sizes[-1]
@@ -63,8 +63,8 @@ def write_pyramid(
     """Write an image (a path, or an open reader, which is left open) as a tiled TIFF with coarser levels.
 
     The image is read once, a few rows of tiles at a time; memory grows with its width, not its height. Formats without
-    tiles (JPEG, PNG) are decoded as a whole, within ``options.max_pixels``. Levels, down to a longer side of at
-    most ``smallest_px``, are kept uncompressed (a third of the image) in anonymous temporary files beside ``out``.
+    tiles (JPEG, PNG) are decoded as a whole, within ``options.max_pixels``. Coarser levels, down to a longer side of
+    ``smallest_px``, are kept uncompressed (a third of the image) in anonymous temporary files beside ``out``.
 
     A pixel of level ``n`` is the mean of the existing level-0 pixels of its 2^n x 2^n cell, rounded once (integers:
     half up); its downsample is exactly 2^n, even for odd sizes. Colours of images with alpha are weighted by it. Levels
@@ -182,7 +182,7 @@ class _Plan:
         # Deflate at level 1: a tenth more bytes than with the default level, in a third of the time.
         deflate = {"compression": "zlib", "compressionargs": {"level": 1}}
         page |= deflate if self._compression == "deflate" else {"compression": "zstd"}
-        return page | ({"predictor": True} if self.dtype.kind in "ui" else {})  # few readers know that of floats
+        return page | ({"predictor": True} if self.dtype.kind in "ui" else {})  # few readers support float predictors
 
 
 def geo_tags(georeference: GeoReference) -> list[tuple[int, int, int, Any, bool]]:

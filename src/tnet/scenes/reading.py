@@ -39,7 +39,7 @@ class ReadOptions:
     overview_px: int = 0  # side of the copy that serves coarse glimpses of lazily read images; 0 for none
     overview_folder: Path | None = None  # where copies are kept between runs
     scene: SceneOptions = field(default_factory=SceneOptions)  # for lazily read files: bands, range of values, reader
-    channels: int = 3  # 1 or 3 for decoded images; for lazily read images those of their overviews
+    channels: int = 3  # 1 or 3 for decoded images; any number for overviews
     max_side_px: int | None = None  # downscale decoded images to this longer side
     max_short_side_px: int | None = None  # likewise for the shorter side
     max_pixels: int = DEFAULT_MAX_PIXELS  # largest image that is decoded

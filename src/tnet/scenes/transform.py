@@ -110,7 +110,7 @@ def adjust_colours(
 
 
 class _Inside(NamedTuple):
-    pixels: Tensor  # of the part of a box that lies in the crop, [channels, height, width] in [0, 1]
+    pixels: Tensor  # the part of a box that lies in the crop, [channels, height, width] in [0, 1]
     box_yxyx: BoxL0  # in the frame of the crop
     scale_yx: tuple[float, float]  # source pixels per pixel
 
@@ -158,10 +158,8 @@ class TransformedScene:
         """Height and width of each stored resolution after the change, finest first."""
         step = -1 if self.change.quarter_turns % 2 else 1
         full_hw, (height, width) = self.scene.size_hw[::step], self.size_hw
-        sizes_hw = [size[::step] for size in self.scene.levels]
-        return tuple(
-            (max(1, round(y * height / full_hw[0])), max(1, round(x * width / full_hw[1]))) for y, x in sizes_hw
-        )
+        sizes = [size[::step] for size in self.scene.levels]
+        return tuple((max(1, round(h * height / full_hw[0])), max(1, round(w * width / full_hw[1]))) for h, w in sizes)
 
     def glimpse(
         self, box_l0_yxyx: BoxL0, size_px: int, *, channels: int, resize: Resize, fill: Sequence[float]

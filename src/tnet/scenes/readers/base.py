@@ -65,12 +65,12 @@ class ImageInfo:
 
     levels: tuple[StoredLevel, ...]  # finest first; at least one
     channels: int  # alpha included
-    dtype: np.dtype[Any]  # of the stored values
+    dtype: np.dtype[Any]  # type of the stored values
     color: Color  # meaning of the channels other than alpha
     has_alpha: bool = False  # whether the last channel is opacity (same type and range as the others)
     spacing_m_yx: tuple[float, float] | None = None  # height and width of a level-0 pixel in metres (0.5 um is 5e-7)
     georeference: GeoReference | None = None
-    tile_hw: tuple[int, int] | None = None  # of level 0; None if any window costs decoding the whole image
+    tile_hw: tuple[int, int] | None = None  # tile size of level 0; None if any window costs decoding the whole image
     properties: dict[str, str] = field(default_factory=dict)  # further metadata, for people
 
 
@@ -109,9 +109,9 @@ class ReaderEntry:
 
     open: Callable[[Path, ReaderOptions], Reader]  # raises ImageError if it cannot
     score: Callable[[Content], int]  # how well it suits some content, 0 for not at all; the best installed one is used
-    modules: tuple[str, ...]  # that it imports
+    modules: tuple[str, ...]  # modules that it imports
     packages: tuple[str, ...]  # distributions that provide them
-    extra: str = ""  # of tnet, that installs them; empty if they are always installed
+    extra: str = ""  # extra of tnet that installs them; empty if they are always installed
     has_library: bool = False  # whether importing fails if a shared library is missing, so that only an import shows it
     write_sample: Callable[[Path, NDArray[np.uint8]], None] | None = None  # for tnet doctor, if it does not read TIFF
 

@@ -76,7 +76,7 @@ def ratio_levels(
     """Return levels whose downsamples follow from their sizes (finest first), so that the edges of the levels coincide.
 
     With ``halves``, pixels stand for exactly a power of two of level-0 pixels, so that the last may stand for fewer;
-    with ``cut_off`` sizes may also be rounded down, which leaves out the edge of the image (slides, not GDAL).
+    ``cut_off`` does so for sizes that were rounded down, which leaves out the edge of the image (slides, not GDAL).
     """
     height, width = sizes_hw[0]
     levels = []

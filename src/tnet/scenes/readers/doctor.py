@@ -27,7 +27,7 @@ class ReaderStatus:
     kind: str
     extra: str  # extra of tnet that installs what it needs; empty if that is always installed
     installed: bool
-    versions: dict[str, str] = field(default_factory=dict)  # of the installed packages that it needs
+    versions: dict[str, str] = field(default_factory=dict)  # versions of the installed packages that it needs
     works: bool = False  # whether it has just read an image correctly
     detail: str = ""  # the problem, or the version of the underlying library
 
@@ -73,7 +73,7 @@ def _library(name: str) -> str:
 
 
 def write_tiff(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write one deflated tile by hand: OpenSlide cannot write, and all readers but that of Zarr read it."""
+    """Write one deflated tile by hand: OpenSlide cannot write, and all readers but Zarr's read it."""
     height, width = pixels.shape[:2]
     tile = zlib.compress(pixels.tobytes())
     short, long, bits_at = 3, 4, 8 + 2 + 12 * 11 + 4

@@ -45,9 +45,7 @@ def check_ome_xml(path: Path, xml: str) -> None:
 
 def _steps(element: ElementTree.Element) -> int:
     try:
-        start, end, step = (
-            float(element.get(name, "1" if name == "Step" else "0")) for name in ("Start", "End", "Step")
-        )
+        start, end, step = (float(element.get(*pair)) for pair in (("Start", "0"), ("End", "0"), ("Step", "1")))
         return int(abs((end - start) / step)) + 1
     except (ValueError, ZeroDivisionError, OverflowError):
         return MAX_PLANES + 1

@@ -101,7 +101,7 @@ class OpenSlideReader:
             return self._slide
 
     def _count(self, level: int, box_yxyx: Window) -> None:
-        """Count the tiles of a window at the file's mean bytes per pixel: OpenSlide does not report what it reads."""
+        """Count the tiles of a window at the file's mean bytes per pixel: OpenSlide does not report its reads."""
         tile_height, tile_width = self._tiles_hw[level]
         y0, x0, y1, x1 = box_yxyx
         tiles = ((y1 - 1) // tile_height - y0 // tile_height + 1) * ((x1 - 1) // tile_width - x0 // tile_width + 1)

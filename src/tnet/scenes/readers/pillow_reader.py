@@ -27,7 +27,7 @@ from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEn
 from tnet.scenes.readers.common import INVERSE_ORIENTATION, SrgbTransform, check_window, clip_text, oriented
 from tnet.scenes.readers.content import Content
 
-_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001}  # of TIFF
+_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001}  # in TIFF
 _FLAT_PX = 1 << 24  # a flat TIFF of more pixels is better read by rows than as a whole
 
 

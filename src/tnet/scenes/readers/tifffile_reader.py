@@ -83,7 +83,7 @@ class _Level:
         # Rows of these can be fetched without the rest of their strip or tile.
         self.is_raw = page.compression == page.predictor == page.fillorder == 1 and page.bitspersample % 8 == 0
         self.segment_samples = 1 if self.is_planar else self.samples  # per pixel of a segment
-        self.segments = self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)  # of a plane
+        self.segments = self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)  # in a plane
 
 
 class TifffileReader:

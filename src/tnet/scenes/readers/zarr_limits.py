@@ -35,7 +35,7 @@ _ZSTD_MAGIC = 0xFD2FB528
 
 @dataclass
 class Meter:
-    """Count of what was read, from several threads."""
+    """Bytes and tiles read, counted from several threads."""
 
     bytes_read: int = 0
     tiles_read: int = 0
@@ -49,7 +49,7 @@ class Meter:
 
 
 def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
-    """Open an array for reading, with limits on the decoded size of its chunks; ``meter`` counts what is read."""
+    """Open an array for reading, with limits on the decoded size of its chunks; ``meter`` counts reads."""
     store = _MeteredStore(folder, meter)
     array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
     itemsize = array.dtype.itemsize
@@ -125,7 +125,7 @@ class _MeteredStore(LocalStore):
     def __init__(self, root: Path, meter: Meter) -> None:
         super().__init__(root, read_only=True)
         self._meter = meter
-        self.max_bytes = 1 << 24  # of a description; chunks have their own limit
+        self.max_bytes = 1 << 24  # limit for a description; chunks have their own limit
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -205,10 +205,8 @@ def _limited(codecs: tuple[Any, ...], meter: Meter) -> tuple[Any, ...]:
     names = {BloscCodec: "blosc", ZstdCodec: "zstd", GzipCodec: "gzip"}
     out: list[Any] = []
     for codec in codecs:
-        if isinstance(codec, ShardingCodec):
-            out.append(replace(codec, codecs=_limited(codec.codecs, meter)))
-            continue
-        out.append(codec)
+        is_sharding = isinstance(codec, ShardingCodec)
+        out.append(replace(codec, codecs=_limited(codec.codecs, meter)) if is_sharding else codec)
         if type(codec) in names:
             out.append(_LimitCodec(names[type(codec)], meter))
     if not any(isinstance(codec, ShardingCodec | _LimitCodec) for codec in out):
