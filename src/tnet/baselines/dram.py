@@ -31,7 +31,7 @@ from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
 from tnet.baselines.geometry import Looks, box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
-from tnet.errors import ConfigError, GeometryError
+from tnet.errors import ConfigError
 from tnet.geometry import Regions, whole_images
 from tnet.losses import classification_loss, penalised_parameters, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
@@ -122,15 +122,6 @@ class DRAMConfig(ModelConfig):
     @override
     def network(self) -> str:
         return f"ResNet v2 of {sum(self.blocks)} blocks, two LSTMs"
-
-    @property
-    @override
-    def eval_policy(self) -> str:
-        return "topk" if self.policy == "learned" else self.policy
-
-    def _check_looks(self, looks: int) -> None:
-        if looks < 1:
-            raise GeometryError(f"looks is {looks} but DRAM classifies after glimpses; give at least 1")
 
     @property
     def location_scale(self) -> float:
