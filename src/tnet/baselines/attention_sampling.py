@@ -1,8 +1,7 @@
 """Attention sampling: draw patches from an attention map of the downscaled image, and learn where to draw.
 
-Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", 2019. An image is
-represented by the expectation of patch features under the attention. The expectation and its gradient, for features
-and attention alike, are estimated from a few patches, without REINFORCE.
+Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", 2019. The expectation of
+patch features under the attention, and its gradient, are estimated from a few patches, without REINFORCE.
 """
 
 from __future__ import annotations
@@ -38,13 +37,11 @@ class AttentionSamplingConfig(PatchModelConfig):
     """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
 
     Attributes:
-        scale: side of the attention network's input over the longer side of the image. The input is square for any
-            aspect ratio, as TNet's first glimpse is.
+        scale: side of the attention network's input, which is always square, over the longer side of the image.
         low_px: side of the attention network's input in pixels, for images of all sizes; 0 to use ``scale``.
         attention_channels: channels of the attention network's hidden layers (3x3 convolutions, tanh).
         features: patch encoder: ``conv``, the published plain network, or ``backbone``.
-        feature_channels: channels of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU,
-            global maximum).
+        feature_channels: channels of the plain network's layers (7x7, then 3x3, no padding, ReLU, global maximum).
         normalize_features: scale features to length 1, which minimises the variance of sampling from the attention.
         replacement: draw patches independently, so that one may repeat.
         eval: patches in evaluation: ``sample``, as in training (published), or ``topk``, those with most attention,
@@ -139,10 +136,7 @@ def draw_positions(
 def expect_with_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from positions drawn independently (paper, sampling with replacement).
-
-    The value is the mean feature, the gradient the mean of ``d(a f) / a`` for attention ``a``; both are unbiased.
-    """
+    """Estimate the expected feature from positions drawn independently: mean of ``f``, gradient mean of ``d(a f) / a``."""
     ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
     return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
 
@@ -227,15 +221,10 @@ class AttentionSampling(PatchModel):
         if estimate is None:
             log_prob = torch.zeros_like(log_prob)
         aggregate = (estimate or _weigh_by_attention)(log_prob, features)
-        return AttentionSamplingOutput(
-            logits=self.classifier(aggregate),
-            features=features,
-            aggregate=aggregate,
-            log_prob=log_prob,
-            entropy=torch.stack([-(log.exp() * log).sum() for log in maps]),
-            attention=tuple(log.exp() for log in maps),
-            regions=Regions.concat([whole, regions]),
-        )
+        logits, regions = self.classifier(aggregate), Regions.concat([whole, regions])
+        attention = tuple(log.exp() for log in maps)
+        entropy = torch.stack([-(log.exp() * log).sum() for log in maps])
+        return AttentionSamplingOutput(logits, features, aggregate, log_prob, entropy, attention, regions)
 
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy

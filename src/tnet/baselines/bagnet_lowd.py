@@ -110,18 +110,16 @@ class BagNetLowD(Backbone):
     In a block that changes the shape, the original's code applies the batch norm meant for the shortcut to the branch,
     after the branch's own, and leaves the shortcut unnormalised (``shortcut_norm="branch"``). The second norm undoes
     the branch's last scale, which starts at 0 so that blocks start as their shortcuts: the first step then turns the
-    branch on at once, along a gradient about a hundred times as large. Prefer ``shortcut`` unless published weights
-    must fit; parameters and multiply-adds are the same.
+    branch on at once, along a gradient about a hundred times as large. Prefer ``"shortcut"``, the usual residual block,
+    unless published weights must fit; parameters and multiply-adds are the same.
 
     Args:
         in_channels: channels of an image.
-        planes: width of each stage; the stem has the width of the first.
-        blocks: number of bottlenecks per stage.
-        strides: stride of the first bottleneck of each stage.
+        planes, blocks, strides: width, number of bottlenecks and stride of each stage; the stem has the first width.
         wide_blocks: number of bottlenecks per stage, from its first, that are 3 pixels wide; the others are 1.
         expansion: output channels of a stage over its planes.
         feature_dim: channels of ``what``; 0 for a quarter of the last stage's channels.
-        shortcut_norm: ``branch``, the original's code, or ``shortcut``, the usual residual block.
+        shortcut_norm: ``branch`` or ``shortcut``.
     """
 
     def __init__(

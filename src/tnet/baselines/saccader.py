@@ -2,9 +2,7 @@
 
 Elsayed, Kornblith and Le, "Saccader: Improving accuracy of hard attention models for vision", NeurIPS 2019. The class
 logits of every position come from its own 77 pixels; hard attention decides whose logits count. A glimpse is therefore
-almost free, and the model costs as much as seeing everything.
-
-Differences from the original's code:
+almost free, and the model costs as much as seeing everything. Differences from the original's code:
 
 - Boxes are as in the code, spread evenly over the image (centre at ``pos * (1 - 77/224)`` with ``pos`` in [-1, 1]),
   8.17 px apart at 224 px. The true receptive fields are 8 px apart, up to 3 px before.
@@ -336,7 +334,6 @@ class SaccaderObjectiveConfig(BaselineObjectiveConfig):
             ``location`` (the location network learns the order of the positions by the logit of the predicted class; no
             labels) or ``joint`` (everything learns to classify by the glimpses; locations by REINFORCE, reward 1 if the
             prediction is right, baseline the batch's mean reward, one sample per image).
-        reinforce_weight: weight of the REINFORCE term.
         pretraining_looks: steps of location pretraining.
         pretraining_path: positions that count as visited in location pretraining: the ``targets`` so far, or those that
             the policy ``sampled`` (the original's code; there a visited target costs 1e5).
@@ -362,13 +359,10 @@ class SaccaderObjective(BaselineObjective):
     @property
     @override
     def forward_options(self) -> dict[str, int | str | bool]:
-        config = self.config
-        if config.stage == "representation":
-            return {"looks": 0}
-        if config.stage == "location":
-            path = "ordered_logits" if config.pretraining_path == "targets" else "sample"
-            return {"looks": config.pretraining_looks, "policy": path, "pretraining": True}
-        return {}
+        if self.config.stage == "location":
+            path = "ordered_logits" if self.config.pretraining_path == "targets" else "sample"
+            return {"looks": self.config.pretraining_looks, "policy": path, "pretraining": True}
+        return {"looks": 0} if self.config.stage == "representation" else {}
 
     @override
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
