@@ -148,7 +148,7 @@ def test_the_model_classifies_the_estimate(replacement: bool) -> None:
     y0 = output.regions.at_level(1).position_yx * 8 + 4 - 8
     assert torch.equal(output.regions.at_level(1).box_l0_yxyx, torch.cat([y0, y0 + 16], dim=1))
     pixels = model.pixels(model.scene(images), output.regions.at_level(1), 16)
-    described = F.normalize(model.backbone(pixels), dim=1).unflatten(0, (2, 4))
+    described = F.normalize(model.backbone(pixels).amax(dim=(2, 3)), dim=1).unflatten(0, (2, 4))
     torch.testing.assert_close(output.features, described)
 
 

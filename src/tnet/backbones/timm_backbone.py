@@ -51,10 +51,8 @@ class TimmBackbone(Backbone):
                 final, maps = self.model.forward_intermediates(probe)
                 pooled = self.model.forward_head(final, pre_logits=True)
             except (AttributeError, RuntimeError, AssertionError) as error:
-                raise ConfigError(
-                    f"backbone {config.name} does not support {base_px} px glimpses ({str(error).splitlines()[0]}); "
-                    "choose another base_px or backbone"
-                ) from None
+                problem = f"does not support {base_px} px glimpses ({str(error).splitlines()[0]})"
+                raise ConfigError(f"backbone {config.name} {problem}; choose another base_px or backbone") from None
         self.feature_dim = int(pooled.shape[1])
         self._index = self._choose_tap(config, [int(m.shape[-1]) for m in maps], grid_side)
         if self._index is None:
@@ -106,10 +104,8 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
     kwargs: dict[str, Any] = dict(config.kwargs)
     forbidden = sorted(_FORBIDDEN_KWARGS & kwargs.keys())
     if forbidden:
-        raise ConfigError(
-            f"backbone kwargs must not contain {forbidden[0]!r}, which tnet sets itself; use backbone.pretrained or "
-            "backbone.weights for weights"
-        )
+        remedy = "use backbone.pretrained or backbone.weights for weights"
+        raise ConfigError(f"backbone kwargs must not contain {forbidden[0]!r}, which tnet sets itself; {remedy}")
     if config.pretrained and config.weights is not None:
         raise ConfigError(f"backbone has both pretrained: true and weights {config.weights}; choose one of them")
     if not timm.is_model(config.name):
@@ -159,12 +155,9 @@ def _efficientnet_arguments(config: BackboneConfig, kwargs: dict[str, Any]) -> t
     values = {"width": kwargs.pop("width", 1.0), "stochastic_depth": kwargs.pop("stochastic_depth", 0.0)}
     for (key, value), limit in zip(values.items(), (4, 1), strict=True):
         if not isinstance(value, int | float) or not 0 <= value < limit or (key == "width" and not value):
-            raise ConfigError(
-                f"backbone kwargs {key} is {value!r}; give a width above 0 and below 4, and a stochastic_depth in "
-                "[0, 1)"
-            )
+            remedy = "give a width above 0 and below 4, and a stochastic_depth in [0, 1)"
+            raise ConfigError(f"backbone kwargs {key} is {value!r}; {remedy}")
     if values["width"] != 1 and config.pretrained:
-        raise ConfigError(
-            f"backbone kwargs width is {values['width']}, but pretrained weights fit width 1; set pretrained: false"
-        )
+        width = f"backbone kwargs width is {values['width']}, but pretrained weights fit width 1"
+        raise ConfigError(f"{width}; set pretrained: false")
     return values["width"], values["stochastic_depth"]

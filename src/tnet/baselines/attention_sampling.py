@@ -1,8 +1,7 @@
 """Attention sampling: draw patches from an attention map of the downscaled image, and learn where to draw.
 
-Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", 2019. An image is
-represented by the expectation of patch features under the attention. The expectation and its gradient, for features
-and attention alike, are estimated from a few patches, without REINFORCE.
+Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attention-Sampling Models", 2019. The expectation of
+patch features under the attention, and its gradient, are estimated from a few patches, without REINFORCE.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -37,13 +37,11 @@ class AttentionSamplingConfig(PatchModelConfig):
     """Attention sampling, by default as published for megapixel digits: 10 patches of 50 px, attention at 0.12.
 
     Attributes:
-        scale: side of the attention network's input over the longer side of the image. The input is square for any
-            aspect ratio, as TNet's first glimpse is.
+        scale: side of the attention network's input, which is always square, over the longer side of the image.
         low_px: side of the attention network's input in pixels, for images of all sizes; 0 to use ``scale``.
         attention_channels: channels of the attention network's hidden layers (3x3 convolutions, tanh).
         features: patch encoder: ``conv``, the published plain network, or ``backbone``.
-        feature_channels: channels of the plain network's layers (7x7, then 3x3 convolutions without padding, ReLU,
-            global maximum).
+        feature_channels: channels of the plain network's layers (7x7, then 3x3, no padding, ReLU, global maximum).
         normalize_features: scale features to length 1, which minimises the variance of sampling from the attention.
         replacement: draw patches independently, so that one may repeat.
         eval: patches in evaluation: ``sample``, as in training (published), or ``topk``, those with most attention,
@@ -69,16 +67,14 @@ class AttentionSamplingConfig(PatchModelConfig):
         if not 0 < self.scale <= 1:
             raise ConfigError(f"model.scale is {self.scale}; give a fraction above 0 and at most 1")
         if min(self.attention_channels, default=1) < 1 or min(self.feature_channels, default=0) < 1:
-            raise ConfigError(
-                f"model.attention_channels is {list(self.attention_channels)} and model.feature_channels "
-                f"{list(self.feature_channels)}; give positive numbers, at least one for the features"
-            )
+            channels = f"{list(self.attention_channels)} and model.feature_channels {list(self.feature_channels)}"
+            remedy = "give positive numbers, at least one for the features"
+            raise ConfigError(f"model.attention_channels is {channels}; {remedy}")
         needed = _FIRST_KERNEL + (_KERNEL - 1) * (len(self.feature_channels) - 1)
         if self.features == "conv" and self.patch_px < needed:
-            raise ConfigError(
-                f"model.patch_px is {self.patch_px} but {len(self.feature_channels)} layers without padding need "
-                f"{needed} px; give at least that, or fewer model.feature_channels"
-            )
+            layers = f"{len(self.feature_channels)} layers without padding need {needed} px"
+            remedy = "give at least that, or fewer model.feature_channels"
+            raise ConfigError(f"model.patch_px is {self.patch_px} but {layers}; {remedy}")
 
     @property
     @override
@@ -140,10 +136,7 @@ def draw_positions(
 def expect_with_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from positions drawn independently (paper, sampling with replacement).
-
-    The value is the mean feature, the gradient the mean of ``d(a f) / a`` for attention ``a``; both are unbiased.
-    """
+    """Estimate the expected feature from positions drawn independently: mean of ``f``, gradient mean of ``d(a f) / a``."""
     ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
     return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
 
@@ -171,27 +164,12 @@ def _weigh_by_attention(
     return torch.einsum("bn,bnd->bd", log_attention.softmax(dim=1), features)
 
 
-class _GlobalMax(nn.Module):
-    def forward(self, x: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels"]:
-        return x.amax(dim=(2, 3))
-
-
-def _attention_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
-    """One logit per position: 3x3 convolutions that keep the size, with tanh between them."""
+def _convolutions(widths: tuple[int, ...], kernel: int, padding: int, activation: type[nn.Module]) -> list[nn.Module]:
+    """Convolutions between these channel counts, the first with another kernel size, each with an activation."""
     layers: list[nn.Module] = []
-    for width in channels:
-        layers += [nn.Conv2d(in_channels, width, _KERNEL, padding=_KERNEL // 2), nn.Tanh()]
-        in_channels = width
-    return nn.Sequential(*layers, nn.Conv2d(in_channels, 1, _KERNEL, padding=_KERNEL // 2))
-
-
-def _feature_network(in_channels: int, channels: tuple[int, ...]) -> nn.Sequential:
-    """One feature per patch: convolutions without padding, ReLU, the maximum over positions."""
-    layers: list[nn.Module] = []
-    for index, width in enumerate(channels):
-        layers += [nn.Conv2d(in_channels, width, _KERNEL if index else _FIRST_KERNEL), nn.ReLU()]
-        in_channels = width
-    return nn.Sequential(*layers, _GlobalMax())
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, _KERNEL if layers else kernel, padding=padding), activation()]
+    return layers
 
 
 class AttentionSampling(PatchModel):
@@ -204,14 +182,17 @@ class AttentionSampling(PatchModel):
 
     def __init__(self, config: AttentionSamplingConfig) -> None:
         super().__init__(config)
-        self.attention = _attention_network(config.in_channels, config.attention_channels)
+        widths, same = (config.in_channels, *config.attention_channels), _KERNEL // 2
+        scores = nn.Conv2d(widths[-1], 1, _KERNEL, padding=same)
+        self.attention = nn.Sequential(*_convolutions(widths, _KERNEL, same, nn.Tanh), scores)
         self.backbone: nn.Module
         if config.features == "backbone":
             self.backbone = create_backbone(config.backbone, config.in_channels, config.patch_px, 1)
             dim = self.backbone.feature_dim
         else:
-            self.backbone = _feature_network(config.in_channels, config.feature_channels)
-            dim = config.feature_channels[-1]
+            widths = config.in_channels, *config.feature_channels
+            self.backbone = nn.Sequential(*_convolutions(widths, _FIRST_KERNEL, 0, nn.ReLU))
+            dim = widths[-1]
         self.classifier = nn.Linear(dim, config.num_classes)
 
     def forward(self, images: Images, looks: Looks = None, policy: PatchPolicy = None) -> AttentionSamplingOutput:
@@ -240,15 +221,10 @@ class AttentionSampling(PatchModel):
         if estimate is None:
             log_prob = torch.zeros_like(log_prob)
         aggregate = (estimate or _weigh_by_attention)(log_prob, features)
-        return AttentionSamplingOutput(
-            logits=self.classifier(aggregate),
-            features=features,
-            aggregate=aggregate,
-            log_prob=log_prob,
-            entropy=torch.stack([-(log.exp() * log).sum() for log in maps]),
-            attention=tuple(log.exp() for log in maps),
-            regions=Regions.concat([whole, regions]),
-        )
+        logits, regions = self.classifier(aggregate), Regions.concat([whole, regions])
+        attention = tuple(log.exp() for log in maps)
+        entropy = torch.stack([-(log.exp() * log).sum() for log in maps])
+        return AttentionSamplingOutput(logits, features, aggregate, log_prob, entropy, attention, regions)
 
     def _choose(
         self, log_attention: Float[Tensor, "images rows cols"], count: int, policy: PatchPolicy
@@ -258,9 +234,8 @@ class AttentionSampling(PatchModel):
             policy = "sample" if self.training else self.config.eval
         flat = log_attention.detach().flatten(1)
         if count > flat.shape[1] and not (policy == "sample" and self.config.replacement):
-            raise GeometryError(
-                f"looks is {count} but there are {flat.shape[1]} positions; give fewer, or raise model.scale"
-            )
+            positions = f"there are {flat.shape[1]} positions"
+            raise GeometryError(f"looks is {count} but {positions}; give fewer, or raise model.scale")
         if policy == "sample":
             drawn = draw_positions(flat, count, self.config.replacement)
             return drawn, expect_with_replacement if self.config.replacement else expect_without_replacement
@@ -271,7 +246,7 @@ class AttentionSampling(PatchModel):
 
     def _describe(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         encoded = self.backbone(self.pixels(scene, regions, self.config.patch_px))
-        pooled = encoded if isinstance(encoded, Tensor) else encoded.pooled
+        pooled = encoded.amax(dim=(2, 3)) if isinstance(encoded, Tensor) else encoded.pooled
         return F.normalize(pooled, dim=1) if self.config.normalize_features else pooled
 
     @override

@@ -36,10 +36,8 @@ def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Se
     """Compute receptive field and stride of the last map of a :class:`BagNetLowD`, and check the arguments."""
     equal = len({len(blocks), len(strides), len(wide_blocks)}) == 1
     if not (equal and blocks and min(*blocks, *strides) >= 1 and min(wide_blocks) >= 0):
-        raise ConfigError(
-            f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)} do not fit; give "
-            "one number per stage, at least 1 (wide_blocks: 0)"
-        )
+        stages = f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)}"
+        raise ConfigError(f"{stages} do not fit; give one number per stage, at least 1 (wide_blocks: 0)")
     field_px, stride_px = 3, 1  # of the stem
     for count, stride, wide in zip(blocks, strides, wide_blocks, strict=True):
         for block in range(count):
@@ -112,18 +110,16 @@ class BagNetLowD(Backbone):
     In a block that changes the shape, the original's code applies the batch norm meant for the shortcut to the branch,
     after the branch's own, and leaves the shortcut unnormalised (``shortcut_norm="branch"``). The second norm undoes
     the branch's last scale, which starts at 0 so that blocks start as their shortcuts: the first step then turns the
-    branch on at once, along a gradient about a hundred times as large. Prefer ``shortcut`` unless published weights
-    must fit; parameters and multiply-adds are the same.
+    branch on at once, along a gradient about a hundred times as large. Prefer ``"shortcut"``, the usual residual block,
+    unless published weights must fit; parameters and multiply-adds are the same.
 
     Args:
         in_channels: channels of an image.
-        planes: width of each stage; the stem has the width of the first.
-        blocks: number of bottlenecks per stage.
-        strides: stride of the first bottleneck of each stage.
+        planes, blocks, strides: width, number of bottlenecks and stride of each stage; the stem has the first width.
         wide_blocks: number of bottlenecks per stage, from its first, that are 3 pixels wide; the others are 1.
         expansion: output channels of a stage over its planes.
         feature_dim: channels of ``what``; 0 for a quarter of the last stage's channels.
-        shortcut_norm: ``branch``, the original's code, or ``shortcut``, the usual residual block.
+        shortcut_norm: ``branch`` or ``shortcut``.
     """
 
     def __init__(
@@ -141,10 +137,9 @@ class BagNetLowD(Backbone):
         super().__init__()
         self.grid = position_grid(blocks, strides, wide_blocks)
         if len(planes) != len(blocks) or min(*planes, expansion) < 1 or feature_dim < 0:
-            raise ConfigError(
-                f"planes {tuple(planes)}, expansion {expansion} or feature_dim {feature_dim} is wrong; give as many "
-                f"planes as blocks {tuple(blocks)}, 1 or more each, expansion 1 or more, feature_dim 0 or more"
-            )
+            sizes = f"planes {tuple(planes)}, expansion {expansion} or feature_dim {feature_dim} is wrong"
+            remedy = f"give a positive number of planes for each of blocks {tuple(blocks)}, expansion from 1"
+            raise ConfigError(f"{sizes}; {remedy}, feature_dim from 0")
         if shortcut_norm not in get_args(ShortcutNorm):
             raise ConfigError(f"shortcut_norm is {shortcut_norm!r}; give 'branch' or 'shortcut'")
         self.min_px = self.grid.field_px

@@ -6,10 +6,8 @@ and no norm; a bottleneck's last convolution and its shortcut's have a bias, its
 last stage; an LSTM has one bias vector per gate.
 
 A pass (glimpse, encoder, both LSTMs, location, classes) is 565,831,616 multiply-adds. The published 1.86, 3.1, 5.58 and
-13.03 G for 2, 4, 8 and 20 glimpses fit n + 1 passes of 0.620 G; the source of the other 0.055 G is unknown (neither
-activations, nor the stride in a stage's first unit, nor another glimpse size gives it). We also leave out what is never
-used, the first pass's classes and the last pass's next location: n looks cost n passes and one that ends after the
-first LSTM.
+13.03 G for 2, 4, 8 and 20 glimpses fit n + 1 passes of 0.620 G; we could not explain the other 0.055 G. We also leave
+out the first pass's classes and the last pass's next location, which are never used.
 
 Differences from the original: a crop that reaches past the image repeats the edge of the glimpse, not of the image
 (only averages of such crops are used); glimpses are resized with half-pixel centres.
@@ -31,7 +29,7 @@ from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
 from tnet.baselines.geometry import Looks, box_regions, clip_boxes, crop_boxes, crop_sizes_px
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
-from tnet.errors import ConfigError, GeometryError
+from tnet.errors import ConfigError
 from tnet.geometry import Regions, whole_images
 from tnet.losses import classification_loss, penalised_parameters, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
@@ -59,16 +57,13 @@ class DRAMConfig(ModelConfig):
             around the proposed location, clipped so that the finest crop stays in the image; ``topk``, the proposal; or
             the controls ``random`` (uniform) and ``centre``.
         location_std: standard deviation of the normal distribution; the image is 2 wide.
-        stem_dim: channels of the encoder's stem.
-        planes: width of each of the encoder's stages.
-        blocks: number of bottlenecks per stage.
-        expansion: output channels of a stage over its planes.
+        stem_dim, planes, blocks, expansion: channels of the encoder's stem, width and number of bottlenecks of each
+            stage, and output channels of a stage over its planes.
         norm_momentum: momentum of the encoder's running statistics, which are updated once per pass: 0.003 suits long
             training, a few hundred steps need about 0.1.
         batch_norm: running statistics ``shared`` by the first and the later passes (the original's), or kept apart,
             ``per_level``, because their inputs are so different that the average describes neither.
-        classifier_dim: units of the classifying LSTM.
-        location_dim: units of the moving LSTM.
+        classifier_dim, location_dim: units of the classifying and of the moving LSTM.
         resize: ``bilinear`` (the original's), or ``antialias``.
     """
 
@@ -122,15 +117,6 @@ class DRAMConfig(ModelConfig):
     @override
     def network(self) -> str:
         return f"ResNet v2 of {sum(self.blocks)} blocks, two LSTMs"
-
-    @property
-    @override
-    def eval_policy(self) -> str:
-        return "topk" if self.policy == "learned" else self.policy
-
-    def _check_looks(self, looks: int) -> None:
-        if looks < 1:
-            raise GeometryError(f"looks is {looks} but DRAM classifies after glimpses; give at least 1")
 
     @property
     def location_scale(self) -> float:
@@ -210,7 +196,7 @@ class DRAM(Model):
         return DRAMOutput(logits[:, -1], logits, regions, places, proposals, log_prob)
 
     def _describe(self, glimpse: Float[Tensor, "batch channels h w"], level: int) -> Float[Tensor, "batch dim"]:
-        """Encode glimpses of the first pass (level 0) or a later one (1)."""
+        """Encode glimpses of the first pass (level 0) or a later one (level 1)."""
         with nullcontext() if self.population_norms is None else self.population_norms.of_level(level):
             return self.encoder(glimpse)
 
@@ -232,9 +218,8 @@ class DRAM(Model):
     def _look(
         self, scene: SceneBatch, location_yx: Float[Tensor, "batch 2"]
     ) -> tuple[Float[Tensor, "batch channels side side"], Int[Tensor, "batch 4"]]:
-        """Crop around one location of each image: all crops, finest first, and the box of the finest.
-
-        Each crop has the image's channels, then two of position.
+        """Crop around one location of each image: all crops with position channels, finest first, and the box of the
+        finest.
         """
         config, mean, sizes = self.config, self.get_buffer("mean"), scene.sizes_hw
         if location_yx.is_meta:  # the cost does not depend on the location
@@ -262,8 +247,6 @@ class DRAMObjectiveConfig(BaselineObjectiveConfig):
 
     Attributes:
         l2_weight: weight of the sum of squares of all weights (no biases, no norms) except the moving network's.
-        ce_weight: weight of the cross entropy.
-        reinforce_weight: weight of the REINFORCE term.
         supervise: classify and reward after the ``last`` glimpse (what the paper reports for a number of glimpses), or
             after ``all``, each location rewarded by the answer right after it, which suits any number of looks.
     """
@@ -275,10 +258,7 @@ class DRAMObjectiveConfig(BaselineObjectiveConfig):
 
 
 class DRAMObjective(BaselineObjective):
-    """Cross entropy, REINFORCE and L2.
-
-    Locations have no gradient: the moving LSTM and the locator learn by REINFORCE alone, which reaches the encoder too.
-    """
+    """Cross entropy, L2, and REINFORCE, from which alone the moving LSTM and the locator learn (and the encoder too)."""
 
     config: DRAMObjectiveConfig
 

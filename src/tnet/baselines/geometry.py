@@ -39,7 +39,7 @@ def patch_boxes(size_hw: tuple[int, int], patch_px: int, stride_px: int) -> Int[
         count = 1 + max(0, math.ceil((size - patch_px) / stride_px))
         total_pad = (count - 1) * stride_px + patch_px - size
         starts.append(torch.arange(count) * stride_px - math.ceil(total_pad / 2))
-    return _boxes_from_starts(*starts, patch_px)
+    return _boxes_from_starts(starts, patch_px)
 
 
 def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: int) -> Int[Tensor, "rows cols 4"]:
@@ -54,11 +54,11 @@ def position_boxes(size_hw: tuple[int, int], map_hw: tuple[int, int], patch_px: 
         torch.div((2 * torch.arange(n) + 1) * size - patch_px * n + n, 2 * n, rounding_mode="floor")
         for size, n in zip(size_hw, map_hw, strict=True)
     ]
-    return _boxes_from_starts(*starts, patch_px)
+    return _boxes_from_starts(starts, patch_px)
 
 
-def _boxes_from_starts(y0: Int[Tensor, " rows"], x0: Int[Tensor, " cols"], side_px: int) -> Int[Tensor, "rows cols 4"]:
-    top, left = torch.meshgrid(y0, x0, indexing="ij")
+def _boxes_from_starts(starts_yx: Sequence[Int[Tensor, " _"]], side_px: int) -> Int[Tensor, "rows cols 4"]:
+    top, left = torch.meshgrid(*starts_yx, indexing="ij")
     return torch.stack([top, left, top + side_px, left + side_px], dim=-1)
 
 

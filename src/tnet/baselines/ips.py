@@ -1,15 +1,14 @@
 """Iterative patch selection (IPS): encode every patch without gradient, keep the best, learn from those.
 
-Bergner, Lippert and Mahendran, "Iterative Patch Selection for High-Resolution Image Recognition", 2023. Memory does not
-depend on the size of the image; computation does.
+Bergner, Lippert and Mahendran, "Iterative Patch Selection for High-Resolution Image Recognition", 2023. Computation
+grows with the size of the image, memory does not.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,12 +49,9 @@ class IPSConfig(PatchModelConfig):
         reuse_embeddings: in evaluation, aggregate the features computed by selection instead of encoding again.
         position: add an encoding of a patch's row and column to its feature before it is scored and aggregated.
         queries: number of learned queries; each gathers one summary, and the classifier sees all of them.
-        heads: number of attention heads.
-        key_dim: size of a head's queries and keys.
-        value_dim: size of a head's values.
+        heads, key_dim, value_dim: number of attention heads, and size of their queries and keys, and of their values.
         hidden: size of the hidden layer of the MLP after attention.
-        attention_dropout: dropout probability of attention weights.
-        dropout: dropout probability after attention and after the MLP.
+        attention_dropout, dropout: dropout probability of attention weights, and after attention and after the MLP.
     """
 
     title: ClassVar[str] = "IPS"
@@ -111,7 +107,8 @@ def select_patches(
     keep: int,
     step: int,
 ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"]]:
-    """Keep the best patches of each image, encoding only ``step`` new ones at a time.
+    """Keep the best patches of each image, encoding only ``step`` new ones at a time; return their indices and
+    features.
 
     At each step the new patches join those kept so far, all are compared, and the best ``keep`` stay; ties go to those
     visited first. At most ``keep + step`` patches per image are in memory.
@@ -123,9 +120,6 @@ def select_patches(
         order: patch indices in the order of visiting.
         keep: number of patches to keep; all if there are fewer.
         step: number of patches to describe at a time.
-
-    Returns:
-        Indices of the kept patches, ascending, and their features.
     """
     held: tuple[Tensor, ...] = ()
     for seen in order.split(step):
@@ -138,19 +132,6 @@ def select_patches(
             held = tuple(part[torch.arange(len(best), device=best.device)[:, None], best] for part in held)
     patches, raster = held[0].sort(dim=1)
     return patches, held[1][torch.arange(len(raster), device=raster.device)[:, None], raster]
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Use evaluation mode inside the block, and each submodule's own mode after it."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for part, _ in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 class CrossAttentionPool(nn.Module):
@@ -206,8 +187,7 @@ class IPS(PatchModel):
     """Iterative patch selection.
 
     Patches on a grid that covers the image are encoded without gradient and in evaluation mode, ``step`` at a time; the
-    ``looks`` with most attention are kept, encoded again with gradient and aggregated by the same attention. Past the
-    edge of the image patches show the scene's padding.
+    ``looks`` with most attention are kept, encoded again with gradient and aggregated by the same attention.
     """
 
     config: IPSConfig
@@ -231,7 +211,7 @@ class IPS(PatchModel):
         scene, keep = self.scene(images), self.config.count_looks(looks)
         choices: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         for size_hw, members in self.images_by_size(scene).items():
-            grid = patch_boxes(size_hw, self.config.patch_px, self.stride_px)
+            grid = self._grid(size_hw)
             patches, described = self._choose(scene, members, grid, keep, policy)
             for row, image in enumerate(members):
                 choices[image] = grid, patches[row], None if described is None else described[row]
@@ -246,10 +226,8 @@ class IPS(PatchModel):
         regions = Regions.concat([whole_images(scene.sizes_hw), regions])
         return IPSOutput(self.classifier(summary.flatten(1)), features, weights, regions)
 
-    @property
-    def stride_px(self) -> int:
-        """Pixels between starts of neighbouring patches."""
-        return self.config.stride_px or self.config.patch_px
+    def _grid(self, size_hw: tuple[int, int]) -> Int[Tensor, "rows cols 4"]:
+        return patch_boxes(size_hw, self.config.patch_px, self.config.stride_px or self.config.patch_px)
 
     def _encode(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions dim"]:
         return self.backbone(self.pixels(scene, regions, self.config.patch_px)).pooled
@@ -284,14 +262,19 @@ class IPS(PatchModel):
 
         shuffled = self.config.shuffle and self.training
         order = torch.randperm(rows * cols) if shuffled else torch.arange(rows * cols)
-        with _evaluating(self.backbone, self.pool):
+        modes = [(part, part.training) for part in self.modules()]
+        self.eval()
+        try:
             return select_patches(describe, score, combine, order, keep, self.config.step)
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
     @override
     def multiply_adds(
         self, image_size_hw: tuple[int, int], looks: Looks = None, policy: PatchPolicy = None
     ) -> dict[str, int]:
-        rows, cols = patch_boxes(image_size_hw, self.config.patch_px, self.stride_px).shape[:2]
+        rows, cols = self._grid(image_size_hw).shape[:2]
         patches, keep = rows * cols, min(self.config.count_looks(looks), rows * cols)
         outline = copy.deepcopy(self).to("meta").eval()
         patch = torch.zeros(1, self.config.in_channels, self.config.patch_px, self.config.patch_px, device="meta")

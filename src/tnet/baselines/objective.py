@@ -19,12 +19,7 @@ Terms = tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""], Float[Tensor, ""]
 
 @dataclass(frozen=True)
 class BaselineObjectiveConfig:
-    """Weights of the terms.
-
-    Attributes:
-        label_smoothing: label smoothing of the cross entropy.
-        l2_weight: weight of the sum of squares of the penalised parameters.
-    """
+    """Weights of the terms; L2 is the sum of squares of the penalised parameters."""
 
     label_smoothing: float = 0.0
     l2_weight: float = 0.0

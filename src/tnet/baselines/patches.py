@@ -14,7 +14,7 @@ from typing_extensions import override
 from tnet.backbones import BackboneConfig
 from tnet.baselines.geometry import Looks
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms
-from tnet.errors import ConfigError, GeometryError
+from tnet.errors import ConfigError
 from tnet.losses import classification_loss, penalised_parameters, reward
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
@@ -59,10 +59,6 @@ class PatchModelConfig(ModelConfig):
     def typical_size_hw(self) -> tuple[int, int]:
         """Size of an image of 30 x 30 patches, as published for megapixel digits."""
         return 30 * self.patch_px, 30 * self.patch_px
-
-    def _check_looks(self, looks: int) -> None:
-        if looks < 1:
-            raise GeometryError(f"looks is {looks} but {self.title} sees nothing except patches; give at least 1")
 
 
 class PatchModel(Model):

@@ -2,9 +2,7 @@
 
 Elsayed, Kornblith and Le, "Saccader: Improving accuracy of hard attention models for vision", NeurIPS 2019. The class
 logits of every position come from its own 77 pixels; hard attention decides whose logits count. A glimpse is therefore
-almost free, and the model costs as much as seeing everything.
-
-Differences from the original's code:
+almost free, and the model costs as much as seeing everything. Differences from the original's code:
 
 - Boxes are as in the code, spread evenly over the image (centre at ``pos * (1 - 77/224)`` with ``pos`` in [-1, 1]),
   8.17 px apart at 224 px. The true receptive fields are 8 px apart, up to 3 px before.
@@ -91,10 +89,10 @@ class SaccaderConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         if not self.side:
-            raise ConfigError(
-                f"model.input_px is {self.input_px} but the receptive field is {self.grid.field_px} px; give at least "
-                "that, or fewer model.wide_blocks"
+            field = (
+                f"but the receptive field is {self.grid.field_px} px; give at least that, or fewer model.wide_blocks"
             )
+            raise ConfigError(f"model.input_px is {self.input_px} {field}")
         if not 0 <= self.looks <= self.side**2:
             raise ConfigError(f"model.looks is {self.looks}; give 0 to {self.side**2}, the number of positions")
         self._check_least(1, "mixed_dim")
@@ -126,11 +124,6 @@ class SaccaderConfig(ModelConfig):
     @override
     def network(self) -> str:
         return f"BagNet-{self.grid.field_px}-lowD"
-
-    @property
-    @override
-    def eval_policy(self) -> str:
-        return "topk" if self.policy == "learned" else self.policy
 
     def _check_looks(self, looks: int) -> None:
         if not 0 <= looks <= self.side**2:
@@ -250,15 +243,11 @@ class Saccader(Model):
         feature_logits = position_logits.gather(1, path[:, :, None].expand(-1, -1, position_logits.shape[2]))
         windows = window_regions(whole, path, self.side, self.backbone.grid.field_px, self.config.input_px)
         log_probs = [logits.log_softmax(1).gather(1, path[:, t : t + 1]) for t, logits in enumerate(location_logits)]
+        logits = feature_logits.mean(dim=1) if looks else representation_logits
+        regions = Regions.concat([whole, windows])
+        log_prob = torch.cat(log_probs, dim=1) if log_probs else position_logits.new_zeros(path.shape)
         return SaccaderOutput(
-            logits=feature_logits.mean(dim=1) if looks else representation_logits,
-            feature_logits=feature_logits,
-            representation_logits=representation_logits,
-            position_logits=position_logits,
-            cells=path,
-            regions=Regions.concat([whole, windows]),
-            location_logits=location_logits,
-            log_prob=torch.cat(log_probs, dim=1) if log_probs else position_logits.new_zeros(path.shape),
+            logits, feature_logits, representation_logits, position_logits, path, regions, location_logits, log_prob
         )
 
     def _path(
@@ -345,7 +334,6 @@ class SaccaderObjectiveConfig(BaselineObjectiveConfig):
             ``location`` (the location network learns the order of the positions by the logit of the predicted class; no
             labels) or ``joint`` (everything learns to classify by the glimpses; locations by REINFORCE, reward 1 if the
             prediction is right, baseline the batch's mean reward, one sample per image).
-        reinforce_weight: weight of the REINFORCE term.
         pretraining_looks: steps of location pretraining.
         pretraining_path: positions that count as visited in location pretraining: the ``targets`` so far, or those that
             the policy ``sampled`` (the original's code; there a visited target costs 1e5).
@@ -371,13 +359,10 @@ class SaccaderObjective(BaselineObjective):
     @property
     @override
     def forward_options(self) -> dict[str, int | str | bool]:
-        config = self.config
-        if config.stage == "representation":
-            return {"looks": 0}
-        if config.stage == "location":
-            path = "ordered_logits" if config.pretraining_path == "targets" else "sample"
-            return {"looks": config.pretraining_looks, "policy": path, "pretraining": True}
-        return {}
+        if self.config.stage == "location":
+            path = "ordered_logits" if self.config.pretraining_path == "targets" else "sample"
+            return {"looks": self.config.pretraining_looks, "policy": path, "pretraining": True}
+        return {"looks": 0} if self.config.stage == "representation" else {}
 
     @override
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -399,9 +384,9 @@ class SaccaderObjective(BaselineObjective):
         logits = output.representation_logits if config.stage == "representation" else output.logits
         rewards = reward(logits, target)
         if config.stage != "representation" and not output.location_logits:
+            remedy = "call the model with the objective's forward_options and, in joint training, with a learned policy"
             raise ConfigError(
-                f"objective.stage {config.stage!r} needs glimpses chosen by the location network; call the model with "
-                "the objective's forward_options and, in joint training, with a learned policy"
+                f"objective.stage {config.stage!r} needs glimpses chosen by the location network; {remedy}"
             )
         if config.stage == "location":
             wanted = ordered_positions(output.position_logits.detach(), looks)

@@ -107,9 +107,8 @@ class ModelConfig:
             return self.default_looks
         numbers = (looks,) if isinstance(looks, int) else tuple(looks) or (0,)
         if len(numbers) > 1:
-            raise GeometryError(
-                f"looks {list(numbers)} asks for {len(numbers)} levels of regions but the model has 1; give one number"
-            )
+            asked = f"{len(numbers)} levels of regions but the model has 1"
+            raise GeometryError(f"looks {list(numbers)} asks for {asked}; give one number")
         self._check_looks(numbers[0])
         return numbers if numbers[0] else ()
 
@@ -123,7 +122,8 @@ class ModelConfig:
 
     def _check_looks(self, looks: int) -> None:
         """Raise GeometryError for an unsupported number of looks."""
-        raise NotImplementedError
+        if looks < 1:
+            raise GeometryError(f"looks is {looks} but {self.title} sees nothing without looks; give at least 1")
 
     def listed_looks(self) -> list[int | tuple[int, ...]]:
         """Return the numbers of looks to evaluate: each up to 8, then powers of 2 and the configured number."""
@@ -134,7 +134,8 @@ class ModelConfig:
     @property
     def eval_policy(self) -> str:
         """Default policy in evaluation."""
-        return "topk"
+        policy: str = getattr(self, "policy", "learned")
+        return "topk" if policy == "learned" else policy
 
     def size_problem(self, size_hw: tuple[int, int], looks: Sequence[int]) -> str:
         """Return why an image of this size cannot be used with these looks; empty if it can."""

@@ -81,15 +81,12 @@ class HubModel(ModelHubMixin):
                 )  # fmt: skip
             except (OSError, ValueError, EntryNotFoundError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                raise CheckpointError(
-                    f"model {source} is not a folder and cannot be fetched from the Hub ({reason}); check the name, "
-                    "the network and your access (hf auth login), or give a folder"
-                ) from None
+                problem = f"model {source} is not a folder and cannot be fetched from the Hub ({reason})"
+                remedy = "check the name, the network and your access (hf auth login), or give a folder"
+                raise CheckpointError(f"{problem}; {remedy}") from None
             folder = Path(fetched)
         model = load_model(folder, device=device)
         if not isinstance(model, cls):
-            raise CheckpointError(
-                f"model {source} is a {type(model).__name__}, not a {cls.__name__}; load it with "
-                f"{type(model).__name__}.from_pretrained, or tnet.load_model"
-            )
+            remedy = f"load it with {type(model).__name__}.from_pretrained, or tnet.load_model"
+            raise CheckpointError(f"model {source} is a {type(model).__name__}, not a {cls.__name__}; {remedy}")
         return model

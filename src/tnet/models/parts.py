@@ -48,10 +48,9 @@ class PositionModule(nn.Module):
         self.kind = config.kind
         self.encoding_dim = dim // config.divisor if config.kind == "add" else dim
         if config.kind != "none" and self.encoding_dim < 6:
-            raise ConfigError(
-                f"the positional encoding has {self.encoding_dim} of {dim} feature channels but needs at least 6; "
-                "reduce model.position.divisor or set model.position.kind: none"
-            )
+            channels = f"{self.encoding_dim} of {dim} feature channels but needs at least 6"
+            remedy = "reduce model.position.divisor or set model.position.kind: none"
+            raise ConfigError(f"the positional encoding has {channels}; {remedy}")
         if config.kind == "concat":
             self.linear: nn.Module = nn.Linear(2 * dim, dim)
         elif config.kind == "add":
@@ -97,10 +96,9 @@ def sample_cells(
     """Take one position of a feature map per cell (as in the reference implementation)."""
     stop_y, stop_x = start + step * (grid.rows - 1), start + step * (grid.cols - 1)
     if stop_y >= cell_map.shape[2] or stop_x >= cell_map.shape[3]:
-        raise ConfigError(
-            f"positions {start}::{step} do not fit a map of {cell_map.shape[2]} x {cell_map.shape[3]} for a grid of "
-            f"{grid.rows} x {grid.cols}; change model.locator.position_start and position_step, or use cells: area"
-        )
+        sizes = f"a map of {cell_map.shape[2]} x {cell_map.shape[3]} for a grid of {grid.rows} x {grid.cols}"
+        remedy = "change model.locator.position_start and position_step, or use cells: area"
+        raise ConfigError(f"positions {start}::{step} do not fit {sizes}; {remedy}")
     return cell_map[:, :, start : stop_y + 1 : step, start : stop_x + 1 : step]
 
 

@@ -39,77 +39,41 @@ def _efficientnet(size: str, stochastic_depth: float, tap: str = "auto") -> Back
     return BackboneConfig(f"tf_efficientnet_{size}", tap=tap, kwargs=kwargs)
 
 
-# What the paper does, and our own defaults do not.
-_PUBLISHED: dict[str, Any] = {
-    "policy": PolicyConfig(train="topk", max_overlap=1.0),
-    "batch_norm": "shared",
-    "mean": (0.5,),
-    "std": (0.5,),
-    "resize": "bilinear",
-}
+def _published(backbone: BackboneConfig, classes: int, base_px: int, **fields: Any) -> TNetConfig:
+    """Return a configuration with the paper's choices where our own defaults differ."""
+    policy = PolicyConfig(train="topk", max_overlap=1.0)
+    fields |= {"policy": policy, "batch_norm": "shared", "mean": (0.5,), "std": (0.5,), "resize": "bilinear"}
+    return TNetConfig(backbone=backbone, num_classes=classes, base_px=base_px, **fields)
 
 
 def _plain(backbone: BackboneConfig, classes: int, base_px: int, dropout: float = 0.0) -> TNetConfig:
     """The paper's baselines: a backbone with a classifier on the whole image."""
-    return TNetConfig(
-        backbone=backbone,
-        num_classes=classes,
-        base_px=base_px,
-        levels=1,
-        looks=(),
-        position=PositionConfig("none"),
-        locator=LocatorConfig(logits="l2"),
-        dropout=dropout,
-        **_PUBLISHED,
-    )
+    whole: dict[str, Any] = {"levels": 1, "looks": (), "position": PositionConfig("none")}
+    return _published(backbone, classes, base_px, dropout=dropout, locator=LocatorConfig(logits="l2"), **whole)
 
 
 def _imagenet() -> TNetConfig:
     """The paper's ImageNet TNet: 224 px images, base 77 px."""
-    return TNetConfig(
-        backbone=BackboneConfig("bagnet77"),
-        num_classes=1000,
-        base_px=77,
-        grid=Grid(5, 5, 0.34375),
-        looks=(3,),
-        position=PositionConfig("concat"),
-        locator=LocatorConfig("context", logits="l2", cells="positions", position_step=2),
-        dropout=0.0,
-        **_PUBLISHED,
-    )
+    locator = LocatorConfig("context", logits="l2", cells="positions", position_step=2)
+    grid, position = Grid(5, 5, 0.34375), PositionConfig("concat")
+    backbone = BackboneConfig("bagnet77")
+    return _published(backbone, 1000, 77, grid=grid, looks=(3,), position=position, locator=locator, dropout=0.0)
 
 
 def _fmow(levels: int) -> TNetConfig:
     """The paper's TNet for Functional Map of the World: 448 px with 2 levels, 896 px with 3."""
-    return TNetConfig(
-        backbone=_efficientnet("b0", {2: 0.3, 3: 0.5}[levels], tap="blocks.3"),
-        num_classes=62,
-        base_px=224,
-        levels=levels,
-        grid=Grid(3, 3, 0.5),
-        looks=(2, 1)[: levels - 1],
-        position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=2, position_step=4),
-        dropout=0.5,
-        **_PUBLISHED,
-    )
+    backbone = _efficientnet("b0", {2: 0.3, 3: 0.5}[levels], tap="blocks.3")
+    locator = LocatorConfig("squeeze", logits="l2", cells="positions", position_start=2, position_step=4)
+    grid, looks = Grid(3, 3, 0.5), (2, 1)[: levels - 1]
+    return _published(backbone, 62, 224, levels=levels, grid=grid, looks=looks, locator=locator, dropout=0.5)
 
 
 def _birds(size: str, classes: int) -> TNetConfig:
     """The paper's fine-grained TNets for 448 px images, with feature weighting."""
     tap, start, step = _BIRD_TAPS[size]
-    return TNetConfig(
-        backbone=_efficientnet(size, 0.5, tap=tap),
-        num_classes=classes,
-        base_px=224,
-        grid=Grid(5, 5, 0.35),
-        looks=(3,),
-        position=PositionConfig("add"),
-        locator=LocatorConfig("squeeze", logits="l2", cells="positions", position_start=start, position_step=step),
-        aggregation="weighted",
-        dropout=0.75,
-        **_PUBLISHED,
-    )
+    backbone, grid = _efficientnet(size, 0.5, tap=tap), Grid(5, 5, 0.35)
+    locator = LocatorConfig("squeeze", logits="l2", cells="positions", position_start=start, position_step=step)
+    return _published(backbone, classes, 224, grid=grid, locator=locator, aggregation="weighted", dropout=0.75)
 
 
 def _pretrained(size: str) -> TNetConfig:

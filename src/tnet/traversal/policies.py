@@ -218,10 +218,8 @@ def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "reg
     """
     k = drawn.shape[1]
     if k > MAX_SET_SIZE:
-        raise GeometryError(
-            f"the probability of a set of {k} locations needs 2^{k} steps; give at most {MAX_SET_SIZE}, or use joint "
-            "'sequence'"
-        )
+        remedy = f"give at most {MAX_SET_SIZE}, or use joint 'sequence'"
+        raise GeometryError(f"the probability of a set of {k} locations needs 2^{k} steps; {remedy}")
     log_p = logits.log_softmax(dim=1)
     chosen = log_p.gather(1, drawn)
     rest = log_p.scatter(1, drawn, _DRAWN).logsumexp(dim=1)
