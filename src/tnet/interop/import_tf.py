@@ -111,7 +111,7 @@ def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[
     elif extra:
         what = f"has variable {extra[0]!r} of shape {list(shapes[keys[extra[0]]])}, which the model does not have"
     else:
-        # The classifier says most about what differs: the number of classes.
+        # The classifier shows the most likely difference, the number of classes.
         variable = next((v for v in wrong if "logits_layer" in v or "dense" in v), wrong[0])
         shape = list(shapes[keys[variable]])
         what = f"has variable {variable!r} of shape {shape}, but the model expects {list(expected[variable])}"

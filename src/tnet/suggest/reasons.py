@@ -158,7 +158,7 @@ def data_warnings(survey: Survey) -> Iterator[str]:
 
 
 def model_warnings(survey: Survey, plan: LookPlan, weights: Weights, budget_macs: int | None) -> Iterator[str]:
-    """Yield warnings about the model: what keeps it from looking closer, or makes that a poor bargain."""
+    """Yield warnings about reasons that keep the model from looking closer, or make that a poor bargain."""
     from huggingface_hub import constants
 
     smallest, median_hw = survey.smallest, survey.median_hw

@@ -65,7 +65,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length and hardware of a run, and what it keeps.
+    """Length, hardware and outputs of a run.
 
     Attributes:
         epochs: epochs; each ends with validation and a checkpoint.
@@ -141,14 +141,14 @@ class Recipe:
     """A training run.
 
     Attributes:
-        title: one line on what it trains.
+        title: one line about the run.
         seed: seed of weights, order, augmentation, dropout and sampled locations.
         model: the model; the number and names of classes come from the data. In YAML its key ``type`` names the kind
             (:data:`tnet.models.kind.MODEL_KINDS`; ``tnet`` by default), on which the other keys depend.
         objective: the objective; its keys depend on the kind of model.
         optim: optimizer and schedule.
         data: the dataset.
-        train: length, hardware, and what is kept.
+        train: length, hardware and outputs.
     """
 
     title: str = ""
@@ -166,7 +166,7 @@ class Recipe:
         wanted = MODEL_KINDS[kind].objective_config
         if type(self.objective) is not wanted:
             name = type(self.objective).__name__
-            raise ConfigError(f"objective is a {name}, but must be a {wanted.__name__} for model type {kind}")
+            raise ConfigError(f"objective is a {name} but model type {kind} takes a {wanted.__name__}; give that")
         if self.train.mixup_alpha:
             self._check_mixup()
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
@@ -331,7 +331,7 @@ def read_yaml(text: str, source: str) -> Any:
         if isinstance(error, _RepeatedKeyError):
             raise RecipeError(f"{source}{where}: {problem} is given twice; keep one of them") from None
         raise RecipeError(f"{source}{where}: invalid YAML ({problem}); check colons and indentation") from None
-    except ValueError as error:  # what looks like a date or number, such as 2024-13-45
+    except ValueError as error:  # text like a date or number, such as 2024-13-45
         raise RecipeError(f"{source}: invalid YAML ({error}); put quotes around text") from None
     except RecursionError:
         raise RecipeError(f"{source}: nested too deeply for a recipe; check the brackets") from None
