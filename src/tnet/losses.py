@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from tnet.errors import ConfigError
 
+Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
+"""Class index of each image, or 0/1 for each class if multilabel."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -30,6 +33,11 @@ class Loss:
     ) -> Loss:
         """Build a loss whose total is the sum of the terms."""
         return cls(terms, torch.stack(list(terms.values())).sum(), reward, reward_per_feature)
+
+
+def repeat_target(target: Target, looks: int) -> Int[Tensor, "batch {looks}"] | Float[Tensor, "batch {looks} classes"]:
+    """Repeat the target of each image for each of its looks."""
+    return target[:, None].expand(-1, looks, *target.shape[1:])
 
 
 def reward(

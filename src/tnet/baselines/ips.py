@@ -107,8 +107,7 @@ def select_patches(
     keep: int,
     step: int,
 ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"]]:
-    """Keep the best patches of each image, encoding only ``step`` new ones at a time; return their indices and
-    features.
+    """Keep the best patches of each image, encoding only ``step`` at a time; return sorted indices and features.
 
     At each step the new patches join those kept so far, all are compared, and the best ``keep`` stay; ties go to those
     visited first. At most ``keep + step`` patches per image are in memory.

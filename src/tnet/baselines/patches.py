@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
 from tnet.baselines.geometry import Looks
-from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms
+from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Terms
 from tnet.errors import ConfigError
-from tnet.losses import classification_loss, penalised_parameters, reward
+from tnet.losses import Target, classification_loss, penalised_parameters, reward
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
