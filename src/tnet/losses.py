@@ -93,17 +93,13 @@ def l2_term(parameters: Iterable[nn.Parameter], weight: float) -> Float[Tensor, 
     return torch.stack([parameter.square().sum() for parameter in parameters]).sum() * weight
 
 
-def check_weights(config: object, *names: str) -> None:
-    """Raise ConfigError unless these weights of a configuration are finite and not negative."""
+def check_weights(config: Any, *names: str) -> None:
+    """Raise ConfigError unless these weights are finite and not negative, and the label smoothing is in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a finite number of at least 0")
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Raise ConfigError unless the label smoothing is in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"objective.label_smoothing is {label_smoothing}; give a number in [0, 1)")
+    if not 0 <= config.label_smoothing < 1:
+        raise ConfigError(f"objective.label_smoothing is {config.label_smoothing}; give a number in [0, 1)")
 
 
 class ModelObjective(nn.Module):

@@ -15,7 +15,6 @@ from tnet.losses import (
     Loss,
     ModelObjective,
     Target,
-    check_smoothing,
     check_weights,
     classification_loss,
     contrastive_loss,
@@ -73,7 +72,6 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
         if not -1 <= self.contrastive_margin <= 1:
             raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
-        check_smoothing(self.label_smoothing)
         weights = "reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"
         check_weights(self, *weights, "per_feature_levels")
 

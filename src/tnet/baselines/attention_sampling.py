@@ -269,11 +269,7 @@ class AttentionSampling(PatchModel):
 
 @dataclass(frozen=True)
 class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
-    """Weights of the terms.
-
-    Attributes:
-        entropy_weight: weight of the attention's entropy, which keeps it from settling too soon (published: 1e-4).
-    """
+    """Weights of the terms; the entropy keeps the attention from settling too soon (published: 1e-4)."""
 
     entropy_weight: float = 1e-4
 

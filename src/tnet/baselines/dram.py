@@ -89,12 +89,9 @@ class DRAMConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
-        for name in ("planes", "blocks"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number per stage")
-        if len(self.planes) != len(self.blocks):
-            stages = f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}"
-            raise ConfigError(f"{stages}; match them")
+        if len(self.planes) != len(self.blocks) or min((*self.planes, *self.blocks), default=0) < 1:
+            stages = f"model.planes is {list(self.planes)} and model.blocks {list(self.blocks)}"
+            raise ConfigError(f"{stages}; give a positive number per stage for each")
         if self.input_px < self.glimpse_px:
             raise ConfigError(f"model.glimpse_px is {self.glimpse_px}; give at most model.input_px, {self.input_px}")
         if not 0 < self.location_std < math.inf:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tnet.losses import Loss, ModelObjective, Target, check_smoothing, check_weights, l2_term
+from tnet.losses import Loss, ModelObjective, Target, check_weights, l2_term
 from tnet.models.base import ModelOutput
 
 Terms = tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""], Float[Tensor, ""]]
@@ -23,7 +23,6 @@ class BaselineObjectiveConfig:
     l2_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
         check_weights(self, *(name for name in vars(self) if name.endswith("_weight")))
 
 

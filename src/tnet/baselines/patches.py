@@ -103,12 +103,7 @@ class PatchModel(Model):
 
 @dataclass(frozen=True)
 class PatchObjectiveConfig(BaselineObjectiveConfig):
-    """Weights of the terms.
-
-    Attributes:
-        l2_scope: penalise ``all`` parameters (biases included, norms excluded), or only those of ``new`` layers:
-            everything except the backbone.
-    """
+    """Weights of the terms; L2 is on ``all`` parameters except norms, or only on ``new`` ones: not the backbone's."""
 
     l2_scope: Literal["all", "new"] = "all"
 

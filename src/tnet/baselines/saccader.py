@@ -176,8 +176,7 @@ class SaccaderCell(nn.Module):
         """Compute location logits, 1e5 lower where ``visited`` is 1; in ``float32``, as 16 bits cannot hold that."""
         features = features.float()
         penalty = _VISITED * visited
-        dim = features.shape[1]
-        scores = torch.einsum("bdp,d->bp", features, self.space.weight[0].float()).float() / dim**0.5
+        scores = torch.einsum("bdp,d->bp", features, self.space.weight[0].float()).float() / features.shape[1] ** 0.5
         mean = torch.einsum("bdp,bp->bd", features, (scores - penalty).softmax(dim=1)).float()
         return torch.einsum("bdp,bd->bp", features, mean.softmax(dim=1)).float() - penalty
 

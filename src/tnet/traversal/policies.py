@@ -276,7 +276,7 @@ class FixedCells(Policy):
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         if k > len(self.order):
-            cells = len(self.order)
-            raise GeometryError(f"{k} looks exceed the {cells} cells of the fixed policy; ask for at most {cells}")
+            most = len(self.order)
+            raise GeometryError(f"{k} looks exceed the {most} cells of the fixed policy; ask for at most {most}")
         cells = torch.tensor(sorted(self.order[:k]), device=logits.device).expand(logits.shape[0], k)
         return Choice.of_cells(cells, logits.dtype)
