@@ -259,10 +259,11 @@ class AttentionSampling(PatchModel):
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
             for side in (self.config.attention_px(image_size_hw), self.config.patch_px)
         )
+        features = torch.zeros(1, count, self.classifier.in_features, device="meta")
         return {
             "attention": self.count_macs(lambda: outline.attention(low)),
             "backbone": count * self.count_macs(lambda: outline.backbone(patch)),
-            "aggregation": count * self.classifier.in_features,
+            "aggregation": self.count_macs(lambda: _weigh_by_attention(features[..., 0], features)),
             "classifier": self.classifier.weight.numel(),
         }
 

@@ -31,7 +31,7 @@ class Choice:
     """Cells chosen in each region; log-probabilities are differentiable with respect to the logits."""
 
     cells: Int[Tensor, "regions k"]  # flat indices in raster order
-    # Of each cell: of its draw for a sampled choice, under the softmax for top-k, 0 if the choice ignores the logits.
+    # That of its draw for a sampled choice, that under the softmax for top-k, 0 if the choice ignores the logits.
     log_prob: Float[Tensor, "regions k"]
     joint_log_prob: Float[Tensor, " regions"]  # of all cells chosen in a region
 
