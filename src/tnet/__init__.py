@@ -28,38 +28,21 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     __version__: str
+    # isort: off
     from tnet.backbones import BackboneConfig as BackboneConfig
-    from tnet.errors import CheckpointError as CheckpointError
-    from tnet.errors import ConfigError as ConfigError
-    from tnet.errors import DataError as DataError
-    from tnet.errors import GeometryError as GeometryError
-    from tnet.errors import ImageError as ImageError
-    from tnet.errors import OutputError as OutputError
-    from tnet.errors import RecipeError as RecipeError
-    from tnet.errors import SlowImageWarning as SlowImageWarning
-    from tnet.errors import TnetError as TnetError
+    from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
+    from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, OutputError as OutputError
+    from tnet.errors import RecipeError as RecipeError, SlowImageWarning as SlowImageWarning, TnetError as TnetError
     from tnet.errors import TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image
-    from tnet.geometry import Grid as Grid
-    from tnet.geometry import Regions as Regions
-    from tnet.geometry import fit_grid as fit_grid
-    from tnet.inference import Prediction as Prediction
-    from tnet.inference import predict as predict
-    from tnet.models import TNet as TNet
-    from tnet.models import TNetConfig as TNetConfig
-    from tnet.models import TNetOutput as TNetOutput
-    from tnet.models import load_model as load_model
+    from tnet.geometry import Grid as Grid, Regions as Regions, fit_grid as fit_grid
+    from tnet.inference import Prediction as Prediction, predict as predict
+    from tnet.models import TNet as TNet, TNetConfig as TNetConfig, TNetOutput as TNetOutput, load_model as load_model
     from tnet.models import save_model as save_model
-    from tnet.models.registry import create_model as create_model
-    from tnet.models.registry import list_models as list_models
-    from tnet.objectives import Objective as Objective
-    from tnet.objectives import ObjectiveConfig as ObjectiveConfig
-    from tnet.scenes import FileScene as FileScene
-    from tnet.scenes import Scene as Scene
-    from tnet.scenes import TensorBatch as TensorBatch
-    from tnet.scenes import open_scene as open_scene
-    from tnet.training.recipe import Recipe as Recipe
-    from tnet.training.recipe import load_recipe as load_recipe
+    from tnet.models.registry import create_model as create_model, list_models as list_models
+    from tnet.objectives import Objective as Objective, ObjectiveConfig as ObjectiveConfig
+    from tnet.scenes import FileScene as FileScene, Scene as Scene, TensorBatch as TensorBatch, open_scene as open_scene
+    from tnet.training.recipe import Recipe as Recipe, load_recipe as load_recipe
     from tnet.training.run import train as train
 
 

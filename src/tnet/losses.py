@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from tnet.errors import ConfigError
 
+Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
+"""Class index of each image, or 0/1 for each class if multilabel."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -30,6 +33,11 @@ class Loss:
     ) -> Loss:
         """Build a loss whose total is the sum of the terms."""
         return cls(terms, torch.stack(list(terms.values())).sum(), reward, reward_per_feature)
+
+
+def repeat_target(target: Target, looks: int) -> Int[Tensor, "batch {looks}"] | Float[Tensor, "batch {looks} classes"]:
+    """Repeat the target of each image for each of its looks."""
+    return target[:, None].expand(-1, looks, *target.shape[1:])
 
 
 def reward(
@@ -85,17 +93,13 @@ def l2_term(parameters: Iterable[nn.Parameter], weight: float) -> Float[Tensor, 
     return torch.stack([parameter.square().sum() for parameter in parameters]).sum() * weight
 
 
-def check_weights(config: object, *names: str) -> None:
-    """Raise ConfigError unless these weights of a configuration are finite and not negative."""
+def check_weights(config: Any, *names: str) -> None:
+    """Raise ConfigError unless these weights are finite and not negative, and the label smoothing is in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a finite number of at least 0")
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Raise ConfigError unless the label smoothing is in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"objective.label_smoothing is {label_smoothing}; give a number in [0, 1)")
+    if not 0 <= config.label_smoothing < 1:
+        raise ConfigError(f"objective.label_smoothing is {config.label_smoothing}; give a number in [0, 1)")
 
 
 class ModelObjective(nn.Module):

@@ -14,12 +14,13 @@ from tnet.errors import ConfigError
 from tnet.losses import (
     Loss,
     ModelObjective,
-    check_smoothing,
+    Target,
     check_weights,
     classification_loss,
     contrastive_loss,
     l2_term,
     penalised_parameters,
+    repeat_target,
     reward,
 )
 from tnet.models.config import TNetConfig
@@ -28,8 +29,6 @@ from tnet.models.tnet import TNet, TNetOutput
 from tnet.traversal.trail import group_rows
 
 __all__ = ["Loss", "Objective", "ObjectiveConfig"]
-
-_Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 
 _BASELINE_DECAY = 0.9
 
@@ -73,7 +72,6 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
         if not -1 <= self.contrastive_margin <= 1:
             raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
-        check_smoothing(self.label_smoothing)
         weights = "reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"
         check_weights(self, *weights, "per_feature_levels")
 
@@ -92,7 +90,7 @@ class Objective(ModelObjective):
         super().__init__(config)
         self.register_buffer("baseline", torch.tensor(0.5))
 
-    def forward(self, output: TNetOutput, target: _Target, model: nn.Module | None = None) -> Loss:
+    def forward(self, output: TNetOutput, target: Target, model: nn.Module | None = None) -> Loss:
         """Compute all terms for one batch.
 
         Args:
@@ -108,7 +106,7 @@ class Objective(ModelObjective):
         terms = {"cross_entropy": ce * config.joint_weight_ce}
         feature_reward = output.logits.new_zeros(())
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
-            logits, repeated = output.feature_logits.flatten(0, 1), _repeated(target, used.shape[1])
+            logits, repeated = output.feature_logits.flatten(0, 1), repeat_target(target, used.shape[1]).flatten(0, 1)
             rows = _indices(used, logits.device)
             per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
@@ -140,7 +138,7 @@ class Objective(ModelObjective):
 
     @staticmethod
     @torch.no_grad()
-    def worth(output: TNetOutput, target: _Target, model: TNet) -> Float[Tensor, "batch looks"]:
+    def worth(output: TNetOutput, target: Target, model: TNet) -> Float[Tensor, "batch looks"]:
         """Return the worth of each look: log-likelihood of the label given the whole image and this region, in nats.
 
         Regions of all levels are paired with the whole image, so the worth of one does not depend on which others were
@@ -150,9 +148,9 @@ class Objective(ModelObjective):
         pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
         batch, looks = pairs.shape[:2]
         logits = model.classify(pairs.flatten(0, 1))
-        return -classification_loss(logits, _repeated(target, looks)).unflatten(0, (batch, looks))
+        return -classification_loss(logits, repeat_target(target, looks).flatten(0, 1)).unflatten(0, (batch, looks))
 
-    def _expected_worth(self, output: TNetOutput, target: _Target, model: nn.Module | None) -> Float[Tensor, ""]:
+    def _expected_worth(self, output: TNetOutput, target: Target, model: nn.Module | None) -> Float[Tensor, ""]:
         """Return the expected worth of a seen region drawn by the locator's logits, above the mean of its siblings.
 
         This is an exact expectation: it needs neither a reward baseline nor the probability of the choice, so any
@@ -193,11 +191,6 @@ class Objective(ModelObjective):
             torch.distributed.all_reduce(step)
             step = step / torch.distributed.get_world_size()
         self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)
-
-
-def _repeated(target: _Target, n: int) -> Int[Tensor, " rows"] | Float[Tensor, "rows classes"]:
-    """Repeat the target of each image for each of its ``n`` features."""
-    return target[:, None].expand(-1, n, *target.shape[1:]).flatten(0, 1)
 
 
 def _indices(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:

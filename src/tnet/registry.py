@@ -57,10 +57,3 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len({*self._lazy, *self._entries})
-
-    def name_of(self, entry: object) -> str:
-        """Return the name of a registered entry."""
-        for name, registered in self._entries.items():
-            if registered is entry:
-                return name
-        raise ConfigError(f"{entry!r} is not a registered {self.what}; register it first")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnet.baselines.bagnet_lowd import BagNetLowD, NormBottleneck, PositionGrid, ShortcutNorm, position_grid
+from tnet.baselines.bagnet_lowd import BagNetLowD, NormBottleneck, PositionGrid, ShortcutNorm
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import count_parameters
 
@@ -132,4 +132,4 @@ def test_invalid_sizes_raise(changes: dict[str, object], message: str) -> None:
 
 def test_a_grid_needs_stages() -> None:
     with pytest.raises(ConfigError, match=r"blocks \(\)"):
-        position_grid((), (), ())
+        PositionGrid.of((), (), ())

@@ -22,6 +22,8 @@ from tnet.models.kind import MODEL_KINDS, kind_of
 from tnet.models.registry import create_model, list_models, model_config
 from tnet.models.tnet import TNet
 
+SIZES = ("b0", "b1", "b2", "b3", "b4")
+
 
 def test_list_models() -> None:
     names = list_models()

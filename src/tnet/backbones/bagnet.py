@@ -78,8 +78,8 @@ class BagNet77(Backbone):
     ) -> None:
         super().__init__()
         if len(planes) != 4 or len(blocks) != 4 or min(*planes, *blocks, expansion, feature_dim) < 1:
-            sizes = f"planes {tuple(planes)} and blocks {tuple(blocks)} must be four positive numbers each"
-            raise ConfigError(f"bagnet77 {sizes}, expansion {expansion} and feature_dim {feature_dim} positive")
+            sizes = f"bagnet77 planes {tuple(planes)}, blocks {tuple(blocks)}, expansion {expansion} and feature_dim"
+            raise ConfigError(f"{sizes} {feature_dim} must be positive numbers, four planes and blocks each")
         self.feature_dim = feature_dim
         self.cell_dim = planes[2] * expansion
         self.stem = nn.Conv2d(in_channels, planes[0], 3)

@@ -51,17 +51,11 @@ class Described(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Base of feature extractors.
+    """Base of feature extractors."""
 
-    Attributes:
-        feature_dim: size of the pooled feature.
-        cell_dim: channels of the cell map.
-        min_px: smallest supported side of a glimpse, pixels.
-    """
-
-    feature_dim: int
-    cell_dim: int
-    min_px: int
+    feature_dim: int  # size of the pooled feature
+    cell_dim: int  # channels of the cell map
+    min_px: int  # smallest supported side of a glimpse
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Extract features of glimpses."""

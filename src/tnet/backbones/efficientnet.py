@@ -37,12 +37,6 @@ def create_narrow(name: str, in_channels: int, width: float, **kwargs: Any) -> n
     assert match
     scale, depth = _SCALES[int(match[1])]
     # timm's constructors of B0 to B7 make this call with fixed multipliers.
-    model: nn.Module = efficientnet._gen_efficientnet(
-        name,
-        channel_multiplier=scale * width,
-        depth_multiplier=depth,
-        num_classes=0,
-        in_chans=in_channels,
-        **{"bn_eps": 1e-3, "pad_type": "same", **kwargs},
-    )
+    options = {"bn_eps": 1e-3, "pad_type": "same", **kwargs, "num_classes": 0, "in_chans": in_channels}
+    model: nn.Module = efficientnet._gen_efficientnet(name, scale * width, depth, **options)
     return model

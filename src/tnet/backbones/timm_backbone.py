@@ -127,11 +127,11 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
-        raise ConfigError(
-            f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]}); connect to the "
-            "network once, set HF_HOME to a cache with them, or set model.backbone.weights to a file instead of "
-            "model.backbone.pretrained"
-        ) from None
+        problem = f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]})"
+        remedy = (
+            "connect to the network once, set HF_HOME to a cache with them, or set model.backbone.weights to a file"
+        )
+        raise ConfigError(f"{problem}; {remedy}") from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))
         classifiers = getattr(default, "classifier", None) or ()

@@ -20,10 +20,11 @@ from typing_extensions import override
 
 from tnet.backbones import create_backbone
 from tnet.baselines.geometry import Looks, chosen_patches, position_boxes
-from tnet.baselines.objective import Target, Terms
+from tnet.baselines.objective import Terms
 from tnet.baselines.patches import PatchModel, PatchModelConfig, PatchObjective, PatchObjectiveConfig, PatchPolicy
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
+from tnet.losses import Target
 from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import SceneBatch
@@ -136,7 +137,7 @@ def draw_positions(
 def expect_with_replacement(
     log_attention: Float[Tensor, "batch n"], features: Float[Tensor, "batch n dim"]
 ) -> Float[Tensor, "batch dim"]:
-    """Estimate the expected feature from positions drawn independently: mean of ``f``, gradient mean of ``d(a f) / a``."""
+    """Estimate the expected feature from independent draws: mean of ``f``, with the gradient mean of ``d(a f) / a``."""
     ratio = (log_attention - log_attention.detach()).exp()  # 1, with the gradient of log a
     return torch.einsum("bn,bnd->bd", ratio, features) / features.shape[1]
 
@@ -183,8 +184,8 @@ class AttentionSampling(PatchModel):
     def __init__(self, config: AttentionSamplingConfig) -> None:
         super().__init__(config)
         widths, same = (config.in_channels, *config.attention_channels), _KERNEL // 2
-        scores = nn.Conv2d(widths[-1], 1, _KERNEL, padding=same)
-        self.attention = nn.Sequential(*_convolutions(widths, _KERNEL, same, nn.Tanh), scores)
+        layers = _convolutions(widths, _KERNEL, same, nn.Tanh)
+        self.attention = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, _KERNEL, padding=same))
         self.backbone: nn.Module
         if config.features == "backbone":
             self.backbone = create_backbone(config.backbone, config.in_channels, config.patch_px, 1)
@@ -258,23 +259,18 @@ class AttentionSampling(PatchModel):
             torch.zeros(1, self.config.in_channels, side, side, device="meta")
             for side in (self.config.attention_px(image_size_hw), self.config.patch_px)
         )
-        weights = torch.zeros(1, count, device="meta")
         features = torch.zeros(1, count, self.classifier.in_features, device="meta")
         return {
             "attention": self.count_macs(lambda: outline.attention(low)),
             "backbone": count * self.count_macs(lambda: outline.backbone(patch)),
-            "aggregation": self.count_macs(lambda: _weigh_by_attention(weights, features)),
+            "aggregation": self.count_macs(lambda: _weigh_by_attention(features[..., 0], features)),
             "classifier": self.classifier.weight.numel(),
         }
 
 
 @dataclass(frozen=True)
 class AttentionSamplingObjectiveConfig(PatchObjectiveConfig):
-    """Weights of the terms.
-
-    Attributes:
-        entropy_weight: weight of the attention's entropy, which keeps it from settling too soon (published: 1e-4).
-    """
+    """Weights of the terms; the entropy keeps the attention from settling too soon (published: 1e-4)."""
 
     entropy_weight: float = 1e-4
 
@@ -287,10 +283,10 @@ class AttentionSamplingObjective(PatchObjective):
     @override
     def terms(self, output: ModelOutput, target: Target) -> Terms:
         assert isinstance(output, AttentionSamplingOutput)
-        terms, *rewards = super().terms(output, target)
+        terms, joint_reward, region_reward = super().terms(output, target)
         if self.config.entropy_weight:
             terms["entropy"] = -self.config.entropy_weight * output.entropy.mean()
-        return terms, rewards[0], rewards[1]
+        return terms, joint_reward, region_reward
 
 
 MODEL_KINDS.register("attention_sampling")(

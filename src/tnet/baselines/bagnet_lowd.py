@@ -27,23 +27,23 @@ class PositionGrid:
     field_px: int
     stride_px: int
 
+    @classmethod
+    def of(cls, blocks: Sequence[int], strides: Sequence[int], wide_blocks: Sequence[int]) -> PositionGrid:
+        """Compute receptive field and stride of the last map of a :class:`BagNetLowD`, and check the arguments."""
+        equal = len({len(blocks), len(strides), len(wide_blocks)}) == 1
+        if not (equal and blocks and min(*blocks, *strides) >= 1 and min(wide_blocks) >= 0):
+            stages = f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)}"
+            raise ConfigError(f"{stages} do not fit; give one number per stage, at least 1 (wide_blocks: 0)")
+        field_px, stride_px = 3, 1  # of the stem
+        for count, stride, wide in zip(blocks, strides, wide_blocks, strict=True):
+            for block in range(count):
+                field_px += 2 * stride_px if block < wide else 0
+                stride_px *= stride if block == 0 else 1
+        return cls(field_px, stride_px)
+
     def side(self, image_px: int) -> int:
         """Return the number of positions along a side of an image; 0 if it is smaller than a receptive field."""
         return max((image_px - self.field_px) // self.stride_px + 1, 0)
-
-
-def position_grid(blocks: Sequence[int], strides: Sequence[int], wide_blocks: Sequence[int]) -> PositionGrid:
-    """Compute receptive field and stride of the last map of a :class:`BagNetLowD`, and check the arguments."""
-    equal = len({len(blocks), len(strides), len(wide_blocks)}) == 1
-    if not (equal and blocks and min(*blocks, *strides) >= 1 and min(wide_blocks) >= 0):
-        stages = f"blocks {tuple(blocks)}, strides {tuple(strides)} and wide_blocks {tuple(wide_blocks)}"
-        raise ConfigError(f"{stages} do not fit; give one number per stage, at least 1 (wide_blocks: 0)")
-    field_px, stride_px = 3, 1  # of the stem
-    for count, stride, wide in zip(blocks, strides, wide_blocks, strict=True):
-        for block in range(count):
-            field_px += 2 * stride_px if block < wide else 0
-            stride_px *= stride if block == 0 else 1
-    return PositionGrid(field_px, stride_px)
 
 
 def conv_norm_relu(in_dim: int, out_dim: int, kernel: int = 1, *, dilation: int = 1, padding: int = 0) -> nn.Sequential:
@@ -135,7 +135,7 @@ class BagNetLowD(Backbone):
         shortcut_norm: str = "branch",
     ) -> None:
         super().__init__()
-        self.grid = position_grid(blocks, strides, wide_blocks)
+        self.grid = PositionGrid.of(blocks, strides, wide_blocks)
         if len(planes) != len(blocks) or min(*planes, expansion) < 1 or feature_dim < 0:
             sizes = f"planes {tuple(planes)}, expansion {expansion} or feature_dim {feature_dim} is wrong"
             remedy = f"give a positive number of planes for each of blocks {tuple(blocks)}, expansion from 1"

@@ -28,10 +28,10 @@ from typing_extensions import override
 from tnet.backbones.base import BatchNormMode, PopulationNorms
 from tnet.baselines.dram_encoder import RecurrentCell, ResNetV2, position_channels, replicate_edges, sample_points
 from tnet.baselines.geometry import Looks, box_regions, clip_boxes, crop_boxes, crop_sizes_px
-from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
+from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Terms, reinforce
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, whole_images
-from tnet.losses import classification_loss, penalised_parameters, reward
+from tnet.losses import Target, classification_loss, penalised_parameters, repeat_target, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.scenes import Resize, SceneBatch
@@ -89,12 +89,9 @@ class DRAMConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
-        for name in ("planes", "blocks"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"model.{name} is {list(getattr(self, name))}; give a positive number per stage")
-        if len(self.planes) != len(self.blocks):
-            stages = f"model.planes has {len(self.planes)} stages but model.blocks {len(self.blocks)}"
-            raise ConfigError(f"{stages}; match them")
+        if len(self.planes) != len(self.blocks) or min((*self.planes, *self.blocks), default=0) < 1:
+            stages = f"model.planes is {list(self.planes)} and model.blocks {list(self.blocks)}"
+            raise ConfigError(f"{stages}; give a positive number per stage for each")
         if self.input_px < self.glimpse_px:
             raise ConfigError(f"model.glimpse_px is {self.glimpse_px}; give at most model.input_px, {self.input_px}")
         if not 0 < self.location_std < math.inf:
@@ -177,8 +174,7 @@ class DRAM(Model):
             policy = "sample" if self.training else "topk"
         scene = self.scene(images)
         whole = whole_images(scene.sizes_hw)
-        centre = self.get_buffer("mean").new_zeros(len(whole), 2)
-        glimpse, _ = self._look(scene, centre)
+        glimpse, _ = self._look(scene, self.get_buffer("mean").new_zeros(len(whole), 2))
         hidden, _ = self.classifier_cell(self._describe(glimpse, 0), None)
         location_state = self.location_cell(hidden, None)
         state: tuple[Tensor, Tensor] | None = None
@@ -218,9 +214,7 @@ class DRAM(Model):
     def _look(
         self, scene: SceneBatch, location_yx: Float[Tensor, "batch 2"]
     ) -> tuple[Float[Tensor, "batch channels side side"], Int[Tensor, "batch 4"]]:
-        """Crop around one location of each image: all crops with position channels, finest first, and the box of the
-        finest.
-        """
+        """Crop around one location of each image: all crops and positions, finest first, and the box of the finest."""
         config, mean, sizes = self.config, self.get_buffer("mean"), scene.sizes_hw
         if location_yx.is_meta:  # the cost does not depend on the location
             location_yx = torch.zeros(len(sizes), 2)
@@ -258,7 +252,7 @@ class DRAMObjectiveConfig(BaselineObjectiveConfig):
 
 
 class DRAMObjective(BaselineObjective):
-    """Cross entropy, L2, and REINFORCE, from which alone the moving LSTM and the locator learn (and the encoder too)."""
+    """Cross entropy, L2, and REINFORCE, from which alone the moving LSTM and the locator learn."""
 
     config: DRAMObjectiveConfig
 

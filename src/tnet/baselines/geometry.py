@@ -65,10 +65,9 @@ def _boxes_from_starts(starts_yx: Sequence[Int[Tensor, " _"]], side_px: int) -> 
 def chosen_patches(
     boxes: Sequence[Int[Tensor, "_ _ 4"]], chosen: Sequence[Int[Tensor, " _"]], images: Sequence[int] | None = None
 ) -> Regions:
-    """Return the regions of patches chosen from one grid of boxes per image.
+    """Return the regions of patches chosen from one grid of boxes per image, by flat (row-major) indices.
 
-    ``chosen`` are flat (row-major) indices in the order of the result, which may repeat; ``images`` are the indices of
-    the images in the batch, 0, 1, ... if ``None``.
+    ``images`` are the indices of the images in the batch: 0, 1, ... if ``None``.
     """
     columns = []
     for index, grid, patches in zip(images or range(len(boxes)), boxes, chosen, strict=True):

@@ -28,6 +28,7 @@ from tnet.models.base import Images, ModelOutput
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.models.parts import positional_encoding
 from tnet.scenes import SceneBatch
+from tnet.traversal.policies import most_wanted
 
 _MIN_POSITION_DIM = 6
 
@@ -107,8 +108,7 @@ def select_patches(
     keep: int,
     step: int,
 ) -> tuple[Int[Tensor, "images kept"], Float[Tensor, "images kept dim"]]:
-    """Keep the best patches of each image, encoding only ``step`` new ones at a time; return their indices and
-    features.
+    """Keep the best patches of each image, encoding only ``step`` at a time; return sorted indices and features.
 
     At each step the new patches join those kept so far, all are compared, and the best ``keep`` stay; ties go to those
     visited first. At most ``keep + step`` patches per image are in memory.
@@ -127,8 +127,7 @@ def select_patches(
         new = (seen.to(features.device).expand(len(features), -1), features, score(features, seen))
         held = tuple(torch.cat(pair, dim=1) for pair in zip(held, new, strict=True)) if held else new
         if held[0].shape[1] > keep:
-            # A stable sort settles ties; topk does not.
-            best = combine(held[2]).sort(dim=1, descending=True, stable=True).indices[:, :keep]
+            best = most_wanted(combine(held[2]), keep)
             held = tuple(part[torch.arange(len(best), device=best.device)[:, None], best] for part in held)
     patches, raster = held[0].sort(dim=1)
     return patches, held[1][torch.arange(len(raster), device=raster.device)[:, None], raster]

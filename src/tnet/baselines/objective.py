@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tnet.losses import Loss, ModelObjective, check_smoothing, check_weights, l2_term
+from tnet.losses import Loss, ModelObjective, Target, check_weights, l2_term
 from tnet.models.base import ModelOutput
 
-Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
-"""Class index of each image, or 0/1 for each class if multilabel."""
 Terms = tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""], Float[Tensor, ""]]
 """Weighted terms by name, mean reward of the prediction, mean reward of single regions."""
 
@@ -25,7 +23,6 @@ class BaselineObjectiveConfig:
     l2_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
         check_weights(self, *(name for name in vars(self) if name.endswith("_weight")))
 
 
@@ -48,11 +45,6 @@ class BaselineObjective(ModelObjective):
         if self.config.l2_weight and model is not None:
             terms["l2"] = l2_term(self.penalised(model), self.config.l2_weight)
         return Loss.of(terms, reward, reward_per_region)
-
-
-def repeat_target(target: Target, looks: int) -> Int[Tensor, "batch {looks}"] | Float[Tensor, "batch {looks} classes"]:
-    """Repeat the target of each image for each of its looks."""
-    return target[:, None].expand(-1, looks, *target.shape[1:])
 
 
 def reinforce(rewards: Float[Tensor, "batch #looks"], log_prob: Float[Tensor, "batch looks"]) -> Float[Tensor, ""]:

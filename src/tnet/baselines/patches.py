@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
 from tnet.baselines.geometry import Looks
-from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms
+from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Terms
 from tnet.errors import ConfigError
-from tnet.losses import classification_loss, penalised_parameters, reward
+from tnet.losses import Target, classification_loss, penalised_parameters, reward
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.scenes import SceneBatch
 from tnet.traversal import FixedCells, Policy, RandomCells, TopK
@@ -103,12 +103,7 @@ class PatchModel(Model):
 
 @dataclass(frozen=True)
 class PatchObjectiveConfig(BaselineObjectiveConfig):
-    """Weights of the terms.
-
-    Attributes:
-        l2_scope: penalise ``all`` parameters (biases included, norms excluded), or only those of ``new`` layers:
-            everything except the backbone.
-    """
+    """Weights of the terms; L2 is on ``all`` parameters except norms, or only on ``new`` ones: not the backbone's."""
 
     l2_scope: Literal["all", "new"] = "all"
 

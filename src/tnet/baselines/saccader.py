@@ -26,22 +26,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tnet.baselines.bagnet_lowd import (
-    BagNetLowD,
-    PositionGrid,
-    ShortcutNorm,
-    conv_norm_relu,
-    init_glorot,
-    position_grid,
-)
+from tnet.baselines.bagnet_lowd import BagNetLowD, PositionGrid, ShortcutNorm, conv_norm_relu, init_glorot
 from tnet.baselines.geometry import Looks, window_regions
-from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Target, Terms, reinforce, repeat_target
+from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Terms, reinforce
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions, whole_images
-from tnet.losses import classification_loss, reward
+from tnet.losses import Target, classification_loss, repeat_target, reward
 from tnet.models.base import Images, Model, ModelConfig, ModelOutput, mean_entropy
 from tnet.models.kind import MODEL_KINDS, ModelKind
 from tnet.traversal import FixedCells, SampleWithoutReplacement
+from tnet.traversal.policies import most_wanted
 
 SaccaderPolicy = Literal["learned", "topk", "sample", "random", "centre", "ordered_logits", "sobel_mean", "sobel_var"]
 Stage = Literal["representation", "location", "joint"]
@@ -89,10 +83,8 @@ class SaccaderConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         if not self.side:
-            field = (
-                f"but the receptive field is {self.grid.field_px} px; give at least that, or fewer model.wide_blocks"
-            )
-            raise ConfigError(f"model.input_px is {self.input_px} {field}")
+            sizes = f"model.input_px is {self.input_px} but the receptive field is {self.grid.field_px} px"
+            raise ConfigError(f"{sizes}; give at least that, or fewer model.wide_blocks")
         if not 0 <= self.looks <= self.side**2:
             raise ConfigError(f"model.looks is {self.looks}; give 0 to {self.side**2}, the number of positions")
         self._check_least(1, "mixed_dim")
@@ -103,7 +95,7 @@ class SaccaderConfig(ModelConfig):
     @property
     def grid(self) -> PositionGrid:
         """Receptive fields of the positions."""
-        return position_grid(self.blocks, self.strides, self.wide_blocks)
+        return PositionGrid.of(self.blocks, self.strides, self.wide_blocks)
 
     @property
     def side(self) -> int:
@@ -184,8 +176,7 @@ class SaccaderCell(nn.Module):
         """Compute location logits, 1e5 lower where ``visited`` is 1; in ``float32``, as 16 bits cannot hold that."""
         features = features.float()
         penalty = _VISITED * visited
-        dim = features.shape[1]
-        scores = torch.einsum("bdp,d->bp", features, self.space.weight[0].float()).float() / dim**0.5
+        scores = torch.einsum("bdp,d->bp", features, self.space.weight[0].float()).float() / features.shape[1] ** 0.5
         mean = torch.einsum("bdp,bp->bd", features, (scores - penalty).softmax(dim=1)).float()
         return torch.einsum("bdp,bd->bp", features, mean.softmax(dim=1)).float() - penalty
 
@@ -225,8 +216,7 @@ class Saccader(Model):
         the positions before each glimpse, whatever the policy.
         """
         policy = str(self.policy(policy or self.config.policy))
-        looks = self.config.count_looks(looks)
-        scene = self.scene(images)
+        looks, scene = self.config.count_looks(looks), self.scene(images)
         whole = whole_images(scene.sizes_hw)
         pixels = self.pixels(scene, whole, self.config.input_px)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not pretraining):
@@ -267,7 +257,7 @@ class Saccader(Model):
             order = FixedCells.centre_out(self.side, self.side).order[:looks]
             return torch.tensor(order, device=pixels.device).repeat(batch, 1)
         scores = edge_statistic(pixels, self.backbone.grid.field_px, self.side, variance=policy == "sobel_var")
-        return _highest_first(scores, looks)
+        return most_wanted(scores, looks)
 
     def _traverse(
         self, mixed: Float[Tensor, "batch dim p"], looks: int, path: Int[Tensor, "batch looks"] | None, samples: bool
@@ -288,18 +278,13 @@ class Saccader(Model):
         return torch.cat(chosen, dim=1), tuple(location_logits)
 
 
-def _highest_first(scores: Float[Tensor, "batch positions"], count: int) -> Int[Tensor, "batch {count}"]:
-    # A stable sort settles ties in favour of the earlier position; topk does not.
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-
-
 def ordered_positions(
     position_logits: Float[Tensor, "batch positions classes"], count: int
 ) -> Int[Tensor, "batch {count}"]:
     """Sort positions by their logit of the class that the mean over all positions predicts, highest first."""
     predicted = position_logits.mean(dim=1).argmax(dim=1)
     scores = position_logits.gather(2, predicted[:, None, None].expand(-1, position_logits.shape[1], 1))
-    return _highest_first(scores[:, :, 0], count)
+    return most_wanted(scores[:, :, 0], count)
 
 
 def edge_statistic(
@@ -384,10 +369,8 @@ class SaccaderObjective(BaselineObjective):
         logits = output.representation_logits if config.stage == "representation" else output.logits
         rewards = reward(logits, target)
         if config.stage != "representation" and not output.location_logits:
-            remedy = "call the model with the objective's forward_options and, in joint training, with a learned policy"
-            raise ConfigError(
-                f"objective.stage {config.stage!r} needs glimpses chosen by the location network; {remedy}"
-            )
+            needs = f"objective.stage {config.stage!r} needs glimpses chosen by the location network"
+            raise ConfigError(f"{needs}; use the objective's forward_options and, in joint training, a learned policy")
         if config.stage == "location":
             wanted = ordered_positions(output.position_logits.detach(), looks)
             scores = torch.stack(output.location_logits, dim=1)

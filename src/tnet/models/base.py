@@ -31,8 +31,7 @@ class ModelConfig:
         num_classes: number of outputs of the classifier.
         in_channels: number of channels of an image.
         resize: filter for glimpses: ``antialias``, or ``bilinear`` as in the reference implementation.
-        mean: mean per channel of inputs in [0, 1], or one for all.
-        std: standard deviation per channel, or one for all.
+        mean, std: mean and standard deviation of inputs in [0, 1], per channel or one for all.
         multilabel: independent labels (sigmoid) instead of exclusive classes (softmax).
         class_names: name of each class; empty if unknown.
     """

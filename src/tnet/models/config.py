@@ -55,8 +55,7 @@ class LocatorConfig:
         initial_scale: initial value of the learned scale of ``l2_scaled``.
         cells: ``area``, a cell's feature is the average of the map over the cell's true extent; or ``positions``,
             single positions ``start::step`` of the map (the paper's).
-        position_start: first position, for ``positions``.
-        position_step: step between positions, for ``positions``.
+        position_start, position_step: first position and step between positions, for ``positions``.
     """
 
     kind: LocatorKind = "squeeze"
@@ -92,8 +91,7 @@ class TNetConfig(ModelConfig):
             lesion, a defect); or ``weighted`` (the paper's feature weighting).
         dropout: dropout probability before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or separate: ``per_level``.
-        mean: mean per channel of inputs in [0, 1]; that of the backbone's pretrained weights if ``None``.
-        std: standard deviation per channel, likewise.
+        mean, std: as in :class:`ModelConfig`, but those of the backbone's pretrained weights if ``None``.
     """
 
     title: ClassVar[str] = "TNet"

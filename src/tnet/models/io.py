@@ -63,15 +63,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 def fill_from(model: Model, folder: str | Path) -> list[str]:
     """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
-    Args:
-        model: the model to change.
-        folder: folder of the saved model or its run; see :func:`load_model`.
-
-    Returns:
-        Names of the tensors left unchanged, because the file lacks them or has them in another shape.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or none of the weights match.
+    Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
     weights, tensors = _read_weights(_model_folder(folder))
     own = model.state_dict()

@@ -1,7 +1,4 @@
-"""Where to look: policies choose cells of one region, searches the next regions of whole batches.
-
-Independent of networks, images and pixels.
-"""
+"""Policies that choose cells of one region, and searches that choose the next regions of whole batches."""
 
 from tnet.traversal.policies import (
     POLICIES,

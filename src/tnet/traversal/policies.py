@@ -31,14 +31,14 @@ class Choice:
     """Cells chosen in each region; log-probabilities are differentiable with respect to the logits."""
 
     cells: Int[Tensor, "regions k"]  # flat indices in raster order
-    # Of each cell: of its draw for a sampled choice, under the softmax for top-k, 0 if the choice ignores the logits.
+    # That of its draw for a sampled choice, that under the softmax for top-k, 0 if the choice ignores the logits.
     log_prob: Float[Tensor, "regions k"]
     joint_log_prob: Float[Tensor, " regions"]  # of all cells chosen in a region
 
     @classmethod
-    def of_cells(cls, cells: Int[Tensor, "regions k"]) -> Choice:
+    def of_cells(cls, cells: Int[Tensor, "regions k"], dtype: torch.dtype = torch.float32) -> Choice:
         """Return a choice with log-probabilities of 0."""
-        zeros = torch.zeros(cells.shape, device=cells.device)
+        zeros = torch.zeros(cells.shape, dtype=dtype, device=cells.device)
         return cls(cells, zeros, zeros.sum(dim=1))
 
 
@@ -159,13 +159,9 @@ class SampleWithoutReplacement(Policy):
     """``k`` distinct cells drawn one by one, each from the softmax over the rest (Gumbel top-k).
 
     Adding independent Gumbel noise to the logits and taking the ``k`` largest draws exactly from that sequential
-    distribution (Plackett-Luce; Kool et al. 2019, "Stochastic beams and where to find them").
-
-    Args:
-        joint: ``sequence``, the log-probability of the cells in the order drawn, or ``set``, of the cells in any order,
-            which has less variance as a REINFORCE estimator and costs ``2^k`` steps (``k`` at most 10).
-        temperature: divisor of the logits; log-probabilities are those of the tempered distribution.
-        generator: source of random numbers; PyTorch's default if ``None``.
+    distribution (Plackett-Luce; Kool et al. 2019, "Stochastic beams and where to find them"). ``joint`` is the
+    log-probability of the ``sequence`` drawn, or of the ``set``, which has less variance as a REINFORCE estimator and
+    costs ``2^k`` steps (``k`` at most 10). Log-probabilities are those of the tempered distribution.
     """
 
     joint: str = "sequence"
@@ -237,12 +233,6 @@ def set_log_prob(logits: Float[Tensor, "regions cells"], drawn: Int[Tensor, "reg
     return log_prob[frozenset(range(k))]
 
 
-def _unscored(cells: Int[Tensor, "regions k"], logits: Float[Tensor, "regions cells"]) -> Choice:
-    """Return a choice that ignores the logits, with log-probabilities of 0 in their precision."""
-    zeros = logits.new_zeros(cells.shape)
-    return Choice(cells, zeros, zeros.sum(dim=1))
-
-
 @POLICIES.register("random")
 @dataclass(eq=False)
 class RandomCells(Policy):
@@ -260,7 +250,7 @@ class RandomCells(Policy):
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         noise = torch.rand(logits.shape, generator=self.generator, device=logits.device)
-        return _unscored(noise.topk(k, dim=1).indices.sort(dim=1).values, logits)
+        return Choice.of_cells(noise.topk(k, dim=1).indices.sort(dim=1).values, logits.dtype)
 
 
 @POLICIES.register("centre")
@@ -286,7 +276,7 @@ class FixedCells(Policy):
     @override
     def __call__(self, logits: Float[Tensor, "regions cells"], k: int) -> Choice:
         if k > len(self.order):
-            cells = len(self.order)
-            raise GeometryError(f"{k} looks exceed the {cells} cells of the fixed policy; ask for at most {cells}")
+            most = len(self.order)
+            raise GeometryError(f"{k} looks exceed the {most} cells of the fixed policy; ask for at most {most}")
         cells = torch.tensor(sorted(self.order[:k]), device=logits.device).expand(logits.shape[0], k)
-        return _unscored(cells, logits)
+        return Choice.of_cells(cells, logits.dtype)

@@ -117,10 +117,7 @@ class Trail:
         scores: Float[Tensor, "scored cells"] | None = None,
         scored: Bool[Tensor, " regions"] | None = None,
     ) -> None:
-        """Append a step, the features of its regions and, if any were scored, the location logits of their cells.
-
-        ``scored`` is the mask of scored regions.
-        """
+        """Append a step, the features of its regions, and the location logits of those in the mask ``scored``."""
         start = len(self)
         self.regions = Regions.concat([self.regions, step.regions]) if start else step.regions
         self._features.append(features)
@@ -146,10 +143,7 @@ class Trail:
 def group_rows(
     group: Int[Tensor, " rows"], groups: int
 ) -> tuple[Int[Tensor, "groups n"], Bool[Tensor, "groups n"] | None]:
-    """Return the rows of each of ``groups`` groups in order, padded with row 0, and the mask of valid ones.
-
-    The mask is ``None`` if all groups are of the same size.
-    """
+    """Return the rows of each group, padded with row 0, and the mask of valid ones; ``None`` if nothing is padded."""
     order = group.sort(stable=True).indices
     counts = torch.bincount(group, minlength=groups)
     most = int(counts.max()) if len(counts) else 0
