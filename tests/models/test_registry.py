@@ -136,15 +136,10 @@ def test_pretrained_applies_to_the_backbone(monkeypatch: pytest.MonkeyPatch) -> 
     assert not model_config("tnet_resnet18.own").backbone.pretrained
 
 
+@pytest.mark.slow  # each is a process that imports PyTorch
 @pytest.mark.parametrize(
     "module",
-    [
-        "tnet.baselines.ips",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)  # each is a process that imports PyTorch
-            for name in ("tnet.models", "tnet.objectives", "tnet.models.registry", "tnet.baselines.saccader")
-        ),
-    ],
+    ["tnet.baselines.ips", "tnet.models", "tnet.objectives", "tnet.models.registry", "tnet.baselines.saccader"],
 )
 def test_model_types_are_complete_for_any_order_of_imports(module: str) -> None:
     code = (

@@ -98,6 +98,7 @@ def run(suite: Suite, folder: Path, log: Log, **options: Any) -> Comparison:
 ALL = ["A: training", "A: evaluating", "A: measuring costs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_training")
 def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
