@@ -90,7 +90,7 @@ class DRAMConfig(ModelConfig):
     def __post_init__(self) -> None:
         self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
         if len(self.planes) != len(self.blocks) or min((*self.planes, *self.blocks), default=0) < 1:
-            stages = f"model.planes is {list(self.planes)} and model.blocks {list(self.blocks)}"
+            stages = f"model.planes is {list(self.planes)} and model.blocks is {list(self.blocks)}"
             raise ConfigError(f"{stages}; give a positive number per stage for each")
         if self.input_px < self.glimpse_px:
             raise ConfigError(f"model.glimpse_px is {self.glimpse_px}; give at most model.input_px, {self.input_px}")
