@@ -30,7 +30,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Hide readers as if they were not installed."""
 
     def hide(*names: str) -> None:
-        monkeypatch.setattr(ReaderEntry, "is_installed", property(lambda entry: READERS.name_of(entry) not in names))
+        hidden = [READERS[name] for name in names]
+        installed = property(lambda entry: all(entry is not other for other in hidden))
+        monkeypatch.setattr(ReaderEntry, "is_installed", installed)
 
     return hide
 
