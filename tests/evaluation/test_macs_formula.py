@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 from tests.evaluation.macs_formula import (
@@ -102,10 +104,14 @@ def counted_macs(name: str, looks: tuple[int, ...] = (), px: int | None = None) 
     return multiply_adds(outline(name, px), looks)
 
 
-def slow_ones_marked(names: list[str]) -> list[object]:
-    """Sizes that repeat what smaller ones show, and twins with another number of classes, take their time."""
-    fast = re.compile(r".*(bagnet77\.imagenet|_b0\.fmow\w*|_b[0-4]\.cub)")
-    return [pytest.param(name, marks=() if fast.fullmatch(name) else pytest.mark.slow) for name in names]
+def mark_slow(cases: Iterable[str | tuple[str, Any]]) -> list[Any]:
+    """Mark sizes between B0 and B4, larger ones and twins with another number of classes as slow."""
+    fast = re.compile(r".*(bagnet77\.imagenet|_b0\.fmow\w*|_b[04]\.cub)")
+    marked = []
+    for case in cases:
+        values = (case,) if isinstance(case, str) else case
+        marked.append(pytest.param(*values, marks=() if fast.fullmatch(values[0]) else pytest.mark.slow))
+    return marked
 
 
 def tnet_formula(name: str) -> Traversal:
@@ -125,7 +131,7 @@ def plain_formula(name: str, px: int, *, published: bool) -> int:
     return plain(glimpse, CLASSES[tag], published=published)
 
 
-@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+@pytest.mark.parametrize("name", mark_slow(PUBLISHED_PARAMETERS))
 def test_parameters_are_those_published(name: str) -> None:
     model, (trainable, total) = outline(name), PUBLISHED_PARAMETERS[name]
     count = count_parameters(model)
@@ -136,7 +142,7 @@ def test_parameters_are_those_published(name: str) -> None:
 # --- published figures
 
 
-@pytest.mark.parametrize(("name", "looks"), PUBLISHED_TNET_MACS)
+@pytest.mark.parametrize(("name", "looks"), mark_slow(PUBLISHED_TNET_MACS))
 def test_multiply_adds_of_traversals_are_those_published(name: str, looks: tuple[int, ...]) -> None:
     published = PUBLISHED_TNET_MACS[name, looks]
     assert tnet_formula(name).macs(looks, published=True) == published
@@ -154,7 +160,7 @@ def test_multiply_adds_of_the_smallest_bird_traversal_are_those_published(name: 
     assert counted_macs(name, looks) / 1e9 == pytest.approx(published, rel=PERMILLE)
 
 
-@pytest.mark.parametrize(("name", "px"), PUBLISHED_PLAIN_MACS)
+@pytest.mark.parametrize(("name", "px"), mark_slow(PUBLISHED_PLAIN_MACS))
 def test_multiply_adds_of_plain_networks_are_those_published(name: str, px: int) -> None:
     published = PUBLISHED_PLAIN_MACS[name, px]
     assert plain_formula(name, px, published=True) == published
@@ -176,7 +182,7 @@ def test_the_backbone_of_a_traversal_on_the_whole_image_costs_what_the_plain_net
 # --- formula against PyTorch's counter
 
 
-@pytest.mark.parametrize("name", slow_ones_marked(TNETS))
+@pytest.mark.parametrize("name", mark_slow(TNETS))
 def test_the_formula_says_what_is_counted_for_traversals(name: str) -> None:
     formula = tnet_formula(name)
     two_levels: list[tuple[int, ...]] = [(), (3,), (5,)]
@@ -185,7 +191,7 @@ def test_the_formula_says_what_is_counted_for_traversals(name: str) -> None:
         assert counted_macs(name, looks) == formula.macs(looks, published=False)
 
 
-@pytest.mark.parametrize("name", slow_ones_marked(PLAIN))
+@pytest.mark.parametrize("name", mark_slow(PLAIN))
 def test_the_formula_says_what_is_counted_for_plain_networks(name: str) -> None:
     px = model_config(name).base_px
     assert counted_macs(name, px=px) == plain_formula(name, px, published=False)
