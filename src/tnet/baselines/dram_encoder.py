@@ -84,10 +84,10 @@ class PreActBottleneck(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """ResNet v2 with the stride in the last unit of all stages except the last, averaged over positions.
+    """ResNet v2 that strides in the last unit of every stage but the final one, followed by global average pooling.
 
-    timm's pre-activation ResNets differ in parameters and cost: their stride is in the first unit of stages 2 to 4, and
-    convolutions before a sum have no bias.
+    timm's pre-activation ResNets differ in parameter count and cost: they stride in the first unit of stages 2 to 4,
+    and their convolutions before a residual sum have no bias.
     """
 
     def __init__(

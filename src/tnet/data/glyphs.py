@@ -57,8 +57,9 @@ class GlyphBank:
 def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
     """Return the glyphs of one split, read once per process.
 
-    MNIST: ``test`` is the t10k files, ``val`` the last sixth (10,000) of the train files, ``train`` the rest.
-    scikit-learn (``mnist_dir`` is None): 60, 20 and 20 percent of each class, independent of seed and library version.
+    With MNIST, ``test`` is the t10k set, ``val`` the last sixth (10,000 images) of the training set, and ``train`` the
+    rest. With scikit-learn's digits (``mnist_dir`` is None), each class is split 60/20/20 into train, val and test,
+    independently of the seed and the library version.
 
     Raises:
         DataError: a file is missing or damaged, or a class has no glyph in this split.

@@ -79,9 +79,9 @@ def run_demo(
 
 
 def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
-    """Return the recipe of the plain backbone on the whole image at ``base_px``, trained for a given time.
+    """Return the recipe for the plain backbone on the whole image resized to ``base_px``, trained for ``minutes``.
 
-    The full image needs smaller batches to fit in memory.
+    If ``base_px`` differs from the recipe's, the batch size is reduced so that the larger image fits in memory.
     """
     config, settings = tnet_config(recipe), recipe.train
     batch = settings.batch_size if base_px == config.base_px else max(4, settings.batch_size // 4)

@@ -49,8 +49,8 @@ class ParameterCount:
 class ModuleCost:
     """Parameters of one part of a model, and its multiply-adds over all glimpses of one image.
 
-    Operations outside of any part, such as the pooling of cell features, are counted with a TNet's ``aggregation``,
-    otherwise with the last part.
+    Operations that belong to no part, such as the pooling of cell features, are attributed to ``aggregation`` if the
+    model has one, otherwise to its last part.
     """
 
     name: str

@@ -223,11 +223,11 @@ def iter_predictions(
     allow_small: bool = False,
     read: ReadOptions = DEFAULT_READ,
 ) -> Iterator[Prediction | Unreadable]:
-    """Classify images one batch after the other.
+    """Classify images batch by batch and yield one result per image.
 
-    A batch may mix sizes, and ends early at half a gigabyte of decoded pixels. The model is moved to ``device`` and set
-    to evaluation mode. With ``skip_unreadable``, an image that cannot be read or is too small yields
-    :class:`Unreadable`. Other arguments and errors are as in :func:`predict`; errors in arguments are raised at once.
+    A batch may mix image sizes; it is closed early once its decoded pixels reach 512 MiB. The model is moved to
+    ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that cannot be read or is too small yields
+    :class:`Unreadable`. Other arguments and errors are as in :func:`predict`; invalid arguments raise at the call.
     """
     if not images:
         raise DataError("there are no images to predict; give at least one")

@@ -122,7 +122,7 @@ def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[
 
 
 def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"]:
-    """Return two images of noise, large enough for every level of a model."""
+    """Return two noise images that are large enough for every level of the model."""
     side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
     size = (2, config.in_channels, side, side)
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

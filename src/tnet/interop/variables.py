@@ -63,7 +63,7 @@ class Variables:
                 return value
         except (*_DAMAGE, KeyError) as error:
             problem = f"variable {name!r} of {self.path} cannot be read ({error})"
-            raise CheckpointError(f"{problem}; convert or copy it again") from None
+            raise CheckpointError(f"{problem}; convert or copy the file again") from None
 
     def scalar(self, name: str) -> float | None:
         """Return a number such as the training step, or ``None`` if there is no variable of that name."""

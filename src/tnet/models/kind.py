@@ -40,7 +40,7 @@ def kind_of(config: object) -> str:
     for name, kind in MODEL_KINDS.items():
         if type(config) in (kind.config, kind.objective_config):
             return name
-    raise ConfigError(f"{type(config).__name__} does not belong to a model type; register it in MODEL_KINDS")
+    raise ConfigError(f"no model type is registered for {type(config).__name__}; register one in MODEL_KINDS")
 
 
 def build_model(config: ModelConfig) -> Model:

@@ -46,7 +46,7 @@ class TensorBatch:
         for image in images:
             if (image.dtype, image.shape[0]) != (first.dtype, first.shape[0]):
                 form = f"{first.dtype} with {first.shape[0]} channel(s) and {image.dtype} with {image.shape[0]}"
-                raise GeometryError(f"images are {form}; give one type and number of channels")
+                raise GeometryError(f"images differ: {form}; give images of the same dtype and number of channels")
 
     @property
     def sizes_hw(self) -> list[tuple[int, int]]:

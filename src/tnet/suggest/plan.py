@@ -86,7 +86,7 @@ class LookPlan:
 
     @cached_property
     def macs_full(self) -> int | None:
-        """Multiply-adds of the plain backbone on the median image at full resolution; ``None`` if it is too large."""
+        """Multiply-adds of the plain backbone on the median image at full size; ``None`` if it does not accept that."""
         try:
             return full_image_multiply_adds(self.outline, self.median_hw)
         except ConfigError:

@@ -59,7 +59,7 @@ class Proposal:
     warnings: tuple[str, ...]
     macs: int
     macs_base: int  # the plain backbone on the whole image at the base resolution
-    macs_full: int | None  # the plain backbone on the median image at full resolution; ``None`` if too large
+    macs_full: int | None  # the plain backbone on the median image at full size; ``None`` if it does not accept that
 
 
 def parse_macs(text: str) -> int:
@@ -212,10 +212,11 @@ def _comment(text: str) -> list[str]:
 
 
 def _changed(value: Any, default: Any) -> Any:
-    """Keep nested keys whose values differ from the default."""
+    """Keep nested keys whose values differ from the default, and the name of what they belong to."""
     if not isinstance(value, dict) or not isinstance(default, dict):
         return value
-    return {key: _changed(item, default.get(key)) for key, item in value.items() if item != default.get(key, ...)}
+    kept = {key: item for key, item in value.items() if key == "name" or item != default.get(key, ...)}
+    return {key: _changed(item, default.get(key)) for key, item in kept.items()}
 
 
 def _flow(value: Any) -> str:

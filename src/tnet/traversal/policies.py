@@ -93,7 +93,7 @@ POLICIES: Registry[type[Policy]] = Registry("policy")
 
 
 def _cells_apart(config: PolicyConfig, grid: Grid) -> Bool[Tensor, "cells cells"] | None:
-    """Return the pairs of cells that overlap more than allowed; ``None`` if any overlap is allowed."""
+    """Return a mask of the cell pairs that overlap by more than ``max_overlap``; ``None`` if any may."""
     return covered_shares(grid) > config.max_overlap if config.max_overlap < 1 else None
 
 

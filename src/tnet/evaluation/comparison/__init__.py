@@ -1,4 +1,4 @@
-"""Comparisons: train and measure several systems alike, and put them in one table. A thin layer on the evaluator."""
+"""Comparisons: train and evaluate several systems under the same conditions, and tabulate the results."""
 
 from tnet.evaluation.comparison.run import Comparison, compare
 from tnet.evaluation.comparison.suite import Suite, load_suite

@@ -88,7 +88,7 @@ def _zstd_size(view: memoryview, limit: int) -> int:
     """Return the size that a Zstandard frame states (RFC 8878, 3.1.1.1); without one it is decoded with a bound."""
     magic, descriptor = struct.unpack_from("<IB", view)
     if magic != _ZSTD_MAGIC:
-        raise ValueError("a chunk does not start like Zstandard")
+        raise ValueError("a chunk does not start with the Zstandard magic number")
     size_flag, single, dictionary = descriptor >> 6, descriptor >> 5 & 1, descriptor & 3
     at = 5 + (not single) + (0, 1, 2, 4)[dictionary]
     if size_flag == 0 and not single:
