@@ -79,10 +79,16 @@ def test_imports_point_downwards(package: str) -> None:
     "chain",
     [
         [("tnet", ("torch", "numpy")), ("tnet.cli.main", ("torch", "numpy"))],
-        [
-            ("tnet.traversal", ("timm", "PIL", "tnet.models", "tnet.scenes")),
-            ("tnet.models", ("lightning", "typer", "rasterio", "openslide", "tifffile", "zarr", "tnet.scenes.readers")),
-        ],
+        pytest.param(
+            [
+                ("tnet.traversal", ("timm", "PIL", "tnet.models", "tnet.scenes")),
+                (
+                    "tnet.models",
+                    ("lightning", "typer", "rasterio", "openslide", "tifffile", "zarr", "tnet.scenes.readers"),
+                ),
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["start", "library"],
 )

@@ -52,6 +52,7 @@ def recipe(root: Path, workers: int = 0, epochs: int = 2, **data: Any) -> Recipe
     return replace(base, data=replace(DataConfig(root=str(root), read="lazy", augment=augment), **data))
 
 
+@pytest.mark.slow
 def test_workers_and_resuming_do_not_change_a_run(root: Path, tmp_path: Path) -> None:
     """Losses, accuracies and weights, with recalibrated batch norm."""
 
