@@ -68,9 +68,9 @@ def test_what_is_new_in_a_model_that_starts_from_the_plain_one(photos: Path) -> 
     assert code == 0 and "next: tnet evaluate 'runs/my plain'" in output, output
     code, output = run("train", "my made.yaml", *short, "train.start_from=runs/my plain", "--out", "runs/made")
     assert code == 0, output
-    (told,) = [line for line in output.splitlines() if line.startswith("not in runs/my plain, as new: ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("not in runs/my plain, ")]
     # The weights of the backbone are there; the statistics of its batch norm over regions are what is new.
-    assert re.search(r"\d+ of \d+ tensors of backbone \(first \S*region_", told) and told.endswith(", locator"), told
+    assert re.search(r"\d+ of \d+ tensors of backbone \(first \S*region_", line) and line.endswith(", locator"), line
 
 
 @pytest.mark.parametrize(
