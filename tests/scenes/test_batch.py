@@ -139,9 +139,7 @@ def collate(scenes: Sequence[Scene], threads: int, where: Regions) -> Tensor:
     return LazyBatch(scenes, 3, threads=threads).glimpse(where, 12)
 
 
-@pytest.mark.parametrize(
-    "method", ["fork", *(pytest.param(method, marks=pytest.mark.slow) for method in ("forkserver", "spawn"))]
-)
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.timeout(120)
 def test_workers_read_the_same_pixels(tmp_path: Path, method: str) -> None:

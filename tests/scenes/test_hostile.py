@@ -124,7 +124,7 @@ def test_the_harness_finds_what_it_is_for(examined: dict[str, list[tuple[Case, O
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("group", ["flips", "flipped_pixels"])
 def test_many_more_flips(tmp_path: Path, group: str) -> None:
-    cases = getattr(hostile, group)(tmp_path, range(100, 140))
+    cases = getattr(hostile, group)(tmp_path, range(100, 120))
     assert complaints(cases) == []
 
 
@@ -218,7 +218,6 @@ def test_any_number_of_threads(tmp_path: Path) -> None:
         ("fork", 2),
         pytest.param("spawn", 1, marks=pytest.mark.slow),
         pytest.param("fork", 4, marks=pytest.mark.slow),
-        pytest.param("forkserver", 1, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
