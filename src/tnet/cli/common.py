@@ -172,9 +172,8 @@ def data_of(recipe: Recipe | None) -> DataConfig:
 
 def recipe_of(run: Path) -> Recipe | None:
     """Return the recipe of a run directory, of its ``model/`` folder or of a saved model, if there is one."""
+    from tnet.models.io import recipe_path
     from tnet.training.recipe import load_recipe
 
-    for folder in (run, run.parent) if run.resolve().name == "model" else (run,):
-        if (folder / "recipe.yaml").is_file():
-            return load_recipe(folder / "recipe.yaml")
-    return None
+    path = recipe_path(run)
+    return None if path is None else load_recipe(path)

@@ -23,7 +23,7 @@ from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
 from tnet.models.base import Model, ModelConfig
-from tnet.models.io import load_model
+from tnet.models.io import load_model, recipe_path
 from tnet.scenes.base import Scene
 from tnet.scenes.memory import MemoryScene
 from tnet.scenes.reading import ReadOptions
@@ -124,8 +124,7 @@ def data_read_options(config: DataConfig) -> ReadOptions:
 
 def run_read_options(folder: Path) -> ReadOptions:
     """Return the read options of the recipe in a run folder; the default if it has no recipe."""
-    parent = folder.resolve().parent if folder.resolve().name == "model" else folder
-    path = next((p for p in (folder / "recipe.yaml", parent / "recipe.yaml") if p.is_file()), None)
+    path = recipe_path(folder)
     if path is None:
         return DEFAULT_READ
     try:

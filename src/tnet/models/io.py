@@ -17,6 +17,7 @@ from tnet.models.kind import MODEL_KINDS, build_model, kind_of
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
+RECIPE_NAME = "recipe.yaml"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
@@ -79,6 +80,12 @@ def _model_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     inside = folder / "model"
     return inside if not (folder / CONFIG_NAME).is_file() and (inside / CONFIG_NAME).is_file() else folder
+
+
+def recipe_path(folder: Path) -> Path | None:
+    """Return the recipe of a run, given its folder or the ``model/`` folder inside it, if there is one."""
+    run = folder.resolve().parent if folder.resolve().name == "model" else folder
+    return next((path for path in (folder / RECIPE_NAME, run / RECIPE_NAME) if path.is_file()), None)
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:

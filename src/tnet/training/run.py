@@ -32,14 +32,13 @@ from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
 from tnet.explain.batch import explain_samples
 from tnet.files import atomic_folder, make_folder
 from tnet.models.base import Model
-from tnet.models.io import fill_from, load_model
+from tnet.models.io import RECIPE_NAME, fill_from, load_model
 from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
-RECIPE_NAME = "recipe.yaml"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
 _HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches)"

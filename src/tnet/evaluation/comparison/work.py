@@ -28,12 +28,12 @@ from tnet.evaluation.plots import RunCurve, run_curve
 from tnet.evaluation.resources import Cost, devices_here, machine, measure_costs
 from tnet.files import make_folder, write_text
 from tnet.models.base import Model
-from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
+from tnet.models.io import CONFIG_NAME, RECIPE_NAME, WEIGHTS_NAME, load_model, recipe_path
 from tnet.models.kind import kind_of
 from tnet.models.registry import create_model
 from tnet.training.curves import read_metrics
 from tnet.training.recipe import Recipe, load_recipe
-from tnet.training.run import LAST_CHECKPOINT, RECIPE_NAME, train
+from tnet.training.run import LAST_CHECKPOINT, train
 
 T = TypeVar("T")
 
@@ -244,9 +244,8 @@ class Work:
         """Return the recipe of a row, or the one beside its saved model, if there is one."""
         if row.recipe is not None:
             return self.recipe(row, seed)
-        folder = Path(row.model or "")
-        places = [place / RECIPE_NAME for place in ((folder, folder.parent) if folder.name == "model" else (folder,))]
-        return next((load_recipe(place) for place in places if place.is_file()), None)
+        path = recipe_path(Path(row.model or ""))
+        return None if path is None else load_recipe(path)
 
     def accuracies(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[LooksRow]:
         """Evaluate a model, or read cached results; empty for a registered model.
