@@ -26,6 +26,8 @@ export UV_PYTHON_DOWNLOADS = never
 export UV_HTTP_TIMEOUT ?= 300
 # Tests must import this checkout, not another one that happens to be on the path.
 unexport PYTHONPATH
+# Else every process that a test starts compiles PyTorch from source.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-smoke test test-slow test-lowest check docs lock clean

@@ -27,8 +27,10 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
     _check_keys(cls, data, source, "")
     parser = _parser(cls)  # type: ignore[arg-type]
     try:
-        values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+        # Without the parser's defaults, which takes less than half the time: the dataclasses know their own.
+        values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data)), defaults=False))
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}  # type: ignore[arg-type]
+        return cls(**given)
     except TnetError as error:
         raise type(error)(f"{source}: {error}") from None
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:

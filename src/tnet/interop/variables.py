@@ -32,7 +32,10 @@ _DAMAGE = (
 
 
 class Variables:
-    """Arrays of an ``.npz`` file: ``shapes`` and ``dtypes`` by name are read at once, values on request."""
+    """Arrays of an ``.npz`` file: ``shapes`` and ``dtypes`` by name are read at once, values on request.
+
+    The file stays open until the object is gone.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -40,15 +43,15 @@ class Variables:
         self.dtypes: dict[str, np.dtype[Any]] = {}
         _check_is_npz(self.path)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                members = archive.infolist()
-                _check_size(self.path, members)
-                for member in members:
-                    name = member.filename.removesuffix(".npy")
-                    if name in self.shapes or not member.filename.endswith(".npy"):
-                        problem = f"{member.filename!r} is not an array or appears twice"
-                        raise CheckpointError(f"{self.path}: {problem}; save the variables again with numpy.savez")
-                    self.shapes[name], self.dtypes[name] = _read_header(archive, member)
+            self._archive = zipfile.ZipFile(self.path)
+            members = self._archive.infolist()
+            _check_size(self.path, members)
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if name in self.shapes or not member.filename.endswith(".npy"):
+                    problem = f"{member.filename!r} is not an array or appears twice"
+                    raise CheckpointError(f"{self.path}: {problem}; save the variables again with numpy.savez")
+                self.shapes[name], self.dtypes[name] = _read_header(self._archive, member)
         except _DAMAGE as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -57,7 +60,7 @@ class Variables:
     def read(self, name: str) -> NDArray[Any]:
         """Return the value of one variable."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            with self._archive.open(f"{name}.npy") as file:
                 value: NDArray[Any] = npy.read_array(file, allow_pickle=False)
                 file.read(1)  # at the end, where the checksum is compared
                 return value
