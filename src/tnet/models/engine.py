@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from tnet.errors import ConfigError, ImageError
 from tnet.geometry import Grid, Regions
 from tnet.models.base import Images, Model, ModelOutput
-from tnet.scenes import SceneBatch
+from tnet.scenes import Scene, SceneBatch
 from tnet.traversal import Search, Step, Trail
 from tnet.traversal.trail import gather_rows
+
+SingleImage = Num[Tensor, "_ _ _ _"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
+"""A model's input that holds one image; images of a stream may differ in size."""
 
 
 class Seen(NamedTuple):
@@ -183,7 +186,7 @@ def advance(traversals: Sequence[Traversal]) -> None:
 
 def traverse_all(
     model: Traversable,
-    images: Iterable[Images],
+    images: Iterable[SingleImage],
     search: Search,
     *,
     glimpses: int = 32,
