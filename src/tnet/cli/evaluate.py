@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from tnet.models.base import ModelConfig
     from tnet.training.recipe import Recipe
 
-_Split = Literal["val", "test"]
+Split = Literal["val", "test"]
 _POLICY_HELP = (
     "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
     "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
 )
-_DATA_HELP = (
+DATA_HELP = (
     "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "
     "the data.root of the recipe. [default: the data of the run's recipe]"
 )
-_RECIPE_HELP = (
+RECIPE_HELP = (
     "Recipe whose data section names the images and how to read them, such as a published dataset's "
     "(published/cub_tnet_b0) for a model from elsewhere. [default: the run's]"
 )
@@ -33,13 +33,13 @@ _RECIPE_HELP = (
 
 def evaluate(
     run: common.ModelArgument,
-    data: Annotated[Path | None, typer.Argument(help=_DATA_HELP)] = None,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
     looks: common.LooksListOption = None,
     policy: Annotated[
         list[common.PolicyName] | None, typer.Option(metavar="[topk|sample|random|centre|...]", help=_POLICY_HELP)
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help=_RECIPE_HELP)] = None,
-    split: Annotated[_Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
+    recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
+    split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
     batch_size: common.BatchSizeOption = 16,
     workers: common.WorkersOption = 0,
@@ -125,8 +125,27 @@ def evaluate(
     typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
 
+def open_labelled(
+    model: ModelConfig, run: Path, data: Path | None, recipe: Path | None, split: Split
+) -> tuple[LabelledData, str]:
+    """Open labelled images for a run as its recipe, or another, says; the second value describes them."""
+    from dataclasses import replace
+
+    from tnet.data.loading import number_classes_as
+    from tnet.training.recipe import load_recipe
+
+    described = common.recipe_of(run)
+    if recipe is not None:
+        described = load_recipe(recipe)
+        if data is not None:
+            described, data = replace(described, data=replace(described.data, root=str(data))), None
+    images, source = _open_images(model, described, common.data_of(described), run, data, split)
+    number_classes_as(model.class_names, images)
+    return images, source
+
+
 def _open_images(
-    model: ModelConfig, recipe: Recipe | None, config: DataConfig, run: Path, data: Path | None, split: _Split
+    model: ModelConfig, recipe: Recipe | None, config: DataConfig, run: Path, data: Path | None, split: Split
 ) -> tuple[LabelledData, str]:
     """Open the images to evaluate on, and describe them."""
     from tnet.data.loading import name_of_test_images, open_split

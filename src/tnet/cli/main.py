@@ -18,7 +18,7 @@ from tnet.cli.import_tf import EPILOG, import_tf
 from tnet.errors import TnetError
 
 # In the order of the help; each is a function in the module of its name.
-_VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "compare"]
+_VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "calibrate", "compare"]
 _VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.

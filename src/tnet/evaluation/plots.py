@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.frontier import FrontierRow
 from tnet.evaluation.report import looks_label, macs_unit
 from tnet.files import atomic_path
 
@@ -97,6 +98,24 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
     by_looks.set(xlabel="looks (regions per image)", ylabel="accuracy (%)")
     by_macs.set(xlabel=f"multiply-adds per image ({letter})")
     by_looks.legend()
+    _save(figure, path, outer_legend=False)
+
+
+def plot_frontier(rows: Sequence[FrontierRow], path: str | Path) -> None:
+    """Draw accuracy against mean multiply-adds, of fixed numbers of looks and of stopping per image."""
+    unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
+    names = {"fixed": "the same looks for every image", "stopping": "stopping per image"}
+    curves = []
+    for color, (kind, name) in enumerate(names.items()):
+        mine = [row for row in rows if row.kind == kind]
+        points = [Point(row.mean_macs / unit, row.accuracy, row.accuracy_low, row.accuracy_high) for row in mine]
+        curves.append(Curve(name, points, color, is_control=kind == "fixed"))
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for curve in curves:
+        _draw_curve(axis, curve)
+    axis.set(xlabel=f"mean multiply-adds per image ({letter})", ylabel="accuracy (%)")
+    axis.legend()
     _save(figure, path, outer_legend=False)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.frontier import FrontierRow
 from tnet.files import write_text
 
 _EXTRA = {"top5": "top-5 %", "auc": "AUC", "jaccard": "Jaccard"}
@@ -35,6 +36,19 @@ def looks_table(rows: Sequence[LooksRow]) -> str:
         cells += [f"{row.confidence:.3f}", short_number(row.macs / unit), short_number(row.parameters / 1e6)]
         cells.append(f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})")
         lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def frontier_table(rows: Sequence[FrontierRow]) -> str:
+    """Return the points of a frontier (at least one) as an aligned Markdown table."""
+    unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
+    header = ["looks", "setting", "mean looks", f"mean multiply-adds ({letter})", "accuracy % (95 % interval)"]
+    lines = []
+    for row in rows:
+        setting = f"{row.setting:.0f} looks" if row.kind == "fixed" else f"until {row.setting:.3f}"
+        interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
+        cost = [f"{row.mean_looks:.2f}", short_number(row.mean_macs / unit)]
+        lines.append([row.kind, setting, *cost, f"{100 * row.accuracy:.1f} ({interval})"])
     return markdown_table(header, lines)
 
 

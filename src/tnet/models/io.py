@@ -13,7 +13,9 @@ from tnet.config import parse_dataclass, to_plain
 from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.base import Model, ModelConfig
+from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
+from tnet.models.tnet import TNet
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -43,6 +45,8 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> 
         text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2)
         (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
+        if isinstance(model, TNet) and model.calibration is not None:
+            (temporary / CALIBRATION_NAME).write_text(model.calibration.text(), encoding="utf-8")
     return folder
 
 
@@ -52,12 +56,14 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
-    folder = _model_folder(folder)
+    folder = model_folder(folder)
     # An untrusted configuration must not make us fetch or open other files.
     model = build_model(read_config(folder).without_weights())
     weights, tensors = _read_weights(folder)
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
+    if isinstance(model, TNet):
+        model.calibration = read_calibration(folder, model.config.class_names)
     return model.to(device).eval()
 
 
@@ -66,7 +72,7 @@ def fill_from(model: Model, folder: str | Path) -> list[str]:
 
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
-    weights, tensors = _read_weights(_model_folder(folder))
+    weights, tensors = _read_weights(model_folder(folder))
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
@@ -75,7 +81,7 @@ def fill_from(model: Model, folder: str | Path) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def _model_folder(folder: str | Path) -> Path:
+def model_folder(folder: str | Path) -> Path:
     """Return the folder of a saved model, which may be inside that of a training run."""
     folder = Path(folder)
     inside = folder / "model"

@@ -16,6 +16,7 @@ from tnet.errors import ConfigError
 from tnet.geometry import Regions, cell_spans
 from tnet.models.aggregation import AGGREGATIONS
 from tnet.models.base import Images, ModelOutput, mean_entropy
+from tnet.models.calibration import Calibration
 from tnet.models.config import TNetConfig
 from tnet.models.engine import Seen, Traversable, Traversal, advance
 from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
@@ -136,9 +137,12 @@ class TNet(Traversable):
     """
 
     config: TNetConfig
+    calibration: Calibration | None
+    """When to stop looking, from ``tnet calibrate``; saved with the model."""
 
     def __init__(self, config: TNetConfig) -> None:
         super().__init__(config)
+        self.calibration = None
         self.grid, self.levels = config.grid, config.levels
         grid_side = max(config.grid.rows, config.grid.cols)
         self.backbone = create_backbone(config.backbone, config.in_channels, config.base_px, grid_side)
