@@ -21,6 +21,7 @@ _NAMES = {
     "tnet.scenes": "FileScene Scene TensorBatch open_scene",
     "tnet.training.recipe": "Recipe load_recipe",
     "tnet.training.run": "train",
+    "tnet.traversal": "BestFirst Search StoppingRule",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tnet.scenes import FileScene as FileScene, Scene as Scene, TensorBatch as TensorBatch, open_scene as open_scene
     from tnet.training.recipe import Recipe as Recipe, load_recipe as load_recipe
     from tnet.training.run import train as train
+    from tnet.traversal import BestFirst as BestFirst, Search as Search, StoppingRule as StoppingRule
 
 
 def __getattr__(name: str) -> Any:

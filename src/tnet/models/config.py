@@ -88,7 +88,7 @@ class TNetConfig(ModelConfig):
         locator: scoring of cells.
         policy: choice of locations.
         aggregation: ``mean`` of the features; their elementwise ``max``, for classes decided by a single region (a
-            lesion, a defect); ``weighted`` (the paper's feature weighting); or ``attention``, each region in the context of
+            lesion, a defect); ``weighted`` (the paper's feature weighting); or ``attention``, each region in context of
             the others.
         dropout: dropout probability before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or separate: ``per_level``.
