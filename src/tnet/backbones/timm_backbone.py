@@ -69,10 +69,16 @@ class TimmBackbone(Backbone):
     def _probe(self, in_channels: int, base_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         """Return what :meth:`_run` does for two glimpses, on the meta device: nothing is computed or allocated."""
         call = _Call(self.model, self._run)
-        tensors = {name: tensor.to("meta") for name, tensor in (*call.named_parameters(), *call.named_buffers())}
+        tensors = {
+            f"{path}.{name}".removeprefix("."): tensor.to("meta")
+            for path, module in call.named_modules()  # each once, also if several others share it
+            for name, tensor in (*module.named_parameters("", False), *module.named_buffers("", False))
+        }
         glimpses = torch.zeros(2, in_channels, base_px, base_px, device="meta")
         with torch.no_grad():
-            result: tuple[Tensor, list[Tensor]] = functional_call(call, tensors, (glimpses, indices))
+            result: tuple[Tensor, list[Tensor]] = functional_call(
+                call, tensors, (glimpses, indices), tie_weights=False
+            )
         return result
 
     def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> list[int]:

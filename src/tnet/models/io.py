@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,12 +39,23 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> 
     # The file contains the pretrained weights; loading must not fetch them again.
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_file(_separate(model.state_dict()), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2)
         (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
     return folder
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, with copies of those that share memory, as modules used twice do."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
