@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tnet.config import check_most
 from tnet.errors import ConfigError
 
 Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
@@ -98,6 +99,7 @@ def check_weights(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a finite number of at least 0")
+    check_most(config, "objective.", dict.fromkeys(names, 1e6))
     if not 0 <= config.label_smoothing < 1:
         raise ConfigError(f"objective.label_smoothing is {config.label_smoothing}; give a number in [0, 1)")
 
