@@ -15,13 +15,14 @@ from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
-from tnet.weights import check_state, read_tensors
+from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 RECIPE_NAME = "recipe.yaml"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
+_SPARE_BYTES, _SPARE_TENSORS = 2**28, 2**15  # of a model while it is built, beyond a multiple of its weights
 
 
 def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> Path:
@@ -65,9 +66,17 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
     folder = _model_folder(folder)
-    # An untrusted configuration must not make us fetch or open other files.
-    model = build_model(read_config(folder).without_weights())
+    config = read_config(folder)
     weights, tensors = _read_weights(folder)
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    problem = f"the model described is much larger than its weights of {stored:,} bytes"
+    remedy = "use the config.json that was saved with them"
+    # An untrusted configuration must not make us fetch or open other files, or fill the memory.
+    try:
+        with MemoryLimit(4 * stored + _SPARE_BYTES, 16 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}"):
+            model = build_model(config.without_weights())
+    except TnetError as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.to(device).eval()
@@ -83,6 +92,7 @@ def fill_from(model: Model, folder: str | Path) -> list[str]:
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise CheckpointError(f"none of the weights in {weights} match the model; start from one with the same sizes")
+    check_values(own, fitting, str(weights))
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 
