@@ -58,7 +58,9 @@ class TimmBackbone(Backbone):
             raise
         except Exception as error:  # timm's models raise almost anything for sizes that they do not support
             problem = f"does not support {base_px} px glimpses ({_reason(error)})"
-            raise ConfigError(f"backbone {config.name} {problem}; choose another base_px or backbone") from None
+            own_px = (getattr(self.model, "pretrained_cfg", None) or {}).get("input_size", (base_px,))[-1]
+            other = "another base_px" if own_px == base_px else f"another base_px, such as {own_px},"
+            raise ConfigError(f"backbone {config.name} {problem}; choose {other} or another backbone") from None
         if pooled.ndim != 2:
             remedy = "remove arguments such as global_pool, or choose another backbone"
             raise ConfigError(f"backbone {config.name} gives features of shape {list(pooled.shape[1:])}; {remedy}")
@@ -179,7 +181,7 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             remedy = "connect to the network once, set HF_HOME to a cache with them, or set model.backbone.weights"
             raise ConfigError(f"{problem}; {remedy} to a file") from None
         given = f" with kwargs {kwargs}"[:200] if kwargs else ""
-        remedy = "correct backbone.kwargs" if config.kwargs else "choose another base_px or backbone"
+        remedy = "correct backbone.kwargs" if config.kwargs else "choose another base_px or another backbone"
         problem = f"backbone {config.name} cannot be built{given} for {base_px} px glimpses ({_reason(error)})"
         raise ConfigError(f"{problem}; {remedy}") from None
     if config.weights is not None:

@@ -130,7 +130,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again or retrain the model") from None
     kind = data.pop("model_type", None) if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
-        why = f"model_type {kind!r} is not one of {', '.join(MODEL_KINDS)}"
+        why = f"model_type {str(kind)[:80]!r} is not one of {', '.join(MODEL_KINDS)}"
         raise CheckpointError(f"{path} does not describe a tnet model ({why}); give a folder written by tnet")
     try:
         return parse_dataclass(MODEL_KINDS[kind].config, data, str(path))
