@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 _MAX_NUMBER = 2**63  # of any value, whatever the key
 _MAX_DEPTH = 32
 _MAX_CHARACTERS = 4096  # of a text
+_MAX_ITEMS = 100_000  # of a list, which may be the names of classes
 _MAX_NUMBERS = 1024  # in a list of sizes
 
 
@@ -64,6 +65,8 @@ def _check_keys(cls: type, data: object, source: str, path: str) -> None:
             raise RecipeError(f"{source}: unknown key {where[:80]!r}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(hints[key], value, source, where)
+        elif value is None and hints[key] is not Any and type(None) not in get_args(hints[key]):
+            raise RecipeError(f"{source}: {where} is null; give a value, or leave the key out")
 
 
 def _check_values(value: object, source: str, path: str, depth: int = 0) -> None:
@@ -74,6 +77,8 @@ def _check_values(value: object, source: str, path: str, depth: int = 0) -> None
         for key, item in value.items():
             _check_values(item, source, f"{path}.{key}" if path else str(key), depth + 1)
     elif isinstance(value, list | tuple):
+        if len(value) > _MAX_ITEMS:
+            raise RecipeError(f"{source}: {path} has {len(value):,} values; give at most {_MAX_ITEMS:,}")
         for item in value:
             _check_values(item, source, path, depth + 1)
     elif isinstance(value, int | float) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:

@@ -174,20 +174,24 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     check_regular(path)
     values: dict[str, list[str]] = {name: [] for name in columns}
     names = list(values)
-    with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, read_dictionary=names) as file:
-        _check_columns(path, file.schema_arrow.names, columns)
-        metadata = file.metadata
+    with path.open("rb") as stream:
+        metadata = pyarrow.parquet.read_metadata(stream)
+        _check_columns(path, metadata.schema.to_arrow_schema().names, columns)
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        chunks = (group.column(place) for group in groups for place in range(group.num_columns))
-        nbytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
+        nbytes = sum(chunk.total_uncompressed_size for chunk in chunks)
         if metadata.num_rows > MAX_ROWS or nbytes > _MAX_CHARACTERS:
             size = f"{metadata.num_rows:,} rows and {nbytes:,} bytes in column(s) {shorten(names)}"
             limits = f"{MAX_ROWS:,} rows and {_MAX_CHARACTERS:,} bytes"
             raise DataError(f"the table {path} has {size}; it must have at most {limits}, so split it into several")
-        # Without threads, which a loader's forked worker would not have.
-        for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-            for name in names:
-                values[name] += _as_text(path, name, batch.column(name))
+        stream.seek(0)
+        texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+        with pyarrow.parquet.ParquetFile(stream, metadata=metadata, read_dictionary=texts) as file:
+            # Without threads, which a loader's forked worker would not have.
+            for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+                for name in names:
+                    values[name] += _as_text(path, name, batch.column(name))
     return values
 
 
