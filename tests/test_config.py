@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from tnet.config import parse_dataclass, to_plain
-from tnet.errors import ConfigError, RecipeError
+from tnet.errors import ConfigError, RecipeError, TnetError
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig
 from tnet.models.kind import MODEL_KINDS
@@ -228,3 +228,102 @@ def test_to_plain() -> None:
     assert plain["class_names"] == list("abcdefghij")
     assert json.loads(json.dumps(plain)) == plain
     assert to_plain({1: (2, Inner)}) == {"1": [2, Inner]}
+
+
+HUGE = [10**6, 10**9, 10**18]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.base_px", "model.num_classes", "model.in_channels", "model.levels", "model.grid.cols", "model.grid.rows",
+        "model.locator.hidden", "model.locator.position_step", "model.backbone.kwargs.depth",
+    ],
+)  # fmt: skip
+def test_absurd_sizes_of_a_model_are_refused_with_key_and_limit(key: str, value: int) -> None:
+    data: dict[str, Any] = {}
+    *parents, last = key.removeprefix("model.").split(".")
+    inside = data
+    for parent in parents:
+        inside = inside.setdefault(parent, {})
+    inside[last] = value
+    with pytest.raises(TnetError, match=rf"config\.json: .*{last}.*{value}.*at most") as caught:
+        parse_dataclass(TNetConfig, data, "config.json")
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(MODEL_KINDS))
+def test_every_number_of_every_kind_of_model_has_a_limit(kind: str) -> None:
+    config = MODEL_KINDS[kind].config
+    hints = typing.get_type_hints(config)
+    checked = 0
+    for item in fields(config):
+        number = hints[item.name]
+        value: Any = {int: 10**9, tuple[int, ...]: [10**9] * 4, float: 1e300}.get(number)
+        if value is None:
+            continue
+        checked += 1
+        with pytest.raises(TnetError, match=item.name):
+            parse_dataclass(config, {item.name: value}, "config.json")
+    assert checked >= 5
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"levels": 5, "looks": [25] * 4}, r"model.looks is .*406,900 regions per image; .* at most 16,384"),
+        ({"levels": 16, "looks": [1] * 15, "grid": {"cell_extent": 0.01}}, r"2\^107 px per side"),
+        ({"grid": {"rows": 1000, "cols": 1000}}, r"grid.rows x grid.cols is 1000 x 1000; give at most 64 each"),
+        ({"base_px": 8192, "in_channels": 1024}, r"in_channels is 1024 at 8192 px"),
+        ({"dropout": float("nan")}, r"dropout is nan; give a finite number"),
+        ({"num_classes": 10**4000}, r"num_classes is 1000000.*; give a finite number"),
+        ({"backbone": {"kwargs": {"widths": [[8, 10**9]]}}}, r"model.backbone.kwargs.widths has 1000000000; .* 8,192"),
+    ],
+)
+def test_combinations_that_would_exhaust_memory_are_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(TnetError, match=message):
+        parse_dataclass(TNetConfig, data, "config.json")
+
+
+def test_deep_nesting_is_refused() -> None:
+    value: Any = 1
+    for _ in range(500):
+        value = [value]
+    with pytest.raises(RecipeError, match="model: names is nested too deeply"):
+        parse_dataclass(Outer, {"names": value}, "model")
+    assert TNetConfig(grid=Grid(64, 64)).grid.cells == 4096  # the limit itself
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "optim.lr=1e308",
+            "optim.lr=.inf",
+            "optim.lr=.nan",
+            "optim.lr=-.inf",
+            "optim.eps=1e9",
+            "optim.clip_norm=1e300",
+        ),
+        *("optim.backbone_lr=1e99", "optim.weight_decay=1e30", "optim.drop_factor=.nan", "train.epochs=1000000000"),
+        *("train.batch_size=1000000000", "train.workers=100000", "train.devices=1000000", "train.max_minutes=1e30"),
+        *("train.images_per_epoch=1000000000000", "train.overlays=1000000000", "train.teacher_weight=1e300"),
+        *("train.mixup_alpha=1e300", "train.recalibrate_batches=1000000000", "train.ema_decay=.nan"),
+        *("objective.l2_weight=1e300", "objective.reinforce_weight=1e99", "objective.per_feature_levels=1000000000"),
+        *("data.overview_px=1000000000", "data.max_side_px=100000000000", "data.digits.images_train=1000000000000"),
+        *("data.digits.noise_patterns=1000000000", "data.augment.crop_tries=1000000000", "data.augment.rotation=1e300"),
+        *(
+            "model.policy.temperature=1e300",
+            "model.locator.initial_scale=1e300",
+            "data.val_fraction=1e300",
+            "seed=1e300",
+        ),
+    ],
+)
+def test_absurd_numbers_of_a_recipe_are_refused_with_their_key(override: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("title: x\n")
+    key = override.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(TnetError, match=rf"recipe\.yaml: .*{key}") as caught:
+        load_recipe(tmp_path / "recipe.yaml", [override])
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)

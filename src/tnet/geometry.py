@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tnet.errors import GeometryError
 
+_MAX_CELLS = 64  # per axis: some policies compare every cell with every other
 _FINE_PX = 10**6  # an axis long enough for rounding to whole pixels not to matter
 
 
@@ -46,6 +47,9 @@ class Grid:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1:
             raise GeometryError(f"grid has {self.rows} x {self.cols} cells; give at least 1 row and 1 column")
+        if max(self.rows, self.cols) > _MAX_CELLS:
+            sizes = f"{str(self.rows)[:20]} x {str(self.cols)[:20]}"
+            raise GeometryError(f"grid.rows x grid.cols is {sizes}; give at most {_MAX_CELLS} each")
         if not 0 < self.cell_extent <= 1:
             raise GeometryError(f"grid cell_extent is {self.cell_extent}; give a fraction above 0 and at most 1")
         for cells in (self.rows, self.cols):

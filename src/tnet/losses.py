@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tnet.errors import ConfigError
+from tnet.config import check_most
+from tnet.errors import ConfigError, DataError
 
 Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 """Class index of each image, or 0/1 for each class if multilabel."""
@@ -63,9 +64,20 @@ def classification_loss(
 ) -> Float[Tensor, " n"]:
     """Return the cross entropy of each sample, or for multiple labels its mean binary cross entropy over classes."""
     if not target.is_floating_point():
+        target = target.long()
+        if target.device.type == "cpu":  # a GPU would have to wait
+            check_labels(target, logits.shape[1])
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
     target = target * (1 - label_smoothing) + label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+
+
+def check_labels(target: Int[Tensor, " n"], classes: int) -> None:
+    """Raise DataError for class indices outside of the classes."""
+    wrong = target[(target < 0) | (target >= classes)]
+    if len(wrong):
+        remedy = f"give class indices from 0 to {classes - 1}, or build the model with more classes"
+        raise DataError(f"label {int(wrong[0])} is not one of the {classes} classes; {remedy}")
 
 
 def contrastive_loss(
@@ -98,6 +110,7 @@ def check_weights(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"objective.{name} is {getattr(config, name)}; give a finite number of at least 0")
+    check_most(config, "objective.", dict.fromkeys(names, 1e6))
     if not 0 <= config.label_smoothing < 1:
         raise ConfigError(f"objective.label_smoothing is {config.label_smoothing}; give a number in [0, 1)")
 
@@ -108,6 +121,12 @@ class ModelObjective(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def check_model(self, model: nn.Module | None) -> None:
+        """Raise ConfigError if a term needs the model and it was not passed."""
+        for name in ("worth_weight", "l2_weight"):
+            if model is None and getattr(self.config, name, 0):
+                raise ConfigError(f"objective.{name} needs the model; call objective(output, target, model)")
 
     @property
     def forward_options(self) -> dict[str, int | str | bool]:

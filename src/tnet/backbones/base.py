@@ -13,10 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tnet.errors import ConfigError
+
 BatchNormMode = Literal["shared", "per_level"]
 
 # Not Any: jsonargparse imports and calls the class_path of such a value, and configurations are untrusted.
 PlainValue = str | bool | int | float | None
+_MAX_ARGUMENT = 8192
 PlainArgument = PlainValue | list[PlainValue | list[PlainValue]] | dict[str, PlainValue]
 
 
@@ -41,6 +44,19 @@ class BackboneConfig:
     pretrained: bool = False
     weights: str | None = None
     kwargs: dict[str, PlainArgument] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value in self.kwargs.items():
+            _check_argument(key, value)
+
+
+def _check_argument(key: str, value: object) -> None:
+    """Raise ConfigError for absurd numbers among the arguments of a backbone."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_argument(key, item)
+    if isinstance(value, int | float) and not -_MAX_ARGUMENT <= value <= _MAX_ARGUMENT:
+        remedy = f"give numbers of at most {_MAX_ARGUMENT:,}"
+        raise ConfigError(f"model.backbone.kwargs.{key} has {str(value)[:40]}; {remedy}")
 
 
 class Described(NamedTuple):

@@ -88,6 +88,7 @@ class DRAMConfig(ModelConfig):
     resize: Resize = "bilinear"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_least(1, "glimpse_px", "scales", "looks", "stem_dim", "expansion", "classifier_dim", "location_dim")
         if len(self.planes) != len(self.blocks) or min((*self.planes, *self.blocks), default=0) < 1:
             stages = f"model.planes is {list(self.planes)} and model.blocks is {list(self.blocks)}"
@@ -98,7 +99,7 @@ class DRAMConfig(ModelConfig):
             raise ConfigError(f"model.location_std is {self.location_std}; give a number above 0")
         if not 0 < self.norm_momentum <= 1:
             raise ConfigError(f"model.norm_momentum is {self.norm_momentum}; give a share above 0 and at most 1")
-        super().__post_init__()
+        self._check_values(self.input_px)
 
     @property
     @override

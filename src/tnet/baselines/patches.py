@@ -43,6 +43,7 @@ class PatchModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(1, "patch_px", "looks")
+        self._check_values(self.patch_px)
 
     @property
     @override

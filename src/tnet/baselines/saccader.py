@@ -82,6 +82,7 @@ class SaccaderConfig(ModelConfig):
     policy: SaccaderPolicy = "learned"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.side:
             sizes = f"model.input_px is {self.input_px} but the receptive field is {self.grid.field_px} px"
             raise ConfigError(f"{sizes}; give at least that, or fewer model.wide_blocks")
@@ -90,7 +91,7 @@ class SaccaderConfig(ModelConfig):
         self._check_least(1, "mixed_dim")
         if not self.attention_dims or min(self.attention_dims) < 1:
             raise ConfigError(f"model.attention_dims is {list(self.attention_dims)}; give positive numbers")
-        super().__post_init__()
+        self._check_values(self.input_px)
 
     @property
     def grid(self) -> PositionGrid:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Num, UInt8
 from torch import Tensor
 
+from tnet.config import check_most
 from tnet.data.transforms import MAX_SIDE_PX
 from tnet.errors import ConfigError
 from tnet.scenes.base import BoxL0, Scene
@@ -117,6 +118,7 @@ class AugmentConfig:
         for key, limit in limits.items():
             if not 0 <= getattr(self, key) <= limit:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give a number from 0 (off) to {limit:g}")
+        check_most(self, "", {"crop_tries": 10**4})
         if self.crop_tries < 1:
             raise ConfigError(f"crop_tries is {self.crop_tries}; give at least 1")
         if self.resize_px is not None and not 1 <= self.resize_px <= MAX_SIDE_PX:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
+from tnet.config import check_most
 from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError
@@ -25,6 +26,7 @@ Variant = Literal["ips", "ats"]
 MAX_CANVAS_PX = 32_768
 """Largest canvas side: 1 GiB per image."""
 _TRIES_PER_DIGIT = 100
+_LARGEST = {"noise_patterns": 10**5, "images_train": 10**8, "images_val": 10**8, "images_test": 10**8}
 _SMALLEST = {
     "canvas_px": 1, "digit_px": 4, "noise_px": 2, "target_copies": 1, "other_digits": 0, "noise_patterns": 0,
     "images_train": 0, "images_val": 0, "images_test": 0, "seed": 0,
@@ -79,6 +81,7 @@ class DigitsConfig:
         for key, smallest in _SMALLEST.items():
             if getattr(self, key) < smallest:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give at least {smallest}")
+        check_most(self, "", _LARGEST)
         if self.canvas_px > MAX_CANVAS_PX:
             raise ConfigError(f"canvas_px is {self.canvas_px}; give at most {MAX_CANVAS_PX}")
         for key in ("digit_px", "noise_px"):

@@ -220,13 +220,14 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * self.per_epoch
-        order: list[int] = []
-        while len(order) < self.per_epoch:
-            lap, offset = divmod(start + len(order), self.images)
+        done = 0
+        while done < self.per_epoch:
+            lap, offset = divmod(start + done, self.images)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + lap)
             shuffled = torch.randperm(self.images, generator=generator)
-            order += shuffled[offset : offset + self.per_epoch - len(order)].tolist()
-        return iter(order)
+            part = shuffled[offset : offset + self.per_epoch - done].tolist()
+            yield from part
+            done += len(part)
 
 
 def train_loader(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tnet.config import check_most
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import count_parameters, multiply_adds, time_per_image_ms
 from tnet.evaluation.evaluator import NO_POLICY, Looks, settings
@@ -49,6 +50,8 @@ class CostsConfig:
         for name, least in (("repeats", 1), ("warmup", 1), ("memory_batch_size", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"costs.{name} is {getattr(self, name)}; give at least {least}")
+        most = dict.fromkeys(("repeats", "warmup", "memory_batch_size", "batch_sizes"), 10**5)
+        check_most(self, "costs.", {**most, "image_size_hw": 2**24})
         if any(size < 1 for size in self.batch_sizes):
             raise ConfigError(f"costs.batch_sizes is {list(self.batch_sizes)}; give numbers of at least 1")
         if self.image_size_hw is not None and min(self.image_size_hw) < 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -29,13 +29,15 @@ from tnet.models.engine import traverse_all
 from tnet.models.io import load_model, recipe_path
 from tnet.models.tnet import TNet
 from tnet.scenes.base import Scene
-from tnet.scenes.memory import MemoryScene
+from tnet.scenes.memory import MemoryScene, as_image, one_or_more
 from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy, Search
 
 AnyPath = str | os.PathLike[str]
 AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
-"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point."""
+"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point.
+
+Pillow images and ``uint8`` arrays are converted; see :func:`tnet.scenes.memory.as_image`."""
 DEFAULT_READ = ReadOptions("auto")
 """Read large images, slides and OME-Zarr lazily, and decode all others."""
 
@@ -116,11 +118,8 @@ def predict(
 
 def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[Path | Scene | Tensor]:
     """Return single images: files of folders and manifests, images of a batch."""
-    if isinstance(images, Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    items: Sequence[AnyImage] = [images] if isinstance(images, (str, os.PathLike, Scene)) else images
-    single: list[Path | Scene | Tensor] = []
-    for item in items:
+    single: list[Any] = []
+    for item in one_or_more(images):
         single += find_inputs([item]) if isinstance(item, (str, os.PathLike)) else [item]
     return single
 
@@ -194,7 +193,8 @@ def load_input(
         name, loaded = str(image), replace(read, channels=config.in_channels).load(image)
         stored_hw = read.size_hw(image) if read.changes_images else size_of(loaded)
     else:
-        loaded, stored_hw = image, size_of(image)
+        loaded = as_image(image, config.in_channels)
+        stored_hw = size_of(loaded)
     check_image_size(size_of(loaded), config, name, looks=looks, allow_small=allow_small)
     return LoadedImage(name, loaded, stored_hw)
 

@@ -11,16 +11,28 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from tnet.backbones import PopulationNorms
+from tnet.config import check_most
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions
 from tnet.models.hub import HubModel
-from tnet.scenes import LazyBatch, Resize, Scene, SceneBatch, TensorBatch
+from tnet.scenes import LazyBatch, MemoryScene, Resize, Scene, SceneBatch, TensorBatch
+from tnet.scenes.memory import as_image, one_or_more
 from tnet.traversal import Policy
 
 Images = (
     Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
 )
-"""Input of a model: a batch tensor, a list of images of different sizes, one or more scenes, or a batch of scenes."""
+"""Input of a model: a batch tensor, a list of images of different sizes, one or more scenes, or a batch of scenes.
+
+Paths, Pillow images and ``uint8`` arrays, one or a list, are converted; see :func:`tnet.scenes.memory.as_image`."""
+
+
+_MOST: dict[str, float] = {
+    "num_classes": 100_000, "in_channels": 4096, "blocks": 256, "wide_blocks": 256, "looks": 16_384, "patch_px": 2048,
+    "mean": 1e6, "std": 1e6,
+}  # fmt: skip
+_MOST_OF_OTHERS = 8192  # pixels per side of an input, channels, units
+_MAX_VALUES = 2**28  # in an input of the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +65,7 @@ class ModelConfig:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_most(self, "model.", {item.name: _MOST.get(item.name, _MOST_OF_OTHERS) for item in fields(self)})
         self._check_least(1, "num_classes", "in_channels")
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -74,6 +87,12 @@ class ModelConfig:
         for name in names:
             if getattr(self, name) < least:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; give at least {least}")
+
+    def _check_values(self, side_px: int) -> None:
+        """Raise ConfigError if one input of the network would have too many values."""
+        if (values := self.in_channels * side_px**2) > _MAX_VALUES:
+            sizes = f"model.in_channels is {self.in_channels} at {side_px} px per side"
+            raise ConfigError(f"{sizes}, or {values:,} values per input; give at most {_MAX_VALUES:,}")
 
     @property
     def look_px(self) -> int:
@@ -260,10 +279,12 @@ class Model(nn.Module, HubModel):
         config = self.config
         if isinstance(images, SceneBatch):
             return images
-        scenes = [images] if isinstance(images, Scene) else images
+        listed = one_or_more(images)
+        checked = [as_image(image, config.in_channels) for image in (listed[:1] if isinstance(listed, Tensor) else listed)]
+        scenes = listed if isinstance(listed, Tensor) else checked
         if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
             device = self.get_buffer("mean").device
-            lazy = cast(list[Scene], scenes)
+            lazy = [MemoryScene(scene.cpu()) if isinstance(scene, Tensor) else scene for scene in scenes]
             return LazyBatch(lazy, config.in_channels, config.resize, config.normalization[0], device=device)
         scene = TensorBatch(cast(Tensor | list[Tensor], scenes), config.resize)
         # Padding is 0 after normalisation, as in the reference implementation.

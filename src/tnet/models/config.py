@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 from typing_extensions import override
 
 from tnet.backbones import BackboneConfig, BatchNormMode, pretrained_normalization
+from tnet.config import check_most
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, axis_cells, resolve_looks, total_looks
 from tnet.models.aggregation import AGGREGATIONS
@@ -20,6 +22,10 @@ LocatorKind = Literal["context", "squeeze"]
 LogitNorm = Literal["l2", "l2_scaled", "none"]
 Activation = Literal["relu", "silu", "leaky_relu", "gelu"]
 CellPooling = Literal["area", "positions"]
+_MOST_CHANNELS = 8192
+_MOST_LEVELS = 16
+_MOST_REGIONS = 16_384  # per image
+_MAX_IMAGE_PX = 2**24  # per side
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class PositionConfig:
     def __post_init__(self) -> None:
         if self.divisor < 1:
             raise ConfigError(f"model.position.divisor is {self.divisor}; give at least 1")
+        check_most(self, "model.position.", {"divisor": _MOST_CHANNELS})
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class LocatorConfig:
         for name, least in (("hidden", 0), ("position_start", 0), ("position_step", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"model.locator.{name} is {getattr(self, name)}; give at least {least}")
+        most = dict.fromkeys(("hidden", "position_start", "position_step"), _MOST_CHANNELS)
+        check_most(self, "model.locator.", {**most, "initial_scale": 1e6})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +122,8 @@ class TNetConfig(ModelConfig):
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_most(self, "model.", {"levels": _MOST_LEVELS})
         if self.levels < 1:
             raise ConfigError(f"model.levels is {self.levels}; give 1 (a plain network) or more")
         if len(self.looks) != self.levels - 1:
@@ -122,12 +133,20 @@ class TNetConfig(ModelConfig):
             if not 1 <= number <= self.grid.cells:
                 asked = f"{number} locations in a grid of {self.grid.rows} x {self.grid.cols} cells"
                 raise ConfigError(f"model.looks asks for {asked}; give between 1 and {self.grid.cells}")
+        if (regions := total_looks(self.looks)) > _MOST_REGIONS:
+            asked = f"{list(self.looks)}, which makes {regions:,} regions per image"
+            raise ConfigError(f"model.looks is {asked}; give numbers for at most {_MOST_REGIONS:,}")
         self._check_least(1, "base_px")
+        self._check_values(self.base_px)
+        # In logarithms, since the size can exceed every number.
+        deepest = math.log2(self.base_px) - (self.levels - 1) * math.log2(self.grid.cell_extent)
+        if deepest > math.log2(_MAX_IMAGE_PX):
+            sizes = f"model.levels is {self.levels} with model.grid.cell_extent {self.grid.cell_extent:g}"
+            raise ConfigError(f"{sizes}, for images of 2^{deepest:.0f} px per side; use fewer levels, up to 2^24")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; give a probability in [0, 1)")
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError(f"model.aggregation is {self.aggregation!r}; give one of {', '.join(AGGREGATIONS)}")
-        super().__post_init__()
 
     @property
     @override

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from tnet.config import parse_dataclass, to_plain
+from tnet.config import check_most, parse_dataclass, to_plain
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
 from tnet.files import write_text
@@ -24,6 +24,12 @@ from tnet.objectives import ObjectiveConfig
 from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
+
+_MOST: dict[str, float] = {
+    "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "workers": 256,
+    "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
+    "teacher_temperature": 10**6, "mixup_alpha": 10**6,
+}  # fmt: skip
 
 Keep = Literal["best", "last"]  # the epoch whose model a run keeps
 
@@ -61,6 +67,8 @@ class OptimConfig:
         _require(self, "optim", ("backbone_lr", "weight_decay", "drop_factor"), lambda value: value >= 0, "0 or more")
         _require(self, "optim", ("warmup",), lambda value: 0 <= value < 1, "a share in [0, 1)")
         _require(self, "optim", ("drop_at",), lambda value: 0 < value <= 1, "a share in (0, 1]")
+        rates = dict.fromkeys(("lr", "backbone_lr", "weight_decay", "drop_factor", "eps"), 1000)
+        check_most(self, "optim.", {**rates, "clip_norm": 10**12})
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,7 @@ class TrainConfig:
         _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
         scales = ("teacher_weight", "teacher_temperature")
         _require(self, "train", scales, lambda value: 0 < value < math.inf, "a number above 0")
+        check_most(self, "train.", _MOST)
         if self.teacher is not None and self.mixup_alpha:
             raise ConfigError("train.teacher and train.mixup_alpha cannot be combined; set mixup_alpha to 0")
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from tnet.config import check_most
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, covered_shares
 from tnet.registry import Registry
@@ -70,6 +71,7 @@ class PolicyConfig:
             raise ConfigError(f"model.policy.max_overlap is {self.max_overlap}; give a share between 0 and 1")
         if not self.temperature > 0:
             raise ConfigError(f"model.policy.temperature is {self.temperature}; give a number above 0")
+        check_most(self, "model.policy.", {"temperature": 1e6})
 
 
 class Policy(ABC):
