@@ -38,12 +38,13 @@ def check_outputs(
         OutputError: a file may not be written.
     """
     sources = {found for path in inputs if (found := _identity(path))}
-    outputs = [Path(path) for path in outputs]
     seen: set[str] = set()
-    for path in outputs:
+    folders: set[Path] = set()
+    for path in map(Path, outputs):
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give a file in it, such as {path / f'output{path.suffix}'}")
-        if sources and any(_identity(place) in sources for place in (path, *path.absolute().parents)):
+        places = [path, *(folder for folder in path.absolute().parents if sources and folder.is_dir())]
+        if any(_identity(place) in sources for place in places):
             raise OutputError(f"{path} is an input, or in one; choose another place for the output")
         if os.path.lexists(path) and not overwrite:
             raise OutputError(f"{path} exists; choose another place, or replace it with --overwrite (overwrite=True)")
@@ -51,7 +52,8 @@ def check_outputs(
         if name in seen:
             raise OutputError(f"{path} would be written twice; choose different files")
         seen.add(name)
-    for folder in {path.parent for path in outputs}:
+        folders.add(path.parent)
+    for folder in folders:
         remove_leftovers(folder)
 
 
@@ -168,10 +170,9 @@ def claimed(folder: Path) -> Iterator[None]:
         remove_leftovers(folder, deep=True)
         yield
     finally:
-        with suppress(OSError):
-            _release(claim, text)
-            for path in created:
-                path.rmdir()
+        for remove in (lambda: _release(claim, text), *(path.rmdir for path in created)):
+            with suppress(OSError):  # the block may have removed the folder, or left files in it
+                remove()
 
 
 def _stale(claim: Path) -> str:

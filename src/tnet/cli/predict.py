@@ -57,8 +57,6 @@ def predict(
     from tnet.inference.write import check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
 
-    if out is not None:
-        check_output(out, overwrite=overwrite)
     paths = find_inputs(images, check_exists=not skip_unreadable)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
     if out is not None:

@@ -58,6 +58,18 @@ class _AtomicWriter(ExperimentWriter):
             write_metrics(self.metrics, Path(self.metrics_file_path))
 
 
+class LogTraining(Callback):
+    """Logs the training metrics of an epoch before its checkpoint, so that a kill between the two loses nothing."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row that Lightning will write again."""
+        row = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, AtomicCSVLogger):
+                logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+                logger.save()
+
+
 class TimeLimit(Callback):
     """Ends training after some minutes, validation and time before a resume included; the schedule follows it."""
 
