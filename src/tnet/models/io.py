@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import CheckpointError, TnetError
-from tnet.files import atomic_folder
+from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
 from tnet.weights import check_state, read_tensors
@@ -23,26 +26,37 @@ CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
 
 
-def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> Path:
+def save_model(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
     """Save weights, configuration and model card to a folder, atomically.
 
     Args:
         model: the model.
-        folder: output folder, replaced if it exists.
+        folder: output folder; must be new or empty unless ``overwrite``.
         card: text of the model card; :func:`default_card` if ``None``.
+        overwrite: replace the three files in an existing folder; others stay.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
+    check_new_folder(folder, overwrite=overwrite)
     # The file contains the pretrained weights; loading must not fetch them again.
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2)
-        (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2) + "\n"
+        config_path, weights_path = temporary / CONFIG_NAME, temporary / WEIGHTS_NAME
+        config_path.write_text(text, encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
+        try:
+            save_file(tensors, weights_path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error)) from None
+        weights_path.chmod(config_path.stat().st_mode)  # safetensors ignores the umask
+        old = folder / CONFIG_NAME
+        if old.is_file() and old.read_bytes() != config_path.read_bytes():
+            old.unlink()  # new weights must not be read with it if the process is killed before it is replaced
     return folder
 
 

@@ -7,6 +7,7 @@ safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only)
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import signal
 import time
 import warnings
 import zipfile
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +26,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
+from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
 from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
-from tnet.explain.batch import explain_samples
-from tnet.files import atomic_folder, make_folder
+from tnet.explain.batch import REGIONS_NAME, explain_samples
+from tnet.files import CLAIM_NAME, cannot_write, claimed
 from tnet.models.base import Model
 from tnet.models.io import RECIPE_NAME, fill_from, load_model
+from tnet.scenes.find import listed_figures
 from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
@@ -69,7 +74,7 @@ def train(
         val_batches: number of batches to validate on, to try a recipe out; ``None`` for all.
 
     Raises:
-        OutputError: the folder is in use or cannot be written.
+        OutputError: the folder is in use, inside the images, or cannot be written.
         DataError: data is missing or inconsistent.
         ConfigError: the recipe cannot be built.
         CheckpointError: the checkpoint or the initial weights are damaged or do not fit.
@@ -77,8 +82,15 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed; a note says which epochs are kept and how to resume.
     """
     folder = Path(folder)
+    _check_outside(recipe.data, folder)
+    with claimed(folder) if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        return _train(recipe, folder, resume, progress, val_batches)
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batches: int | None) -> RunResult:
+    """Train in a folder that this process has claimed."""
     checkpoint = _checkpoint_to_resume(folder, resume)
-    is_new = not folder.exists() or not any(folder.iterdir())
+    is_new = not _names_in(folder)
     for key in ("start_from", "teacher"):  # before pretrained weights are downloaded
         model = getattr(recipe.train, key)
         if model is not None and not Path(model).exists():
@@ -92,7 +104,6 @@ def train(
     module = TNetModule(recipe)
     start_from = recipe.train.start_from if checkpoint is None else None
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
-    make_folder(folder)
     save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
@@ -120,11 +131,29 @@ def train(
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
     """Return the checkpoint to resume from; refuse to overwrite another run."""
     checkpoint = folder / LAST_CHECKPOINT
-    if resume:
-        return checkpoint if checkpoint.is_file() else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    names = _names_in(folder)
+    if not resume and names:
         raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
+    if checkpoint.is_file():
+        return checkpoint
+    if names - {RECIPE_NAME} and not (folder / "logs" / "csv").is_dir():
+        raise OutputError(f"{folder} is not empty and holds no run to resume; give another --out")
     return None
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of the files in a folder, without the claim on it."""
+    return {path.name for path in folder.iterdir()} - {CLAIM_NAME}
+
+
+def _check_outside(data: DataConfig, folder: Path) -> None:
+    """Refuse to write among the class folders, of which the run would become one."""
+    for split in (data.train, data.val) if data.kind not in ("digits", "table") else ():
+        images = Path(data.root) / (split or "")
+        for path in (folder, data.overview_folder):
+            if split and path and Path(path).resolve().is_relative_to(images.resolve()):
+                remedy = f"give another {'--out' if path == folder else 'data.overview_folder'}"
+                raise OutputError(f"{path} is inside the folder of images {images}; {remedy}, outside of it")
 
 
 def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
@@ -144,8 +173,9 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
     checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
     active: list[Callback] = [
         checkpoint("best", monitor=module.monitor, mode="max"),
+        callbacks.LogTraining(),
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
-        checkpoint(Path(LAST_CHECKPOINT).stem),
+        checkpoint(Path(LAST_CHECKPOINT).stem, save_on_train_epoch_end=True),
         callbacks.KeepModel(folder / "model", train.keep),
     ]
     if train.ema_decay is not None:
@@ -177,6 +207,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             log_every_n_steps=10**9,
             enable_progress_bar=progress,
             enable_model_summary=False,
+            default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         place, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
@@ -197,6 +228,10 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
             reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
             remedy = "delete it to start over, or use the model/ beside it"
             raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
+        except OSError as error:  # of a library that writes in the run directory without naming the file
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+                raise cannot_write(trainer.default_root_dir, error) from None
+            raise
         except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
@@ -214,9 +249,13 @@ def _write_curves(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_overlays(model: Model, data: LabelledData, folder: Path, count: int) -> None:
-    """Draw the looks of a model at some validation samples, replacing the folder; remove it for a count of 0."""
-    if count < 1 or len(data) < 1:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    with atomic_folder(folder) as temporary:
-        explain_samples(model, data, count, temporary, device=next(model.parameters()).device, progress=False)
+    """Draw the looks of a model at some validation samples, in place of earlier figures; none for a count of 0."""
+    old = {REGIONS_NAME, *listed_figures(folder / REGIONS_NAME)}
+    if count > 0 and len(data) > 0:
+        place = next(model.parameters()).device
+        drawn = explain_samples(model, data, count, folder, device=place, progress=False, overwrite=True)
+        old -= {REGIONS_NAME, *(path.name for path in drawn if isinstance(path, Path))}
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
