@@ -187,6 +187,17 @@ class AverageWeights(WeightAveraging):
         super().on_validation_epoch_end(trainer, pl_module)
 
 
+class ShareStatistics(Callback):
+    """Averages the running statistics of several processes before validation, so that all measure the same model."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace them."""
+        assert isinstance(pl_module, TNetModule)
+        for value in pl_module.model.buffers() if trainer.world_size > 1 else ():
+            if value.is_floating_point():
+                value.copy_(trainer.strategy.reduce(value.clone(), reduce_op="mean"))
+
+
 @torch.no_grad()
 def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
     """Replace the running statistics of batch norm by plain averages over training batches on the model's device.

@@ -26,6 +26,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from tnet.allocator import keep_freed_memory
@@ -46,7 +47,7 @@ from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
-_HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches)"
+_HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches|broadcast_buffers)"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,13 @@ def train(
     """
     folder = Path(folder)
     _check_outside(recipe.data, folder)
-    with claimed(folder) if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+    with claimed(folder) if is_first() else nullcontext():
         return _train(recipe, folder, resume, progress, val_batches)
+
+
+def is_first() -> bool:
+    """Return whether this process starts the others of a training on several devices, and writes its files."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batches: int | None) -> RunResult:
@@ -104,7 +110,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     module = TNetModule(recipe)
     start_from = recipe.train.start_from if checkpoint is None else None
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
-    save_recipe(recipe, folder / RECIPE_NAME)
+    if is_first():
+        save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -122,9 +129,11 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
         interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
         raise
     seconds = time.monotonic() - start
-    metrics = _write_curves(folder)
+    trainer.strategy.barrier()  # until the first process has saved the model
+    metrics = _write_curves(folder) if is_first() else read_metrics(folder / "logs" / "csv")
     trained = load_model(folder)
-    draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
+    if is_first():
+        draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     return RunResult(folder, recipe, trained, metrics, seconds, not_started)
 
 
@@ -132,8 +141,10 @@ def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
     """Return the checkpoint to resume from; refuse to overwrite another run."""
     checkpoint = folder / LAST_CHECKPOINT
     names = _names_in(folder)
-    if not resume and names:
-        raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
+    if not resume:
+        if names and is_first():  # the others start when the first has written its recipe
+            raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
+        return None
     if checkpoint.is_file():
         return checkpoint
     if names - {RECIPE_NAME} and not (folder / "logs" / "csv").is_dir():
@@ -180,6 +191,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
     ]
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
+    active.append(callbacks.ShareStatistics())
     if train.recalibrate_batches:
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
@@ -187,11 +199,15 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
     if progress:
         minutes = train.max_minutes
         active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            # Processes may validate different numbers of batches, and a stage may leave parameters out.
+            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
+            use_distributed_sampler=False,
             precision=train.precision,
             max_epochs=train.epochs,
             callbacks=active,
