@@ -33,7 +33,8 @@ model:
 objective: {reinforce_weight: 0.0}
 data:
   kind: digits
-  digits: {task: max, canvas_px: 96, target_copies: 1, other_digits: 0, noise_patterns: 2, images_train: 33, images_val: 7}
+  digits: {task: max, canvas_px: 96, target_copies: 1, other_digits: 0, noise_patterns: 2,
+    images_train: 33, images_val: 7}
 optim: {name: adam, lr: 0.003, schedule: constant, warmup: 0.0}
 train: {epochs: 2, batch_size: 4, devices: 2, accelerator: cpu, overlays: 1, eval_policies: [topk], keep: last}
 """
@@ -86,7 +87,7 @@ def test_no_image_is_validated_twice() -> None:
     names = [
         [name for batch in eval_loader(data, 3, 0, Share(rank, 3)) for name in batch.names] for rank in range(3)
     ]  # fmt: skip
-    assert sorted(sum(names, [])) == sorted(data[index].name for index in range(16))
+    assert sorted(name for part in names for name in part) == sorted(data[index].name for index in range(16))
     assert [len(part) for part in names] == [6, 5, 5]
 
 

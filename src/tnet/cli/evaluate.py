@@ -154,15 +154,17 @@ def _open_images(
 
 def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
     """Open a folder of class folders, or a table, with the model's classes in the model's order."""
+    from dataclasses import replace
+
     from tnet.data.folder import ImageFolder
     from tnet.data.loading import read_options
     from tnet.data.table import ImageTable
 
     if model.in_channels not in (1, 3):
-        raise ConfigError(
-            f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}; evaluate it on "
-            "the data of its recipe"
-        )
+        if config.read == "memory":
+            channels = f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}"
+            raise ConfigError(f"{channels}; read them with --read lazy")
+        config = replace(config, read="lazy")
     classes = model.class_names or None
     reading = read_options(config, model.in_channels)
     if path.is_dir() or not path.suffix:

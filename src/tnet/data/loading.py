@@ -68,7 +68,7 @@ def open_data(
     if channels not in (1, 3) and config.read != "lazy":
         raise ConfigError(
             f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}; set it to 1 or 3, or "
-            "data.read to lazy"
+            "data.read to lazy (--read lazy)"
         )
     colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
     if channels not in (1, 3) and any(colours):
@@ -172,7 +172,8 @@ def _open_images(
         check_split_folders(root, config.train, config.val)
     train = open_one(config.train, augment=augment)
     if config.val is None:
-        train, val = train.split_off(config.val_fraction)
+        folder = root / config.train if config.kind == "folder" else root
+        train, val = train.split_off(config.val_fraction, root=folder)
     else:
         val = open_one(config.val, train.classes)
     if isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tnet.config import parse_dataclass, to_plain
-from tnet.errors import CheckpointError, TnetError
+from tnet.config import parse_dataclass, shown, to_plain
+from tnet.errors import CheckpointError, ClassesWarning, TnetError
 from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
@@ -78,15 +79,47 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 def fill_from(model: Model, folder: str | Path) -> list[str]:
     """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
+    The rows of the classifier are copied by the names of the classes if both models know theirs, else in order; a
+    :class:`ClassesWarning` says so unless the classes are the same.
+
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
     weights, tensors = _read_weights(_model_folder(folder))
     own = model.state_dict()
+    _match_classes(model.config, own, weights, tensors)
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise CheckpointError(f"none of the weights in {weights} match the model; start from one with the same sizes")
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
+
+
+def _match_classes(config: ModelConfig, own: dict[str, Tensor], weights: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace the classifier among ``tensors`` by one for the model's classes, with its rows where names differ."""
+    has_names = (weights.parent / CONFIG_NAME).is_file()
+    theirs, ours = read_config(weights.parent).class_names if has_names else (), config.class_names
+    parts = [n for n in ("classifier.weight", "classifier.bias") if n in own and n in tensors]
+    fitting = all(own[name].shape[1:] == tensors[name].shape[1:] for name in parts)
+    if theirs == ours or not parts or not fitting:
+        return
+    if not theirs or not ours:
+        if own[parts[0]].shape == tensors[parts[0]].shape:
+            who = f"{weights.parent} has" if ours else "the model has"
+            text = f"{who} no names of classes; the classifier is copied as if they were in the same order"
+            warnings.warn(text, ClassesWarning, stacklevel=3)
+        return
+    pairs = [(row, theirs.index(name)) for row, name in enumerate(ours) if name in theirs]
+    for name in parts:
+        value, source = own[name].clone(), tensors.pop(name)
+        for row, index in pairs:
+            value[row] = source[index]
+        if pairs:
+            tensors[name] = value
+    new = [name for name in ours if name not in theirs]
+    counts = f"{len(pairs)} of the {len(ours)} classes"
+    text = f"{weights.parent} has {counts}; their rows of the classifier are copied by name"
+    others = f", the others start at random, such as {shown(new[0])}" if new else ""
+    warnings.warn(text + others, ClassesWarning, stacklevel=3)
 
 
 def _model_folder(folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -120,8 +120,17 @@ class TimedProgressBar(TQDMProgressBar):
         return bar
 
 
+class LatestOfBest(ModelCheckpoint):
+    """Keeps the checkpoint of the best epoch; of equal ones the last, as :class:`KeepModel` does."""
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether the epoch is to be kept."""
+        best = self.best_model_score
+        return super().check_monitor_top_k(trainer, current) or (current is not None and bool(current == best))
+
+
 class KeepModel(Callback):
-    """Saves the model after validation (``best``: only if it has improved), so that a stopped run can be used."""
+    """Saves the model after validation (``best``: unless an earlier one was better), for a stopped run to be used."""
 
     def __init__(self, folder: Path, which: Keep = "best") -> None:
         self.folder, self.which = folder, which
@@ -134,7 +143,7 @@ class KeepModel(Callback):
             return
         if self.which == "best":
             value = trainer.callback_metrics.get(pl_module.monitor)
-            if value is None or float(value) <= self.best:
+            if value is None or float(value) < self.best:
                 return
             self.best = float(value)
         save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module), overwrite=True)

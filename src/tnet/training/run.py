@@ -17,8 +17,8 @@ import warnings
 import zipfile
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -31,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
+from tnet.config import shown, to_plain
 from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
 from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
@@ -47,7 +48,10 @@ from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
-_HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches|broadcast_buffers)"
+_HARMLESS = (
+    ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
+    "|broadcast_buffers)"
+)
 
 
 @dataclass(frozen=True)
@@ -168,25 +172,41 @@ def _check_outside(data: DataConfig, folder: Path) -> None:
 
 
 def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to resume a run of another recipe; only its length may change."""
+    """Refuse to resume a run of another recipe; only its length, and the place of the images, may change."""
 
-    def without_length(recipe: Recipe) -> Recipe:
+    def compared(recipe: Recipe) -> dict[str, Any]:
         train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
-        return replace(recipe, train=train, title="")
+        data = replace(recipe.data, root="", overview_folder=None)
+        return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 
     path = folder / RECIPE_NAME
-    if path.is_file() and without_length(recipe) != without_length(load_recipe(path)):
-        raise CheckpointError(f"{folder} holds a run of another recipe, {path}; use that, or give another --out")
+    if not path.is_file():
+        return
+    old, new = compared(load_recipe(path)), compared(recipe)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if keys:
+        changes = [f"{key} {shown(old.get(key))} -> {shown(new.get(key))}" for key in keys[:5]]
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        what = f"{folder} holds a run of another recipe, {path} ({', '.join(changes)}{more})"
+        raise CheckpointError(f"{what}; use that, or give another --out")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key."""
+    if not isinstance(value, dict):
+        return {key: value}
+    parts = (_flat(item, f"{key}.{name}" if key else name) for name, item in value.items())
+    return {name: item for part in parts for name, item in part.items()}
 
 
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
     train = recipe.train
-    checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+    place = folder / "checkpoints"
     active: list[Callback] = [
-        checkpoint("best", monitor=module.monitor, mode="max"),
+        callbacks.LatestOfBest(place, "best", monitor=module.monitor, mode="max", enable_version_counter=False),
         callbacks.LogTraining(),
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
-        checkpoint(Path(LAST_CHECKPOINT).stem, save_on_train_epoch_end=True),
+        ModelCheckpoint(place, Path(LAST_CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False),
         callbacks.KeepModel(folder / "model", train.keep),
     ]
     if train.ema_decay is not None:
@@ -226,9 +246,9 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        place, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
+        device, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
         remedy = "change train.accelerator, train.devices or train.precision"
-        raise TrainingError(f"training on {place} with {train.precision} cannot start ({reason}); {remedy}") from None
+        raise TrainingError(f"training on {device} with {train.precision} cannot start ({reason}); {remedy}") from None
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
