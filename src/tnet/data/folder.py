@@ -123,14 +123,14 @@ class LabelledImages(Dataset[Sample]):
 
         An image is split off if a hash of ``split_seed`` and its path below ``root`` is small: the choice is the same
         on every machine and in any order of files, and stays the same when other images are added or removed. It does
-        not depend on ``seed``. Each class gives about the fraction, a small one perhaps none, but never all of its images;
+        not depend on ``seed``. Each class gives about the fraction, a small one perhaps none, but never all its images;
         at least one image is split off. Images of one patient, place or film may end up on both sides; if that matters,
         split by hand.
 
         Args:
             fraction: share of the images to split off.
             split_seed: another number gives another split.
-            root: folder that holds all images, now and later; ``None`` for the deepest common folder of the present ones.
+            root: folder of all images, now and later; ``None`` for the deepest common folder of the present ones.
 
         Returns:
             The remaining images, and the ones split off.

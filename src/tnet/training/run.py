@@ -34,7 +34,8 @@ from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.config import shown, to_plain
 from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
-from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
+from tnet.data.repeats import find_repeats
+from tnet.errors import CheckpointError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
 from tnet.explain.batch import REGIONS_NAME, explain_samples
 from tnet.files import CLAIM_NAME, cannot_write, claimed
 from tnet.models.base import Model
@@ -110,6 +111,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     data.recipe = recipe
     if checkpoint is not None:
         _check_same_recipe(recipe, folder)
+    for repeat in find_repeats(data.train_data, data.val_data) if is_first() and val_batches is None else ():
+        warnings.warn(repeat, RepeatedImagesWarning, stacklevel=3)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
     start_from = recipe.train.start_from if checkpoint is None else None
