@@ -160,8 +160,9 @@ class LabelledImages(Dataset[Sample]):
                     f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be used "
                     "for both training and validation; add images, or provide separate validation images"
                 )
-            held_out += [index for index in members[:-1] if hashes[index] < fraction]
-        held_out = held_out or order[:1]
+            limit = min(fraction, hashes[members[-1]])  # not all of a class
+            held_out += [index for index in members if hashes[index] < limit]
+        held_out = held_out or [index for index in order if hashes[index] == hashes[order[0]]]
         rest = sorted(set(order) - set(held_out))
         return self.subset(rest, augment=self.augment), self.subset(sorted(held_out), augment=None)
 
