@@ -547,3 +547,11 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     train(recipe_of_two(train={"epochs": 1, "images_per_epoch": 8}), tmp_path, progress=True)
     shown = "".join(capsys.readouterr())
     assert "Epoch 0" in shown and "loss=" in shown
+
+
+def test_moved_images_are_no_reason_not_to_resume(copied: Path) -> None:
+    recipe = load_recipe(copied / "recipe.yaml")
+    moved = replace(recipe, data=replace(recipe.data, root="/elsewhere", overview_folder="cache"))
+    run._check_same_recipe(moved, copied)
+    with pytest.raises(CheckpointError, match=r"\(data.train train -> other\);"):
+        run._check_same_recipe(replace(moved, data=replace(moved.data, train="other")), copied)
