@@ -74,6 +74,8 @@ def _check_values(value: object, source: str, path: str, depth: int = 0) -> None
     if depth > _MAX_DEPTH:
         raise RecipeError(f"{source}: {path[:80]} is nested too deeply; give at most {_MAX_DEPTH} levels")
     if isinstance(value, Mapping):
+        if len(value) > _MAX_NUMBERS:
+            raise RecipeError(f"{source}: {path} has {len(value):,} keys; give at most {_MAX_NUMBERS:,}")
         for key, item in value.items():
             _check_values(item, source, f"{path}.{key}" if path else str(key), depth + 1)
     elif isinstance(value, list | tuple):

@@ -53,5 +53,13 @@ class OutputError(TnetError, OSError):
     """File or folder that cannot be written."""
 
 
+class ClassesWarning(UserWarning):
+    """Classifier of other classes, or of unknown ones, as a start."""
+
+
+class RepeatedImagesWarning(UserWarning):
+    """The same image among training and validation images, or with two labels."""
+
+
 class SlowImageWarning(UserWarning):
     """Large image that is decoded in full for a single look."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from tests.fakes import make_fake
@@ -332,3 +333,18 @@ def test_a_device_that_is_not_there(run: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(run), "--device", "toaster"])
     assert result.exit_code == 1
     assert "'toaster'" in result.output
+
+
+def test_a_folder_of_images_with_further_channels_is_read_lazily(tmp_path: Path) -> None:
+    for index, name in enumerate(["a/0.tif", "a/1.tif", "b/0.tif"]):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        bands = np.random.default_rng(index).integers(256, size=(64, 64, 4), dtype=np.uint8)
+        tifffile.imwrite(
+            tmp_path / "images" / name, bands, tile=(32, 32), photometric="minisblack", planarconfig="contig"
+        )
+    config = replace(CONFIG, in_channels=4, num_classes=2, class_names=("a", "b"))
+    run = a_run(tmp_path / "run", config, DataConfig(root=str(tmp_path)))
+    status, output = evaluate(run, tmp_path / "images", "--looks", "1")
+    assert status == 0 and "3 images, 2 classes" in output, output
+    status, output = evaluate(run, tmp_path / "images", "--read", "memory")
+    assert status == 1 and "the model takes 4" in output.replace("\n", " ") and "--read lazy" in output

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,16 @@ def listed(count: int, classes: int) -> LabelledImages:
     """Without any files: for what does not open images."""
     paths = [Path(f"root/{index % classes}/{index}.png") for index in range(count)]
     return LabelledImages(paths, torch.arange(count) % classes, [str(index) for index in range(classes)])
+
+
+def below(paths: list[Path], fraction: float, root: Path, split_seed: int = 0) -> set[Path]:
+    """The paths whose hash, as a share of the largest possible, is below a fraction."""
+
+    def share(path: Path) -> float:
+        text = f"{split_seed}/{path.relative_to(root).as_posix()}"
+        return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+
+    return {path for path in paths if share(path) < fraction}
 
 
 # --- one folder
@@ -261,7 +271,7 @@ def test_validation_classes_must_be_the_training_classes(tmp_path: Path) -> None
 def test_validation_images_split_off_the_training_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "train", a=10, b=5)
     train, val = open_folders(tmp_path, val=None, val_fraction=0.4, max_side_px=4)
-    assert Counter(val.targets.tolist()) == {0: 4, 1: 2} and Counter(train.targets.tolist()) == {0: 6, 1: 3}
+    assert set(val.paths) == below(val.paths + train.paths, 0.4, tmp_path / "train") and len(train) + len(val) == 15
     assert train.augment is not None and val.augment is None
     assert train.seed == val.seed == 3 and val[0].image.shape == (3, 3, 4)
     for part in (train, val):
@@ -280,16 +290,36 @@ def test_split_is_stratified_disjoint_and_repeatable(counts: list[int], fraction
     data = LabelledImages(paths, targets, [str(index) for index in range(len(counts))])
     train, val = data.split_off(fraction, split_seed=split_seed)
     assert sorted(train.paths + val.paths) == sorted(paths)
+    root = Path("r") if len(counts) > 1 else Path("r/0")
+    wanted = below(paths, fraction, root, split_seed)
     for index, count in enumerate(counts):
-        held = int((val.targets == index).sum())
-        assert 1 <= held <= count - 1
-        assert abs(held - fraction * count) <= 0.5 or held in (1, count - 1)
+        own = {path for path, target in zip(paths, targets.tolist(), strict=True) if target == index}
+        held = set(val.paths) & own
+        assert held == wanted & own or len(held) == count - 1 or not wanted & own
+    assert val.paths and all((train.targets == index).any() for index in range(len(counts)))
     # The order of files and the place of the folder do not matter.
     order = torch.randperm(len(paths)).tolist()
     moved = LabelledImages([Path("/else/where") / paths[index] for index in order], targets[order], data.classes)
     assert {Path("/else/where") / path for path in val.paths} == set(
         moved.split_off(fraction, split_seed=split_seed)[1].paths
     )
+
+
+def test_a_folder_that_grows_keeps_its_split() -> None:
+    """About the fraction is split off, and what was on one side stays there when images and classes are added."""
+    many = [Path(f"/data/photos/{label}/{place}.png") for label in "abc" for place in range(200)]
+
+    def split(paths: list[Path]) -> tuple[set[Path], set[Path]]:
+        targets = torch.tensor(["abc".index(path.parent.name) for path in paths])
+        parts = LabelledImages(paths, targets, ["a", "b", "c"]).split_off(0.2, root=Path("/data/photos"))
+        return set(parts[0].paths), set(parts[1].paths)
+
+    train, val = split(many)
+    for label in "abc":  # within three standard deviations of 40
+        assert abs(sum(path.parent.name == label for path in val) - 40) < 17
+    for part in (many[:40], many[:310], many[::3]):
+        first_train, first_val = split(part)
+        assert first_train <= train and first_val <= val
 
 
 def test_another_split_seed_gives_another_split_and_the_training_seed_does_not() -> None:
@@ -302,7 +332,7 @@ def test_another_split_seed_gives_another_split_and_the_training_seed_does_not()
 
 def test_split_is_the_same_on_every_machine() -> None:
     _, val = listed(12, 2).split_off(0.34)
-    assert [path.stem for path in val.paths] == ["0", "7", "9", "10"]
+    assert [path.stem for path in val.paths] == ["0", "9", "10"]
 
 
 def test_invalid_splits() -> None:

@@ -182,7 +182,7 @@ def test_tables(tmp_path: Path) -> None:
     assert isinstance(train, LabelledImages) and isinstance(val, LabelledImages)
     assert train.augment is not None and val.augment is None
     train, val = open_data(replace(config, val=None, val_fraction=0.5), 1, seed=0)
-    assert (len(train), len(val)) == (2, 2) and train.classes == ["x;y", "y"]
+    assert (len(train), len(val)) == (3, 1) and train.classes == ["x;y", "y"]
     with pytest.raises(DataError, match=r"none\.csv"):
         open_data(replace(config, train="none.csv"), 1, seed=0)
 

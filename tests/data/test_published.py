@@ -67,7 +67,7 @@ def test_validation_split_off(made: Path, boxes: str) -> None:
     train, val = open_data(aside, 3, seed=0)
     assert isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages)
     assert not set(train.paths) & set(val.paths), "all boxes of an image are on one side"
-    assert len(set(train.paths)) == 9 and len(set(val.paths)) == 3
+    assert len(set(train.paths)) == 10 and len(set(val.paths)) == 2
     assert (train.cover, train.crop, val.crop) == (boxes == "cover", boxes == "crop", boxes == "crop")
     assert train[0].target == 0 and val[0].image.shape[0] == 3
 

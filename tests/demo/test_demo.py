@@ -112,10 +112,10 @@ def test_the_plain_networks_differ_in_what_they_must() -> None:
     small, full = plain_recipe(recipe, recipe.model.base_px, 1.5), plain_recipe(recipe, 1024, 1.5)
     for plain, base_px, batch in ((small, 64, 32), (full, 1024, 8)):
         assert (plain.model.levels, plain.model.looks, plain.model.base_px) == (1, (), base_px)
-        assert plain.train.batch_size == batch and plain.train.max_minutes == 1.5 and plain.train.epochs == 1
-        # More images than any machine sees in that time, in whole batches: time ends the training.
+        assert plain.train.batch_size == batch and plain.train.max_minutes == 7.5 and plain.train.epochs == 1
+        # The TNet sees 4 glimpses of 64 px of each of its 6 x 1920 images: as many pixels, in whole batches.
         assert plain.train.images_per_epoch is not None and plain.train.images_per_epoch % batch == 0
-        assert plain.train.images_per_epoch > 100 * (recipe.train.images_per_epoch or 0)
+        assert plain.train.images_per_epoch == pytest.approx(6 * 1920 * 4 * (64 / base_px) ** 2, rel=0.05)
         same = ("data", "optim", "objective", "seed")
         assert all(getattr(plain, name) == getattr(recipe, name) for name in same)
         assert plain.model.backbone == recipe.model.backbone

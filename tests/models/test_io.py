@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.helpers import TINY_RESNET, three_levels, tiny_config
 
-from tnet.errors import CheckpointError, OutputError
+from tnet.errors import CheckpointError, ClassesWarning, OutputError
 from tnet.models.config import TNetConfig
-from tnet.models.io import default_card, load_model, read_config, save_model
+from tnet.models.io import default_card, fill_from, load_model, read_config, save_model
 from tnet.models.tnet import TNet
 from tnet.weights import read_tensors
 
@@ -206,3 +206,44 @@ def test_default_card() -> None:
     card = default_card(tiny_config(class_names=("a", "b", "c", "d", "e")))
     assert card.startswith("---\n") and "resnet10t at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card
     assert "independent labels" in default_card(tiny_config(multilabel=True))
+
+
+# --- classifiers of other classes
+
+
+def save_with_classes(folder: Path, names: tuple[str, ...]) -> TNet:
+    model = TNet(tiny_config(num_classes=max(len(names), 3), class_names=names))
+    save_model(model, folder)
+    return model
+
+
+def test_rows_of_the_classifier_are_copied_by_the_name_of_the_class(tmp_path: Path) -> None:
+    source = save_with_classes(tmp_path / "m", ("cat", "dog", "emu"))
+    model = TNet(tiny_config(num_classes=3, class_names=("dog", "fox", "cat")))
+    before = model.classifier.weight.detach().clone()
+    with pytest.warns(ClassesWarning, match="2 of the 3 classes; .* by name, the others start at random, such as fox"):
+        assert fill_from(model, tmp_path / "m") == []
+    rows = source.classifier.weight.detach()
+    assert torch.equal(model.classifier.weight[0], rows[1]) and torch.equal(model.classifier.weight[2], rows[0])
+    assert torch.equal(model.classifier.weight[1], before[1])
+    more = TNet(tiny_config(num_classes=4, class_names=("ant", "cat", "dog", "emu")))
+    with pytest.warns(ClassesWarning, match="3 of the 4 classes"):
+        fill_from(more, tmp_path / "m")
+    assert torch.equal(more.classifier.bias[1:], source.classifier.bias)
+
+
+def test_a_classifier_of_entirely_other_classes_stays_fresh(tmp_path: Path) -> None:
+    save_with_classes(tmp_path / "m", ("cat", "dog", "emu"))
+    model = TNet(tiny_config(num_classes=3, class_names=("x", "y", "z")))
+    before = model.classifier.weight.detach().clone()
+    with pytest.warns(ClassesWarning, match="0 of the 3 classes"):
+        assert fill_from(model, tmp_path / "m") == ["classifier.weight", "classifier.bias"]
+    assert torch.equal(model.classifier.weight, before)
+
+
+def test_a_classifier_without_names_is_copied_in_order_and_says_so(tmp_path: Path) -> None:
+    source = save_with_classes(tmp_path / "m", ())
+    model = TNet(tiny_config(num_classes=3, class_names=("x", "y", "z")))
+    with pytest.warns(ClassesWarning, match="m has no names of classes"):
+        assert fill_from(model, tmp_path / "m") == []
+    assert torch.equal(model.classifier.weight, source.classifier.weight)

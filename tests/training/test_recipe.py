@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,17 @@ import pytest
 from tests.helpers import tiny_recipe
 
 from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, load_recipe, parse_recipe, save_recipe, with_classes
+from tnet.training.recipe import (
+    OptimConfig,
+    Recipe,
+    TrainConfig,
+    dump_yaml,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    save_recipe,
+    with_classes,
+)  # fmt: skip
 
 
 def test_an_empty_recipe_has_the_defaults() -> None:
@@ -224,3 +236,54 @@ def test_worth_needs_two_looks_or_none_and_a_teacher_excludes_mixup() -> None:
         tiny_recipe(model={"looks": (1,)}, objective={"worth_weight": 1.0})
     with pytest.raises(ConfigError, match=r"teacher and train.mixup_alpha"):
         TrainConfig(teacher="runs/plain", mixup_alpha=0.2)
+
+
+def _expanding(line: str) -> str:
+    """YAML in which each of ten lines repeats the one before nine times: 9^10 values."""
+    lines = ["a: &a {k: 1}"]
+    for before, name in zip("abcdefghij", "bcdefghijk", strict=True):
+        lines.append(line.format(name=name, nine=", ".join([f"*{before}"] * 9)))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (_expanding("{name}: &{name} [{nine}]"), "line 6: .*more than 131,072 values"),
+        (_expanding("{name}: &{name} {{<<: [{nine}]}}"), "line .*more than 131,072 values"),
+        ("data: &d {root: *d}", "line 1: .*inside itself"),
+        ("title: &t [*t]", "line 1: .*inside itself"),
+        pytest.param("title: [" + "a," * 140_000 + "]", "line 1: .*more than 131,072 values", marks=pytest.mark.slow),
+        ("seed: 1" + ":1" * 5000, "line 1: .*number of 10,001 characters"),
+        ("seed: " + "1" * 5000, "line 1: .*number of 5,000 characters"),
+        ("model: {backbone: {kwargs: {" + ", ".join(f"k{n}: 1" for n in range(1025)) + "}}}", "kwargs has 1,025 keys"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else None,
+)
+def test_yaml_that_would_hang_or_fill_memory_is_refused(text: str, reason: str) -> None:
+    start = time.process_time()
+    with pytest.raises(RecipeError, match=reason):
+        parse_recipe(text)
+    assert time.process_time() - start < 20
+
+
+def test_aliases_and_merge_keys_of_sane_size_work() -> None:
+    recipe = parse_recipe("data: &d {root: here, read: lazy}\ntrain: {epochs: 2}\n")
+    assert recipe.data.root == "here"
+    merged = read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", "text")
+    assert merged == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+@pytest.mark.parametrize("as_base", [False, True])
+def test_recipes_that_are_no_regular_files_are_refused_at_once(as_base: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    names = {"pipe.yaml": "not a regular file", "/dev/zero": "not a regular file", "folder.yaml": "Is a directory"}
+    for name, reason in {**names, "a\0b.yaml": "its name has control characters"}.items():
+        path: Path = tmp_path / name
+        if as_base:
+            path = tmp_path / "recipe.yaml"
+            path.write_text(dump_yaml({"base": name}))
+        with pytest.raises(RecipeError, match=f"cannot be read .{reason}") as caught:
+            load_recipe(path)
+        assert "\0" not in str(caught.value)

@@ -160,7 +160,7 @@ def test_metrics_of_every_epoch(finished: RunResult) -> None:
 def test_the_model_kept_is_that_of_the_best_epoch_and_the_last_checkpoint_that_of_the_last(finished: RunResult) -> None:
     values = [row["val/accuracy"] for row in finished.metrics]
     best = torch.load(finished.folder / "checkpoints/best.ckpt", weights_only=True)
-    assert best["epoch"] == values.index(max(values))
+    assert best["epoch"] == max(epoch for epoch, value in enumerate(values) if value == max(values))
     kept = {f"model.{name}": tensor for name, tensor in finished.model.state_dict().items()}
     assert_same(kept, {name: tensor for name, tensor in best["state_dict"].items() if name.startswith("model.")})
     assert (checkpoint(finished.folder)["epoch"], checkpoint(finished.folder)["global_step"]) == (1, 4)
@@ -410,10 +410,17 @@ def copied(finished: RunResult, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("changes", [{"seed": 5}, {"train": {"batch_size": 4}}])
-def test_a_run_is_not_resumed_with_another_recipe(changes: dict[str, Any], copied: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 5}, r"\(seed 0 -> 5\);"),
+        ({"train": {"batch_size": 4}}, r"\(train.batch_size 8 -> 4\);"),
+        ({"model": {"looks": (1,)}, "optim": {"lr": 0.5}}, r"\(model.looks \[2\] -> \[1\], optim.lr 0.001 -> 0.5\);"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_recipe(changes: dict[str, Any], named: str, copied: Path) -> None:
     before = (copied / "recipe.yaml").read_bytes()
-    with pytest.raises(CheckpointError, match=r"another recipe.*recipe\.yaml"):
+    with pytest.raises(CheckpointError, match=rf"another recipe, .*recipe\.yaml {named}"):
         train(recipe_of_two(**changes), copied, resume=True, progress=False)
     assert (copied / "recipe.yaml").read_bytes() == before
 
@@ -540,3 +547,11 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     train(recipe_of_two(train={"epochs": 1, "images_per_epoch": 8}), tmp_path, progress=True)
     shown = "".join(capsys.readouterr())
     assert "Epoch 0" in shown and "loss=" in shown
+
+
+def test_moved_images_are_no_reason_not_to_resume(copied: Path) -> None:
+    recipe = load_recipe(copied / "recipe.yaml")
+    moved = replace(recipe, data=replace(recipe.data, root="/elsewhere", overview_folder="cache"))
+    run._check_same_recipe(moved, copied)
+    with pytest.raises(CheckpointError, match=r"\(data.train train -> other\);"):
+        run._check_same_recipe(replace(moved, data=replace(moved.data, train="other")), copied)

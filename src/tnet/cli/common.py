@@ -69,6 +69,7 @@ SmallOption = Annotated[
 SkipOption = Annotated[
     bool, typer.Option("--skip-unreadable", help="Skip images that cannot be read, and report them.")
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what exists, but never an input.")]
 ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar.")]
 
 _MAX_SIDE_PX = 10_000_000

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, ProgressOption, pick_device
+from tnet.cli.common import DEVICE_HELP, OverwriteOption, ProgressOption, pick_device
 
 
 def compare(
@@ -22,6 +22,7 @@ def compare(
         typer.Option(metavar="ROW", help="Work on this row only; show cached results of others. Can be repeated."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Delete cached results, and train and measure again.")] = False,
+    overwrite: OverwriteOption = False,
     device: Annotated[str, typer.Option(help=f"Device for accuracy: {DEVICE_HELP}")] = "auto",
     progress: ProgressOption = True,
 ) -> None:
@@ -41,6 +42,7 @@ def compare(
         out or Path("runs") / suite.stem,
         only=only or [],
         force=force,
+        overwrite=overwrite,
         device=pick_device(device),
         progress=progress,
         say=lambda line: typer.echo(line, err=True),

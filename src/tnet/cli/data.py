@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tnet.cli.common import OverwriteOption
+
 data = typer.Typer(name="data", no_args_is_help=True, help="Manage the published datasets that recipes train on.")
 
 
@@ -15,6 +17,7 @@ def check(
     name: Annotated[str, typer.Argument(help="Name of the dataset, as in data.kind of a recipe: imagenet, fmow, ...")],
     root: Annotated[Path, typer.Argument(help="Folder it was unpacked to, as in data.root of a recipe.")],
     json_path: Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write a JSON file.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Count the images of a dataset on disk, and list what is missing or differs from what was published.
 
@@ -23,8 +26,10 @@ def check(
     import json
 
     from tnet.data.published import PUBLISHED
-    from tnet.files import write_text
+    from tnet.files import check_outputs, write_text
 
+    if json_path is not None:  # a file in the dataset is part of it
+        check_outputs([json_path], inputs=[root] if json_path.exists() else [], overwrite=overwrite)
     summary = PUBLISHED[name].check(root)
     typer.echo(summary.text())
     if json_path is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tnet.training.recipe import Recipe
 
 Split = Literal["val", "test"]
+_TITLE = "# Accuracy against looks"
 _POLICY_HELP = (
     "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
     "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
@@ -58,12 +59,13 @@ def evaluate(
     read: common.ReadOption = None,
     bands: common.BandsOption = None,
     value_range: common.RangeOption = None,
+    overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
 ) -> None:
     """Measure accuracy against the number of looks.
 
     Prints a table of accuracy, multiply-adds, parameters and time per image for each number of looks, and writes it as
-    evaluation.md, evaluation.csv and evaluation.png.
+    evaluation.md, evaluation.csv and evaluation.png, replacing those of an earlier evaluation.
     """
     chosen = common.parse_looks_list(looks or [])
 
@@ -74,11 +76,11 @@ def evaluate(
     from tnet.evaluation.evaluator import evaluate as measure
     from tnet.evaluation.plots import plot_looks
     from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
-    from tnet.files import make_folder, write_text
+    from tnet.files import check_outputs, make_folder, write_text
     from tnet.models.io import load_model
     from tnet.training.recipe import load_recipe
 
-    place = common.pick_device(device)
+    place, given = common.pick_device(device), data
     model = load_model(run)
     if recipe is None:
         described = common.recipe_of(run)
@@ -108,7 +110,12 @@ def evaluate(
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         typer.echo(f"{note}: {shorten(images.classes)}", err=True)
-    folder = make_folder(out or run / "evaluation")
+    folder = out or run / "evaluation"
+    names = ["evaluation.md", "evaluation.csv", "evaluation.png"]
+    page = make_folder(folder) / names[0]
+    is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
+    inputs = [] if given is None or given.is_dir() else [given]
+    check_outputs([folder / name for name in names], inputs=inputs, overwrite=overwrite or is_own)
     head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
     rows = measure(
@@ -120,7 +127,7 @@ def evaluate(
     typer.echo(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
-    title = f"# Accuracy against looks: {run.resolve().name}"
+    title = f"{_TITLE}: {run.resolve().name}"
     write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
     typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
@@ -166,15 +173,17 @@ def _open_images(
 
 def _open_path(model: ModelConfig, config: DataConfig, path: Path) -> LabelledData:
     """Open a folder of class folders, or a table, with the model's classes in the model's order."""
+    from dataclasses import replace
+
     from tnet.data.folder import ImageFolder
     from tnet.data.loading import read_options
     from tnet.data.table import ImageTable
 
     if model.in_channels not in (1, 3):
-        raise ConfigError(
-            f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}; evaluate it on "
-            "the data of its recipe"
-        )
+        if config.read == "memory":
+            channels = f"images are decoded with 1 or 3 channels, but the model takes {model.in_channels}"
+            raise ConfigError(f"{channels}; read them with --read lazy")
+        config = replace(config, read="lazy")
     classes = model.class_names or None
     reading = read_options(config, model.in_channels)
     if path.is_dir() or not path.suffix:

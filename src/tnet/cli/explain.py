@@ -40,6 +40,7 @@ def explain(
     ] = "auto",
     allow_small: common.SmallOption = False,
     skip_unreadable: common.SkipOption = False,
+    overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
 ) -> None:
     """Draw where the model looked, and what it predicted.
@@ -67,7 +68,7 @@ def explain(
         figures = explain_paths(
             load_model(model), paths, out, looks=chosen, policy=chosen_policy, device=common.pick_device(device),
             progress=progress, skip_unreadable=skip_unreadable, geojson=geojson, coordinates=crs,
-            allow_small=allow_small,
+            allow_small=allow_small, overwrite=overwrite, inputs=[path for path in images or [] if not path.is_dir()],
             read=common.parse_reading(data_config, read, bands, value_range, max_side_px, preprocess),
         )  # fmt: skip
     else:
@@ -78,8 +79,9 @@ def explain(
         net = load_model(model)
         data, place = open_data(recipe.data, net.config.in_channels, recipe.seed)[1], common.pick_device(device)
         figures = explain_samples(
-            net, data, samples, out, looks=chosen, policy=chosen_policy, device=place, progress=progress
-        )
+            net, data, samples, out, looks=chosen, policy=chosen_policy, device=place, progress=progress,
+            overwrite=overwrite,
+        )  # fmt: skip
     for figure in figures:
         if isinstance(figure, Unreadable):
             typer.echo(f"skipped: {figure.error}", err=True)

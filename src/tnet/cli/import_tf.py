@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.errors import ConfigError, OutputError
+from tnet.cli.common import OverwriteOption
+from tnet.errors import ConfigError
 from tnet.interop import CONVERT
 
 if TYPE_CHECKING:
@@ -29,22 +30,22 @@ def import_tf(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the model's dataset, for the class names (not needed for fMoW).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Convert a TensorFlow checkpoint of the paper's models, or of Google's EfficientNet, to a model.
 
     Every variable must match a weight, and every weight a variable. The model is saved as safetensors, config.json and
     a model card, loaded again, and must give the same output.
     """
+    from tnet.files import check_new_folder
     from tnet.interop.import_tf import CLASS_INDICES, read_tf_checkpoint, save_imported, tag_of
 
     if not model:
         raise ConfigError("--model is missing; give the registered model that the checkpoint belongs to")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists; choose another folder, or replace it with --overwrite")
+    check_new_folder(out, overwrite=overwrite)
     config = with_class_names(_config(model, overrides or []), tag_of(model), data)
     imported = read_tf_checkpoint(checkpoint, config)
-    folder = save_imported(imported, out, model)
+    folder = save_imported(imported, out, model, overwrite=overwrite)
     step = "" if imported.step is None else f", saved at step {imported.step:,}"
     quoted = shlex.quote(str(folder))
     typer.echo(

@@ -54,6 +54,7 @@ def predict(
     value_range: common.RangeOption = None,
     allow_small: common.SmallOption = False,
     skip_unreadable: common.SkipOption = False,
+    overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
 ) -> None:
     """Classify images, and show where the model looked.
@@ -70,9 +71,10 @@ def predict(
     from tnet.inference.write import check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
 
-    if out is not None:
-        check_output(out)
     paths = find_inputs(images, check_exists=not skip_unreadable)
+    inputs = [*paths, *(path for path in images if not path.is_dir())]
+    if out is not None:
+        check_output(out, inputs=inputs, overwrite=overwrite)
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
     progress = progress and (out is not None or not sys.stdout.isatty())
@@ -103,7 +105,7 @@ def predict(
             if not isinstance(item, Unreadable):
                 typer.echo(prediction_line(item))
     else:
-        count = write_predictions(report_skipped(), out)
+        count = write_predictions(report_skipped(), out, inputs=inputs, overwrite=overwrite)
         typer.echo(f"written: {out} ({count} images, {skipped} skipped)", err=True)
 
 

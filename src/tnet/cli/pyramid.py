@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tnet.cli.common import ProgressOption
+from tnet.cli.common import OverwriteOption, ProgressOption
 
 _COMPRESSION_HELP = (
     "deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, lossy, for "
@@ -26,7 +26,7 @@ def pyramid(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Maximum pixels of an image that is decoded whole. [default: 2^28]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: OverwriteOption = False,
     progress: ProgressOption = True,
 ) -> None:
     """Convert an image to a tiled TIFF with coarser levels (a pyramid), so that regions of any size are read fast.

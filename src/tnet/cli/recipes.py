@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tnet.errors import OutputError, RecipeError
+from tnet.cli.common import OverwriteOption
+from tnet.errors import RecipeError
 
 
 def recipes(
@@ -17,6 +18,7 @@ def recipes(
     ] = None,
     name: Annotated[str | None, typer.Argument(help="Name of a recipe, such as published/imagenet_tnet.")] = None,
     to: Annotated[Path | None, typer.Option(help="File to write. [default: the recipe's name, in this folder]")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """List the bundled recipes by name and title, or copy one: `tnet recipes copy NAME`.
 
@@ -29,15 +31,15 @@ def recipes(
     if action == "copy":
         if name is None:
             raise typer.BadParameter("copy needs the name of a recipe; see `tnet recipes`")
-        _copy(name, found.get(name.removeprefix("recipes/").removesuffix(".yaml")), to)
+        _copy(name, found.get(name.removeprefix("recipes/").removesuffix(".yaml")), to, overwrite)
         return
     width = max(map(len, found), default=0)
     for bundled, path in found.items():
         typer.echo(f"{bundled:{width}}  {read_yaml(read_text(path, 'recipe'), str(path)).get('title', '')}")
 
 
-def _copy(name: str, path: Path | None, to: Path | None) -> None:
-    from tnet.files import write_text
+def _copy(name: str, path: Path | None, to: Path | None, overwrite: bool) -> None:
+    from tnet.files import check_outputs, write_text
     from tnet.training.recipe import dump_yaml, read_recipe, read_text
 
     if path is None:
@@ -45,8 +47,7 @@ def _copy(name: str, path: Path | None, to: Path | None) -> None:
     if path.stem.startswith("compare_"):
         raise RecipeError(f"{name} is a comparison of other recipes; run it with `tnet compare {name}`")
     to = to or Path(path.name)
-    if to.exists():
-        raise OutputError(f"{to} already exists; give another file with --to")
+    check_outputs([to], inputs=[path], overwrite=overwrite)
     text = read_text(path, "recipe")
     if "\nbase:" in text:
         comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]

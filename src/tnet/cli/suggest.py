@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.errors import OutputError
+from tnet.cli.common import OverwriteOption
 
 _FOLDER_HELP = (
     "Folder with train/CLASS/ and val/CLASS/, or with one folder per class; or a table (CSV, Parquet) of paths and "
@@ -32,21 +32,21 @@ def suggest(
     label_separator: Annotated[
         str | None, typer.Option(help="Separator of several labels of an image in a table, such as |.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Propose a recipe for your own images, with the reasons.
 
     Reads labels and image headers, not pixels; weights are neither loaded nor downloaded. The cost of the recipe is
     compared with the plain backbone's on the downscaled and on the full image.
     """
-    if out is not None and out.exists():
-        raise OutputError(f"{out} already exists; give another name with --out, or remove it")
-
     from dataclasses import replace
 
-    from tnet.files import write_text
+    from tnet.files import check_outputs, write_text
     from tnet.suggest.recipe import explain, parse_macs, propose, recipe_text
     from tnet.suggest.survey import find_layout, survey_images
 
+    if out is not None:
+        check_outputs([out], inputs=[] if folder.is_dir() else [folder], overwrite=overwrite)
     budget = parse_macs(macs) if macs is not None else None
     data = find_layout(folder)
     data = replace(data, path_column=path_column, label_column=label_column, label_separator=label_separator)

@@ -38,10 +38,13 @@ def train(
         _smoke(recipe, overrides or [], progress)
         return
     from tnet.training.recipe import load_recipe
+    from tnet.training.run import is_first
     from tnet.training.run import train as run
 
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
+    if not is_first():
+        return
     if result.not_started:
         typer.echo(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}

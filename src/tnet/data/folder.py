@@ -119,13 +119,21 @@ class LabelledImages(Dataset[Sample]):
         part.augment = augment
         return part
 
-    def split_off(self, fraction: float, *, split_seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+    def split_off(
+        self, fraction: float, *, split_seed: int = 0, root: Path | None = None
+    ) -> tuple[LabelledImages, LabelledImages]:
         """Split off a fraction of the images, for validation and without augmentation; the order is kept.
 
-        The split depends on a hash of ``split_seed`` and each path below the common folder: it is the same on every
-        machine and in any order of files, and changes little when images are added. It does not depend on ``seed``.
-        With one label per image, every class is split, and at least one image goes to each side. Images of one patient,
-        place or film may end up on both sides; if that matters, split by hand.
+        An image is split off if a hash of ``split_seed`` and its path below ``root`` is small: the choice is the same
+        on every machine and in any order of files, and stays the same when other images are added or removed. It does
+        not depend on ``seed``. Each class gives about the fraction, a small one perhaps none, but never all its images;
+        at least one image is split off. Images of one patient, place or film may end up on both sides; if that matters,
+        split by hand.
+
+        Args:
+            fraction: share of the images to split off.
+            split_seed: another number gives another split.
+            root: folder of all images, now and later; ``None`` for the deepest common folder of the present ones.
 
         Returns:
             The remaining images, and the ones split off.
@@ -140,8 +148,11 @@ class LabelledImages(Dataset[Sample]):
             raise DataError(f"{len(self)} images cannot be split in two; give at least 2")
         # Links are not followed: their targets may have other names on another machine.
         paths = [Path(os.path.abspath(path)) for path in self.paths]  # noqa: PTH100
-        common = os.path.commonpath([path.parent for path in paths])
-        order = sorted(range(len(self)), key=lambda index: (_hash(split_seed, paths[index], common), index))
+        folder = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100
+        if folder is None or not all(path.is_relative_to(folder) for path in paths):
+            folder = Path(os.path.commonpath([path.parent for path in paths]))
+        hashes = [_hash(split_seed, path, folder) for path in paths]
+        order = sorted(range(len(self)), key=lambda index: (hashes[index], index))
         strata: dict[int, list[int]] = {}
         for index in order:
             strata.setdefault(0 if self.multilabel else int(self.targets[index]), []).append(index)
@@ -152,7 +163,9 @@ class LabelledImages(Dataset[Sample]):
                     f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be used "
                     "for both training and validation; add images, or provide separate validation images"
                 )
-            held_out += members[: min(len(members) - 1, max(1, round(len(members) * fraction)))]
+            limit = min(fraction, hashes[members[-1]])  # not all of a class
+            held_out += [index for index in members if hashes[index] < limit]
+        held_out = held_out or [index for index in order if hashes[index] == hashes[order[0]]]
         rest = sorted(set(order) - set(held_out))
         return self.subset(rest, augment=self.augment), self.subset(sorted(held_out), augment=None)
 
@@ -232,9 +245,11 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _hash(split_seed: int, path: Path, folder: str) -> bytes:
+def _hash(split_seed: int, path: Path, folder: Path) -> float:
+    """Return a number in [0, 1) that depends on the path below a folder."""
     text = f"{split_seed}/{path.relative_to(folder).as_posix()}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def _subfolders(root: Path) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -67,7 +68,7 @@ def open_data(
     if channels not in (1, 3) and config.read != "lazy":
         raise ConfigError(
             f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}; set it to 1 or 3, or "
-            "data.read to lazy"
+            "data.read to lazy (--read lazy)"
         )
     colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
     if channels not in (1, 3) and any(colours):
@@ -171,7 +172,8 @@ def _open_images(
         check_split_folders(root, config.train, config.val)
     train = open_one(config.train, augment=augment)
     if config.val is None:
-        train, val = train.split_off(config.val_fraction)
+        folder = root / config.train if config.kind == "folder" else root
+        train, val = train.split_off(config.val_fraction, root=folder)
     else:
         val = open_one(config.val, train.classes)
     if isinstance(train, AnnotatedImages) and isinstance(val, AnnotatedImages):
@@ -205,20 +207,42 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
             )
 
 
+class Share(NamedTuple):
+    """Which of several processes that train together this is."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+ALONE = Share()
+
+
 class EpochSampler(Sampler[int]):
     """Indices of the images of one epoch, in an order that depends on seed and epoch alone.
 
     Epochs shorter than the data continue through one shuffled pass after another, so no image is repeated before all
-    others have been used.
+    others have been used. Several processes take whole batches in turn, so that together they take the steps of one
+    process with a batch as large as all of theirs.
     """
 
-    def __init__(self, images: int, per_epoch: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self, images: int, per_epoch: int, seed: int, epoch: int, batch: int = 1, share: Share = ALONE
+    ) -> None:
         self.images, self.per_epoch, self.seed, self.epoch = images, per_epoch, seed, epoch
+        self.batch, self.share = batch, share
 
     def __len__(self) -> int:
-        return self.per_epoch
+        step = self.batch * self.share.processes
+        return self.per_epoch if self.share.processes == 1 else self.per_epoch // step * self.batch
 
     def __iter__(self) -> Iterator[int]:
+        rank, processes = self.share
+        if processes == 1:
+            return self._order()
+        kept = islice(self._order(), len(self) * processes)
+        return (image for place, image in enumerate(kept) if place // self.batch % processes == rank)
+
+    def _order(self) -> Iterator[int]:
         start = self.epoch * self.per_epoch
         done = 0
         while done < self.per_epoch:
@@ -231,19 +255,25 @@ class EpochSampler(Sampler[int]):
 
 
 def train_loader(
-    data: LabelledData, batch_size: int, workers: int, seed: int, epoch: int, per_epoch: int | None
+    data: LabelledData,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    epoch: int,
+    per_epoch: int | None,
+    share: Share = ALONE,
 ) -> DataLoader[Any]:
     """Return a loader of one training epoch; batches do not depend on the number of workers."""
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
-    sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch)
+    sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch, batch=batch_size, share=share)
     # Batch norm cannot normalise a last batch of one image.
     return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
 
 
-def eval_loader(data: LabelledData, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Return a loader of all images in order."""
-    return _loader(data, batch_size, workers)
+def eval_loader(data: LabelledData, batch_size: int, workers: int, share: Share = ALONE) -> DataLoader[Any]:
+    """Return a loader of all images in order, or of every n-th for one of n processes; none is repeated."""
+    return _loader(data, batch_size, workers, sampler=range(share.rank, len(data), share.processes))
 
 
 def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:

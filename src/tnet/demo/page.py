@@ -46,7 +46,7 @@ def tnet_config(recipe: Recipe) -> TNetConfig:
 def write_page(
     folder: Path, recipe: Recipe, rows: Rows, claims: list[Claim], explained: list[Path], minutes: float, seconds: float
 ) -> Path:
-    """Write ``index.html`` with the results of a run; ``minutes`` is the training time of each network."""
+    """Write ``index.html`` with the results of a run; ``minutes`` is the training time of the TNet."""
     environment = Environment(loader=PackageLoader("tnet.demo"), autoescape=True, undefined=StrictUndefined)
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnet.data.folder import LabelledImages
 from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
 from tnet.explain.explanation import look
-from tnet.explain.figure import save_explanation
-from tnet.explain.geojson import Coordinates, check_geojson_output, write_all_geojson
-from tnet.files import make_folder, name_after, write_text
+from tnet.explain.figure import write_figure
+from tnet.explain.geojson import Coordinates, geojson_files, write_all_geojson
+from tnet.files import atomic_folder, check_outputs, name_after, write_text
 from tnet.inference.predictor import DEFAULT_READ, LoadedImage, load_input
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable
@@ -46,12 +46,15 @@ def explain_paths(
     read: ReadOptions = DEFAULT_READ,
     geojson: str | Path | None = None,
     coordinates: Coordinates = "auto",
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
 ) -> list[Path | Unreadable]:
     """Explain image files: a PNG figure each, and their regions as JSON; return the figures and skipped images.
 
     ``out`` is a folder for figures named after the images and ``regions.json``; or, for one image, a ``.png`` file,
-    beside which ``<name>.regions.json`` is written. Files of these names are replaced. ``geojson`` is a file for one
-    image, or a folder. The other arguments are as in :func:`tnet.predict`. Nothing is written after an error.
+    beside which ``<name>.regions.json`` is written. ``geojson`` is a file for one image, or a folder. Files that exist
+    are replaced only with ``overwrite``, and images and other ``inputs`` never. The other arguments are as in
+    :func:`tnet.predict`. Nothing is written after an error.
     """
     chosen = model.config.resolve_looks(looks)
 
@@ -64,12 +67,14 @@ def explain_paths(
                     raise
                 yield Unreadable(str(path), str(error))
 
-    if geojson is not None:
-        check_geojson_output(geojson, len(paths))
+    texts = list(map(str, paths))
+    names, files = _outputs(Path(out), texts)
+    more = [] if geojson is None else geojson_files(geojson, texts)
+    check_outputs([*files, *more], inputs=[*paths, *inputs], overwrite=overwrite)
     placed: list[tuple[Prediction, GeoReference | None]] = []
-    figures = _explain(model, items(), len(paths), Path(out), chosen, policy, device, progress, placed, skip_unreadable)
+    figures = _explain(model, items(), names, Path(out), chosen, policy, device, progress, placed, skip_unreadable)
     if geojson is not None:
-        write_all_geojson(placed, geojson, coordinates=coordinates)
+        write_all_geojson(placed, geojson, coordinates=coordinates, overwrite=overwrite)
     return figures
 
 
@@ -83,20 +88,38 @@ def explain_samples(
     policy: Policy | str | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    overwrite: bool = False,
 ) -> list[Path | Unreadable]:
     """Explain up to ``count`` samples spread evenly over a labelled dataset, with the true labels in the figures."""
     chosen = model.config.resolve_looks(looks)
     count = min(count, len(data))
+    # Datasets are sorted by class: the first samples would all be of one.
+    indices = [index * len(data) // count for index in range(count)]
 
     def items() -> Iterator[_Item]:
-        for index in range(count):
-            # Datasets are sorted by class: the first samples would all be of one.
-            image, target, name = data[index * len(data) // count]
+        for index in indices:
+            image, target, name = data[index]
             # A model without looks may have been trained on small images, enlarged.
             loaded = load_input(image, model.config, looks=chosen, allow_small=not chosen, name=name)
             yield loaded, _true_label(target, data.classes)
 
-    return _explain(model, items(), count, Path(out), chosen, policy, device, progress, [], False)
+    sources = data.paths if isinstance(data, LabelledImages) else []
+    names, files = _outputs(Path(out), [str(sources[index]) if sources else f"{index:06d}" for index in indices])
+    check_outputs(files, inputs=sources, overwrite=overwrite)
+    return _explain(model, items(), names, Path(out), chosen, policy, device, progress, [], False)
+
+
+def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Return the names of the figures of images, and all files that are written."""
+    single = out.suffix.lower() == ".png"
+    if not images:
+        raise DataError("there are no images to explain; give at least one")
+    if single and len(images) > 1:
+        raise OutputError(f"{out} is one file for {len(images)} images; give a folder with --out")
+    taken: set[str] = {REGIONS_NAME}
+    names = [out.name] if single else [name_after(image, ".png", taken) for image in images]
+    folder, regions = (out.parent, f"{out.stem}.{REGIONS_NAME}") if single else (out, REGIONS_NAME)
+    return names, [folder / name for name in (*names, regions)]
 
 
 def _true_label(target: Tensor, classes: Sequence[str]) -> str:
@@ -108,7 +131,7 @@ def _true_label(target: Tensor, classes: Sequence[str]) -> str:
 def _explain(
     model: Model,
     items: Iterable[_Item],
-    count: int,
+    names: list[str],
     out: Path,
     looks: tuple[int, ...],
     policy: Policy | str | None,
@@ -119,55 +142,33 @@ def _explain(
 ) -> list[Path | Unreadable]:
     """Draw all figures in a temporary folder, and only then move them to ``out``; appends to ``placed``."""
     single = out.suffix.lower() == ".png"
-    if count < 1:
-        raise DataError("there are no images to explain; give at least one")
-    if single and count > 1:
-        raise OutputError(f"{out} is one file for {count} images; give a folder with --out")
-    if single and out.is_dir():
-        raise OutputError(f"{out} is a folder with suffix .png; give a file, or a folder with another name")
     model = model.to(device).eval()
     folder = out.parent if single else out
-    existed = folder.exists()
-    make_folder(folder)
     results: list[Path | Unreadable] = []
     records: list[dict[str, Any]] = []
-    names: set[str] = {REGIONS_NAME}
-    try:
-        with tempfile.TemporaryDirectory(prefix=".explain.", dir=folder) as scratch, progress_bar(progress) as bar:
-            for item in bar.track(items, total=count, description="explaining"):
-                if not isinstance(item, Unreadable):
-                    loaded, truth = item
-                    name = out.name if single else name_after(loaded.path, ".png", names)
-                    try:
-                        title = Path(loaded.path).name if truth is None else loaded.path
-                        explanation = look(
-                            model, loaded.image, looks=looks, policy=policy, truth=truth, title=title,
-                            source=loaded.path, stored_size_hw=loaded.stored_size_hw,
-                        )  # fmt: skip
-                        save_explanation(explanation, Path(scratch) / name)
-                    except ImageError as error:  # a lazily read file that is damaged
-                        if not skip_unreadable:
-                            raise
-                        item = Unreadable(loaded.path, str(error))
-                    else:
-                        placed.append((explanation.prediction, getattr(loaded.image, "georeference", None)))
-                        records.append({**asdict(explanation.prediction), "true_label": truth, "figure": name})
-                        results.append(folder / name)
-                if isinstance(item, Unreadable):
-                    results.append(item)
-                    records.append(asdict(item))
-            lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
-            text = f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
-            write_text(Path(scratch) / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), text)
-            for file in sorted(Path(scratch).iterdir()):
+    with atomic_folder(folder) as scratch, progress_bar(progress) as bar:
+        for item, name in zip(bar.track(items, total=len(names), description="explaining"), names, strict=True):
+            if not isinstance(item, Unreadable):
+                loaded, truth = item
                 try:
-                    file.replace(folder / file.name)
-                except OSError as error:
-                    reason = error.strerror or error
-                    raise OutputError(
-                        f"{folder / file.name} cannot be written ({reason}); choose another --out"
-                    ) from None
-    finally:
-        if not existed and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+                    title = Path(loaded.path).name if truth is None else loaded.path
+                    explanation = look(
+                        model, loaded.image, looks=looks, policy=policy, truth=truth, title=title,
+                        source=loaded.path, stored_size_hw=loaded.stored_size_hw,
+                    )  # fmt: skip
+                    write_figure(explanation, scratch / name)
+                except ImageError as error:  # a lazily read file that is damaged
+                    if not skip_unreadable:
+                        raise
+                    item = Unreadable(loaded.path, str(error))
+                else:
+                    placed.append((explanation.prediction, getattr(loaded.image, "georeference", None)))
+                    records.append({**asdict(explanation.prediction), "true_label": truth, "figure": name})
+                    results.append(folder / name)
+            if isinstance(item, Unreadable):
+                results.append(item)
+                records.append(asdict(item))
+        lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
+        text = f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
+        write_text(scratch / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), text)
     return results

@@ -23,7 +23,7 @@ from tnet.explain import layout, panels
 from tnet.explain.explanation import Explanation, look, shares
 from tnet.explain.layout import Row, Sheet, Top, level_rows, top_sizes
 from tnet.explain.panels import BAD, FAINT, GOOD, INK, Frame, clip, shorten
-from tnet.files import atomic_path
+from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import LABEL_THRESHOLD, RegionRecord
 from tnet.models.base import Model, ModelConfig
 from tnet.scenes.base import Scene
@@ -67,11 +67,18 @@ def explain_image(
     return draw(look(model, image, looks=looks, policy=policy, names=names, title=title, truth=truth))
 
 
-def save_explanation(explanation: Explanation, path: str | Path) -> None:
-    """Write the figure of an explanation as a PNG file."""
+def save_explanation(explanation: Explanation, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write the figure of an explanation as a PNG file, which must not exist unless ``overwrite``."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path} has suffix {path.suffix!r}; use .png")
+    source = explanation.prediction.path
+    check_outputs([path], inputs=[source] if source else [], overwrite=overwrite)
+    write_figure(explanation, path)
+
+
+def write_figure(explanation: Explanation, path: Path) -> None:
+    """Write the figure of an explanation, replacing the file."""
     figure = draw(explanation)
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # The font may lack characters of class names.

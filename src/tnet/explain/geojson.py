@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from tnet.errors import ImageError, OutputError
-from tnet.files import make_folder, name_after, write_text
+from tnet.files import check_outputs, name_after, write_text
 from tnet.inference.records import Prediction, RegionRecord
 from tnet.scenes.readers.base import GeoReference
 
@@ -68,35 +68,34 @@ def _write(collection: dict[str, Any], path: str | Path) -> Path:
 
 
 def write_all_geojson(
-    predictions: Sequence[tuple[Prediction, GeoReference | None]], out: str | Path, *, coordinates: Coordinates = "auto"
+    predictions: Sequence[tuple[Prediction, GeoReference | None]],
+    out: str | Path,
+    *,
+    coordinates: Coordinates = "auto",
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write one file per image, named after it; on an error about any of them, none.
 
-    ``out`` is a folder; or, for one image, a file (``.geojson`` or ``.json``).
+    ``out`` is a folder; or, for one image, a file (``.geojson`` or ``.json``). Files are replaced only with
+    ``overwrite``, and never an image.
     """
-    out = Path(out)
-    single = check_geojson_output(out, len(predictions))
+    names = [prediction.path for prediction, _ in predictions]
+    files = geojson_files(out, names)
+    check_outputs(files, inputs=names, overwrite=overwrite)
     collections = [regions_geojson(prediction, place, coordinates=coordinates) for prediction, place in predictions]
-    if not single:
-        make_folder(out)
-    taken: set[str] = set()
-    return [
-        _write(collection, out if single else out / name_after(prediction.path, ".geojson", taken))
-        for collection, (prediction, _) in zip(collections, predictions, strict=True)
-    ]
+    return [_write(collection, file) for collection, file in zip(collections, files, strict=True)]
 
 
-def check_geojson_output(out: str | Path, count: int) -> bool:
-    """Check the output for ``count`` images before any work, and return whether it is one file, not a folder."""
+def geojson_files(out: str | Path, images: Sequence[str]) -> list[Path]:
+    """Return the file for each image: ``out`` itself, for one image, or named after the image in the folder ``out``."""
     out = Path(out)
     single = out.suffix.lower() in (".geojson", ".json")
-    if single and count > 1:
-        raise OutputError(f"{out} is one file for {count} images; give a folder")
-    if single and out.is_dir():
-        raise OutputError(f"{out} is a folder; give a file in it, such as {out / 'regions.geojson'}")
+    if single and len(images) > 1:
+        raise OutputError(f"{out} is one file for {len(images)} images; give a folder")
     if not single and out.is_file():
         raise OutputError(f"{out} is a file without suffix .geojson; give a folder, or a .geojson file")
-    return single
+    taken: set[str] = set()
+    return [out if single else out / name_after(image, ".geojson", taken) for image in images]
 
 
 def class_color(label: str) -> tuple[int, int, int]:

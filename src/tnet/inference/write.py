@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from tnet.errors import OutputError
-from tnet.files import atomic_path
+from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import Prediction, Unreadable
 
 CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
 """Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` is set for a skipped image."""
 
 
-def write_predictions(predictions: Iterable[Prediction | Unreadable], path: str | Path) -> int:
+def write_predictions(
+    predictions: Iterable[Prediction | Unreadable],
+    path: str | Path,
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
+) -> int:
     """Write predictions as they come, and return their number; the file is complete or does not exist.
 
     ``.csv``: one row per image with columns :data:`CSV_COLUMNS`. ``.jsonl``: one object per line with the attributes of
     :class:`~tnet.inference.records.Prediction`, or ``path`` and ``error`` for a skipped image.
 
     Raises:
-        OutputError: the suffix is unsupported or the file cannot be written; raised before the first prediction.
+        OutputError: the suffix is unsupported, the file exists (unless ``overwrite``), is one of the ``inputs`` or
+            cannot be written; raised before the first prediction.
     """
     path = Path(path)
-    check_output(path)
+    check_output(path, inputs=inputs, overwrite=overwrite)
     # Names that are not UTF-8 hold lone surrogates, which become \\udcXX, their escape in JSON.
     count, is_csv = 0, path.suffix.lower() == ".csv"
     with atomic_path(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -45,13 +53,11 @@ def write_predictions(predictions: Iterable[Prediction | Unreadable], path: str 
     return count
 
 
-def check_output(path: str | Path) -> None:
-    """Check the name of a file of predictions before any work."""
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give a file in it, such as {path / 'predictions.csv'}")
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise OutputError(f"{path} has suffix {path.suffix!r}; use .csv or .jsonl")
+def check_output(path: str | Path, *, inputs: Iterable[str | os.PathLike[str]] = (), overwrite: bool = False) -> None:
+    """Check a file of predictions before any work."""
+    if Path(path).suffix.lower() not in (".csv", ".jsonl"):
+        raise OutputError(f"{path} has suffix {Path(path).suffix!r}; use .csv or .jsonl")
+    check_outputs([path], inputs=inputs, overwrite=overwrite)
 
 
 def _json(value: object) -> str:

@@ -128,8 +128,8 @@ def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def save_imported(imported: Imported, folder: str | Path, name: str) -> Path:
-    """Save an imported model, replacing ``folder``, and verify that the saved model gives the same finite output."""
+def save_imported(imported: Imported, folder: str | Path, name: str, *, overwrite: bool = False) -> Path:
+    """Save an imported model, and verify that the saved model gives the same finite output; see :func:`save_model`."""
     model = imported.model
     images = _test_images(model.config)
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def save_imported(imported: Imported, folder: str | Path, name: str) -> Path:
     if not bool(torch.isfinite(expected).all()):
         problem = f"the model read from {imported.checkpoint} outputs infinite or NaN values"
         raise CheckpointError(f"{problem}; take another checkpoint (nothing was written)")
-    folder = save_model(model, folder, card=_card(imported, name))
+    folder = save_model(model, folder, card=_card(imported, name), overwrite=overwrite)
     with torch.inference_mode():
         saved = load_model(folder)(images).logits
     if not torch.equal(saved, expected):

@@ -22,19 +22,20 @@ class HubModel(ModelHubMixin):
         >>> model = TNet.from_pretrained("you/photos")
     """
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Save the model to a folder, replaced if it exists; return the URL of the commit if it was also pushed.
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **options: Any) -> str | None:
+        """Save the model to a folder; return the URL of the commit if it was also pushed.
 
         Args:
-            save_directory: output folder.
+            save_directory: output folder; must be new or empty unless ``overwrite``.
+            overwrite: replace the model's files in an existing folder; others stay.
             options: ``push_to_hub`` and ``repo_id``, and further arguments of ``push_to_hub``.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder exists and is not empty, or cannot be written.
         """
         from tnet.models.io import save_model
 
-        folder = save_model(self, Path(save_directory))  # type: ignore[arg-type]
+        folder = save_model(self, save_directory, overwrite=overwrite)  # type: ignore[arg-type]
         for unused in ("config", "model_card_kwargs"):  # both follow from the model
             options.pop(unused, None)
         if not options.pop("push_to_hub", False):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tnet.config import parse_dataclass, to_plain
-from tnet.errors import CheckpointError, TnetError
-from tnet.files import atomic_folder
+from tnet.config import parse_dataclass, shown, to_plain
+from tnet.errors import CheckpointError, ClassesWarning, TnetError
+from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
@@ -27,27 +31,41 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 _SPARE_BYTES, _SPARE_TENSORS = 2**28, 2**15  # of a model while it is built, beyond a multiple of its weights
 
 
-def save_model(model: Model, folder: str | Path, *, card: str | None = None) -> Path:
+def save_model(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
     """Save weights, configuration and model card to a folder, atomically.
 
     Args:
         model: the model.
-        folder: output folder, replaced if it exists.
+        folder: output folder; must be new or empty unless ``overwrite``.
         card: text of the model card; :func:`default_card` if ``None``.
+        overwrite: replace the three files in an existing folder; others stay.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
+    check_new_folder(folder, overwrite=overwrite)
     # The file contains the pretrained weights; loading must not fetch them again.
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
-        save_file(_separate(model.state_dict()), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2)
-        (temporary / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        tensors = _separate(model.state_dict())
+        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2) + "\n"
+        config_path, weights_path = temporary / CONFIG_NAME, temporary / WEIGHTS_NAME
+        config_path.write_text(text, encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
         if isinstance(model, TNet) and model.calibration is not None:
             (temporary / CALIBRATION_NAME).write_text(model.calibration.text(), encoding="utf-8")
+        else:
+            (folder / CALIBRATION_NAME).unlink(missing_ok=True)  # of other weights
+        try:
+            save_file(tensors, weights_path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error)) from None
+        weights_path.chmod(config_path.stat().st_mode)  # safetensors ignores the umask
+        old = folder / CONFIG_NAME
+        if old.is_file() and old.read_bytes() != config_path.read_bytes():
+            old.unlink()  # new weights must not be read with it if the process is killed before it is replaced
     return folder
 
 
@@ -91,16 +109,48 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
 def fill_from(model: Model, folder: str | Path) -> list[str]:
     """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
+    The rows of the classifier are copied by the names of the classes if both models know theirs, else in order; a
+    :class:`ClassesWarning` says so unless the classes are the same.
+
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
     weights, tensors = _read_weights(model_folder(folder))
     own = model.state_dict()
+    _match_classes(model.config, own, weights, tensors)
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise CheckpointError(f"none of the weights in {weights} match the model; start from one with the same sizes")
     check_values(own, fitting, str(weights))
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
+
+
+def _match_classes(config: ModelConfig, own: dict[str, Tensor], weights: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace the classifier among ``tensors`` by one for the model's classes, with its rows where names differ."""
+    has_names = (weights.parent / CONFIG_NAME).is_file()
+    theirs, ours = read_config(weights.parent).class_names if has_names else (), config.class_names
+    parts = [n for n in ("classifier.weight", "classifier.bias") if n in own and n in tensors]
+    fitting = all(own[name].shape[1:] == tensors[name].shape[1:] for name in parts)
+    if theirs == ours or not parts or not fitting:
+        return
+    if not theirs or not ours:
+        if own[parts[0]].shape == tensors[parts[0]].shape:
+            who = f"{weights.parent} has" if ours else "the model has"
+            text = f"{who} no names of classes; the classifier is copied as if they were in the same order"
+            warnings.warn(text, ClassesWarning, stacklevel=3)
+        return
+    pairs = [(row, theirs.index(name)) for row, name in enumerate(ours) if name in theirs]
+    for name in parts:
+        value, source = own[name].clone(), tensors.pop(name)
+        for row, index in pairs:
+            value[row] = source[index]
+        if pairs:
+            tensors[name] = value
+    new = [name for name in ours if name not in theirs]
+    counts = f"{len(pairs)} of the {len(ours)} classes"
+    text = f"{weights.parent} has {counts}; their rows of the classifier are copied by name"
+    others = f", the others start at random, such as {shown(new[0])}" if new else ""
+    warnings.warn(text + others, ClassesWarning, stacklevel=3)
 
 
 def model_folder(folder: str | Path) -> Path:

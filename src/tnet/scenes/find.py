@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
     | {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_MAX_REGIONS_BYTES = 2**28
 FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # folders that are one image
 
 
@@ -53,6 +55,18 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     if not images:
         raise DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return images
+
+
+def listed_figures(regions: Path) -> set[str]:
+    """Return the names of the figures that ``tnet explain`` wrote beside its ``regions.json``."""
+    try:
+        if regions.stat().st_size <= _MAX_REGIONS_BYTES:
+            records = json.loads(regions.read_text(encoding="utf-8"))
+            names = {record["figure"] for record in records if "figure" in record}
+            return {name for name in names if Path(name).name == name}
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    return set()
 
 
 def _walk(root: Path) -> Iterator[Path]:

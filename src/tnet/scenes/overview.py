@@ -217,11 +217,8 @@ def _file_of(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key[2:]}.safetensors"
 
 
-_writing = threading.Lock()  # two threads that make the same overview would write the same temporary file
-
-
 def _save(overview: Overview, path: Path) -> None:
-    with _writing, atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         levels = torch.tensor(overview.levels, dtype=torch.int64)
         temporary.write_bytes(save({"pixels": overview.pixels.contiguous(), "levels": levels}))
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.errors import ConfigError, ImageError, OutputError
-from tnet.files import atomic_path
+from tnet.files import atomic_path, check_outputs
 from tnet.scenes.guard import guarded
 from tnet.scenes.readers import open_reader
 from tnet.scenes.readers.base import GeoReference, ImageInfo, Reader, ReaderOptions
@@ -99,13 +99,7 @@ def write_pyramid(
 def _check_out(out: Path, source: object, overwrite: bool) -> None:
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; give a file in it, such as {out / 'pyramid.tif'}")
-    if out.exists():
-        if isinstance(source, str | Path) and Path(source).exists() and out.samefile(source):
-            raise OutputError(f"{out} is the image itself; choose another name")
-        if not overwrite:
-            raise OutputError(f"{out} exists already; choose another name, or set overwrite (--overwrite)")
+    check_outputs([out], inputs=[source] if isinstance(source, str | Path) else [], overwrite=overwrite)
 
 
 def _require(library: str, purpose: str, extra: str = "ome") -> None:

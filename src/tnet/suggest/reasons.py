@@ -136,6 +136,7 @@ def data_warnings(survey: Survey) -> Iterator[str]:
             f"{common} has {most} training images, {rare} only {least}, so that accuracy says little about rare "
             "classes; balance them, or compare predictions (tnet predict) per class"
         )
+    yield from survey.repeats
     if survey.left_out:
         shown = ", ".join(f"{count} {suffix}" for suffix, count in survey.left_out)
         yield f"unsupported formats are left out: {shown}; convert them, for example to JPEG or TIFF"

@@ -14,6 +14,7 @@ import torch
 from tnet.data.config import DataConfig
 from tnet.data.folder import LabelledImages
 from tnet.data.loading import open_data
+from tnet.data.repeats import find_repeats
 from tnet.errors import ConfigError, DataError, ImageError, SlowImageWarning
 from tnet.scenes.decode import DEFAULT_MAX_PIXELS, read_header
 from tnet.scenes.file import FileScene
@@ -58,6 +59,7 @@ class Survey:
     val_images: int
     images: tuple[ImageFacts, ...]  # the images whose headers were read, training images first; at least one
     left_out: tuple[tuple[str, int], ...] = ()  # suffixes and counts of files in unsupported image formats
+    repeats: tuple[str, ...] = ()  # sentences about images that occur twice
 
     @property
     def place(self) -> str:
@@ -143,6 +145,7 @@ def survey_images(data: DataConfig) -> Survey:
         val_images=len(val),
         images=tuple(images),
         left_out=_count_unsupported(data),
+        repeats=tuple(find_repeats(train, val)),
     )
 
 

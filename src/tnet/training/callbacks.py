@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -20,6 +20,7 @@ from torch import Tensor
 from tnet.backbones.base import batch_norms
 from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
+from tnet.files import atomic_path
 from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
 from tnet.training.curves import write_metrics
@@ -33,13 +34,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint, completely or not at all."""
-        final = Path(path)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
-        try:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = io.BytesIO()  # torch.save would report a full disk as an error of its own
+        torch.save(checkpoint, content)
+        with atomic_path(path) as temporary:  # unlike Lightning's writer, which goes through TMPDIR
+            temporary.write_bytes(content.getbuffer())
 
 
 class AtomicCSVLogger(CSVLogger):
@@ -58,6 +56,18 @@ class _AtomicWriter(ExperimentWriter):
     def save(self) -> None:
         if self.metrics:
             write_metrics(self.metrics, Path(self.metrics_file_path))
+
+
+class LogTraining(Callback):
+    """Logs the training metrics of an epoch before its checkpoint, so that a kill between the two loses nothing."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row that Lightning will write again."""
+        row = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, AtomicCSVLogger):
+                logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+                logger.save()
 
 
 class TimeLimit(Callback):
@@ -110,8 +120,17 @@ class TimedProgressBar(TQDMProgressBar):
         return bar
 
 
+class LatestOfBest(ModelCheckpoint):
+    """Keeps the checkpoint of the best epoch; of equal ones the last, as :class:`KeepModel` does."""
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether the epoch is to be kept."""
+        best = self.best_model_score
+        return super().check_monitor_top_k(trainer, current) or (current is not None and bool(current == best))
+
+
 class KeepModel(Callback):
-    """Saves the model after validation (``best``: only if it has improved), so that a stopped run can be used."""
+    """Saves the model after validation (``best``: unless an earlier one was better), for a stopped run to be used."""
 
     def __init__(self, folder: Path, which: Keep = "best") -> None:
         self.folder, self.which = folder, which
@@ -124,10 +143,10 @@ class KeepModel(Callback):
             return
         if self.which == "best":
             value = trainer.callback_metrics.get(pl_module.monitor)
-            if value is None or float(value) <= self.best:
+            if value is None or float(value) < self.best:
                 return
             self.best = float(value)
-        save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module))
+        save_model(pl_module.model, self.folder, card=self._card(trainer, pl_module), overwrite=True)
 
     def _card(self, trainer: pl.Trainer, module: TNetModule) -> str:
         metrics = sorted(item for item in trainer.callback_metrics.items() if item[0].startswith("val/"))
@@ -175,6 +194,17 @@ class AverageWeights(WeightAveraging):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Swap the trained weights back in."""
         super().on_validation_epoch_end(trainer, pl_module)
+
+
+class ShareStatistics(Callback):
+    """Averages the running statistics of several processes before validation, so that all measure the same model."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace them."""
+        assert isinstance(pl_module, TNetModule)
+        for value in pl_module.model.buffers() if trainer.world_size > 1 else ():
+            if value.is_floating_point():
+                value.copy_(trainer.strategy.reduce(value.clone(), reduce_op="mean"))
 
 
 @torch.no_grad()

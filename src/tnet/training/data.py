@@ -7,7 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from tnet.data.loading import check_sizes, eval_loader, open_data, train_loader
+from tnet.data.loading import ALONE, Share, check_sizes, eval_loader, open_data, train_loader
+from tnet.errors import ConfigError
 from tnet.training.recipe import Recipe
 
 
@@ -23,6 +24,24 @@ class TNetData(pl.LightningDataModule):
             for data in (self.train_data, self.val_data):
                 check_sizes(data, model.look_px)
 
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        """Refuse more devices than there is work for, on which training would have no step."""
+        train = self.recipe.train
+        images, step = train.images_per_epoch or len(self.train_data), train.batch_size * train.devices
+        if train.devices > 1 and images < step:
+            sizes = f"{train.devices} devices with train.batch_size {train.batch_size} take {step} images per step"
+            raise ConfigError(f"{sizes}, but an epoch has {images}; lower train.batch_size or train.devices")
+        if len(self.val_data) < train.devices > 1:
+            counts = f"{train.devices} but there are {len(self.val_data)} validation image(s)"
+            raise ConfigError(f"train.devices is {counts}; give at most one device per image")
+
+    @property
+    def share(self) -> Share:
+        """This process among those of the trainer."""
+        return ALONE if self.trainer is None else Share(self.trainer.global_rank, self.trainer.world_size)
+
     @property
     def classes(self) -> list[str]:
         """Names of the classes, by index."""
@@ -37,8 +56,9 @@ class TNetData(pl.LightningDataModule):
         """Loader of the current epoch."""
         train, seed = self.recipe.train, self.recipe.seed
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return train_loader(self.train_data, train.batch_size, train.workers, seed, epoch, train.images_per_epoch)
+        per_epoch = train.images_per_epoch
+        return train_loader(self.train_data, train.batch_size, train.workers, seed, epoch, per_epoch, self.share)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Loader of the validation images, in order."""
-        return eval_loader(self.val_data, self.recipe.train.batch_size, self.recipe.train.workers)
+        return eval_loader(self.val_data, self.recipe.train.batch_size, self.recipe.train.workers, self.share)

@@ -25,6 +25,7 @@ from tnet.training.recipe import Recipe, build_objective
 
 # Neighbouring seeds do not share the random numbers of a step.
 _SEED_STRIDE = 1_000_000_007
+_RANK_STRIDE = 2**16
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
@@ -86,7 +87,7 @@ class TNetModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one."""
         # Not per epoch, as the data loader draws a number too, at a time that depends on resuming.
-        torch.manual_seed(self.recipe.seed * _SEED_STRIDE + self.global_step)
+        torch.manual_seed((self.recipe.seed + self.global_rank * _RANK_STRIDE) * _SEED_STRIDE + self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one step."""
@@ -106,7 +107,7 @@ class TNetModule(pl.LightningModule):
         if output.location_entropy is not None:
             logged["train/location_entropy"] = output.location_entropy
         size = len(batch.names)
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size)
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", loss.total.detach(), prog_bar=True, logger=False, batch_size=size)
         return loss.total
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -24,6 +26,9 @@ from tnet.objectives import ObjectiveConfig
 from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
+_MAX_VALUES = 2**17
+_MAX_DIGITS = 400
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 _MOST: dict[str, float] = {
     "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "workers": 256,
@@ -206,7 +211,37 @@ class _RepeatedKeyError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, unlike YAML 1.1, and refuses repeated keys."""
+    """YAML that reads 1e-4 as a number, unlike YAML 1.1, and refuses repeated keys and aliases that multiply."""
+
+    composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.composed += 1
+        if self.composed > _MAX_VALUES:
+            problem = f"more than {_MAX_VALUES:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=parent.start_mark if parent else None)
+        return super().compose_node(parent, index)
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, counts: dict[int, float]) -> float:
+        """Return the number of values after aliases and merge keys are expanded, each node counted once."""
+        if id(node) not in counts:
+            counts[id(node)] = math.inf  # of a node inside itself
+            pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
+            counts[id(node)] = 1 + sum(self._count(part, counts) for part in parts)
+        if counts[id(node)] > _MAX_VALUES:
+            problem = f"aliases make more than {_MAX_VALUES:,} values of it, or repeat it inside itself"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_DIGITS and node.tag in _NUMBERS:
+            problem = f"a number of {len(node.value):,} characters, over the limit of {_MAX_DIGITS}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return counts[id(node)]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -271,13 +306,23 @@ def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 def read_text(path: Path, what: str) -> str:
     """Read a YAML file written by a person; ``what`` (``recipe`` or ``suite``) is for error messages."""
     try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise RecipeError(f"{what} {path} is larger than {_MAX_RECIPE_BYTES} bytes; give a YAML file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():  # reading a pipe would block, a device might never end
+            raise OSError(0, os.strerror(errno.EISDIR) if path.is_dir() else "not a regular file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_RECIPE_BYTES + 1)
+        if len(data) > _MAX_RECIPE_BYTES:
+            raise OSError(0, f"larger than {_MAX_RECIPE_BYTES} bytes")
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        if not str(path).isprintable():
+            reason = "its name has control characters"
         remedy = "give a YAML file, or a name that `tnet recipes` lists"
-        raise RecipeError(f"{what} {path} cannot be read ({reason}); {remedy}") from None
+        raise RecipeError(f"{what} {_printable(path)} cannot be read ({reason}); {remedy}") from None
+
+
+def _printable(path: Path) -> str:
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:

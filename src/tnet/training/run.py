@@ -7,6 +7,7 @@ safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only)
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import shutil
@@ -14,9 +15,10 @@ import signal
 import time
 import warnings
 import zipfile
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -24,15 +26,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
+from tnet.config import shown, to_plain
+from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
-from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
-from tnet.explain.batch import explain_samples
-from tnet.files import atomic_folder, make_folder
+from tnet.data.repeats import find_repeats
+from tnet.errors import CheckpointError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
+from tnet.explain.batch import REGIONS_NAME, explain_samples
+from tnet.files import CLAIM_NAME, cannot_write, claimed
 from tnet.models.base import Model
 from tnet.models.io import RECIPE_NAME, fill_from, load_model
+from tnet.scenes.find import listed_figures
 from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
@@ -41,7 +49,10 @@ from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
-_HARMLESS = ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches)"
+_HARMLESS = (
+    ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
+    "|broadcast_buffers)"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def train(
         val_batches: number of batches to validate on, to try a recipe out; ``None`` for all.
 
     Raises:
-        OutputError: the folder is in use or cannot be written.
+        OutputError: the folder is in use, inside the images, or cannot be written.
         DataError: data is missing or inconsistent.
         ConfigError: the recipe cannot be built.
         CheckpointError: the checkpoint or the initial weights are damaged or do not fit.
@@ -77,8 +88,20 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed; a note says which epochs are kept and how to resume.
     """
     folder = Path(folder)
+    _check_outside(recipe.data, folder)
+    with claimed(folder) if is_first() else nullcontext():
+        return _train(recipe, folder, resume, progress, val_batches)
+
+
+def is_first() -> bool:
+    """Return whether this process starts the others of a training on several devices, and writes its files."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batches: int | None) -> RunResult:
+    """Train in a folder that this process has claimed."""
     checkpoint = _checkpoint_to_resume(folder, resume)
-    is_new = not folder.exists() or not any(folder.iterdir())
+    is_new = not _names_in(folder)
     for key in ("start_from", "teacher"):  # before pretrained weights are downloaded
         model = getattr(recipe.train, key)
         if model is not None and not Path(model).exists():
@@ -88,12 +111,14 @@ def train(
     data.recipe = recipe
     if checkpoint is not None:
         _check_same_recipe(recipe, folder)
+    for repeat in find_repeats(data.train_data, data.val_data) if is_first() and val_batches is None else ():
+        warnings.warn(repeat, RepeatedImagesWarning, stacklevel=3)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
     start_from = recipe.train.start_from if checkpoint is None else None
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
-    make_folder(folder)
-    save_recipe(recipe, folder / RECIPE_NAME)
+    if is_first():
+        save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -111,45 +136,85 @@ def train(
         interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
         raise
     seconds = time.monotonic() - start
-    metrics = _write_curves(folder)
+    trainer.strategy.barrier()  # until the first process has saved the model
+    metrics = _write_curves(folder) if is_first() else read_metrics(folder / "logs" / "csv")
     trained = load_model(folder)
-    draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
+    if is_first():
+        draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     return RunResult(folder, recipe, trained, metrics, seconds, not_started)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
     """Return the checkpoint to resume from; refuse to overwrite another run."""
     checkpoint = folder / LAST_CHECKPOINT
-    if resume:
-        return checkpoint if checkpoint.is_file() else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
+    names = _names_in(folder)
+    if not resume:
+        if names and is_first():  # the others start when the first has written its recipe
+            raise OutputError(f"{folder} exists and is not empty; give another --out, or --resume to continue its run")
+        return None
+    if checkpoint.is_file():
+        return checkpoint
+    if names - {RECIPE_NAME} and not (folder / "logs" / "csv").is_dir():
+        raise OutputError(f"{folder} is not empty and holds no run to resume; give another --out")
     return None
 
 
-def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to resume a run of another recipe; only its length may change."""
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of the files in a folder, without the claim on it."""
+    return {path.name for path in folder.iterdir()} - {CLAIM_NAME}
 
-    def without_length(recipe: Recipe) -> Recipe:
+
+def _check_outside(data: DataConfig, folder: Path) -> None:
+    """Refuse to write among the class folders, of which the run would become one."""
+    for split in (data.train, data.val) if data.kind not in ("digits", "table") else ():
+        images = Path(data.root) / (split or "")
+        for path in (folder, data.overview_folder):
+            if split and path and Path(path).resolve().is_relative_to(images.resolve()):
+                remedy = f"give another {'--out' if path == folder else 'data.overview_folder'}"
+                raise OutputError(f"{path} is inside the folder of images {images}; {remedy}, outside of it")
+
+
+def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Refuse to resume a run of another recipe; only its length, and the place of the images, may change."""
+
+    def compared(recipe: Recipe) -> dict[str, Any]:
         train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
-        return replace(recipe, train=train, title="")
+        data = replace(recipe.data, root="", overview_folder=None)
+        return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 
     path = folder / RECIPE_NAME
-    if path.is_file() and without_length(recipe) != without_length(load_recipe(path)):
-        raise CheckpointError(f"{folder} holds a run of another recipe, {path}; use that, or give another --out")
+    if not path.is_file():
+        return
+    old, new = compared(load_recipe(path)), compared(recipe)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if keys:
+        changes = [f"{key} {shown(old.get(key))} -> {shown(new.get(key))}" for key in keys[:5]]
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        what = f"{folder} holds a run of another recipe, {path} ({', '.join(changes)}{more})"
+        raise CheckpointError(f"{what}; use that, or give another --out")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key."""
+    if not isinstance(value, dict):
+        return {key: value}
+    parts = (_flat(item, f"{key}.{name}" if key else name) for name, item in value.items())
+    return {name: item for part in parts for name, item in part.items()}
 
 
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
     train = recipe.train
-    checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+    place = folder / "checkpoints"
     active: list[Callback] = [
-        checkpoint("best", monitor=module.monitor, mode="max"),
+        callbacks.LatestOfBest(place, "best", monitor=module.monitor, mode="max", enable_version_counter=False),
+        callbacks.LogTraining(),
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
-        checkpoint(Path(LAST_CHECKPOINT).stem),
+        ModelCheckpoint(place, Path(LAST_CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False),
         callbacks.KeepModel(folder / "model", train.keep),
     ]
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
+    active.append(callbacks.ShareStatistics())
     if train.recalibrate_batches:
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
@@ -157,11 +222,15 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
     if progress:
         minutes = train.max_minutes
         active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            # Processes may validate different numbers of batches, and a stage may leave parameters out.
+            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
+            use_distributed_sampler=False,
             precision=train.precision,
             max_epochs=train.epochs,
             callbacks=active,
@@ -177,11 +246,12 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             log_every_n_steps=10**9,
             enable_progress_bar=progress,
             enable_model_summary=False,
+            default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        place, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
+        device, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
         remedy = "change train.accelerator, train.devices or train.precision"
-        raise TrainingError(f"training on {place} with {train.precision} cannot start ({reason}); {remedy}") from None
+        raise TrainingError(f"training on {device} with {train.precision} cannot start ({reason}); {remedy}") from None
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
@@ -197,6 +267,10 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
             reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
             remedy = "delete it to start over, or use the model/ beside it"
             raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
+        except OSError as error:  # of a library that writes in the run directory without naming the file
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+                raise cannot_write(trainer.default_root_dir, error) from None
+            raise
         except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
@@ -214,9 +288,13 @@ def _write_curves(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_overlays(model: Model, data: LabelledData, folder: Path, count: int) -> None:
-    """Draw the looks of a model at some validation samples, replacing the folder; remove it for a count of 0."""
-    if count < 1 or len(data) < 1:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    with atomic_folder(folder) as temporary:
-        explain_samples(model, data, count, temporary, device=next(model.parameters()).device, progress=False)
+    """Draw the looks of a model at some validation samples, in place of earlier figures; none for a count of 0."""
+    old = {REGIONS_NAME, *listed_figures(folder / REGIONS_NAME)}
+    if count > 0 and len(data) > 0:
+        place = next(model.parameters()).device
+        drawn = explain_samples(model, data, count, folder, device=place, progress=False, overwrite=True)
+        old -= {REGIONS_NAME, *(path.name for path in drawn if isinstance(path, Path))}
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
