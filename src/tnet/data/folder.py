@@ -184,7 +184,7 @@ class ImageFolder(LabelledImages):
         """
         self.root = Path(root)
         found: dict[str, list[Path]] = {}
-        passed: list[Path] = []
+        passed = [self.root / name for name in _subfolders(self.root) if is_system_folder(name)]
         for name in _class_folders(self.root):
             try:
                 images, left_out = list_images(self.root / name)
@@ -193,6 +193,8 @@ class ImageFolder(LabelledImages):
             passed += left_out
             if images or not left_out:
                 found[name] = images
+        if not found:
+            raise DataError(f"the folder {self.root} has only folders that tnet wrote; add one folder per class")
         warn_passed_over(self.root, passed)
         names = list(found) if classes is None else check_classes(classes)
         _match_classes(self.root, list(found), names)
@@ -254,9 +256,7 @@ def _hash(split_seed: int, path: Path, folder: str) -> bytes:
 def _subfolders(root: Path) -> list[str]:
     try:
         folders = [entry for entry in root.iterdir() if entry.is_dir() and not is_image_folder(entry)]
-        return sorted(
-            name for entry in folders if not (name := entry.name).startswith(".") and not is_system_folder(name)
-        )
+        return sorted(entry.name for entry in folders if not entry.name.startswith("."))
     except FileNotFoundError as error:
         raise DataError(f"the folder {root} does not exist; correct the path") from error
     except NotADirectoryError as error:
@@ -266,7 +266,7 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def _class_folders(root: Path) -> list[str]:
-    folders = _subfolders(root)
+    folders = [name for name in _subfolders(root) if not is_system_folder(name)]
     if folders:
         return folders
     if any(is_image_path(entry) for entry in root.iterdir()):

@@ -48,8 +48,8 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
     Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
-    Links to folders are followed, each real folder once. What systems (thumbnails, recycle bins) or tnet (runs, figures)
-    wrote in subfolders is passed over, with a warning.
+    Links to folders are followed, each real folder once. What the system (thumbnails, recycle bins) or tnet (runs,
+    figures) wrote in subfolders is passed over, with a warning.
     """
     path = Path(path)
     if is_image_folder(path) or (os.path.isfile(path) and is_image_path(path)):  # noqa: PTH113 (as above)
@@ -92,7 +92,7 @@ def warn_passed_over(root: Path, passed: Sequence[Path]) -> None:
 
 def is_system_folder(name: str) -> bool:
     """Return whether systems make folders of this name (without hidden ones): thumbnails, recycle bins and the like."""
-    return name.casefold() in _SYSTEM_FOLDERS or name.casefold().startswith(("found.0", ".trash"))
+    return name.casefold() in _SYSTEM_FOLDERS or name.casefold().startswith("found.0")
 
 
 def _is_output(folders: Sequence[str], names: Sequence[str]) -> bool:
