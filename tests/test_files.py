@@ -63,13 +63,14 @@ def test_no_permission(tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "x")
 
 
-def test_atomic_folder_replaces_the_old_one_when_complete(tmp_path: Path) -> None:
+def test_atomic_folder_replaces_files_of_the_same_names_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for content in ("one", "two"):
         with atomic_folder(target) as temporary:
             (temporary / content).write_text(content)
-    assert names(target) == ["two"] and names(tmp_path) == ["model"]
-    assert target.stat().st_mode & 0o777 == 0o755  # not the private mode of temporary folders
+            (temporary / "two").write_text(f"of {content}")
+        assert (target / "two").read_text() == f"of {content}"
+    assert names(target) == ["one", "two"] and names(tmp_path) == ["model"]
 
 
 def test_error_keeps_the_old_folder_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -82,18 +83,15 @@ def test_error_keeps_the_old_folder_and_leaves_no_temporary(tmp_path: Path) -> N
     assert names(target) == ["good"] and names(tmp_path) == ["model"]
 
 
-def test_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_replacement_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as temporary:
         (temporary / "good").write_text("x")
-    replace = os.replace
 
-    def fail_for_the_new_one(source: Path, destination: Path) -> None:
-        if Path(destination) == target and not str(source).endswith(".old"):
-            raise OSError(28, "No space left on device")
-        replace(source, destination)
+    def fail(source: Path, destination: Path) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail_for_the_new_one)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OutputError, match="No space left on device"), atomic_folder(target) as temporary:
         (temporary / "new").write_text("x")
     assert names(target) == ["good"] and names(tmp_path) == ["model"]

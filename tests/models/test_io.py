@@ -66,11 +66,14 @@ def test_load_from_a_run_folder(saved: Path) -> None:
     assert load_model(saved.parent).config == tiny_config()
 
 
-def test_saving_again_replaces_the_folder(saved: Path) -> None:
-    (saved / "stray").write_text("x")
-    save_model(TNet(three_levels()), saved, card="a card\n")
+def test_saving_again_replaces_the_models_files_and_no_others(saved: Path) -> None:
+    (saved / "mine").write_text("x")
+    with pytest.raises(OutputError, match="not empty.*overwrite"):
+        save_model(TNet(three_levels()), saved)
+    assert load_model(saved).config == tiny_config()
+    save_model(TNet(three_levels()), saved, card="a card\n", overwrite=True)
     assert load_model(saved).config == three_levels()
-    assert (saved / "README.md").read_text() == "a card\n" and not (saved / "stray").exists()
+    assert (saved / "README.md").read_text() == "a card\n" and (saved / "mine").read_text() == "x"
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
@@ -78,7 +81,7 @@ def test_failed_save_keeps_the_old_model(saved: Path, monkeypatch: pytest.Monkey
     before = (saved / "model.safetensors").read_bytes()
     monkeypatch.setattr("tnet.models.io.default_card", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_model(TNet(three_levels()), saved)
+        save_model(TNet(three_levels()), saved, overwrite=True)
     assert (saved / "model.safetensors").read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
