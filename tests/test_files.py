@@ -123,9 +123,9 @@ def test_a_full_disk_is_named_with_the_output(number: int, tmp_path: Path, monke
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OutputError, match=r"new/a\.txt cannot be written \(.*\); make room there"):
         write_text(tmp_path / "new" / "a.txt", "x")
-    with pytest.raises(OutputError, match=r"model cannot be written \(.*\); make room there"):
-        with atomic_folder(tmp_path / "new" / "model") as folder:
-            (folder / "x").write_text("x")
+    room = pytest.raises(OutputError, match=r"model cannot be written \(.*\); make room there")
+    with room, atomic_folder(tmp_path / "new" / "model") as folder:
+        (folder / "x").write_text("x")
     assert names(tmp_path / "new") == []
 
 
