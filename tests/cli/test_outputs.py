@@ -154,6 +154,8 @@ def test_a_file_that_exists_is_replaced_only_if_asked(case: str, place: Path) ->
     with unchanged(place):
         assert run(arguments)[0] == 1
     path.unlink()
+    if arguments[0] == "compare":
+        return
     path.mkdir()
     (path / "mine").touch()
     with unchanged(place):

@@ -20,15 +20,7 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
-from tnet.scenes.find import (
-    image_exists,
-    is_image_folder,
-    is_image_path,
-    is_system_folder,
-    list_images,
-    no_images,
-    warn_passed_over,
-)  # fmt: skip
+from tnet.scenes.find import image_exists, is_image_folder, is_image_path, list_images, warn_passed_over
 from tnet.scenes.reading import ReadOptions
 
 
@@ -184,7 +176,7 @@ class ImageFolder(LabelledImages):
         """
         self.root = Path(root)
         found: dict[str, list[Path]] = {}
-        passed = [self.root / name for name in _subfolders(self.root) if is_system_folder(name)]
+        passed: list[Path] = []
         for name in _class_folders(self.root):
             try:
                 images, left_out = list_images(self.root / name)
@@ -194,7 +186,9 @@ class ImageFolder(LabelledImages):
             if images or not left_out:
                 found[name] = images
         if not found:
-            raise DataError(f"the folder {self.root} has only folders that tnet wrote; add one folder per class")
+            raise DataError(
+                f"the folder {self.root} has only folders that tnet or the system wrote; add one folder per class"
+            )
         warn_passed_over(self.root, passed)
         names = list(found) if classes is None else check_classes(classes)
         _match_classes(self.root, list(found), names)
@@ -202,7 +196,7 @@ class ImageFolder(LabelledImages):
         targets: list[int] = []
         for index, name in enumerate(names):
             if not found[name]:
-                raise DataError(f"class {name!r} cannot be used: {no_images(self.root / name)}")
+                raise DataError(f"class {name!r} has no images in {self.root / name}; add some, or remove the folder")
             paths += found[name]
             targets += [index] * len(found[name])
         super().__init__(paths, torch.tensor(targets, dtype=torch.int64), names, **options)
@@ -266,7 +260,7 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def _class_folders(root: Path) -> list[str]:
-    folders = [name for name in _subfolders(root) if not is_system_folder(name)]
+    folders = _subfolders(root)
     if folders:
         return folders
     if any(is_image_path(entry) for entry in root.iterdir()):

@@ -22,8 +22,7 @@ _SYSTEM_FOLDERS = frozenset(
     | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@__thumb"}  # network storage
     | {"lost+found", "__pycache__"}
 )
-_OUTPUTS = [{"config.json", "model.safetensors"}, {"evaluation.md", "evaluation.csv"}]
-_OUTPUTS += [{"results.json", "evaluation_tnet.md"}]
+_OUTPUTS = ({"config.json", "model.safetensors"}, {"evaluation.md", "evaluation.csv"}, {"results.json", "index.html"})
 _MAX_REGIONS_BYTES = 2**28
 FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # folders that are one image
 
@@ -57,16 +56,18 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     images, passed = list_images(path, is_given=True)
     warn_passed_over(path, passed)
     if not images:
-        raise no_images(path)
+        raise DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return images
 
 
 def list_images(path: Path, *, is_given: bool = False) -> tuple[list[Path], list[Path]]:
     """List the images in a folder as :func:`find_images`, maybe none, and what was passed over in it.
 
-    The folder itself is passed over too if tnet wrote it, unless it ``is_given`` by the user.
+    The folder itself is passed over too if it is not the user's, unless it ``is_given`` by the user.
     """
     passed: list[Path] = []
+    if _is_system_folder(path.name) and not is_given:
+        return [], [path]
     try:
         if not path.is_dir():
             problem = "is neither a folder nor an image by its suffix" if path.exists() else "does not exist"
@@ -77,11 +78,6 @@ def list_images(path: Path, *, is_given: bool = False) -> tuple[list[Path], list
         raise DataError(f"folder {folder} cannot be listed ({error.strerror}); make it readable") from error
 
 
-def no_images(path: Path) -> DataError:
-    """Return the error about a folder without images."""
-    return DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
-
-
 def warn_passed_over(root: Path, passed: Sequence[Path]) -> None:
     """Say what was passed over in a folder, if anything."""
     if passed:
@@ -90,8 +86,8 @@ def warn_passed_over(root: Path, passed: Sequence[Path]) -> None:
         warnings.warn(f"{what} are passed over", PassedOverWarning, stacklevel=3)
 
 
-def is_system_folder(name: str) -> bool:
-    """Return whether systems make folders of this name (without hidden ones): thumbnails, recycle bins and the like."""
+def _is_system_folder(name: str) -> bool:
+    """Return whether systems make folders of this name (besides hidden ones), which may not be readable."""
     return name.casefold() in _SYSTEM_FOLDERS or name.casefold().startswith("found.0")
 
 
@@ -130,8 +126,8 @@ def _walk(root: Path, is_given: bool, passed: list[Path]) -> Iterator[Path]:
             passed.append(folder)
             folders.clear()
             continue
-        passed += [folder / name for name in folders if is_system_folder(name)]
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_system_folder(name))
+        passed += [folder / name for name in folders if _is_system_folder(name)]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_system_folder(name))
         yield from (folder / name for name in folders if is_image_path(name))
         folders[:] = [name for name in folders if not is_image_path(name)]
         images = [name for name in names if not name.startswith(".") and is_image_path(name)]
