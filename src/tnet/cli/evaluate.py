@@ -76,6 +76,7 @@ def evaluate(
     from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
     from tnet.files import make_folder, write_text
     from tnet.models.io import load_model
+    from tnet.text import markdown
     from tnet.training.recipe import load_recipe
 
     place = common.pick_device(device)
@@ -109,7 +110,7 @@ def evaluate(
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         typer.echo(f"{note}: {shorten(images.classes)}", err=True)
     folder = make_folder(out or run / "evaluation")
-    head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
+    head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     typer.echo(head)
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
@@ -120,8 +121,8 @@ def evaluate(
     typer.echo(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
-    title = f"# Accuracy against looks: {run.resolve().name}"
-    write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
+    page = f"# Accuracy against looks: {markdown(run.resolve().name)}\n\n{head}\n{table}\n{notes}\n"
+    write_text(folder / "evaluation.md", f"{page}![evaluation.png](evaluation.png)\n")
     typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
 

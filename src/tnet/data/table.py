@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
+from tnet.text import unmarked
 
 _PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; correct the path",
@@ -115,7 +116,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {name: [] for name in columns}
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream, strict=True)
-        header = next(reader, [])
+        header = list(map(unmarked, next(reader, [])))
         _check_columns(path, header, columns)
         places = [(values[name], header.index(name)) for name in values]
         for row in reader:
@@ -125,7 +126,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
                     "correct the line (quote values that contain a comma)"
                 )
             for column, place in places if row else ():  # empty lines are skipped
-                column.append(row[place])
+                column.append(unmarked(row[place]))
     return values
 
 

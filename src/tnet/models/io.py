@@ -14,6 +14,7 @@ from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
+from tnet.text import markdown
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -120,10 +121,10 @@ def default_card(config: ModelConfig) -> str:
     """Return a model card made from the configuration."""
     looks = sum(config.default_looks[:1])
     kind = "independent labels" if config.multilabel else "exclusive classes"
-    names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
+    names = ", ".join(map(markdown, config.class_names[:20])) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        f"# {config.title}\n\n{config.line()}.\n\n"
+        f"# {config.title}\n\n{markdown(config.line())}.\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"

@@ -22,6 +22,7 @@ from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
 from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
+from tnet.text import markdown
 from tnet.training.curves import write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -132,7 +133,7 @@ class KeepModel(Callback):
     def _card(self, trainer: pl.Trainer, module: TNetModule) -> str:
         metrics = sorted(item for item in trainer.callback_metrics.items() if item[0].startswith("val/"))
         values = [f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |" for name, value in metrics]
-        title = module.recipe.title or module.recipe.model.line()
+        title = markdown(module.recipe.title or module.recipe.model.line())
         return (
             f'{default_card(module.model.config)}\nTrained by the recipe "{title}" (`recipe.yaml` of the run), seed '
             f"{module.recipe.seed}, kept after epoch {trainer.current_epoch + 1}. Validation:\n\n"
