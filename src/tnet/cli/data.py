@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tnet.cli.common import say
+
 data = typer.Typer(name="data", no_args_is_help=True, help="Manage the published datasets that recipes train on.")
 
 
@@ -26,7 +28,7 @@ def check(
     from tnet.files import write_text
 
     summary = PUBLISHED[name].check(root)
-    typer.echo(summary.text())
+    say(summary.text())
     if json_path is not None:
         write_text(json_path, json.dumps(summary.as_dict(), indent=2) + "\n")
     if not summary.ok:

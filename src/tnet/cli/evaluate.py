@@ -108,22 +108,22 @@ def evaluate(
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
-        typer.echo(f"{note}: {shorten(images.classes)}", err=True)
+        common.say(f"{note}: {shorten(images.classes)}", err=True)
     folder = make_folder(out or run / "evaluation")
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
-    typer.echo(head)
+    common.say(head)
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
     )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
-    typer.echo(f"{table}\n{notes}")
+    common.say(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
     page = f"# Accuracy against looks: {markdown(run.resolve().name)}\n\n{head}\n{table}\n{notes}\n"
     write_text(folder / "evaluation.md", f"{page}![evaluation.png](evaluation.png)\n")
-    typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+    common.say(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
 
 def _open_images(

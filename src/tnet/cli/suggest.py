@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tnet.cli.common import say
 from tnet.errors import OutputError
 
 _FOLDER_HELP = (
@@ -51,10 +52,10 @@ def suggest(
     data = find_layout(folder)
     data = replace(data, path_column=path_column, label_column=label_column, label_separator=label_separator)
     proposal = propose(survey_images(data), budget_macs=budget, backbone=backbone)
-    typer.echo(explain(proposal))
+    say(explain(proposal))
     if out is None:
-        typer.echo("to save it as a recipe, add --out recipe.yaml")
+        say("to save it as a recipe, add --out recipe.yaml")
         return
     run = f"runs/{out.stem}"
     write_text(out, recipe_text(proposal, run))
-    typer.echo(f"written: {out}   next: tnet train {shlex.quote(str(out))} --out {shlex.quote(run)}")
+    say(f"written: {out}   next: tnet train {shlex.quote(str(out))} --out {shlex.quote(run)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import ProgressOption
+from tnet.cli.common import ProgressOption, say
 
 if TYPE_CHECKING:
     from tnet.training.run import RunResult
@@ -43,12 +43,12 @@ def train(
     folder = out or Path("runs") / recipe.stem
     result = run(load_recipe(recipe, overrides or []), folder, resume=resume, progress=progress)
     if result.not_started:
-        typer.echo(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
+        say(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
-    typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
+    say(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     quoted = shlex.quote(str(folder))
-    typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")
+    say(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")
 
 
 def _parts(result: RunResult) -> list[str]:
@@ -68,6 +68,6 @@ def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:
     from tnet.training.smoke import smoke
 
     result = smoke(load_recipe(recipe, overrides), progress=progress)
-    typer.echo(
+    say(
         f"{recipe} works: two steps on synthetic images and validation in {result.train_seconds:.0f} s; nothing is kept"
     )

@@ -22,6 +22,7 @@ from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
 from tnet.scenes.find import find_images, image_exists, is_image_folder, is_image_path
 from tnet.scenes.reading import ReadOptions
+from tnet.text import on_one_line
 
 
 class ImageOptions(TypedDict, total=False):
@@ -175,7 +176,7 @@ class ImageFolder(LabelledImages):
         """
         self.root = Path(root)
         folders = _class_folders(self.root)
-        names = folders if classes is None else check_classes(classes)
+        names = check_classes(folders if classes is None else classes)
         _match_classes(self.root, folders, names)
         paths: list[Path] = []
         targets: list[int] = []
@@ -207,6 +208,9 @@ def check_classes(classes: Sequence[str]) -> list[str]:
         raise DataError("the list of classes is empty; give at least one class, or leave the list out")
     if not all(classes):
         raise DataError(f"the list of classes has an empty name at index {list(classes).index('')}; remove it")
+    bad = [name for name in classes if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    if bad:
+        raise DataError(f"the name of the class {shorten(bad)} is not UTF-8; rename its folder")
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
         raise DataError(f"the list of classes has {shorten(repeated)} more than once; remove the repetitions")
@@ -225,7 +229,7 @@ def check_images_exist(paths: Sequence[Path], source: str, remedy: str) -> None:
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
     """Quote the first few names and count the others."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
+    shown = ", ".join(f"'{on_one_line(name)}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
