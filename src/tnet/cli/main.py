@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -29,6 +31,7 @@ _VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited unexpectedly)")
 _TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
 
 
@@ -39,6 +42,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
+            if _DEAD_WORKER.search(str(error)):
+                with suppress(KeyboardInterrupt):  # the signal may be on its way to this process too
+                    time.sleep(0.5)
             number = received() or signal.SIGINT
             if received() or isinstance(error, KeyboardInterrupt):
                 # A verb that can resume says how in a note on the exception.
@@ -49,7 +55,7 @@ class _Group(TyperGroup):
             sentence = _sentence(error)
             if sentence is None:
                 raise
-            say(f"error: {on_one_line(sentence)}", err=True)
+            say(f"error: {on_one_line('; '.join([sentence, *getattr(error, '__notes__', [])]))}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -62,6 +68,8 @@ def _sentence(error: Exception) -> str | None:
         return f"{where}{error.strerror}; change its permissions, free space, or choose another path"
     if _TOO_MANY_FILES.search(str(error)):
         return "too many open files; raise the limit (ulimit -n 4096), or use fewer workers"
+    if dead := _DEAD_WORKER.search(str(error)):
+        return f"a process that reads images ended ({dead[1]}), perhaps for want of memory; use fewer workers"
     # torch's error is recognized by name, since torch is not imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):

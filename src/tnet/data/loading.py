@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
@@ -20,6 +20,7 @@ from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import ReferenceEval, named_transform
+from tnet.data.workers import image_loader
 from tnet.errors import ConfigError, DataError, ImageError
 from tnet.scenes.decode import shrunk_size
 from tnet.scenes.reading import ReadOptions
@@ -246,7 +247,4 @@ def eval_loader(data: LabelledData, batch_size: int, workers: int) -> DataLoader
 
 
 def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
-        cast("Dataset[Any]", data), batch_size, num_workers=workers, collate_fn=collate,
-        pin_memory=torch.cuda.is_available(), **options,
-    )  # fmt: skip
+    return image_loader(data, batch_size, workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.data.loading import read_options
+from tnet.data.workers import image_loader
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
@@ -237,7 +238,7 @@ def iter_predictions(
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
     load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
     # Images come one by one, so that a batch can be closed by its size in memory.
-    loader = DataLoader(_Images(images, load), batch_size=None, num_workers=workers)
+    loader = image_loader(_Images(images, load), None, workers)
 
     def predictions() -> Iterator[Prediction | Unreadable]:
         with progress_bar(progress) as bar:

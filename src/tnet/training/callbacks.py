@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +22,10 @@ from torch import Tensor
 from tnet.backbones.base import batch_norms
 from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
+from tnet.inference.progress import Lines
 from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
+from tnet.stop import STOP_SIGNALS
 from tnet.text import markdown
 from tnet.training.curves import write_metrics
 from tnet.training.data import TNetData
@@ -95,6 +99,36 @@ class TimeLimit(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
         self.before = float(state_dict["seconds"])
+
+
+class KeepSignals(Callback):
+    """Keeps the program's own handlers of signals: Lightning makes a SIGTERM end in success."""
+
+    def __init__(self) -> None:
+        self.handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Restore the handlers: Lightning ignores a second Ctrl-C while it ends."""
+        self.on_train_start(trainer, pl_module)
+
+
+class ProgressLines(Callback):
+    """Reports training steps in lines, for output that is no terminal."""
+
+    def __init__(self) -> None:
+        self.lines = Lines()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Report the step."""
+        loss = trainer.progress_bar_metrics.get("loss", float("nan"))
+        place = f"epoch {trainer.current_epoch + 1}: step {args[-1] + 1} of {trainer.num_training_batches}"
+        self.lines.show(f"{place}, loss {loss:.3g}")
 
 
 class TimedProgressBar(TQDMProgressBar):

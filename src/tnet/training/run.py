@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import shutil
-import signal
+import sys
 import time
 import warnings
 import zipfile
@@ -31,6 +31,7 @@ from tnet.data.loading import LabelledData
 from tnet.errors import CheckpointError, OutputError, TnetError, TrainingError
 from tnet.explain.batch import explain_samples
 from tnet.files import atomic_folder, make_folder
+from tnet.inference.progress import is_terminal
 from tnet.models.base import Model
 from tnet.models.io import RECIPE_NAME, fill_from, load_model
 from tnet.training import callbacks
@@ -103,17 +104,17 @@ def train(
     start = time.monotonic()
     try:
         _fit(trainer, module, data, checkpoint)
+        seconds = time.monotonic() - start
+        metrics = _write_curves(folder)
+        trained = load_model(folder)
+        draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     except TnetError:
         if is_new and not (folder / LAST_CHECKPOINT).exists():  # nothing to use or resume
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
+    except (KeyboardInterrupt, RuntimeError) as error:  # a RuntimeError: a worker was killed
+        error.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
         raise
-    seconds = time.monotonic() - start
-    metrics = _write_curves(folder)
-    trained = load_model(folder)
-    draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     return RunResult(folder, recipe, trained, metrics, seconds, not_started)
 
 
@@ -147,6 +148,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
         checkpoint(Path(LAST_CHECKPOINT).stem),
         callbacks.KeepModel(folder / "model", train.keep),
+        callbacks.KeepSignals(),
     ]
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
@@ -154,7 +156,10 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
         active.append(callbacks.TimeLimit(train.max_minutes))
-    if progress:
+    is_bar = progress and is_terminal(sys.stdout)
+    if progress and not is_bar:
+        active.append(callbacks.ProgressLines())
+    if is_bar:
         minutes = train.max_minutes
         active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -175,7 +180,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             num_sanity_val_steps=0,
             limit_val_batches=val_batches,
             log_every_n_steps=10**9,
-            enable_progress_bar=progress,
+            enable_progress_bar=is_bar,
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -186,7 +191,6 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
     """Run the trainer, and translate its errors."""
-    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
         try:
@@ -197,11 +201,15 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
             reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
             remedy = "delete it to start over, or use the model/ beside it"
             raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            remedy = "set train.batch_size to at least 2, or raise model.base_px"
+            raise TrainingError(f"batch norm has a single value of each channel to train on; {remedy}") from None
         except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from None
+            raise stop.__context__ from None
 
 
 def _write_curves(folder: Path) -> list[dict[str, float]]:
