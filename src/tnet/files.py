@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tnet.errors import OutputError
+
+_STEM_BYTES = 200  # of 255 for a file name, which also holds a number, a suffix and the marks of a temporary file
 
 
 @contextmanager
@@ -78,9 +81,15 @@ def make_folder(path: str | Path) -> Path:
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``."""
+    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``.
+
+    A stem whose name would be too long for a file system is cut, and ends with a hash.
+    """
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"
+    if len(stem.encode()) > _STEM_BYTES:
+        cut = stem.encode()[: _STEM_BYTES - 9].decode("utf-8", "ignore")
+        stem = f"{cut}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     name, number = f"{stem}{suffix}", 1
     while name.lower() in taken:  # some file systems ignore case
         number += 1

@@ -55,8 +55,9 @@ def _devices() -> list[tuple[str, str, bool, bool]]:
     import torch
 
     from tnet.cli.common import pick_device
+    from tnet.threads import reasons
 
-    devices = [("cpu", f"{torch.get_num_threads()} threads", True, True)]
+    devices = [("cpu", f"{torch.get_num_threads()} threads ({reasons()})", True, True)]
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     names += ["mps"] if torch.backends.mps.is_available() else []
     for name in names:

@@ -19,7 +19,7 @@ from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.data.loading import read_options
 from tnet.data.workers import image_loader
-from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
+from tnet.errors import ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
@@ -296,9 +296,6 @@ def _predict_batch(
         images = [MemoryScene(e.image, e.path) if isinstance(e.image, Tensor) else e.image for e in loaded]
     with torch.inference_mode():
         output = model(images, looks, policy)
-    if not bool(torch.isfinite(output.logits).all()):
-        first = f"first image {loaded[0].path}"
-        raise CheckpointError(f"the model outputs infinite or NaN values ({first}); load an earlier checkpoint")
     number, located = count(), model.is_located(policy)
     for entry in batch:
         if isinstance(entry, Unreadable):
