@@ -1,0 +1,62 @@
+"""A process asked to end by a signal cleans up; asked twice, it ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tnet.stop import STOP_SIGNALS
+
+PROGRAM = """
+import signal, sys, time
+from tnet.stop import Stopped, received, stop_on_signals
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+stop_on_signals()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt as stop:
+    print(type(stop).__name__, stop, stop.number, received(), flush=True)
+    if sys.argv[2] == "slow":
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    processes = []
+
+    def begin(hang_up: str = "SIG_DFL", end: str = "") -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, hang_up, end]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "ready\n"
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_is_an_exception_and_the_second_the_end(start, number: signal.Signals) -> None:
+    process = start(end="slow")
+    process.send_signal(number)
+    assert process.stdout.readline() == f"Stopped {number.name} {number} {number}\n"
+    process.send_signal(number)
+    assert process.wait(10) == -number
+
+
+def test_a_signal_that_is_ignored_stays_ignored(start) -> None:
+    process = start("SIG_IGN")
+    os.kill(process.pid, signal.SIGHUP)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.stdout.read() == "Stopped SIGTERM 15 15\n"
+    assert process.wait(10) == 0
