@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tnet.stop import STOP_SIGNALS
+
+Start = Callable[..., subprocess.Popen[str]]
 
 PROGRAM = """
 import signal, sys, time
@@ -29,8 +31,8 @@ except KeyboardInterrupt as stop:
 
 
 @pytest.fixture
-def start() -> Iterator[object]:
-    processes = []
+def start() -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
 
     def begin(hang_up: str = "SIG_DFL", end: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, "-c", PROGRAM, hang_up, end]
@@ -46,7 +48,7 @@ def start() -> Iterator[object]:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_is_an_exception_and_the_second_the_end(start, number: signal.Signals) -> None:
+def test_the_first_signal_is_an_exception_and_the_second_the_end(start: Start, number: signal.Signals) -> None:
     process = start(end="slow")
     process.send_signal(number)
     assert process.stdout.readline() == f"Stopped {number.name} {number} {number}\n"
@@ -54,7 +56,7 @@ def test_the_first_signal_is_an_exception_and_the_second_the_end(start, number: 
     assert process.wait(10) == -number
 
 
-def test_a_signal_that_is_ignored_stays_ignored(start) -> None:
+def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
     process = start("SIG_IGN")
     os.kill(process.pid, signal.SIGHUP)
     os.kill(process.pid, signal.SIGTERM)

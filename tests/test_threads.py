@@ -51,10 +51,7 @@ def test_threads_follow_the_limit(monkeypatch: pytest.MonkeyPatch, cpus: int, li
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "usable_cpus", lambda: 8)
     monkeypatch.setattr(threads, "cpu_limit", lambda: 1.0)
-    for own in (
-        {"OMP_NUM_THREADS": "5", "KMP_BLOCKTIME": "200"},
-        {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active"},
-    ):
-        chosen = dict(own)
+    for waiting in ({"KMP_BLOCKTIME": "200"}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "9"}):
+        chosen = {"OMP_NUM_THREADS": "5", **waiting}
         threads.choose_threads(chosen)
-        assert chosen == own
+        assert chosen == {"OMP_NUM_THREADS": "5", **waiting}

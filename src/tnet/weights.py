@@ -33,7 +33,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         remedy = "loading it could run code; save only its tensors"
         raise CheckpointError(f"{path} is not a plain state dict, and {remedy}") from None
     except Exception as error:  # on damaged files, and on files of another format, unpicklers raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = reason if " " in reason else "it is not a file of PyTorch's"  # a KeyError of 101 for text
         raise CheckpointError(
             f"{path} cannot be read as weights ({reason}); give a .safetensors file or a state dict, or copy it again"
         ) from None

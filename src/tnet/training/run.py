@@ -198,7 +198,7 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
         except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
-            reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
+            reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else "it is cut off"
             remedy = "delete it to start over, or use the model/ beside it"
             raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
         except ValueError as error:
