@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tnet.errors import OutputError
-from tnet.files import atomic_folder, atomic_path, make_folder, write_text
+from tnet.files import atomic_folder, atomic_path, make_folder, name_after, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +103,14 @@ def test_make_folder(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert names(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "ä" * 125, "漢" * 84, "x" * 200])
+def test_a_long_name_is_cut_and_stays_its_own(tmp_path: Path, stem: str) -> None:
+    taken: set[str] = set()
+    names = [name_after(f"{stem}.png", ".geojson", taken) for _ in range(2)]
+    names.append(name_after(f"{stem[:-1]}y.png", ".geojson", taken))
+    assert len(set(names)) == 3 and all(name.startswith(stem[:30]) for name in names)
+    for name in names:
+        write_text(tmp_path / name, "text")  # beside a temporary file with a longer name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -15,12 +15,24 @@ from tnet.stop import STOP_SIGNALS
 Start = Callable[..., subprocess.Popen[str]]
 
 PROGRAM = """
-import signal, sys, time
+import os, signal, sys, time
 from tnet.stop import Stopped, received, stop_on_signals
+class Slow:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 stop_on_signals()
+if sys.argv[2] == "fork":
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
 try:
+    if sys.argv[2] == "destructor":
+        Slow()
+        print("swallowed", flush=True)
     print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt as stop:
@@ -36,8 +48,8 @@ def start() -> Iterator[Start]:
 
     def begin(hang_up: str = "SIG_DFL", end: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, "-c", PROGRAM, hang_up, end]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert processes[-1].stdout.readline() == "ready\n"
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == {"destructor": "swallowed", "fork": "15"}.get(end, "ready") + "\n"
         return processes[-1]
 
     yield begin
@@ -45,6 +57,7 @@ def start() -> Iterator[Start]:
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stderr.close()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -62,3 +75,14 @@ def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert process.stdout.read() == "Stopped SIGTERM 15 15\n"
     assert process.wait(10) == 0
+
+
+def test_a_signal_during_a_destructor_is_not_lost(start: Start) -> None:
+    process = start(end="destructor")
+    assert (process.stdout.read(), process.stderr.read()) == ("ready\nStopped SIGTERM 15 15\n", "")
+
+
+def test_a_fork_ends_in_silence(start: Start) -> None:
+    process = start(end="fork")
+    process.terminate()
+    assert (process.stdout.read(), process.stderr.read()) == ("ready\nStopped SIGTERM 15 15\n", "")

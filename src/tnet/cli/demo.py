@@ -23,7 +23,11 @@ def demo(
     from tnet.demo.page import next_commands
     from tnet.demo.run import run_demo
 
-    result = run_demo(out, seed=seed, smoke=smoke, progress=progress, say=say)
+    try:
+        result = run_demo(out, seed=seed, smoke=smoke, progress=progress, say=say)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"a demo cannot be resumed; remove {out}, and start again")
+        raise
     say("")
     for claim in result.claims:
         say(f"  {'holds       ' if claim.met else 'DOES NOT HOLD'}  {claim.text}: {claim.measured}")

@@ -47,15 +47,15 @@ class _Group(TyperGroup):
                     time.sleep(0.5)
             number = received() or signal.SIGINT
             if received() or isinstance(error, KeyboardInterrupt):
-                # A verb that can resume says how in a note on the exception.
+                # How to go on is the last note on the exception.
                 again = [] if number == signal.SIGINT else ["the same command starts over"]
                 what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-                say("\n" + ": ".join([what, *map(on_one_line, getattr(error, "__notes__", again))]), err=True)
+                say("\n" + ": ".join([what, *map(on_one_line, getattr(error, "__notes__", again)[-1:])]), err=True)
                 raise typer.Exit(128 + number) from None
             sentence = _sentence(error)
             if sentence is None:
                 raise
-            say(f"error: {on_one_line('; '.join([sentence, *getattr(error, '__notes__', [])]))}", err=True)
+            say(f"error: {on_one_line('; '.join([sentence, *getattr(error, '__notes__', [])[-1:]]))}", err=True)
             raise typer.Exit(1) from None
 
 

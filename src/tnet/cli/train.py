@@ -67,7 +67,11 @@ def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:
     from tnet.training.recipe import load_recipe
     from tnet.training.smoke import smoke
 
-    result = smoke(load_recipe(recipe, overrides), progress=progress)
+    try:
+        result = smoke(load_recipe(recipe, overrides), progress=progress)
+    except KeyboardInterrupt as stop:
+        stop.add_note("nothing is kept")
+        raise
     say(
         f"{recipe} works: two steps on synthetic images and validation in {result.train_seconds:.0f} s; nothing is kept"
     )
