@@ -84,5 +84,6 @@ def test_a_signal_during_a_destructor_is_not_lost(start: Start) -> None:
 
 def test_a_fork_ends_in_silence(start: Start) -> None:
     process = start(end="fork")
+    assert process.stdout.readline() == "ready\n"
     process.terminate()
-    assert (process.stdout.read(), process.stderr.read()) == ("ready\nStopped SIGTERM 15 15\n", "")
+    assert (process.stdout.read(), process.stderr.read()) == ("Stopped SIGTERM 15 15\n", "")
