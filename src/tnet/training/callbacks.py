@@ -102,20 +102,18 @@ class TimeLimit(Callback):
 
 
 class KeepSignals(Callback):
-    """Keeps the program's own handlers of signals: Lightning makes a SIGTERM end in success."""
+    """Keeps the program's handlers of signals: by Lightning's, SIGTERM is a success, and a second Ctrl-C ignored."""
 
     def __init__(self) -> None:
         self.handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any, **__: Any) -> None:
         """Restore the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Restore the handlers: Lightning ignores a second Ctrl-C while it ends."""
-        self.on_train_start(trainer, pl_module)
+    on_exception = on_train_start
 
 
 class ProgressLines(Callback):
@@ -126,9 +124,8 @@ class ProgressLines(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Report the step."""
-        loss = trainer.progress_bar_metrics.get("loss", float("nan"))
-        place = f"epoch {trainer.current_epoch + 1}: step {args[-1] + 1} of {trainer.num_training_batches}"
-        self.lines.show(f"{place}, loss {loss:.3g}")
+        step = f"step {args[-1] + 1} of {trainer.num_training_batches}"
+        self.lines.show(f"epoch {trainer.current_epoch + 1}: {step}, loss {trainer.progress_bar_metrics['loss']:.3g}")
 
 
 class TimedProgressBar(TQDMProgressBar):

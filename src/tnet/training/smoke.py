@@ -58,11 +58,9 @@ def _synthetic(data: DataConfig, model: ModelConfig, root: Path) -> DataConfig:
     for split in ("train", "val"):
         names = _write_images(root / split, model.typical_size_hw)
         if suffix:
-            rows = [
-                [data.path_column, data.label_column],
-                *([f"{split}/{name}/{image}", name] for name, image in names),
-            ]
-            write_text(root / f"{split}{suffix}", "".join(map(csv_row, rows)))
+            lines = [csv_row((data.path_column, data.label_column))]
+            lines += [csv_row((f"{split}/{name}/{image}", name)) for name, image in names]
+            write_text(root / f"{split}{suffix}", "".join(lines))
     return replace(data, root=str(root), train=f"train{suffix}", val=f"val{suffix}")
 
 
