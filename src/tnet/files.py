@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tnet.errors import OutputError
 
+_STEM_BYTES = 200  # of 255 for a file name, which also holds a number, a suffix and the marks of a temporary file
 CLAIM_NAME = ".tnet-claim"
 _HOST = platform.node() or "this machine"
 _HOST_KEY = f"{zlib.crc32(_HOST.encode('utf-8', 'surrogateescape')):08x}"
@@ -241,9 +243,15 @@ def check_regular(path: Path) -> None:
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``."""
+    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``.
+
+    A stem whose name would be too long for a file system is cut, and ends with a hash.
+    """
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"
+    if len(stem.encode()) > _STEM_BYTES:
+        cut = stem.encode()[: _STEM_BYTES - 9].decode("utf-8", "ignore")
+        stem = f"{cut}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     name, number = f"{stem}{suffix}", 1
     while name.lower() in taken:  # some file systems ignore case
         number += 1

@@ -38,7 +38,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         remedy = "loading it could run code; save only its tensors"
         raise CheckpointError(f"{path} is not a plain state dict, and {remedy}") from None
     except Exception as error:  # on damaged files, and on files of another format, unpicklers raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = reason if " " in reason else "it is not a file of PyTorch's"  # a KeyError of 101 for text
         raise CheckpointError(
             f"{path} cannot be read as weights ({reason}); give a .safetensors file or a state dict, or copy it again"
         ) from None
@@ -84,8 +85,12 @@ def check_values(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], s
         CheckpointError: a tensor is quantised, complex, truth values or otherwise of another kind, or not finite.
     """
     for name, tensor in loaded.items():
-        kinds = _FLOATS if expected[name].is_floating_point() else (_WHOLE if expected[name].dtype != torch.bool else ())
-        is_plain = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in (expected[name].dtype, *kinds)
+        kinds = (
+            _FLOATS if expected[name].is_floating_point() else (_WHOLE if expected[name].dtype != torch.bool else ())
+        )
+        is_plain = (
+            tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in (expected[name].dtype, *kinds)
+        )
         if not is_plain:
             types = f"of type {_type(tensor)}, but the model needs {_type(expected[name])}"
             remedy = "save the weights as float32, float16 or bfloat16, without quantisation or sparsity"

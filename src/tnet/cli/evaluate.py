@@ -78,6 +78,7 @@ def evaluate(
     from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
     from tnet.files import check_outputs, make_folder, write_text
     from tnet.models.io import load_model
+    from tnet.text import markdown
     from tnet.training.recipe import load_recipe
 
     place, given = common.pick_device(device), data
@@ -109,27 +110,27 @@ def evaluate(
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
-        typer.echo(f"{note}: {shorten(images.classes)}", err=True)
+        common.say(f"{note}: {shorten(images.classes)}", err=True)
     folder = out or run / "evaluation"
     names = ["evaluation.md", "evaluation.csv", "evaluation.png"]
     page = make_folder(folder) / names[0]
     is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
     inputs = [] if given is None or given.is_dir() else [given]
     check_outputs([folder / name for name in names], inputs=inputs, overwrite=overwrite or is_own)
-    head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
-    typer.echo(head)
+    head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
+    common.say(head)
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
     )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
-    typer.echo(f"{table}\n{notes}")
+    common.say(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
-    title = f"{_TITLE}: {run.resolve().name}"
+    title = f"{_TITLE}: {markdown(run.resolve().name)}"
     write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
-    typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+    common.say(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
 
 
 def open_labelled(

@@ -70,6 +70,7 @@ def predict(
     from tnet.inference.records import Unreadable
     from tnet.inference.write import check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
+    from tnet.text import on_one_line
 
     paths = find_inputs(images, check_exists=not skip_unreadable)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
@@ -97,16 +98,16 @@ def predict(
         for item in predictions:
             if isinstance(item, Unreadable):
                 skipped += 1
-                typer.echo(f"skipped: {item.error}", err=True)
+                common.say(f"skipped: {on_one_line(item.error)}", err=True)
             yield item
 
     if out is None:
         for item in report_skipped():
             if not isinstance(item, Unreadable):
-                typer.echo(prediction_line(item))
+                common.say(prediction_line(item))
     else:
         count = write_predictions(report_skipped(), out, inputs=inputs, overwrite=overwrite)
-        typer.echo(f"written: {out} ({count} images, {skipped} skipped)", err=True)
+        common.say(f"written: {out} ({count} images, {skipped} skipped)", err=True)
 
 
 def _search(model: Model, folder: Path, budget: str | None, at_least: float | None, max_ms: float | None) -> BestFirst:

@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
 from tnet.files import check_regular
+from tnet.text import unmarked
 
 _PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; correct the path",
@@ -141,7 +142,10 @@ def read_lines(path: Path) -> Iterator[str]:
                 if number > MAX_ROWS:
                     problem, remedy = f"has more than {MAX_ROWS:,} lines", "split it into several"
                 elif "\0" in line:
-                    problem, remedy = f"has a zero byte in line {number}", "it is no text in UTF-8; save it again as such"
+                    problem, remedy = (
+                        f"has a zero byte in line {number}",
+                        "it is no text in UTF-8; save it again as such",
+                    )
                 else:
                     problem, remedy = f"has {_MAX_LINE:,} characters or more in line {number}", "correct the line"
                 raise DataError(f"{path} {problem}; {remedy}")
@@ -151,7 +155,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     reader = csv.reader(read_lines(path), strict=True)
-    header = next(reader, [])
+    header = list(map(unmarked, next(reader, [])))
     _check_columns(path, header, columns)
     values: dict[str, list[str]] = {name: [] for name in columns}
     places = [(values[name].append, header.index(name)) for name in values]
@@ -165,7 +169,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
                 "correct the line (quote values that contain a comma)"
             )
         for append, place in places:
-            append(row[place])
+            append(unmarked(row[place]))
     return values
 
 

@@ -48,7 +48,8 @@ def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
     above = [max(0.0, 100 * (point.high - point.accuracy)) for point in points]
     color = f"C{curve.color % 10}"
     axis.errorbar(
-        x, y, [below, above], marker=curve.marker, color=color, label=curve.label or None, elinewidth=0.8, capsize=2,
+        x, y, [below, above], marker=curve.marker, color=color, elinewidth=0.8, capsize=2,
+        label=curve.label.replace("$", r"\$") or None,  # not a formula
         linestyle="--" if curve.is_control else "-", alpha=0.6 if curve.is_control else 1.0,
     )  # fmt: skip
     if band:
@@ -161,7 +162,7 @@ def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
         first = curve is next(other for other in curves if other.system == curve.system)
         axis.plot(
             curve.images, [100 * value for value in curve.accuracy], color=f"C{index % 10}", marker=".",
-            linestyle="-" if index < 10 else ":", label=curve.system if first else None,
+            linestyle="-" if index < 10 else ":", label=curve.system.replace("$", r"\$") if first else None,
         )  # fmt: skip
     axis.set(xlabel="images seen in training", ylabel="validation accuracy (%)")
     _plain_log_scale(axis)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from tnet.evaluation.evaluator import LooksRow
 from tnet.evaluation.frontier import FrontierRow
 from tnet.files import write_text
+from tnet.text import csv_row
 
 _EXTRA = {"top5": "top-5 %", "auc": "AUC", "jaccard": "Jaccard"}
 
@@ -92,9 +91,5 @@ def write_rows_csv(rows: Sequence[LooksRow], path: str | Path) -> None:
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
     """Write rows (at least one, all with the same keys) as CSV, atomically; floats have six digits."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    write_text(path, text.getvalue())
+    shown = [[f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+    write_text(path, "".join(map(csv_row, [rows[0], *shown])))

@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.data.loading import read_options
-from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
+from tnet.data.workers import image_loader
+from tnet.errors import ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
-from tnet.models.base import Model, ModelConfig, ModelOutput
+from tnet.models.base import Model, ModelConfig
 from tnet.models.engine import traverse_all
 from tnet.models.io import load_model, recipe_path
 from tnet.models.tnet import TNet
@@ -250,7 +251,7 @@ def iter_predictions(
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
     load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
     # Images come one by one, so that a batch can be closed by its size in memory.
-    loader = DataLoader(_Images(images, load), batch_size=None, num_workers=workers)
+    loader = image_loader(_Images(images, load), None, workers)
 
     def predictions() -> Iterator[Prediction | Unreadable]:
         with progress_bar(progress) as bar:
@@ -296,14 +297,7 @@ def _search_each(
                 raise output
             yield Unreadable(entry.path, str(output))
             continue
-        _check_finite(output, entry.path)
         yield prediction_of(output, 0, model.config, entry.path, stored_size_hw=entry.stored_size_hw)
-
-
-def _check_finite(output: ModelOutput, path: str) -> None:
-    if not bool(torch.isfinite(output.logits).all()):
-        problem = f"the model outputs infinite or NaN values (first image {path})"
-        raise CheckpointError(f"{problem}; load an earlier checkpoint")
 
 
 def _batches(
@@ -352,7 +346,6 @@ def _predict_batch(
         images = [MemoryScene(e.image, e.path) if isinstance(e.image, Tensor) else e.image for e in loaded]
     with torch.inference_mode():
         output = model(images, looks, policy)
-    _check_finite(output, loaded[0].path)
     number, located = count(), model.is_located(policy)
     for entry in batch:
         if isinstance(entry, Unreadable):

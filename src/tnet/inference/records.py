@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tnet.errors import ConfigError
+from tnet.errors import CheckpointError, ConfigError
 from tnet.geometry import scaled_box
 from tnet.models.base import ModelConfig, ModelOutput
 
@@ -112,6 +112,8 @@ def prediction_of(
     ``stored_size_hw``: height and width before downscaling, to which boxes are scaled back.
     """
     labels = class_labels(config, names)
+    if not output.logits[image].isfinite().all():
+        raise CheckpointError(f"the model outputs infinite or NaN values (image {path}); load an earlier checkpoint")
     probs = class_probs(output.logits[image], config)
     top = probs.topk(min(5, len(labels)))
     top5 = tuple((labels[i], round(p, _DIGITS)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))

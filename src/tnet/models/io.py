@@ -21,6 +21,7 @@ from tnet.models.base import Model, ModelConfig
 from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
 from tnet.models.tnet import TNet
+from tnet.text import markdown
 from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -198,10 +199,10 @@ def default_card(config: ModelConfig) -> str:
     """Return a model card made from the configuration."""
     looks = sum(config.default_looks[:1])
     kind = "independent labels" if config.multilabel else "exclusive classes"
-    names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
+    names = ", ".join(map(markdown, config.class_names[:20])) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        f"# {config.title}\n\n{config.line()}.\n\n"
+        f"# {config.title}\n\n{markdown(config.line())}.\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"

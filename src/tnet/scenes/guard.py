@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
+def _check_open_files(error: Exception) -> None:
+    """Raise an error about too many open files as it is: the image is sound."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+
+
 @contextmanager
 def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
     """Turn whatever a library raises on a file into an ``ImageError`` that names the file."""
@@ -34,6 +41,7 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
     except MemoryError as error:
         raise unreadable(path, "there is not enough memory for it", "read fewer or smaller images at a time") from error
     except Exception as error:  # on damaged files, libraries raise nearly every type there is
+        _check_open_files(error)
         reason = f"it is truncated, damaged or in an unsupported format ({one_line(error)})"
         raise unreadable(path, reason, remedy) from error
 
@@ -50,6 +58,7 @@ def accessing(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
     except (OSError, ValueError) as error:
+        _check_open_files(error)
         raise unreadable(path, f"it cannot be opened ({one_line(error)})", "correct the path") from error
 
 
