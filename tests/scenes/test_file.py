@@ -287,12 +287,12 @@ def test_a_file_that_is_replaced_between_looks(shelf: Shelf) -> None:
         look(scene, (0, 0, 8, 8))
 
 
-@pytest.mark.parametrize("wrong", [OSError("bad tile 7"), MemoryError(), ImageError("the picture is damaged")])
+@pytest.mark.parametrize("wrong", [OSError("bad tile 7"), ImageError("the picture is damaged")])
 def test_what_goes_wrong_deep_in_a_file_names_it(shelf: Shelf, wrong: Exception) -> None:
     scene = FileScene(shelf.add("a", noise(40, 40)))
     look(scene, (0, 0, 8, 8))
     shelf.opened[0].fails = wrong
-    with pytest.raises(ImageError, match="damaged|memory") as caught:
+    with pytest.raises(ImageError, match="damaged") as caught:
         look(scene, (0, 0, 8, 8))
     assert isinstance(wrong, ImageError) or str(scene.path) in str(caught.value)
     assert shelf.opened[0].closed

@@ -26,7 +26,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -156,6 +156,8 @@ def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -178,8 +180,12 @@ def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], siz
     if converted.size != (width, height):
         converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=box_px, reducing_gap=_REDUCING_GAP)
     converted.info = image.info
-    with suppress(Exception):  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
+    try:
         ImageOps.exif_transpose(converted, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
+        pass
     return converted
 
 
