@@ -26,13 +26,11 @@ def check_pixels(image: ImageFile.ImageFile) -> None:
     position = image.fp.tell()
     if image.format == "PNG":
         _check_png(image.fp)
-    elif (
-        isinstance(image, TiffImagePlugin.TiffImageFile)
-        and image.tag_v2.get(259) in (8, 32946)
-        and image.tag_v2.get(266, 1) == 1
-    ):
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
         tags, limit = image.tag_v2, 64 * image.width * image.height + _SLACK_BYTES
-        for start, count in zip(tags.get(273) or tags[324], tags.get(279) or tags[325], strict=True):
+        is_deflated = tags.get(259) in (8, 32946) and tags.get(266, 1) == 1  # bits in the usual order
+        spans = zip(tags.get(273) or tags[324], tags.get(279) or tags[325], strict=True) if is_deflated else ()
+        for start, count in spans:
             image.fp.seek(start)
             check_deflated(image.fp.read(count), limit)
     image.fp.seek(position)
