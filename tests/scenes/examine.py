@@ -114,7 +114,7 @@ def complaint(case: Case, outcome: Outcome) -> str:
     looks = outcome.looks
     found = []
     name = str(Path(case.path))
-    if any(not error.startswith("ImageError: ") or name not in error for error in outcome.errors):
+    if any(not error.startswith(("ImageError: ", "ResourceError: ")) or name not in error for error in outcome.errors):
         found.append(f"raised something else: {outcome.errors}")
     if case.expect not in ("refused", "anything") and "wrong" in looks:
         found.append(f"gave a wrong picture, {outcome.wrong:.0f} off, in {looks}")
