@@ -57,5 +57,9 @@ class OutputError(TnetError, OSError):
     """File or folder that cannot be written."""
 
 
+class PassedOverWarning(UserWarning):
+    """Folders or images that are not the user's, and are left out."""
+
+
 class SlowImageWarning(UserWarning):
     """Large image that is decoded in full for a single look."""

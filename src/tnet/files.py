@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tnet.errors import OutputError
+from tnet.remote import check_local
 
 
 @contextmanager
@@ -68,6 +69,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def make_folder(path: str | Path) -> Path:
     """Create a folder with its parents, and check that it is writable; raise OutputError if not."""
+    check_local(path, OutputError)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tnet.errors import CheckpointError
+from tnet.remote import check_local
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -20,6 +21,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
+    check_local(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist; check the path")
     try:

@@ -16,6 +16,7 @@ from tnet.allocator import keep_freed_memory
 from tnet.cli.data import data
 from tnet.cli.import_tf import EPILOG, import_tf
 from tnet.errors import TnetError
+from tnet.remote import check_local
 
 # In the order of the help; each is a function in the module of its name.
 _VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "compare"]
@@ -31,6 +32,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            for argument in [*ctx._protected_args, *ctx.args]:
+                check_local(argument.rpartition("=")[2])  # also of --option=value and key=value
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             # A verb that can resume says how in a note on the exception.

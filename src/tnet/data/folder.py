@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
+from tnet.remote import check_local
 from tnet.scenes.base import Scene
 from tnet.scenes.find import find_images, image_exists, is_image_folder, is_image_path
 from tnet.scenes.reading import ReadOptions
@@ -173,6 +174,7 @@ class ImageFolder(LabelledImages):
         Raises:
             DataError: the folder is missing, its class folders are missing or not ``classes``, or one has no images.
         """
+        check_local(root)
         self.root = Path(root)
         folders = _class_folders(self.root)
         names = folders if classes is None else check_classes(classes)

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
+from tnet.remote import check_local
 
 _PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; correct the path",
@@ -65,6 +66,8 @@ class ImageTable(LabelledImages):
                 empty; a path is a URL; a label is not among ``classes``; or an image is missing.
             ConfigError: ``seed`` is negative.
         """
+        check_local(table_path)
+        check_local(image_root or "")
         path = Path(table_path)
         root = path.parent if image_root is None else Path(image_root)
         if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)

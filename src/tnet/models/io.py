@@ -14,6 +14,7 @@ from tnet.errors import CheckpointError, TnetError
 from tnet.files import atomic_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
+from tnet.remote import check_local
 from tnet.weights import check_state, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -52,6 +53,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
+    check_local(folder, CheckpointError)
     folder = _model_folder(folder)
     # An untrusted configuration must not make us fetch or open other files.
     model = build_model(read_config(folder).without_weights())

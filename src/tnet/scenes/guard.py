@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from tnet.errors import ImageError, ResourceError, TnetError
+from tnet.remote import check_local
 
 RESTORE = "fetch or save it again, or leave it out"
 # How libraries say so without a MemoryError; -4 is zlib's number for it.
@@ -72,6 +73,7 @@ def accessing(path: Path) -> Iterator[None]:
     except ImageError:  # a ValueError
         raise
     except FileNotFoundError as error:
+        check_local(path, ImageError)
         raise unreadable(path, "no such file", "correct the path, or restore the file") from error
     except PermissionError as error:
         raise unreadable(path, "permission was denied", "make the file and its folders readable") from error

@@ -21,6 +21,7 @@ from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
 from tnet.models.kind import DEFAULT_KIND, MODEL_KINDS, kind_of
 from tnet.objectives import ObjectiveConfig
+from tnet.remote import check_local
 from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
@@ -261,6 +262,7 @@ def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 
 def read_text(path: Path, what: str) -> str:
     """Read a YAML file written by a person; ``what`` (``recipe`` or ``suite``) is for error messages."""
+    check_local(path, RecipeError)
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise RecipeError(f"{what} {path} is larger than {_MAX_RECIPE_BYTES} bytes; give a YAML file")
