@@ -37,7 +37,7 @@ def find_images(path: str | os.PathLike[str], others: Counter[str] | None = None
     """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
     Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
-    Links to folders are followed, each real folder once. Files that are no images are counted in ``others``, by kind.
+    Links to folders are followed, each real folder once. ``others`` counts the files without such a suffix, by kind.
     """
     path, others = Path(path), Counter() if others is None else others
     try:

@@ -81,7 +81,7 @@ class ImageInfo:
     georeference: GeoReference | None = None
     tile_hw: tuple[int, int] | None = None  # tile size of level 0; None if any window costs decoding the whole image
     properties: dict[str, str] = field(default_factory=dict)  # further metadata, for people
-    # Of an image that is a folder: the files that describe it, each with its inode, size and modification time.
+    # For an image that is a folder: the files that describe it, each with inode, size and modification time
     described_by: tuple[tuple[Path, tuple[int, int, int]], ...] = ()
 
     @property

@@ -38,7 +38,7 @@ _MAX_CHUNKS_PER_SHARD = 2**20
 _CODECS_V2 = {None, "blosc", "zstd", "zlib", "gzip", "bz2", "lzma", "lz4"}
 _CODECS_V3 = {"bytes", "endian", "transpose", "blosc", "zstd", "gzip", "crc32c", "sharding_indexed"}
 _NUMBERS = re.compile(r"[0-9]+")
-_MAX_STRANGE = 1000  # files that are no chunk, before the first that is one
+_MAX_STRANGE = 1000  # files before the first that is a chunk
 _AXES_BEFORE_0_4 = "tczyx"
 
 
