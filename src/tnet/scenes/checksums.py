@@ -6,6 +6,7 @@ BMP and TIFF's other compressions have none.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from typing import IO
@@ -15,7 +16,6 @@ from PIL import ImageFile, TiffImagePlugin
 _STEP_BYTES = 1 << 20
 _SLACK_BYTES = 1 << 26  # after the pixels, where decoders ignore it
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's type of colour
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 # Data that compress less, most photographs, are not decompressed twice: it takes long, and damage ends in an error.
 _COMPRESSIBLE = 10
 
@@ -30,9 +30,10 @@ def check_pixels(image: ImageFile.ImageFile) -> None:
         tags, limit = image.tag_v2, 64 * image.width * image.height + _SLACK_BYTES
         is_deflated = tags.get(259) in (8, 32946) and tags.get(266, 1) == 1  # bits in the usual order
         spans = zip(tags.get(273) or tags[324], tags.get(279) or tags[325], strict=True) if is_deflated else ()
+        size = image.fp.seek(0, os.SEEK_END)
         for start, count in spans:
             image.fp.seek(start)
-            check_deflated(image.fp.read(count), limit)
+            check_deflated(image.fp.read(min(count, size)), limit)
     image.fp.seek(position)
 
 
@@ -54,9 +55,8 @@ def check_deflated(data: bytes | bytearray, limit: int) -> int:
 def _check_png(stream: IO[bytes]) -> None:
     stream.seek(16)
     width, height, bits, color, _, _, interlaced = struct.unpack(">IIBBBBB", stream.read(13))
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    columns_rows = [(-(-(width - x) // step_x), -(-(height - y) // step_y)) for x, y, step_x, step_y in passes]
-    expected = sum(rows * (1 + -(-columns * bits * _CHANNELS[color] // 8)) for columns, rows in columns_rows if columns)
+    row = width * bits * _CHANNELS[color]
+    expected = height * row // 8 if interlaced else height * (1 + -(-row // 8))  # at least
     stream.seek(8)
     kind, packed = b"", bytearray()
     while kind != b"IEND":

@@ -10,7 +10,8 @@ stored as                               becomes
 1 bit                                   0 and 255
 palette                                 its colours
 16 bits per channel                     the high byte: 0 to 65535 becomes 0 to 255, whatever range is in use
-CMYK, YCbCr, HSV                        RGB by Pillow's formula; colour profiles are not applied
+CMYK, YCbCr, HSV                        RGB by Pillow's formula; colour profiles and gamma are not applied
+CMYK in JPEG                            inverted, with or without Adobe's marker, as Photoshop writes it
 alpha, transparent colour               composited onto white
 32-bit integer, signed, floating point  refused: the white level is unknown
 animation, several pages                the first
