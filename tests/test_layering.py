@@ -18,6 +18,7 @@ SRC = Path(tnet.__file__).parent
 # Lowest first. A package imports from lower layers only; packages of one layer do not import each other.
 LAYERS = (
     ("errors", "allocator", "stop", "text", "threads"),
+    ("remote",),
     ("files", "registry"),
     ("config", "weights"),
     ("geometry",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "tnet.backbones": "BackboneConfig",
     "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError OutputError RecipeError "
-    "SlowImageWarning TnetError TrainingError",
+    "ResourceError SlowImageWarning TnetError TrainingError",
     "tnet.explain": "explain_image",
     "tnet.geometry": "Grid Regions fit_grid",
     "tnet.inference": "Prediction predict",
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from tnet.backbones import BackboneConfig as BackboneConfig
     from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
     from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, OutputError as OutputError
-    from tnet.errors import RecipeError as RecipeError, SlowImageWarning as SlowImageWarning, TnetError as TnetError
-    from tnet.errors import TrainingError as TrainingError
+    from tnet.errors import RecipeError as RecipeError, ResourceError as ResourceError, TnetError as TnetError
+    from tnet.errors import SlowImageWarning as SlowImageWarning, TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image
     from tnet.geometry import Grid as Grid, Regions as Regions, fit_grid as fit_grid
     from tnet.inference import Prediction as Prediction, predict as predict

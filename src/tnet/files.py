@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tnet.errors import OutputError
+from tnet.remote import check_local
 
 _STEM_BYTES = 200  # of 255 for a file name, which also holds a number, a suffix and the marks of a temporary file
 CLAIM_NAME = ".tnet-claim"
@@ -135,6 +136,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def make_folder(path: str | Path) -> Path:
     """Create a folder with its parents, and check that it is writable; raise OutputError if not."""
+    check_local(path, OutputError)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

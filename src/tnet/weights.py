@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tnet.errors import CheckpointError, ConfigError
+from tnet.remote import check_local
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -25,6 +26,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
+    check_local(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist; check the path")
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tnet.errors import ConfigError, ImageError, OutputError
+from tnet.errors import ConfigError, ImageError, OutputError, ResourceError
 from tnet.scenes import pyramid
 from tnet.scenes.pyramid import level_sizes, write_pyramid
 from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
@@ -241,7 +241,7 @@ class Failing(ArrayReader):
         (KeyboardInterrupt(), KeyboardInterrupt),
         (OSError(errno.EIO, "Input/output error"), ImageError),
         (ValueError("odd"), ImageError),
-        (MemoryError(), ImageError),
+        (MemoryError(), ResourceError),
     ],
 )
 def test_nothing_is_left_when_reading_fails(

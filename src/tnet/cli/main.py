@@ -21,6 +21,7 @@ from tnet.cli.common import say
 from tnet.cli.data import data
 from tnet.cli.import_tf import EPILOG, import_tf
 from tnet.errors import TnetError
+from tnet.remote import check_local
 from tnet.stop import received, stop_on_signals
 from tnet.text import on_one_line
 from tnet.threads import choose_threads
@@ -40,6 +41,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            for argument in [*ctx._protected_args, *ctx.args]:
+                check_local(argument.rpartition("=")[2])  # also of --option=value and key=value
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if _DEAD_WORKER.search(str(error)):

@@ -20,6 +20,7 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.losses import check_labels
+from tnet.remote import check_local
 from tnet.scenes.base import Scene
 from tnet.scenes.find import image_exists, is_image_folder, is_image_path, list_images, warn_passed_over
 from tnet.scenes.reading import ReadOptions
@@ -191,6 +192,7 @@ class ImageFolder(LabelledImages):
         Raises:
             DataError: the folder is missing, its class folders are missing or not ``classes``, or one has no images.
         """
+        check_local(root)
         self.root = Path(root)
         found: dict[str, list[Path]] = {}
         passed: list[Path] = []

@@ -23,6 +23,7 @@ from tnet.data.table import ImageTable
 from tnet.data.transforms import ReferenceEval, named_transform
 from tnet.data.workers import image_loader
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.remote import check_local
 from tnet.scenes.decode import shrunk_size
 from tnet.scenes.reading import ReadOptions
 
@@ -157,6 +158,8 @@ def _open_images(
 ) -> tuple[LabelledImages, LabelledImages]:
     """Open images in folders, tables or published datasets."""
     root = Path(config.root)
+    for given in (config.root, config.train, config.val or ""):
+        check_local(given)
 
     def open_one(name: str, classes: list[str] | None = None, augment: Augment | None = None) -> LabelledImages:
         options: ImageOptions = {"reading": reading, "augment": augment, "seed": seed}

@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
 from tnet.files import check_regular
+from tnet.remote import check_local
 from tnet.text import unmarked
 
 _PROBLEMS: dict[type[Exception], str] = {
@@ -74,6 +75,8 @@ class ImageTable(LabelledImages):
                 empty; a path is a URL; a label is not among ``classes``; or an image is missing.
             ConfigError: ``seed`` is negative.
         """
+        check_local(table_path)
+        check_local(image_root or "")
         path = Path(table_path)
         root = path.parent if image_root is None else Path(image_root)
         if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)

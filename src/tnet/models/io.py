@@ -21,6 +21,7 @@ from tnet.models.base import Model, ModelConfig
 from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
 from tnet.models.tnet import TNet
+from tnet.remote import check_local
 from tnet.text import markdown
 from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
@@ -88,6 +89,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
+    check_local(folder, CheckpointError)
     folder = model_folder(folder)
     config = read_config(folder)
     weights, tensors = _read_weights(folder)

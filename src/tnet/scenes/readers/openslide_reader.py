@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.base import Window
-from tnet.scenes.guard import guarded, one_line, open_file, unreadable
+from tnet.scenes.guard import check_resources, guarded, one_line, open_file, unreadable
 from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, ImageInfo, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
@@ -74,6 +74,7 @@ class OpenSlideReader:
                 with self._lock:
                     if self._slide is slide:
                         self._slide = None
+                check_resources(self._path, error)
                 reason = f"window {box_yxyx} of level {level} is damaged ({one_line(error)})"
                 raise unreadable(self._path, reason) from error
             rgba = np.asarray(region)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, JpegImagePlugin
 
 from tnet.scenes.base import Window
-from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
+from tnet.scenes.decode import decode, is_16_bit_grey, orientation_of, pillow_limit, read_header
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import tiff_header as tiff
 from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, StoredLevel
@@ -125,7 +125,7 @@ class PillowReader:
             if factor > 1:
                 image.draft(None, (width // factor, height // factor))
             with pillow_limit(image.width * image.height):
-                image.load()
+                decode(image)
             pixels = self._pixels(image)
             self.bytes_read += os.fstat(image.fp.fileno()).st_size if image.fp else self._path.stat().st_size
             self.tiles_read += 1
