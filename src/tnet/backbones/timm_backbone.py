@@ -78,9 +78,7 @@ class TimmBackbone(Backbone):
         }
         glimpses = torch.zeros(2, in_channels, base_px, base_px, device="meta")
         with torch.no_grad():
-            result: tuple[Tensor, list[Tensor]] = functional_call(
-                call, tensors, (glimpses, indices), tie_weights=False
-            )
+            result: tuple[Tensor, list[Tensor]] = functional_call(call, tensors, (glimpses, indices), tie_weights=False)
         return result
 
     def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> list[int]:

@@ -141,7 +141,10 @@ def read_lines(path: Path) -> Iterator[str]:
                 if number > MAX_ROWS:
                     problem, remedy = f"has more than {MAX_ROWS:,} lines", "split it into several"
                 elif "\0" in line:
-                    problem, remedy = f"has a zero byte in line {number}", "it is no text in UTF-8; save it again as such"
+                    problem, remedy = (
+                        f"has a zero byte in line {number}",
+                        "it is no text in UTF-8; save it again as such",
+                    )
                 else:
                     problem, remedy = f"has {_MAX_LINE:,} characters or more in line {number}", "correct the line"
                 raise DataError(f"{path} {problem}; {remedy}")
