@@ -87,13 +87,9 @@ def check_values(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], s
         CheckpointError: a tensor is quantised, complex, truth values or otherwise of another kind, or not finite.
     """
     for name, tensor in loaded.items():
-        kinds = (
-            _FLOATS if expected[name].is_floating_point() else (_WHOLE if expected[name].dtype != torch.bool else ())
-        )
-        is_plain = (
-            tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in (expected[name].dtype, *kinds)
-        )
-        if not is_plain:
+        dtype = expected[name].dtype
+        kinds = next((kinds for kinds in (_FLOATS, _WHOLE) if dtype in kinds), (dtype,))
+        if tensor.dtype not in kinds or tensor.layout != torch.strided or tensor.is_meta:
             types = f"of type {_type(tensor)}, but the model needs {_type(expected[name])}"
             remedy = "save the weights as float32, float16 or bfloat16, without quantisation or sparsity"
             raise CheckpointError(f"{source}: tensor {name!r} is {types}; {remedy}")

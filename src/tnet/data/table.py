@@ -141,17 +141,13 @@ def read_lines(path: Path) -> Iterator[str]:
             line = stream.readline(_MAX_LINE)
             if not line:
                 return
-            if len(line) == _MAX_LINE or "\0" in line or number > MAX_ROWS:
-                if number > MAX_ROWS:
-                    problem, remedy = f"has more than {MAX_ROWS:,} lines", "split it into several"
-                elif "\0" in line:
-                    problem, remedy = (
-                        f"has a zero byte in line {number}",
-                        "it is no text in UTF-8; save it again as such",
-                    )
-                else:
-                    problem, remedy = f"has {_MAX_LINE:,} characters or more in line {number}", "correct the line"
-                raise DataError(f"{path} {problem}; {remedy}")
+            if "\0" in line:
+                raise DataError(
+                    f"{path} has a zero byte in line {number}, which text never has; save it again as UTF-8"
+                )
+            if len(line) == _MAX_LINE or number > MAX_ROWS:
+                limits = f"at most {MAX_ROWS:,} lines of less than {_MAX_LINE:,} characters"
+                raise DataError(f"{path} is too long in line {number}; it must have {limits}")
             yield line
 
 

@@ -280,10 +280,9 @@ class Model(nn.Module, HubModel):
         if isinstance(images, SceneBatch):
             return images
         listed = one_or_more(images)
-        checked = [
-            as_image(image, config.in_channels) for image in (listed[:1] if isinstance(listed, Tensor) else listed)
-        ]
-        scenes = listed if isinstance(listed, Tensor) else checked
+        is_batch = isinstance(listed, Tensor)
+        checked = [as_image(image, config.in_channels) for image in (listed[:1] if is_batch else listed)]
+        scenes = listed if is_batch else checked
         if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
             device = self.get_buffer("mean").device
             lazy = [MemoryScene(scene.cpu()) if isinstance(scene, Tensor) else scene for scene in scenes]

@@ -30,7 +30,7 @@ RECIPE_NAME = "recipe.yaml"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
-_SPARE_BYTES, _SPARE_TENSORS = 2**28, 2**15  # of a model while it is built, beyond a multiple of its weights
+_SPARE_BYTES, _SPARE_TENSORS = 2**28, 2**12  # of a model while it is built, beyond a multiple of its weights
 
 
 def save_model(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
@@ -98,7 +98,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     remedy = "use the config.json that was saved with them"
     # An untrusted configuration must not make us fetch or open other files, or fill the memory.
     try:
-        with MemoryLimit(4 * stored + _SPARE_BYTES, 16 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}"):
+        with MemoryLimit(4 * stored + _SPARE_BYTES, 4 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}"):
             model = build_model(config.without_weights())
     except TnetError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
