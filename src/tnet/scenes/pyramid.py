@@ -115,7 +115,7 @@ def _require(library: str, purpose: str, extra: str = "ome") -> None:
 
 def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
     dtype = info.dtype
-    if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (4, 8))}:
+    if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (2, 4, 8))}:
         raise ImageError(f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to 16 bits")
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
