@@ -21,7 +21,7 @@ def test_tags_are_read_in_every_flavour(tmp_path: Path, byteorder: str, bigtiff:
     )
     header = read_tiff_header(path)
     assert header.count == 3 and header.is_tiled and header.is_pyramidal
-    assert not header.is_ome and not header.has_geo_keys and not header.has_nodata
+    assert not header.is_ome and not header.has_geo_keys and not header.masks_hw
     assert header.number(tiff_header.TAG_WIDTH, 0) == 150 and header.number(tiff_header.TAG_HEIGHT, 0, 1) == 50
     assert header.ifds[0][tiff_header.TAG_BITS] == (8, 8, 8) and header.bits == 8
     assert header.text(tiff_header.TAG_SOFTWARE).startswith(b"one")

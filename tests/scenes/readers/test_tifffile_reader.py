@@ -149,8 +149,9 @@ def test_tiles_that_are_left_out_are_no_data(tmp_path: Path, nodata: str | None)
     path = make.tiled_tiff(tmp_path / "a.tif", RAMPS, extratags=tags)
     _overwrite(path, "TileByteCounts", lambda value: (0, *value[1:]))
     got = whole(opened(path))
-    assert (got[:64, :64] == int(nodata or 0)).all()
-    np.testing.assert_array_equal(got[64:], RAMPS[64:])
+    assert (got[:64, :64] == 0).all()
+    np.testing.assert_array_equal(got[64:, :, :3], RAMPS[64:])
+    assert got.shape[2] == (3 if nodata is None else 4) and (got[64:, :, 3:] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -229,21 +230,36 @@ def test_profiles_are_applied_on_request(tmp_path: Path) -> None:
 # Bad input
 
 
-def test_other_files_that_an_ome_tiff_names_are_not_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", ["C", "T"])
+def test_other_files_that_an_ome_tiff_names_are_not_opened(tmp_path: Path, axis: str) -> None:
     secret = make.tiled_tiff(tmp_path / "secret.tif", make.ramps(64, 64, channels=1))
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
-        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="2" SizeZ="1" SizeT="1">'
-        '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>'
-        '<TiffData IFD="0" FirstC="0" PlaneCount="1"><UUID FileName="a.tif">urn:uuid:1</UUID></TiffData>'
-        f'<TiffData IFD="0" FirstC="1" PlaneCount="1"><UUID FileName="{secret.name}">urn:uuid:2</UUID></TiffData>'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="{1 + (axis == "C")}" '
+        f'SizeZ="1" SizeT="{1 + (axis == "T")}">'
+        '<TiffData IFD="0" PlaneCount="1"><UUID FileName="a.tif">urn:uuid:1</UUID></TiffData>'
+        f'<TiffData IFD="0" First{axis}="1" PlaneCount="1"><UUID FileName="{secret.name}">urn:uuid:2</UUID></TiffData>'
         "</Pixels></Image></OME>"
     )
     own = np.full((64, 64, 1), 3, np.uint8)
     path = make.tiled_tiff(tmp_path / "a.tif", own, description=xml)
+    if axis == "C":
+        with pytest.raises(ImageError, match=r"other files \(secret.tif\), which are not opened; merge them"):
+            opened(path)
+        return
     reader = opened(path)
     assert reader.info.channels == 1
     np.testing.assert_array_equal(whole(reader), own)
+
+
+def test_a_description_in_another_file_is_refused(tmp_path: Path) -> None:
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<BinaryOnly MetadataFile="all.companion.ome" UUID="urn:uuid:2"/></OME>'
+    )
+    path = make.tiled_tiff(tmp_path / "a.tif", make.ramps(64, 64, channels=1), description=xml)
+    with pytest.raises(ImageError, match=r"all\.companion\.ome"):
+        opened(path)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +320,7 @@ def test_a_picture_larger_than_its_tile_is_refused(tmp_path: Path, compression: 
         (make.tiff_ifd(t259=(3, 1, 60_001)), "60001"),
         (make.tiff_ifd(t258=(3, 1, 77)), "77 bits"),
         (make.tiff_ifd(t262=(3, 1, 8)), "CIELAB"),
-        (make.tiff_ifd(t262=(3, 1, 6)), "YCBCR"),
+        (make.tiff_ifd(t262=(3, 1, 6)), "YCbCr"),
     ],
 )
 def test_directories_that_cannot_be_are_refused(tmp_path: Path, ifd: Any, reason: str) -> None:

@@ -134,13 +134,12 @@ class RasterioReader:
 
     def _mask(self, level: int, dataset: Any, window: Any) -> NDArray[np.uint8]:
         """Return how much of each pixel of a window is there, 0 to 255."""
-        from rasterio.enums import MaskFlags, Resampling
+        from rasterio.enums import Resampling
         from rasterio.windows import Window
 
-        own: NDArray[np.uint8]
-        if self._mask_path is None and not (level and MaskFlags.all_valid in dataset.mask_flag_enums[0]):
-            own = dataset.dataset_mask(window=window)
-            return np.where(own == 0, 0, 255).astype(np.uint8)
+        has_own = self.header is None or tuple(dataset.shape) in self.header.masks_hw
+        if self._mask_path is None and has_own:
+            return np.where(dataset.dataset_mask(window=window) == 0, 0, 255).astype(np.uint8)
         down_y, down_x = self.info.levels[level].downsample_yx
         full_hw = self.info.levels[0].size_hw
         top, left = min(window.row_off * down_y, full_hw[0] - 1), min(window.col_off * down_x, full_hw[1] - 1)
@@ -172,10 +171,10 @@ class RasterioReader:
         if self.header is None:
             self._samples = _samples(dataset, dtype, self._mask_path is not None or flags != {MaskFlags.all_valid})
         else:
-            if self.header.has_mask and MaskFlags.per_dataset not in flags:
+            is_masked = bool(self.header.masks_hw)
+            if is_masked and MaskFlags.per_dataset not in flags:
                 raise unreadable(self._path, "its mask does not fit the image", "write the mask again, or remove it")
-            is_masked = self.header.has_mask or self._mask_path is not None
-            self._samples = tiff_samples(self.header, is_masked=is_masked)
+            self._samples = tiff_samples(self.header, is_masked=is_masked or self._mask_path is not None)
             if dataset.count != self._samples.count:
                 reason = f"GDAL shows {dataset.count} bands of its {self._samples.count} samples"
                 raise unreadable(self._path, reason, "save it as RGB or grey")

@@ -71,7 +71,11 @@ class TiffHeader:
         self.is_tiled = TAG_TILE_WIDTH in self.main
         # By directories inside the first, or others that are marked as reduced versions.
         self.is_pyramidal = TAG_SUBIFDS in self.main or any(kind & _REDUCED for kind in kinds[1:])
-        self.has_mask = any(kind & _MASK for kind in kinds)
+        self.masks_hw = {
+            (_number(ifd, TAG_HEIGHT, 0), _number(ifd, TAG_WIDTH, 0))
+            for ifd, kind in zip(ifds, kinds, strict=True)
+            if kind & _MASK
+        }
         description = self.text(TAG_DESCRIPTION)
         self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description
         images = re.search(rb"^ImageJ=.*\nimages=(\d{1,9})\b", description, re.DOTALL)

@@ -168,14 +168,14 @@ def lost(header: TiffHeader, reader: str, *, keep_depth: bool = True) -> str:
     if reader == "tifffile":
         if header.compression not in tiff.TIFFFILE_COMPRESSIONS and not header.is_ome:
             return compression
-        return reason or ("its mask" if header.has_mask else "")
+        return reason or ("its mask" if header.masks_hw else "")
     is_nested = "an image behind its thumbnail" if header.at != (0,) else ""
     reason = reason or ("planes after the first" if header.is_stack or header.is_ome else is_nested)
     if reader == "openslide" and not reason:
         if not header.is_tiled:
             return "strips"
         plain = (header.bits, header.samples, header.is_planar, _form(header)[0]) == (8, 3, False, 1)
-        has_missing = header.has_mask or tiff.TAG_GDAL_NODATA in header.main
+        has_missing = header.masks_hw or tiff.TAG_GDAL_NODATA in header.main
         reason = "" if plain and header.photometric in (_RGB, _YCBCR) and not has_missing else "its samples"
     return reason
 
@@ -183,7 +183,7 @@ def lost(header: TiffHeader, reader: str, *, keep_depth: bool = True) -> str:
 def _lost_by_pillow(header: TiffHeader, compression: str, keep_depth: bool) -> str:
     if header.compression not in _PILLOW_COMPRESSIONS:
         return compression
-    if header.has_mask or tiff.TAG_GDAL_NODATA in header.main:
+    if header.masks_hw or tiff.TAG_GDAL_NODATA in header.main:
         return "its missing pixels (nodata or mask)"
     if header.is_ome or header.is_stack or header.at != (0,):
         return "pages after the first"
