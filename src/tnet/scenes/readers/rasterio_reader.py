@@ -121,6 +121,8 @@ class RasterioReader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 path, driver = str(self._path.absolute()), self._driver
+                if self.header is not None and self.header.photometric == 5:
+                    path = f"GTIFF_RAW:{path}"  # else GDAL converts some CMYK, by its own formula
                 if number == _MASK_BESIDE:
                     path, driver, chosen = str(self._mask_path), "GTiff", {}
                 try:

@@ -82,11 +82,15 @@ class Samples:
         """Convert ``[height, width, samples]`` to channels; pixels are missing by ``mask``: from 0 to 255, present."""
         samples = samples.astype(self.stored, copy=False)
         full = opaque(self.dtype)
-        colors, alpha = samples, None
+        colors = kept = samples
+        alpha = None
         if self.alpha is not None:
             colors = np.delete(samples, self.alpha, axis=2)
             alpha = self._full_range(samples[..., self.alpha])
-        kept = colors
+            kept = colors
+            if self.is_multiplied:
+                colors = unpremultiplied(np.concatenate([colors, samples[..., self.alpha : self.alpha + 1]], axis=2))
+                colors = colors[..., :-1]
         if self.table is not None:
             colors = self.table[np.minimum(colors[..., 0], len(self.table) - 1)]
             if colors.shape[2] == 4:
@@ -105,8 +109,6 @@ class Samples:
         if alpha is None:
             alpha = np.full(colors.shape[:2], full, self.dtype)
         out = np.concatenate([colors, alpha[..., None]], axis=2)
-        if self.is_multiplied:
-            out = unpremultiplied(out)
         if mask is not None:
             part = out[..., -1] * (mask / 255.0)
             out[..., -1] = np.rint(part) if self.dtype.kind in "ui" else part
