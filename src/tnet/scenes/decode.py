@@ -80,25 +80,18 @@ def load_image(
     Raises:
         ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
     """
+    from tnet.scenes.readers import lost_by  # which imports this module
+    from tnet.scenes.readers.content import Content
+
     check_limits(max_side_px, max_short_side_px, max_pixels)
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
-        _check_tiff(path, stream.read(4))
-        stream.seek(0)
+        if reason := lost_by("pillow", Content(path), keep_depth=False):
+            raise unreadable(path, f"decoding it as a whole would lose {reason}", "read it lazily (--read lazy)")
         header = read_header(stream, path, max_pixels)
         with pillow_limit(header.width * header.height):
             image = _decode(header, path, channels, shrunk_size(header.size, max_side_px, max_short_side_px))
         return _to_tensor(image)
-
-
-def _check_tiff(path: Path, start: bytes) -> None:
-    """Raise ``ImageError`` for a TIFF of which Pillow would lose something."""
-    from tnet.scenes.readers.tiff_header import STARTS, read_tiff_header
-    from tnet.scenes.readers.tiff_samples import lost
-
-    reason = lost(read_tiff_header(path), "pillow", keep_depth=False) if start in STARTS else ""
-    if reason:
-        raise unreadable(path, f"decoding it as a whole would lose {reason}", "read it lazily (--read lazy)")
 
 
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:

@@ -24,14 +24,14 @@ from tnet.scenes.readers.tiff_samples import lost
 for _name in ("pillow", "openslide", "rasterio", "tifffile", "zarr"):
     import_module(f"tnet.scenes.readers.{_name}_reader")  # which registers the reader
 
-__all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "open_reader", "sniff"]
+__all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "lost_by", "open_reader", "sniff"]
 
 
 def open_reader(path: str | Path, options: ReaderOptions | None = None, name: str | None = None) -> Reader:
     """Open a file or OME-Zarr folder with the reader ``name``, or the installed one that suits its content best."""
     path, options = Path(path), options or ReaderOptions()
     entries = [READERS[each] for each in ([name] if name is not None else _scores(path, options))]
-    if name is not None and (reason := _lost(Content(path), name)):
+    if name is not None and (reason := lost_by(name, Content(path))):
         raise unreadable(path, f"the reader {name} would lose {reason}", "leave out the reader")
     for entry in entries:
         if entry.is_installed:
@@ -63,15 +63,16 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
     if not any(scores.values()):  # pillow scores for every file
         raise unreadable(path, "it is a folder, but not an OME-Zarr", "give an image in it")
     best = [name for name, score in sorted(scores.items(), key=lambda item: -item[1]) if score]
-    reasons = {name: _lost(content, name) for name in best}
+    reasons = {name: lost_by(name, content) for name in best}
     if all(reasons.values()):
-        raise unreadable(path, f"no reader supports {reasons[best[0]]}", "save it as plain RGB or grey, such as TIFF")
+        reason = reasons.get("tifffile", reasons[best[0]])
+        raise unreadable(path, f"no reader supports {reason}", "save it as RGB, grey or bands of real numbers")
     return {name: scores[name] for name in best if not reasons[name]}
 
 
-def _lost(content: Content, name: str) -> str:
+def lost_by(name: str, content: Content, *, keep_depth: bool = True) -> str:
     """Name what a reader would lose of an image; empty if it honours everything."""
     if not content.is_folder and name != "rasterio" and mask_beside(content.path) is not None:
         return f"the mask beside it ({content.path.name}.msk), which is read with TIFF and JPEG 2000 only"
     is_checked = name != "openslide" or not content.is_slide
-    return lost(content.tiff, name) if content.tiff is not None and is_checked else ""
+    return lost(content.tiff, name, keep_depth=keep_depth) if content.tiff is not None and is_checked else ""

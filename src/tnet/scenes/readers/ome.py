@@ -52,20 +52,17 @@ def check_ome_xml(path: Path, xml: str, image: int = 0) -> None:
 
 def _elsewhere(pixels: ElementTree.Element, own: str) -> list[str]:
     """Names of other files that hold a channel of the first time and depth."""
-    order = pixels.get("DimensionOrder", "XYCZT")[2:]
-    steps, total = {}, 1
-    for axis in order:
+    names, steps, total = [], {}, 1
+    for axis in pixels.get("DimensionOrder", "XYCZT")[2:]:
         steps[axis] = total
         total *= int(pixels.get(f"Size{axis}", "1"))
-    names = []
+    step = steps.get("C", 1)
+    shown = range(0, step * int(pixels.get("SizeC", "1")), step)  # their planes
     for data in pixels:
         uuid = next((element for element in data if element.tag.endswith("UUID")), None)
-        if uuid is None or (uuid.text or "").strip() == own:
-            continue
-        first = sum(int(data.get(f"First{axis}", "0")) * step for axis, step in steps.items())
+        first = sum(int(data.get(f"First{axis}", "0")) * steps[axis] for axis in steps)
         count = int(data.get("PlaneCount", "1" if "IFD" in data.attrib else str(total)))
-        step = steps.get("C", 1)
-        if any(first <= plane < first + count for plane in range(0, step * int(pixels.get("SizeC", "1")), step)):
+        if uuid is not None and uuid.text != own and any(first <= plane < first + count for plane in shown):
             names.append(uuid.get("FileName", "unnamed"))
     return names
 

@@ -176,7 +176,7 @@ def _score(content: Content) -> int:
     if header is None:
         return 1 if content.is_jp2 else 0 if content.is_vrt else 8
     if not header.has_geo_keys:
-        if header.photometric in (5, 8) or (header.photometric == 6 and not header.is_jpeg):
+        if header.photometric in (5, 8) or (header.photometric == 6 and header.compression not in (6, 7)):
             return 8
         if header.pixels <= _FLAT_PX and not (header.is_tiled or header.is_pyramidal):
             return 8

@@ -27,7 +27,7 @@ from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, Color, GeoReference, ImageInfo, Reader, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content, mask_beside
 from tnet.scenes.readers.tiff_header import RECOMPRESS, TAG_ORIENTATION, TiffHeader, read_tiff_header
-from tnet.scenes.readers.tiff_samples import Samples, compression_name, tiff_samples
+from tnet.scenes.readers.tiff_samples import Samples, compression_of, tiff_samples
 
 _DRIVERS = {b"II": "GTiff", b"MM": "GTiff", b"\0\0": "JP2OpenJPEG", b"\xffO": "JP2OpenJPEG"}
 _MASK_BESIDE = -1  # number of its dataset
@@ -130,7 +130,7 @@ class RasterioReader:
                 except rasterio.errors.RasterioIOError as error:
                     if "missing codec" not in str(error) or self.header is None:
                         raise
-                    reason = f"this build of GDAL lacks its compression {compression_name(self.header)}"
+                    reason = f"this build of GDAL lacks {compression_of(self.header)}"
                     raise unreadable(self._path, reason, RECOMPRESS) from error
         return self._datasets[number]
 
@@ -139,20 +139,17 @@ class RasterioReader:
         from rasterio.enums import Resampling
         from rasterio.windows import Window
 
-        has_own = self.header is None or tuple(dataset.shape) in self.header.masks_hw
-        if self._mask_path is None and has_own:
+        beside = self._stored(_MASK_BESIDE) if self._mask_path else None
+        if beside is None and (self.header is None or tuple(dataset.shape) in self.header.masks_hw):
             return np.where(dataset.dataset_mask(window=window) == 0, 0, 255).astype(np.uint8)
-        down_y, down_x = self.info.levels[level].downsample_yx
-        full_hw = self.info.levels[0].size_hw
-        top, left = min(window.row_off * down_y, full_hw[0] - 1), min(window.col_off * down_x, full_hw[1] - 1)
-        height, width = (min(window.height * down_y, full_hw[0] - top), min(window.width * down_x, full_hw[1] - left))
-        form = {"window": Window(left, top, width, height), "out_shape": (int(window.height), int(window.width))}
-        way = Resampling.average if level else Resampling.nearest
-        if self._mask_path is None:
-            return np.asarray(self._stored(0).read_masks(1, resampling=way, **form))
-        beside = self._stored(_MASK_BESIDE)
-        form["out_shape"] = (beside.count, *form["out_shape"])
-        return np.asarray(beside.read(resampling=way, **form).max(axis=0))
+        if beside is not None and level == 0:
+            return np.where(beside.read(window=window).any(axis=0), 255, 0).astype(np.uint8)
+        (height, width), (down_y, down_x) = self.info.levels[0].size_hw, self.info.levels[level].downsample_yx
+        top, left = window.row_off * down_y, window.col_off * down_x
+        box = (min(window.width * down_x, width - left), min(window.height * down_y, height - top))
+        form = {"window": Window(left, top, *box), "resampling": Resampling.average}
+        form["out_shape"] = (int(window.height), int(window.width))
+        return np.asarray(self._stored(0).read_masks(1, **form) if beside is None else beside.read(1, **form))
 
     def _describe(self) -> ImageInfo:
         from rasterio.enums import MaskFlags
@@ -167,27 +164,24 @@ class RasterioReader:
         for number in self._numbers:
             self._check(self._stored(number), dtype)
         flags = {flag for flags in dataset.mask_flag_enums for flag in flags}
-        if self._mask_path is not None and self._stored(_MASK_BESIDE).shape != dataset.shape:
-            reason = f"the mask beside it, {self._mask_path.name}, has another size"
-            raise unreadable(self._path, reason, "write the mask again, or remove it")
+        is_unfit = self.header is not None and self.header.masks_hw and MaskFlags.per_dataset not in flags
+        if is_unfit or (self._mask_path is not None and self._stored(_MASK_BESIDE).shape != dataset.shape):
+            raise unreadable(self._path, "its mask does not fit the image", "write the mask again, or remove it")
         if self.header is None:
             self._samples = _samples(dataset, dtype, self._mask_path is not None or flags != {MaskFlags.all_valid})
         else:
-            is_masked = bool(self.header.masks_hw)
-            if is_masked and MaskFlags.per_dataset not in flags:
-                raise unreadable(self._path, "its mask does not fit the image", "write the mask again, or remove it")
-            self._samples = tiff_samples(self.header, is_masked=is_masked or self._mask_path is not None)
+            is_masked = bool(self.header.masks_hw) or self._mask_path is not None
+            self._samples = tiff_samples(self.header, is_masked=is_masked)
             if dataset.count != self._samples.count:
                 reason = f"GDAL shows {dataset.count} bands of its {self._samples.count} samples"
                 raise unreadable(self._path, reason, "save it as RGB or grey")
-        samples, tags = self._samples, dataset.tags()
+        tags = dataset.tags()
         exact_halves = dataset.driver == "JP2OpenJPEG" or tags.get("TIFFTAG_SOFTWARE") == "tnet"
         levels = common.ratio_levels([sizes_hw[number] for number in self._numbers], halves=exact_halves)
-        form = (samples.channels, samples.dtype, samples.color, samples.has_alpha)
         properties, georeference = _properties(dataset, tags), _georeference(dataset)
         spacing = _spacing_m_yx(dataset) if georeference else self.header.spacing_m_yx if self.header else None
-        place = (spacing, georeference)
-        return ImageInfo(levels, *form, *place, tile_hw=dataset.block_shapes[0], properties=properties)
+        form = (*self._samples.form, spacing, georeference)
+        return ImageInfo(levels, *form, tile_hw=dataset.block_shapes[0], properties=properties)
 
     def _check(self, dataset: Any, dtype: np.dtype[Any]) -> None:
         if min(dataset.shape) < 1 or (len(set(dataset.dtypes)) > 1 and dtype.kind == "f"):

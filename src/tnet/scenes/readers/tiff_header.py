@@ -13,7 +13,6 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -34,9 +33,9 @@ _DECISIVE = {
     *(273, 279, 324, 325, TAG_EXTRA_SAMPLES, 347),  # positions of strips and tiles, extra samples, JPEG tables
 }
 
-# None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP, JPEG XL: those for which
-# damaged or malicious tiles are bounded. The library tifffile supports more.
-TIFFFILE_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001, 50002, 52546})
+# None, LZW, JPEG, Deflate, PackBits, JPEG 2000 (but not as YCbCr), LZMA, Zstandard, WebP: those for which damaged or
+# malicious tiles are bounded. The library tifffile supports more.
+TIFFFILE_COMPRESSIONS = frozenset({1, 5, 7, 8, 32773, 32946, 33005, 34712, 34925, 50000, 50001})
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RECOMPRESS = "save it with LZW, Deflate, JPEG or Zstandard"
 MAX_IFDS = 50_000  # the planes of a large stack are as many
@@ -58,32 +57,24 @@ class TiffHeader:
     All attributes describe the image itself: the first directory, unless that is a thumbnail of another.
     """
 
-    def __init__(
-        self, ifds: Sequence[_Tags], count: int, inner: Sequence[_Tags] = (), start: bytes = b"", path: Path = Path()
-    ) -> None:
-        self.path, self.ifds, self.count = path, tuple(ifds), count
-        self.is_big_endian_big = start == b"MM\0+"
-        # Index among the directories, then among those inside it: where the image is.
-        self.at = _main(ifds, inner)
-        self.main = ifds[self.at[0]] if len(self.at) == 1 else inner[self.at[1]]
+    def __init__(self, path: Path, ifds: Sequence[_Tags], count: int, inner: Sequence[_Tags] = ()) -> None:
+        self.path, self.ifds, self.count, self.is_swapped = path, tuple(ifds), count, False
         kinds = [_kind(ifd) for ifd in ifds]
+        # Index among the directories, then among those inside the first: where the image is.
+        self.at = _main(ifds, inner)
+        self.main = (*ifds, *inner)[self.at[0] if len(self.at) == 1 else len(ifds) + self.at[1]]
         self.has_geo_keys = TAG_GEO_KEYS in self.main
         self.is_tiled = TAG_TILE_WIDTH in self.main
         # By directories inside the first, or others that are marked as reduced versions.
         self.is_pyramidal = TAG_SUBIFDS in self.main or any(kind & _REDUCED for kind in kinds[1:])
-        self.masks_hw = {
-            (_number(ifd, TAG_HEIGHT, 0), _number(ifd, TAG_WIDTH, 0))
-            for ifd, kind in zip(ifds, kinds, strict=True)
-            if kind & _MASK
-        }
+        sides = [(_number(ifd, TAG_HEIGHT, 0), _number(ifd, TAG_WIDTH, 0)) for ifd in ifds]
+        self.masks_hw = {size for size, kind in zip(sides, kinds, strict=True) if kind & _MASK}
         description = self.text(TAG_DESCRIPTION)
         self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description
-        images = re.search(rb"^ImageJ=.*\nimages=(\d{1,9})\b", description, re.DOTALL)
-        pages = count - sum(kind != 0 for kind in kinds)
         # Whether a description says how several pages belong together.
-        self.is_stack = (pages > 1 and description.startswith((b"ImageJ=", b'{"shape":'))) or (
-            images is not None and int(images[1]) > 1
-        )
+        images = re.search(rb"^ImageJ=.*\nimages=0*([2-9]|1\d)", description, re.DOTALL)
+        is_described = description.startswith((b"ImageJ=", b'{"shape":'))
+        self.is_stack = bool(images) or (is_described and count - sum(map(bool, kinds)) > 1)
         self.pixels = self.number(TAG_WIDTH, 0) * self.number(TAG_HEIGHT, 0)
         self.compression = self.number(TAG_COMPRESSION, 1)
         self.samples = self.number(TAG_SAMPLES, 1)
@@ -91,7 +82,6 @@ class TiffHeader:
         self.is_planar = self.number(TAG_PLANAR, 1) == 2 and self.samples > 1
         self.extra = self.numbers(TAG_EXTRA_SAMPLES)
         self.bits = max(self.numbers(TAG_BITS), default=1)
-        self.is_jpeg = self.compression in (6, 7)
 
     def number(self, tag: int, default: int, ifd: int | None = None) -> int:
         """Return the first integer of a tag, of the image or of a directory."""
@@ -107,21 +97,16 @@ class TiffHeader:
         value = self.main.get(tag, self.ifds[0].get(tag))
         return value if isinstance(value, bytes) else b""
 
-    @cached_property
+    @property
     def spacing_m_yx(self) -> tuple[float, float] | None:
         """Size of a pixel in metres: by ImageJ's unit, or pixels per centimetre (those per inch are for printing)."""
         unit = re.search(rb"^ImageJ=.*\nunit=([^\n\0]{1,40})", self.text(TAG_DESCRIPTION), re.DOTALL)
         name = unit[1].decode("utf-8", "replace").strip().lower().replace("\\u00b5", "µ") if unit else ""
-        scale = None if name in ("in", "inch") else METRES.get(name)
-        if scale is None and self.number(TAG_RESOLUTION_UNIT, 2) == 3:
-            scale = METRES["cm"]
-        sizes = []
-        for tag in (TAG_Y_RESOLUTION, TAG_X_RESOLUTION):
-            per_unit = self.numbers(tag)
-            if scale is None or len(per_unit) < 2 or not (per_unit[0] and per_unit[1]):
-                return None
-            sizes.append(scale * per_unit[1] / per_unit[0])
-        return (sizes[0], sizes[1]) if all(1e-11 < size < 1e7 for size in sizes) else None
+        per_cm = METRES["cm"] if self.number(TAG_RESOLUTION_UNIT, 2) == 3 else 0.0
+        scale = per_cm if name.startswith("in") else METRES.get(name, per_cm)
+        pairs = [self.numbers(tag) or (0, 1) for tag in (TAG_Y_RESOLUTION, TAG_X_RESOLUTION)]
+        y, x = (scale * pair[1] / (pair[0] or math.inf) for pair in pairs)
+        return (y, x) if 1e-11 < y < 1e7 and 1e-11 < x < 1e7 else None
 
 
 def _number(ifd: _Tags, tag: int, default: int) -> int:
@@ -138,16 +123,15 @@ def _kind(ifd: _Tags) -> int:
 
 def _main(ifds: Sequence[_Tags], inner: Sequence[_Tags]) -> tuple[int, ...]:
     """Where the image is: not in a first directory that is marked as reduced, or has a larger one inside."""
-    found = [(index,) for index, ifd in enumerate(ifds) if not _kind(ifd)]
-    sides = [[_number(ifd, tag, 0) for tag in (TAG_WIDTH, TAG_HEIGHT)] for ifd in (ifds[0], *inner)]
-    larger = [
-        (0, index)
-        for index, ifd in enumerate(inner)
-        if not _kind(ifd) and all(own > side for own, side in zip(sides[index + 1], sides[0], strict=True))
-    ]
-    if _kind(ifds[0]) and found:
-        return found[0]
-    return max(larger, key=lambda at: math.prod(sides[at[1] + 1]), default=(0,))
+    if _kind(ifds[0]):
+        for index, ifd in enumerate(ifds):
+            if not _kind(ifd):
+                return (index,)
+    width, height = (_number(ifds[0], tag, 0) for tag in (TAG_WIDTH, TAG_HEIGHT))
+    for index, ifd in enumerate(inner):
+        if not _kind(ifd) and _number(ifd, TAG_WIDTH, 0) > width and _number(ifd, TAG_HEIGHT, 0) > height:
+            return (0, index)
+    return (0,)
 
 
 @dataclass
@@ -215,8 +199,7 @@ class _Walk:
             inline = self.fetch(offset, wanted)
         if kind in _INTEGERS:
             number = wanted // _SIZES[kind]
-            form = self.order + number * _INTEGERS[kind]
-            return code, struct.unpack(form, inline[: number * _SIZES[kind]])
+            return code, struct.unpack(self.order + number * _INTEGERS[kind], inline[: number * _SIZES[kind]])
         return code, (inline[:wanted] if kind in (2, 7) else None)
 
 
@@ -243,4 +226,6 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 inner += inside if count == 1 else []
         if not ifds:
             raise walk.error("there are none")
-        return TiffHeader(ifds, count, inner, start[:4], path)
+        header = TiffHeader(path, ifds, count, inner)
+        header.is_swapped = order == ">" and (is_big or header.bits > 16)  # which not every library reads
+        return header

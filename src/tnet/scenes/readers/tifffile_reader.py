@@ -31,7 +31,7 @@ from tnet.scenes.readers.tiff_samples import tiff_samples
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-_CODED_IMAGES = {7: "JPEG", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP", 50002: "JPEG XL", 52546: "JPEG XL"}
+_CODED_IMAGES = {7: "JPEG", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
 _READ_AT_ONCE_BYTES = 1 << 24
 # Kinds of files whose images tifffile would assemble from other files, or by rules that are not needed here.
 _NOT_FOLLOWED = (
@@ -133,31 +133,30 @@ class TifffileReader:
         levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
         page = first.page
-        header = self.header if options.series == 0 else tiff.TiffHeader([_tags(page)], 1, path=path)
+        header = self.header if options.series == 0 else tiff.TiffHeader(path, [_tags(page)], 1)
         self._samples = samples = tiff_samples(header, planes=len(first.planes))
         for each in levels:
             each.page.init_decode()
         profile = page.iccprofile if options.apply_icc else None
-        is_8_bit_rgb = samples.color == "rgb" and samples.dtype == np.uint8 and not samples.is_cmyk
+        is_8_bit_rgb = samples.color == "rgb" and samples.form[1] == np.uint8 and not samples.is_cmyk
         self._to_srgb = common.SrgbTransform(profile) if profile and is_8_bit_rgb else None
         spacing = (ome_spacing_m_yx(xml, options.series) if xml else None) or _aperio_spacing_m_yx(page)
         spacing = spacing or self.header.spacing_m_yx
         stored = common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet")
-        form = (samples.channels, samples.dtype, samples.color, samples.has_alpha)
-        properties = _properties(chosen, page)
-        self.info = ImageInfo(stored, *form, spacing, tile_hw=first.segment_hw, properties=properties)
+        tile_hw, properties = first.segment_hw, _properties(chosen, page)
+        self.info = ImageInfo(stored, *samples.form, spacing, tile_hw=tile_hw, properties=properties)
 
     def _behind_thumbnail(self, file: TiffFile) -> TiffPageSeries:
         """Return the image that is not in the first directory, with its reduced versions."""
         from tifffile import TiffPage, TiffPageSeries
 
-        pages: Any = [page for top in file.pages[:32] for page in (top, *(top.pages or ()))]
         index, *inner = self.header.at
         top: Any = file.pages[index]
-        image: Any = top.pages[inner[0]] if inner else top
-        reduced = [page for page in pages if isinstance(page, TiffPage) and page.subfiletype & 1]
-        levels = [image, *sorted(reduced, key=lambda page: -page.imagelength * page.imagewidth)]
-        found = [TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in levels if page.shape]
+        others = [page for first in file.pages[:32] for page in (first, *(first.pages or ()))]
+        reduced = [page for page in others if isinstance(page, TiffPage) and page.subfiletype & 1]
+        reduced.sort(key=lambda page: -page.imagelength * page.imagewidth)
+        pages = [top.pages[inner[0]] if inner else top, *reduced]
+        found = [TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in pages]
         found[0].levels = found
         return found[0]
 
@@ -202,9 +201,6 @@ class TifffileReader:
             name = getattr(page.compression, "name", page.compression)
             reason = f"its compression {name} is not supported by this reader"
             raise unreadable(self._path, reason, "use LZW, Deflate, JPEG or Zstandard, or the reader rasterio")
-        if not _has_codec(page):
-            name = getattr(page.compression, "name", page.compression)
-            raise unreadable(self._path, f"this build of imagecodecs lacks its compression {name}", tiff.RECOMPRESS)
         if page.dtype is None or page.dtype.kind not in "uifb" or not isinstance(page.bitspersample, int):
             reason = f"its pixels are of type {page.dtype}, {page.bitspersample} bits"
             raise unreadable(self._path, reason, "save it as 8 or 16 bits")
@@ -278,54 +274,18 @@ class TifffileReader:
         """Compare the size in the header of a coded image with its tile's before it is decoded."""
         from PIL import Image
 
-        if name == "JPEG XL":
-            coded_width, coded_height = jpeg_xl_size(data)
-        else:
-            Image.init()
-            coded_width, coded_height = Image.OPEN[name][0](BytesIO(data), "").size
+        Image.init()
+        coded = Image.OPEN[name][0](BytesIO(data), "")
         height, width = level.segment_hw
-        if coded_width > max(width, 64) or coded_height > max(height, 64):
-            reason = f"a tile of {width} x {height} pixels holds an image of {coded_width:,} x {coded_height:,}"
+        if coded.width > max(width, 64) or coded.height > max(height, 64):
+            reason = f"a tile of {width} x {height} pixels holds an image of {coded.width:,} x {coded.height:,}"
             raise unreadable(self._path, reason)
 
 
-def jpeg_xl_size(data: bytes) -> tuple[int, int]:
-    """Width and height in the header of a JPEG XL codestream, bare or in its container."""
-    start = data.find(b"\xff\x0a", 0, 4096)
-    bits = int.from_bytes(data[start + 2 : start + 18].ljust(16, b"\0"), "little")
-
-    def take(count: int) -> int:
-        nonlocal bits
-        value, bits = bits & ((1 << count) - 1), bits >> count
-        return value
-
-    def side() -> int:
-        return 8 * (1 + take(5)) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
-
-    is_small = take(1)
-    height, ratio = side(), take(3)
-    numerator, denominator = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
-    if start < 0:
-        raise ValueError("no JPEG XL codestream")
-    return (height * numerator // denominator if ratio else side()), height
-
-
-def _has_codec(page: TiffPage) -> bool:
-    from tifffile import TIFF
-
-    return page.compression == 1 or page.compression in TIFF.DECOMPRESSORS
-
-
 def _tags(page: TiffPage) -> dict[int, tuple[int, ...] | bytes]:
-    """Return the tags of a page as :class:`tiff.TiffHeader` takes them."""
-    tags: dict[int, tuple[int, ...] | bytes] = {}
-    for tag in page.tags:
-        if isinstance(tag.value, str):
-            tags[tag.code] = tag.value.encode("utf-8", "replace")
-        elif isinstance(tag.value, int | tuple | np.ndarray):
-            values = np.ravel(np.asarray(tag.value))
-            tags[tag.code] = tuple(values.tolist()) if values.dtype.kind in "ui" else b""
-    return tags
+    """Return the tags of a page as a header takes them."""
+    texts = {tag.code: tag.value.encode("utf-8", "replace") for tag in page.tags if isinstance(tag.value, str)}
+    return {tag.code: texts.get(tag.code) or tuple(np.ravel(tag.value).tolist()) for tag in page.tags}
 
 
 def _aperio_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
