@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageCms
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
-from tnet.scenes.readers import Reader, ReaderOptions
+from tnet.scenes.readers import Reader, ReaderOptions, open_reader
 from tnet.scenes.readers.tifffile_reader import open_tifffile
 
 RAMPS = make.ramps(100, 150)
@@ -370,3 +371,58 @@ def test_pillow_agrees(tmp_path: Path) -> None:
     path = make.tiled_tiff(tmp_path / "a.tif", RAMPS, compression="jpeg")
     with Image.open(path) as picture:
         assert np.abs(whole(opened(path)).astype(int) - np.asarray(picture)).max() <= 2
+
+
+@pytest.mark.parametrize("where", ["next page", "SubIFD"])
+def test_the_image_behind_a_thumbnail_is_read_with_its_levels(tmp_path: Path, where: str) -> None:
+    levels = make.pyramid(make.ramps(256, 256), 4)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        form: Any = {"photometric": "rgb", "metadata": None}
+        file.write(levels[3], subfiletype=1, subifds=1 if where == "SubIFD" else None, **form)
+        file.write(levels[0], tile=(64, 64), **form)
+        file.write(levels[1], tile=(64, 64), subfiletype=1, **form)
+    reader = open_reader(tmp_path / "a.tif")
+    assert [level.size_hw for level in reader.info.levels] == [(256, 256), (128, 128), (32, 32)]
+    for level, number in enumerate((0, 1, 3)):
+        np.testing.assert_array_equal(whole(reader, level), levels[number])
+
+
+def test_levels_whose_samples_mean_something_else_are_left_out(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        form: Any = {"tile": (64, 64), "metadata": None}
+        file.write(np.full((256, 256), 250, np.uint8), photometric="minisblack", **form)
+        file.write(np.full((128, 128), 5, np.uint8), photometric="miniswhite", subfiletype=1, **form)
+    assert len(opened(tmp_path / "a.tif").info.levels) == 1
+
+
+@pytest.mark.parametrize("bits", [10, 12, 24])
+@pytest.mark.parametrize("compress", ["none", "deflate"])
+def test_samples_that_fill_no_whole_type(tmp_path: Path, bits: int, compress: str) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    values = np.random.default_rng(bits).integers(0, 2**bits, (64, 96)).astype("uint16" if bits < 16 else "uint32")
+    form: Any = {"width": 96, "height": 64, "count": 1, "dtype": values.dtype, "nbits": bits, "compress": compress}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        form |= {"tiled": True, "blockxsize": 32, "blockysize": 32}
+        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form) as dataset:
+            dataset.write(values, 1)
+    np.testing.assert_array_equal(whole(opened(tmp_path / "a.tif"))[..., 0], values)
+    np.testing.assert_array_equal(opened(tmp_path / "a.tif").read(0, (5, 7, 20, 40))[..., 0], values[5:20, 7:40])
+
+
+@pytest.mark.parametrize("kind", ["ImageJ", "shaped"])
+def test_channels_of_a_small_stack_are_all_seen(tmp_path: Path, kind: str) -> None:
+    planes = np.stack([np.full((64, 64), value, np.uint8) for value in (10, 100, 200)])
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, imagej=kind == "ImageJ", photometric="minisblack", metadata={"axes": "CYX"}
+    )
+    reader = open_reader(tmp_path / "a.tif")
+    assert reader.info.color == "bands" and whole(reader)[5, 5].tolist() == [10, 100, 200]
+
+
+def test_another_series_has_its_own_meaning(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(make.ramps(64, 64), tile=(64, 64), photometric="rgb", metadata=None)
+        file.write(np.full((80, 64), 5, np.uint8), tile=(64, 64), photometric="miniswhite", metadata=None)
+    reader = open_reader(tmp_path / "a.tif", ReaderOptions(series=1))
+    assert reader.info.color == "grey" and (whole(reader) == 250).all()

@@ -66,13 +66,14 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
     reasons = {name: lost_by(name, content) for name in best}
     if all(reasons.values()):
         reason = reasons.get("tifffile", reasons[best[0]])
-        raise unreadable(path, f"no reader supports {reason}", "save it as RGB, grey or bands of real numbers")
+        remedy = "convert it to TIFF" if content.tiff is None else "save it as RGB, grey or bands of real numbers"
+        raise unreadable(path, f"no reader supports {reason}", remedy)
     return {name: scores[name] for name in best if not reasons[name]}
 
 
 def lost_by(name: str, content: Content, *, keep_depth: bool = True) -> str:
     """Name what a reader would lose of an image; empty if it honours everything."""
     if not content.is_folder and name != "rasterio" and mask_beside(content.path) is not None:
-        return f"the mask beside it ({content.path.name}.msk), which is read with TIFF and JPEG 2000 only"
+        return f"the mask beside it, {content.path.name}.msk"
     is_checked = name != "openslide" or not content.is_slide
     return lost(content.tiff, name, keep_depth=keep_depth) if content.tiff is not None and is_checked else ""
