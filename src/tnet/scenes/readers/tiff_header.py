@@ -45,6 +45,7 @@ _DESCRIBED_IFDS = 32  # directories whose tags are kept
 _TEXT_BYTES = 4096  # kept of each text
 _COLORMAP_BYTES = 3 * 65536 * 2  # of 16-bit indices
 _REDUCED, _MASK = 1, 4  # kinds of directories
+_RGB, _YCBCR = 2, 6
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 5: "II", 13: "I", 16: "Q", 18: "Q"}
 
@@ -69,6 +70,10 @@ class TiffHeader:
         self.is_pyramidal = TAG_SUBIFDS in self.main or any(kind & _REDUCED for kind in kinds[1:])
         sides = [(_number(ifd, TAG_HEIGHT, 0), _number(ifd, TAG_WIDTH, 0)) for ifd in ifds]
         self.masks_hw = {size for size, kind in zip(sides, kinds, strict=True) if kind & _MASK}
+        meanings = [_number(ifd, TAG_PHOTOMETRIC, 1) for ifd in (self.main, *ifds)]
+        wanted, *meanings = (_RGB if meaning == _YCBCR else meaning for meaning in meanings)
+        # Sizes of reduced versions whose samples mean something else.
+        self.odd_hw = {size for size, meaning in zip(sides, meanings, strict=True) if meaning != wanted} - self.masks_hw
         description = self.text(TAG_DESCRIPTION)
         self.is_ome = b"<OME" in description or b"openmicroscopy.org" in description
         # Whether a description says how several pages belong together.
