@@ -14,6 +14,7 @@ CMYK, YCbCr, HSV                        RGB by Pillow's formula; colour profiles
 alpha, transparent colour               composited onto white
 32-bit integer, signed, floating point  refused: the white level is unknown
 animation, several pages                the first
+TIFF of which Pillow loses something    refused: nodata, masks, stacks of channels, planar and unusual samples
 ======================================  =====================================================================
 
 One channel from RGB is luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B); three channels from greyscale are equal. The

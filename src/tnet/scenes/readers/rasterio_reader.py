@@ -158,9 +158,8 @@ class RasterioReader:
         count = min(len(dataset.overviews(1)), common.MAX_LEVELS - 1) if dataset.count else 0
         sizes_hw = [self._stored(number).shape for number in range(1 + count)]
         odd_hw = self.header.odd_hw if self.header else ()
-        self._numbers = [
-            number for number in common.pyramid_of(sizes_hw) if not number or sizes_hw[number] not in odd_hw
-        ]
+        numbers = common.pyramid_of(sizes_hw)
+        self._numbers = [number for number in numbers if number == 0 or sizes_hw[number] not in odd_hw]
         dtype = np.dtype(np.result_type(*dataset.dtypes))
         if not 1 <= dataset.count <= common.MAX_CHANNELS or dtype.kind not in "uif":
             raise unreadable(self._path, f"it has {dataset.count} bands of {dtype}", "save bands of real numbers")
