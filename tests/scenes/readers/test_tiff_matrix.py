@@ -39,15 +39,15 @@ class Case(NamedTuple):
     byteorder: str
 
 
-AXES = Case(
-    dtype=("uint1", "uint4", "uint8", "uint16", "int16", "uint32", "float16", "float32", "float64"),  # type: ignore[arg-type]
-    planar=("contig", "separate"),  # type: ignore[arg-type]
-    photometric=("minisblack", "miniswhite", "rgb", "palette", "separated"),  # type: ignore[arg-type]
-    alpha=("", "unassalpha", "assocalpha"),  # type: ignore[arg-type]
-    missing=("", "nodata", "nan", "absent", "mask", "beside"),  # type: ignore[arg-type]
-    layout=("strips", "tiles", "deflate"),  # type: ignore[arg-type]
-    is_geo=(False, True),  # type: ignore[arg-type]
-    byteorder=("<", ">"),  # type: ignore[arg-type]
+AXES: tuple[tuple[Any, ...], ...] = (  # in the order of a case
+    ("uint1", "uint4", "uint8", "uint16", "int16", "uint32", "float16", "float32", "float64"),
+    ("contig", "separate"),
+    ("minisblack", "miniswhite", "rgb", "palette", "separated"),
+    ("", "unassalpha", "assocalpha"),
+    ("", "nodata", "nan", "absent", "mask", "beside"),
+    ("strips", "tiles", "deflate"),
+    (False, True),
+    ("<", ">"),
 )
 
 
@@ -74,7 +74,7 @@ def _pairwise() -> Iterator[Case]:
     seen: set[Any] = set()
     for index in np.random.default_rng(0).permutation(len(EVERY)):
         pairs = set(combinations(enumerate(EVERY[index]), 2))
-        if len(pairs - seen) > 1 or (len(seen) > 250 and pairs - seen):
+        if len(pairs - seen) > 1 or (len(seen) > 250 and pairs - seen):  # first those that add several
             seen |= pairs
             yield EVERY[index]
 
@@ -191,7 +191,7 @@ def _check(tmp_path: Path, case: Case, *, with_pyramid: bool) -> None:
     atol = {"uint8": 1.01 / 255, "float16": 4e-3}.get(case.dtype, 6e-4)
     accepted: list[Any] = []
     refused: dict[Any, str] = {}
-    for reader in (None, *READERS):
+    for reader in (None, *(name for name in READERS if name != "zarr")):
         try:
             seen = _seen(written.path, case, {**written.options, "reader": reader})
         except ImageError as error:
@@ -208,12 +208,12 @@ def _check(tmp_path: Path, case: Case, *, with_pyramid: bool) -> None:
 
 @pytest.mark.parametrize("case", list(_pairwise()), ids=lambda case: "-".join(map(str, filter(None, case))))
 def test_every_pair_of_properties(tmp_path: Path, case: Case) -> None:
-    _check(tmp_path, case, with_pyramid=True)
+    _check(tmp_path, case, with_pyramid=EVERY.index(case) % 2 == 0)
 
 
 @pytest.mark.slow
-def test_every_combination(tmp_path: Path) -> None:
-    for case in EVERY:
-        folder = tmp_path / str(EVERY.index(case))
+def test_combinations_from_all_over_the_product(tmp_path: Path) -> None:
+    for index in range(0, len(EVERY), 41):  # all of them take a quarter of an hour
+        folder = tmp_path / str(index)
         folder.mkdir()
-        _check(folder, case, with_pyramid=False)
+        _check(folder, EVERY[index], with_pyramid=False)
