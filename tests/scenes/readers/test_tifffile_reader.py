@@ -426,3 +426,16 @@ def test_another_series_has_its_own_meaning(tmp_path: Path) -> None:
         file.write(np.full((80, 64), 5, np.uint8), tile=(64, 64), photometric="miniswhite", metadata=None)
     reader = open_reader(tmp_path / "a.tif", ReaderOptions(series=1))
     assert reader.info.color == "grey" and (whole(reader) == 250).all()
+
+
+def test_the_first_image_of_an_ome_tiff_need_not_be_its_first_page(tmp_path: Path) -> None:
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="80" SizeC="1" SizeZ="1" SizeT="1"><TiffData IFD="1"/>'
+        "</Pixels></Image></OME>"
+    )
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(make.ramps(64, 64), photometric="rgb", description=xml, metadata=None)
+        file.write(np.full((80, 64), 5, np.uint8), photometric="miniswhite", metadata=None)
+    reader = open_reader(tmp_path / "a.tif")
+    assert reader.info.color == "grey" and (whole(reader) == 250).all()

@@ -133,7 +133,8 @@ class TifffileReader:
         levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
         page = first.page
-        header = self.header if options.series == 0 else tiff.TiffHeader(path, [_tags(page)], 1)
+        is_described = self.header.at != (0,) or page.index == 0
+        header = self.header if is_described else tiff.TiffHeader(path, [_tags(page)], 1)
         self._samples = samples = tiff_samples(header, planes=len(first.planes))
         for each in levels:
             each.page.init_decode()
