@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from tests.scenes.readers import make
 from tnet.errors import ConfigError, ImageError
 from tnet.scenes import decode, open_scene
 from tnet.scenes.decode import image_size_hw, load_image
+from tnet.scenes.reading import ReadOptions
 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
 LOSSY = {"JPEG": ".jpg", "GIF": ".gif", "JPEG2000": ".jp2"} | ({"AVIF": ".avif"} if features.check("avif") else {})
@@ -473,3 +475,12 @@ def test_smaller_limit_of_pillow_set_by_the_program_is_kept(tmp_path: Path, monk
     path = put(tmp_path, "a.webp", encoded(COLOURS, "WEBP"))
     with pytest.raises(ImageError, match="max_pixels=1,000"):
         load_image(path, max_pixels=1000)
+
+
+@pytest.mark.parametrize("form", [{"extratags": [(42113, "s", 0, "9", True)]}, {"planarconfig": "separate"}])
+def test_a_tiff_that_would_lose_something_is_not_decoded(tmp_path: Path, form: Any) -> None:
+    pixels = np.moveaxis(COLOURS, 2, 0) if "planarconfig" in form else COLOURS
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", metadata=None, **form)
+    with pytest.raises(ImageError, match=r"a.tif cannot be read: decoding it as a whole would lose .*; read it lazily"):
+        load_image(tmp_path / "a.tif")
+    assert ReadOptions("auto").is_lazy(tmp_path / "a.tif")

@@ -15,6 +15,7 @@ CMYK in JPEG                            inverted, with or without Adobe's marker
 alpha, transparent colour               composited onto white
 32-bit integer, signed, floating point  refused: the white level is unknown
 animation, several pages                the first
+TIFF of which Pillow loses something    refused: nodata, masks, stacks of channels, planar and unusual samples
 ======================================  =====================================================================
 
 One channel from RGB is luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B); three channels from greyscale are equal. The
@@ -82,9 +83,14 @@ def load_image(
     Raises:
         ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
     """
+    from tnet.scenes.readers import lost_by  # which imports this module
+    from tnet.scenes.readers.content import Content
+
     check_limits(max_side_px, max_short_side_px, max_pixels)
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
+        if reason := lost_by("pillow", Content(path), keep_depth=False):
+            raise unreadable(path, f"decoding it as a whole would lose {reason}", "read it lazily (--read lazy)")
         header = read_header(stream, path, max_pixels)
         with pillow_limit(header.width * header.height):
             image = _decode(header, path, channels, shrunk_size(header.size, max_side_px, max_short_side_px))

@@ -106,10 +106,11 @@ def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
     """Divide colours by alpha (the last channel), by which they were multiplied."""
     colors, alpha = pixels[..., :-1], pixels[..., -1:]
     full = opaque(pixels.dtype)
-    straight = colors.astype(np.float64) * full / np.maximum(alpha.astype(np.float64), 1e-9)
+    straight = colors.astype(np.float64) * full / np.where(alpha <= 0, full, alpha.astype(np.float64))
     if pixels.dtype.kind in "ui":
-        straight = np.minimum(np.rint(straight), full)
-    out = np.concatenate([straight.astype(pixels.dtype), alpha], axis=2)
+        straight = np.clip(np.rint(straight), np.iinfo(pixels.dtype).min, full)
+    with np.errstate(over="ignore"):
+        out = np.concatenate([straight.astype(pixels.dtype), alpha], axis=2)
     out[alpha[..., 0] == 0] = 0
     return out
 
