@@ -288,7 +288,7 @@ def test_dram_costs_what_is_documented(looks: int, outline: Callable[[str], Mode
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # 2 to 13 s on a quiet machine, 77 s on a busy one
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith(("_b1", "_b2", "_b3"))])  # as B0 and B4
 def test_a_published_recipe_can_be_tried_out(name: str, recipes: dict[str, Recipe]) -> None:
     recipe = recipes[name]
     result = smoke(recipe, progress=False)

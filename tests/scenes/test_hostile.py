@@ -124,7 +124,7 @@ def test_the_harness_finds_what_it_is_for(examined: dict[str, list[tuple[Case, O
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("group", ["flips", "flipped_pixels"])
 def test_many_more_flips(tmp_path: Path, group: str) -> None:
-    cases = getattr(hostile, group)(tmp_path, range(100, 120))
+    cases = getattr(hostile, group)(tmp_path, range(100, 108))
     assert complaints(cases) == []
 
 
