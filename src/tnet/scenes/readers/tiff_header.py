@@ -232,5 +232,5 @@ def read_tiff_header(path: Path) -> TiffHeader:
         if not ifds:
             raise walk.error("there are none")
         header = TiffHeader(path, ifds, count, inner)
-        header.is_swapped = order == ">" and (is_big or header.bits > 16)  # which not every library reads
+        header.is_swapped = is_big and order == ">"  # which not every library reads
         return header

@@ -36,12 +36,12 @@ _PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 5000
 # What Pillow reads as it is meant: photometric, format and bits of the samples, and extra samples.
 _PILLOW_SAMPLES = {
     *((grey, 1, (bits,), ()) for grey in (_WHITE_IS_ZERO, 1, _PALETTE) for bits in (1, 2, 4, 8)),
-    *((1, *form, ()) for form in ((1, (16,)), (2, (32,)), (3, (32,)))),
     *((color, 1, (8, 8, 8), ()) for color in (_RGB, _YCBCR, _LAB)),
-    *((1, 1, (8, 8), (2,)), (_RGB, 1, (8, 8, 8, 8), (2,)), (_CMYK, 1, (8, 8, 8, 8), ())),
+    *((1, 1, (16,), ()), (1, 1, (8, 8), (2,)), (_RGB, 1, (8, 8, 8, 8), (2,)), (_CMYK, 1, (8, 8, 8, 8), ())),
 }
-# And of what it keeps the high byte, when an image is decoded into memory.
+# And what is reduced to the high byte, or refused, when an image is decoded into memory.
 _PILLOW_DEEP = {(_RGB, 1, (16,) * 3, ()), (_RGB, 1, (16,) * 4, (2,)), (_CMYK, 1, (16,) * 4, ())}
+_PILLOW_DEEP |= {(1, 2, (32,), ()), (1, 3, (32,), ())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def tiff_samples(header: TiffHeader, *, planes: int = 1, is_masked: bool = False
 def lost(header: TiffHeader, reader: str, *, keep_depth: bool = True) -> str:
     """Name what a reader would lose or misread of a TIFF; empty if it honours everything.
 
-    Without ``keep_depth``, Pillow may return the high byte of 16-bit colours.
+    Without ``keep_depth``, deep samples that Pillow opens are none of its losses.
     """
     missing = "its missing pixels" if header.masks_hw or tiff.TAG_GDAL_NODATA in header.main else ""
     if reader == "tifffile":
