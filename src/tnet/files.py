@@ -72,8 +72,8 @@ def check_new_folder(path: Path, *, overwrite: bool = False) -> None:
     if os.path.lexists(path) and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder; choose another place for the output")
     if not overwrite and path.is_dir() and any(path.iterdir()):
-        problem = "exists and is not empty; choose another folder"
-        raise OutputError(f"{path} {problem}, or replace the files in it with --overwrite (overwrite=True)")
+        remedy = "choose another folder, or replace the files in it with --overwrite (overwrite=True)"
+        raise OutputError(f"{path} exists and is not empty; {remedy}")
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def test_what_tnet_wrote_is_no_class(tmp_path: Path) -> None:
         assert sorted(data.paths) == [tmp_path / "cat/1.png", tmp_path / "dog/2.png"]
     for name in ("cat", "dog"):
         shutil.rmtree(tmp_path / name)
-    with pytest.raises(DataError, match="written by tnet or the system"):
+    with pytest.raises(DataError, match="only folders that tnet or the system wrote"):
         ImageFolder(tmp_path)
 
 

@@ -23,7 +23,8 @@ _SYSTEM_FOLDERS = frozenset(
     | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@__thumb"}  # network storage
     | {"lost+found", "__pycache__"}
 )
-_OUTPUTS = ({"config.json", "model.safetensors"}, {"evaluation.md", "evaluation.csv"}, {"results.json", "index.html"})
+_MODEL = {"config.json", "model.safetensors"}
+_OUTPUTS = ({"evaluation.md", "evaluation.csv"}, {"results.json", "index.html"})
 _MAX_REGIONS_BYTES = 2**28
 FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # folders that are one image
 
@@ -104,7 +105,7 @@ def _is_system_folder(name: str) -> bool:
 
 
 def _is_output(folders: Sequence[str], names: Sequence[str]) -> bool:
-    """Return whether tnet wrote a folder: a run, a model, a comparison, an evaluation or a demonstration."""
+    """Return whether tnet wrote a folder with images: a run, a comparison, an evaluation or a demonstration."""
     inside, files = set(folders), set(names)
     is_run = CLAIM_NAME in files or ("recipe.yaml" in files and bool(inside & {"checkpoints", "logs", "model"}))
     return is_run or ("comparison.md" in files and "cache" in inside) or any(files >= marks for marks in _OUTPUTS)
@@ -134,7 +135,8 @@ def _walk(root: Path, is_given: bool, passed: list[Path], others: Counter[str]) 
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        if _is_output(folders, names) and not (is_given and folder == root):
+        is_output = _is_output(folders, names) or (folder == root and _MODEL.issubset(names))
+        if is_output and not (is_given and folder == root):
             passed.append(folder)
             folders.clear()
             continue
