@@ -57,6 +57,7 @@ def main() -> None:
             options = {"env": environment | SETTINGS[name], "text": True, "stdout": subprocess.PIPE}
             processes = [subprocess.Popen(command, **options) for _ in range(count)]
             found.append(statistics.mean(float(process.communicate()[0]) for process in processes))
+            print(f"{name}, {count}: {found[-1]:.2f} images/s", file=sys.stderr, flush=True)
     rows = []
     for count, place in ((1, "alone"), (2, "beside another")):
         spinning, asleep = (speeds[name, count] for name in SETTINGS)
