@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 # Control characters but tab and line feed, line separators, changes of writing direction, bytes that are not UTF-8.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-# An underscore inside a word, as in mobilenetv2_100, means nothing.
+# Underscores between letters or digits, as in mobilenetv2_100, mean nothing.
 _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|^#|#$")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as spreadsheets recognize one, or ours marked
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)

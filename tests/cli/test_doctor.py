@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
+from tnet.threads import usable_cpus
 
 GOOD = SimpleNamespace(
     kind="pillow", extra="", installed=True, versions={"pillow": "13.0", "numpy": "2.4"}, works=True, detail=""
@@ -37,7 +38,8 @@ def test_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].startswith(f"Python       {platform.python_version()} ")
     torch_line = next(line for line in lines if line.startswith("torch "))
     assert torch_line.split()[1].startswith(torch.__version__.partition("+")[0])
-    assert f"  works    cpu         {torch.get_num_threads()} threads" in lines
+    cpus = f"{torch.get_num_threads()} threads ({usable_cpus()} usable CPUs, "
+    assert any(line.startswith(f"  works    cpu         {cpus}") for line in lines)
     assert "  works    pillow      pillow 13.0, numpy 2.4" in lines
 
 

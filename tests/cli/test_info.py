@@ -197,7 +197,8 @@ def test_a_table_of_all_registered_models(registered: dict[str, TNetConfig]) -> 
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_pattern_selects_models_and_progress_leaves_the_table_alone() -> None:
+def test_a_pattern_selects_models_and_progress_leaves_the_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnet.inference.progress.is_terminal", lambda stream: True)
     with_bar = CliRunner().invoke(app, ["info", "--table", "plain.*"])
     without = CliRunner().invoke(app, ["info", "--table", "plain.*", "--no-progress"])
     assert [name for name in table(without.stdout) if "." in name] == ["plain.a"]

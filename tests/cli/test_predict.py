@@ -47,7 +47,7 @@ def test_a_line_a_picture_without_out(model: Path, pictures: Path) -> None:
     names = ["b.png", "a.png", "b.png", "more/c.png"]
     assert [line[0] for line in lines] == [str(pictures / name) for name in names]
     assert all(line[1] in {"ant", "bee", "cat", "dog", "elk"} and line[4].startswith("looked at 1:(") for line in lines)
-    assert "predicting" in err
+    assert err == ""  # a line of progress a minute
 
 
 def test_tables_and_json_lines_hold_the_same(model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Lines:
 
 
 class _LineProgress(Progress):
-    """Progress in lines, for output that is no terminal."""
+    """Progress in lines, for output that is not a terminal."""
 
     lines = Lines()
 

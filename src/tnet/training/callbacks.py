@@ -127,7 +127,7 @@ class KeepSignals(Callback):
 
 
 class ProgressLines(Callback):
-    """Reports training steps in lines, for output that is no terminal."""
+    """Reports training steps in lines, for output that is not a terminal."""
 
     def __init__(self) -> None:
         self.lines = Lines()
