@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tnet.errors import OutputError
-from tnet.files import atomic_folder, atomic_path, make_folder, write_text
+from tnet.files import CLAIM_NAME, atomic_folder, atomic_path, check_outputs, claimed, make_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -63,13 +68,14 @@ def test_no_permission(tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "x")
 
 
-def test_atomic_folder_replaces_the_old_one_when_complete(tmp_path: Path) -> None:
+def test_atomic_folder_replaces_files_of_the_same_names_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for content in ("one", "two"):
         with atomic_folder(target) as temporary:
             (temporary / content).write_text(content)
-    assert names(target) == ["two"] and names(tmp_path) == ["model"]
-    assert target.stat().st_mode & 0o777 == 0o755  # not the private mode of temporary folders
+            (temporary / "two").write_text(f"of {content}")
+        assert (target / "two").read_text() == f"of {content}"
+    assert names(target) == ["one", "two"] and names(tmp_path) == ["model"]
 
 
 def test_error_keeps_the_old_folder_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -82,18 +88,15 @@ def test_error_keeps_the_old_folder_and_leaves_no_temporary(tmp_path: Path) -> N
     assert names(target) == ["good"] and names(tmp_path) == ["model"]
 
 
-def test_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_replacement_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as temporary:
         (temporary / "good").write_text("x")
-    replace = os.replace
 
-    def fail_for_the_new_one(source: Path, destination: Path) -> None:
-        if Path(destination) == target and not str(source).endswith(".old"):
-            raise OSError(28, "No space left on device")
-        replace(source, destination)
+    def fail(source: Path, destination: Path) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail_for_the_new_one)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OutputError, match="No space left on device"), atomic_folder(target) as temporary:
         (temporary / "new").write_text("x")
     assert names(target) == ["good"] and names(tmp_path) == ["model"]
@@ -103,3 +106,108 @@ def test_make_folder(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert names(tmp_path / "a" / "b") == []
+
+
+def test_names_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".csv", "x." + "y" * 253, "ä" * 125 + ".json"):
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_with_the_output(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> int:
+        path.touch()
+        raise OSError(number, os.strerror(number), "/tmp/elsewhere")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match=r"new/a\.txt cannot be written \(.*\); make room there"):
+        write_text(tmp_path / "new" / "a.txt", "x")
+    room = pytest.raises(OutputError, match=r"model cannot be written \(.*\); make room there")
+    with room, atomic_folder(tmp_path / "new" / "model") as folder:
+        (folder / "x").write_text("x")
+    assert names(tmp_path / "new") == []
+
+
+def test_outputs_that_differ_only_in_case_are_one(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="written twice"):
+        check_outputs([tmp_path / "a" / "b.png", tmp_path / "A" / "B.png"])
+    check_outputs([tmp_path / "a.png", tmp_path / "b.png"], inputs=[tmp_path / "gone", tmp_path / "c.png"])
+
+
+# --- claims, and what killed processes leave
+
+OWNER = """
+import pathlib, sys, time
+from tnet.files import atomic_folder, atomic_path, claimed
+folder = pathlib.Path(sys.argv[1])
+with claimed(folder), atomic_path(folder / "deep" / "a.csv") as file, atomic_folder(folder / "model") as model:
+    file.touch(), (model / "x").touch()
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_ends_with_the_work(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with claimed(folder):
+        with pytest.raises(OutputError, match=rf"run is in use by process {os.getpid()} on .* since \d{{4}}-.*--out"):
+            claimed(folder).__enter__()
+        assert names(folder) == [CLAIM_NAME]
+    assert names(tmp_path) == [], "empty folders go too"
+    with pytest.raises(ZeroDivisionError), claimed(folder):
+        (folder / "kept").touch()
+        raise ZeroDivisionError
+    assert names(folder) == ["kept"]
+    with pytest.raises(OutputError, match="kept cannot be written"):
+        claimed(folder / "kept").__enter__()
+
+
+def test_a_killed_process_loses_its_claim_and_its_temporary_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(run)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
+        with pytest.raises(OutputError, match=f"in use by process {owner.pid} "):
+            claimed(run).__enter__()
+        owner.kill()  # it stays a zombie until it is waited for
+        time.sleep(0.2)
+        (run / ".tnet-mine").touch()
+        with atomic_path(run / "b.csv") as of_the_living:
+            of_the_living.touch()
+            assert len(list(run.rglob(".tnet-*"))) == 5
+            with claimed(run):
+                assert names(run) == sorted([CLAIM_NAME, ".tnet-mine", of_the_living.name, "deep"])
+                assert names(run / "deep") == []
+    assert names(run) == [".tnet-mine", "b.csv", "deep"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_taken_over"),
+    [({}, False), ({"start": "1"}, True), ({"pid": 2**22 + 1}, True), ({"host": "elsewhere", "pid": 2**22 + 1}, False)],
+)
+def test_claims_of_other_processes(change: dict[str, object], is_taken_over: bool, tmp_path: Path) -> None:
+    """Of a living one, an ended one whose number another has by now, an ended one, one of another machine."""
+    with claimed(tmp_path):
+        owner = json.loads((tmp_path / CLAIM_NAME).read_text())
+    text = json.dumps(owner | change)
+    (tmp_path / CLAIM_NAME).write_text(text)
+    if is_taken_over:
+        with claimed(tmp_path):
+            assert json.loads((tmp_path / CLAIM_NAME).read_text())["pid"] == os.getpid()
+        assert names(tmp_path) == []
+    else:
+        with pytest.raises(OutputError, match=r"delete .*\.tnet-claim if it has ended"):
+            claimed(tmp_path).__enter__()
+        assert (tmp_path / CLAIM_NAME).read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "half", "[]", '{"pid": "x"}'])
+def test_a_claim_that_was_cut_off_is_kept_for_a_minute(text: str, tmp_path: Path) -> None:
+    claim = tmp_path / CLAIM_NAME
+    claim.write_text(text)
+    with pytest.raises(OutputError, match="in use by another process"):
+        claimed(tmp_path).__enter__()
+    os.utime(claim, (0, time.time() - 100))
+    with claimed(tmp_path):
+        pass
+    assert names(tmp_path) == []

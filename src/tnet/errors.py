@@ -61,5 +61,9 @@ class RepeatedImagesWarning(UserWarning):
     """The same image among training and validation images, or with two labels."""
 
 
+class PassedOverWarning(UserWarning):
+    """Folders or images that are not the user's, and are left out."""
+
+
 class SlowImageWarning(UserWarning):
     """Large image that is decoded in full for a single look."""

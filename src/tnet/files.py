@@ -22,8 +22,7 @@ _HOST = platform.node() or "this machine"
 _HOST_KEY = f"{zlib.crc32(_HOST.encode('utf-8', 'surrogateescape')):08x}"
 # Temporary files are named after the process that writes them, so that those of a killed one can be recognized.
 _TEMPORARY = re.compile(r"\.tnet-([0-9a-f]{8})-(\d+)-(\d*)-[0-9a-f]{8}(\..*)?", re.DOTALL)
-_LONGEST_SUFFIX = 20
-_UNREADABLE_CLAIM_SECONDS = 60  # a claim is written in an instant
+_CLAIM_SECONDS = 60  # by then it is written
 
 
 def check_outputs(
@@ -145,10 +144,9 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Create a folder and keep other processes from claiming it; if it is empty at the end, remove it again.
+    """Create a folder and claim it by a file that names this process; a folder that stays empty is removed again.
 
-    The claim is a file that names its owner. That of an ended process of this machine is taken over, and the temporary
-    files of such processes are removed.
+    The claim of an ended process of this machine is taken over, and the temporary files of such processes are removed.
 
     Raises:
         OutputError: another process works in the folder, or it cannot be written.
@@ -186,7 +184,7 @@ def _stale(claim: Path) -> str:
         who = f"process {int(owner['pid'])} on {owner['host']} since {owner['since']}"
         has_ended = owner["host"] == _HOST and _has_ended(int(owner["pid"]), str(owner["start"]))
     except (ValueError, KeyError, TypeError):
-        who, has_ended = "another process", age > _UNREADABLE_CLAIM_SECONDS
+        who, has_ended = "another process", age > _CLAIM_SECONDS
     if has_ended:
         return text
     raise OutputError(f"{claim.parent} is in use by {who}; give another --out, or delete {claim} if it has ended")
@@ -214,8 +212,7 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
 
 def _temporary(folder: Path, suffix: str = "") -> Path:
     """Return an unused path in a folder that names this process."""
-    kept = suffix if len(suffix) <= _LONGEST_SUFFIX else ""
-    return folder / f".tnet-{_HOST_KEY}-{os.getpid()}-{_started()}-{os.urandom(4).hex()}{kept}"
+    return folder / f".tnet-{_HOST_KEY}-{os.getpid()}-{_started()}-{os.urandom(4).hex()}{suffix[:20]}"
 
 
 def _started(pid: int | None = None) -> str | None:

@@ -140,7 +140,7 @@ def test_a_table_keeps_the_models_order_of_classes(cats_and_dogs: Path, tmp_path
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([0.0, 9.0]))
-    save_model(model, cats_and_dogs)
+    save_model(model, cats_and_dogs, overwrite=True)
     code, _ = evaluate(cats_and_dogs, table, "--path-column", "file", "--label-column", "kind", "--looks", "0")
     assert code == 0
     # The table names dogs only; they are still the model's second class.

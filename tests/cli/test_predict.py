@@ -88,7 +88,7 @@ def test_pictures_are_prepared_as_they_were_in_training(
         expected = load_model(model)(images[0].image[None]).logits[0].softmax(0).sort(descending=True)
     answers = []
     for run in (model, tmp_path):
-        code, _, _ = predict(run, pictures / "a.png", "--out", tmp_path / "p.jsonl")
+        code, _, _ = predict(run, pictures / "a.png", "--out", tmp_path / "p.jsonl", "--overwrite")
         assert code == 0
         answers.append(json.loads((tmp_path / "p.jsonl").read_text(encoding="utf-8")))
     assert answers[0] == answers[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tnet.data.config import DataConfig
 from tnet.data.folder import ImageFolder, LabelledImages, check_classes, shorten
 from tnet.data.loading import number_classes_as, open_data
 from tnet.data.sample import collate
-from tnet.errors import ConfigError, DataError, ImageError
+from tnet.errors import ConfigError, DataError, ImageError, PassedOverWarning
 from tnet.scenes.reading import ReadOptions
 
 
@@ -82,6 +83,62 @@ def test_classes_targets_and_paths(tmp_path: Path) -> None:
     assert data.targets.tolist() == [0, 0, 0, 1] and data.targets.dtype == torch.int64
     names = ["ant/000.png", "ant/001.png", "ant/deep/er/a.png", "zebra/000.png"]
     assert data.paths == [root / name for name in names]
+
+
+SYSTEM = ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle", "FOUND.000"]
+
+
+def put_run(folder: Path) -> None:
+    for name in ("overlays/a.png", "evaluation/evaluation.png", "curves.png"):
+        put_picture(folder / name)
+    (folder / "logs").mkdir()
+    (folder / "recipe.yaml").touch()
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_folders_that_systems_make_are_no_classes(name: str, tmp_path: Path) -> None:
+    for path in ("a/1.png", "b/2.png", f"{name}/3.png", f"a/{name.lower()}/4.png", ".ipynb_checkpoints/5.png"):
+        put_picture(tmp_path / path)
+    (tmp_path / "Thumbs.db").touch()
+    with pytest.warns(PassedOverWarning, match="2 folder"):
+        data = ImageFolder(tmp_path)
+    assert data.classes == ["a", "b"] and data.paths == [tmp_path / "a/1.png", tmp_path / "b/2.png"]
+
+
+def test_what_tnet_wrote_is_no_class(tmp_path: Path) -> None:
+    for path in ("cat/1.png", "dog/2.png", "dog/3.png", "found/x.png", "found/y.png"):
+        put_picture(tmp_path / path)
+    put_run(tmp_path / "runs" / "pets")
+    put_run(tmp_path / "one run")
+    put_run(tmp_path / "dog" / "runs" / "again" / "run")
+    put_run(tmp_path / "started")
+    (tmp_path / "started" / "recipe.yaml").rename(tmp_path / "started" / ".tnet-claim")
+    put_picture(tmp_path / "compared" / "accuracy_macs.png")
+    (tmp_path / "compared" / "cache").mkdir()
+    (tmp_path / "compared" / "comparison.md").touch()
+    put_picture(tmp_path / "model" / "evaluation" / "evaluation.png")
+    for name in ("model/config.json", "model/model.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "found" / "regions.json").write_text('[{"figure": "x.png"}, {"figure": "y.png"}]')
+    (tmp_path / "dog" / "3.regions.json").write_text('[{"figure": "3.png"}]')
+    for classes in (None, ["dog", "cat"]):
+        with pytest.warns(PassedOverWarning, match=r"9 folder.*compared.*\.\.\."):
+            data = ImageFolder(tmp_path, classes=classes)
+        assert sorted(data.classes) == ["cat", "dog"]
+        assert sorted(data.paths) == [tmp_path / "cat/1.png", tmp_path / "dog/2.png"]
+    for name in ("cat", "dog"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(DataError, match="written by tnet or the system"):
+        ImageFolder(tmp_path)
+
+
+def test_a_class_with_a_file_that_looks_like_one_of_ours_is_a_class(tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "config.json", "comparison.md", "evaluation.csv", "results.json"):
+        put_picture(tmp_path / name.split(".")[0] / "1.png")
+        (tmp_path / name.split(".")[0] / name).touch()
+    put_picture(tmp_path / "regions" / "1.png")
+    (tmp_path / "regions" / "regions.json").write_text('{"a": [1]}')
+    assert len(ImageFolder(tmp_path).classes) == 6
 
 
 def test_sample_holds_image_target_and_path(tmp_path: Path) -> None:

@@ -75,7 +75,10 @@ def test_other_files_in_the_folder_are_left_alone(model: TNet, paths: list[Path]
     out.mkdir()
     (out / "mine.txt").write_text("keep")
     (out / "1.png").write_text("of before")
-    explain_paths(model, paths[:1], out, progress=False)
+    with pytest.raises(OutputError, match=r"1\.png exists.*--overwrite"):
+        explain_paths(model, paths[:1], out, progress=False)
+    assert (out / "1.png").read_text() == "of before" and len(list(out.iterdir())) == 2
+    explain_paths(model, paths[:1], out, progress=False, overwrite=True)
     assert (out / "mine.txt").read_text() == "keep"
     with Image.open(out / "1.png") as figure:
         assert figure.format == "PNG"
@@ -100,7 +103,7 @@ def test_a_bad_picture_leaves_nothing_or_is_skipped(model: TNet, paths: list[Pat
     assert set(records(out)[1]) == {"path", "error"} and records(out)[1]["path"] == str(paths[1])
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ImageError):
-        explain_paths(model, paths, out, progress=False)
+        explain_paths(model, paths, out, progress=False, overwrite=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 

@@ -172,7 +172,7 @@ def test_colours_of_classes_are_their_own() -> None:
 def test_a_file(tmp_path: Path) -> None:
     odd = replace(PREDICTION, path="tää\udcff.png", regions=())
     for prediction in (PREDICTION, odd):
-        [path] = write_all_geojson([(prediction, None)], tmp_path / "new" / "a.geojson")
+        [path] = write_all_geojson([(prediction, None)], tmp_path / "new" / "a.geojson", overwrite=True)
         assert json.loads(path.read_text(encoding="utf-8")) == regions_geojson(prediction)
     assert regions_geojson(replace(odd, regions=REGIONS))["features"][0]["id"]
 

@@ -58,8 +58,10 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path, name: str) ->
         raise ImageError("broken")
 
     (tmp_path / name).write_text("of before")
-    with pytest.raises(ImageError, match="broken"):
+    with pytest.raises(OutputError, match="exists"):
         write_predictions(failing(), tmp_path / name)
+    with pytest.raises(ImageError, match="broken"):
+        write_predictions(failing(), tmp_path / name, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "of before"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tests.helpers import TINY_RESNET, three_levels, tiny_config
 
@@ -66,11 +68,14 @@ def test_load_from_a_run_folder(saved: Path) -> None:
     assert load_model(saved.parent).config == tiny_config()
 
 
-def test_saving_again_replaces_the_folder(saved: Path) -> None:
-    (saved / "stray").write_text("x")
-    save_model(TNet(three_levels()), saved, card="a card\n")
+def test_saving_again_replaces_the_models_files_and_no_others(saved: Path) -> None:
+    (saved / "mine").write_text("x")
+    with pytest.raises(OutputError, match="not empty.*overwrite"):
+        save_model(TNet(three_levels()), saved)
+    assert load_model(saved).config == tiny_config()
+    save_model(TNet(three_levels()), saved, card="a card\n", overwrite=True)
     assert load_model(saved).config == three_levels()
-    assert (saved / "README.md").read_text() == "a card\n" and not (saved / "stray").exists()
+    assert (saved / "README.md").read_text() == "a card\n" and (saved / "mine").read_text() == "x"
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
@@ -78,9 +83,61 @@ def test_failed_save_keeps_the_old_model(saved: Path, monkeypatch: pytest.Monkey
     before = (saved / "model.safetensors").read_bytes()
     monkeypatch.setattr("tnet.models.io.default_card", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_model(TNet(three_levels()), saved)
+        save_model(TNet(three_levels()), saved, overwrite=True)
     assert (saved / "model.safetensors").read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+class KilledError(BaseException):
+    """Nothing that anybody catches."""
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_process_killed_at_any_time_leaves_a_model(moved: int, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, left = os.replace, [moved]
+
+    def kill(*paths: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KilledError
+        replace(*paths)
+
+    model = load_model(saved)
+    model.classifier.bias.data += 1
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(os, "replace", kill)
+        save_model(model, saved, overwrite=True)
+    assert torch.equal(load_model(saved).classifier.bias, model.classifier.bias) == (moved > 0)
+
+
+def test_weights_are_never_read_with_the_configuration_of_another_model(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def kill(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(os, "replace", kill)
+        save_model(TNet(tiny_config(class_names=tuple("edcba"))), saved, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("reason", ["I/O error: No space left on device (os error 28)", "something else"])
+def test_a_full_disk_is_an_error_about_the_folder(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.touch()
+        raise SafetensorError(f"Error while serializing: {reason}")
+
+    monkeypatch.setattr("tnet.models.io.save_file", full)
+    with pytest.raises(
+        OutputError, match=r"model cannot be written \((No space left on device\); make room|.*something)"
+    ):
+        save_model(TNet(tiny_config()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:

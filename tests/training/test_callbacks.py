@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tests.helpers import tiny_recipe
 from torch import Tensor
 
@@ -44,12 +43,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
 
-    def full(self: TorchCheckpointIO, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        Path(path).write_bytes(b"half")
+    def full(path: Path, content: Any) -> int:
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))  # not a folder that must have room
+    with pytest.raises(OutputError, match=r"last\.ckpt cannot be written \(No space left on device\); make room"):
         AtomicCheckpointIO().save_checkpoint({"value": 2}, path)
     assert torch.load(path, weights_only=True) == {"value": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]

@@ -36,14 +36,29 @@ def test_validation_samples_are_drawn_with_their_labels(trained: tuple[TNet, Lab
     assert [record["true_label"] for record in found] == [data.classes[int(data[i].target)] for i in (0, half)]
 
 
-def test_figures_of_before_are_replaced_as_a_whole(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:
+def test_figures_of_before_are_replaced_and_other_files_stay(
+    trained: tuple[TNet, LabelledData], tmp_path: Path
+) -> None:
     folder = tmp_path / "overlays"
-    folder.mkdir()
-    (folder / "old.png").touch()
+    draw_overlays(*trained, folder, 2)
     draw_overlays(*trained, folder, 1)
     assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "regions.json"]
+    (folder / "mine.png").touch()
+    draw_overlays(*trained, folder, 0)
+    assert [path.name for path in folder.iterdir()] == ["mine.png"]
+    (folder / "mine.png").unlink()
+    draw_overlays(*trained, folder, 1)
     draw_overlays(*trained, folder, 0)
     assert not folder.exists()
+
+
+def test_a_list_of_figures_cannot_name_files_elsewhere(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "mine.png").touch()
+    names = ["../mine.png", str(tmp_path / "mine.png"), "..", ".", "", 5, ["x"]]
+    (tmp_path / "overlays" / "regions.json").write_text(json.dumps([{"figure": name} for name in names]))
+    draw_overlays(*trained, tmp_path / "overlays", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(trained: tuple[TNet, LabelledData], tmp_path: Path) -> None:

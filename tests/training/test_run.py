@@ -28,9 +28,11 @@ from tnet.backbones import TimmBackbone
 from tnet.backbones.base import Described
 from tnet.data.config import DataConfig
 from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, OutputError, TrainingError
+from tnet.files import claimed
 from tnet.models.io import load_model
 from tnet.objectives import Loss, Objective
 from tnet.training import run
+from tnet.training.callbacks import AtomicCheckpointIO
 from tnet.training.recipe import Recipe, load_recipe
 from tnet.training.run import RunResult, train
 
@@ -197,6 +199,23 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     load_model(tmp_path)  # what there is by then can be used
     assert_same_run(finished, train(recipe_of_two(), tmp_path, resume=True, progress=False))
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_a_kill_right_after_the_checkpoint_loses_no_metric(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def kill(self: AtomicCheckpointIO, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        save(self, checkpoint, path, storage_options)
+        if Path(path).name == "last.ckpt":
+            raise PowerCutError
+
+    with monkeypatch.context() as patch, pytest.raises(PowerCutError):
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", kill)
+        train(recipe_of_two(), tmp_path, progress=False)
+    assert checkpoint(tmp_path)["epoch"] == 0
+    assert_same_run(finished, train(recipe_of_two(), tmp_path, resume=True, progress=False))
 
 
 def test_training_on_the_cpu_keeps_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +396,34 @@ def test_a_folder_in_use_is_not_written_to(finished: RunResult, tmp_path: Path) 
         train(recipe_of_two(), tmp_path / "notes.txt", progress=False)
     with pytest.raises(OutputError, match="cannot be written"):
         train(recipe_of_two(), tmp_path / "notes.txt" / "run", progress=False)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_with_its_owner(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(OutputError, match=rf"run is in use by process {os.getpid()} on .* since"):
+                train(recipe_of_two(), tmp_path / "run", resume=resume, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_run_is_resumed(tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match="holds no run to resume"):
+        train(recipe_of_two(), tmp_path, resume=True, progress=False)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"} and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("out", ["data/train/run", "data/val/up/run", "link/train/run", "data/train"])
+def test_runs_and_overviews_stay_outside_the_images(out: str, in_tmp_path: Path) -> None:
+    data = small_pictures(in_tmp_path / "data")
+    (in_tmp_path / "link").symlink_to("data")
+    before = sorted(in_tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match="inside the folder of images"):
+        train(replace(recipe_of_two(), data=data), out, progress=False)
+    with pytest.raises(OutputError, match=r"data\.overview_folder"):
+        train(replace(recipe_of_two(), data=replace(data, overview_folder=out)), "run", progress=False)
+    assert sorted(in_tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.scenes.base import Scene
-from tnet.scenes.find import find_images, image_exists, is_image_folder, is_image_path
+from tnet.scenes.find import image_exists, is_image_folder, is_image_path, list_images, warn_passed_over
 from tnet.scenes.reading import ReadOptions
 
 
@@ -170,7 +170,8 @@ class LabelledImages(Dataset[Sample]):
 class ImageFolder(LabelledImages):
     """A folder with one subfolder per class: ``root/<class>/**/<image>``.
 
-    Files and folders whose name starts with a dot are skipped, and so are images in ``root`` beside the class folders.
+    Files and folders whose name starts with a dot are skipped, and so are images in ``root`` beside the class folders,
+    folders that systems make, such as ``__MACOSX``, and what tnet wrote, such as runs.
     """
 
     def __init__(
@@ -187,18 +188,30 @@ class ImageFolder(LabelledImages):
             DataError: the folder is missing, its class folders are missing or not ``classes``, or one has no images.
         """
         self.root = Path(root)
-        folders = _class_folders(self.root)
-        names = folders if classes is None else check_classes(classes)
-        _match_classes(self.root, folders, names)
+        found: dict[str, list[Path]] = {}
+        passed: list[Path] = []
+        for name in _class_folders(self.root):
+            try:
+                images, left_out = list_images(self.root / name)
+            except DataError as error:
+                raise DataError(f"class {name!r} cannot be used: {error}") from error
+            passed += left_out
+            if images or not left_out:
+                found[name] = images
+        if not found:
+            raise DataError(
+                f"the folder {self.root} has only folders that tnet or the system wrote; add one folder per class"
+            )
+        warn_passed_over(self.root, passed)
+        names = list(found) if classes is None else check_classes(classes)
+        _match_classes(self.root, list(found), names)
         paths: list[Path] = []
         targets: list[int] = []
         for index, name in enumerate(names):
-            try:
-                images = find_images(self.root / name)
-            except DataError as error:
-                raise DataError(f"class {name!r} cannot be used: {error}") from error
-            paths += images
-            targets += [index] * len(images)
+            if not found[name]:
+                raise DataError(f"class {name!r} has no images in {self.root / name}; add some, or remove the folder")
+            paths += found[name]
+            targets += [index] * len(found[name])
         super().__init__(paths, torch.tensor(targets, dtype=torch.int64), names, **options)
 
 

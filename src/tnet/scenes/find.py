@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tnet.errors import DataError
+from tnet.errors import DataError, PassedOverWarning
+from tnet.files import CLAIM_NAME
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide"}  # whole-slide images
     | {".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"}  # macOS
+    | {"$recycle.bin", "recycler", "recycled", "system volume information"}  # Windows
+    | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@__thumb"}  # network storage
+    | {"lost+found", "__pycache__"}
+)
+_OUTPUTS = ({"config.json", "model.safetensors"}, {"evaluation.md", "evaluation.csv"}, {"results.json", "index.html"})
 _MAX_REGIONS_BYTES = 2**28
 FOLDER_SUFFIXES: frozenset[str] = frozenset({".zarr"})  # folders that are one image
 
@@ -38,22 +47,55 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
     Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
-    Links to folders are followed, each real folder once.
+    Links to folders are followed, each real folder once. What the system (thumbnails, recycle bins) or tnet (runs,
+    figures) wrote in subfolders is passed over, with a warning.
     """
     path = Path(path)
-    try:
-        if is_image_folder(path) or (path.is_file() and is_image_path(path)):
-            return [path]
-        if not path.is_dir():
-            problem = "is neither a folder nor an image by its suffix" if path.exists() else "does not exist"
-            raise DataError(f"{path} {problem}; give a folder of images")
-        images = sorted(_walk(path))
-    except OSError as error:
-        folder = error.filename or path
-        raise DataError(f"folder {folder} cannot be listed ({error.strerror}); make it readable") from error
+    if is_image_folder(path) or (os.path.isfile(path) and is_image_path(path)):  # noqa: PTH113 (as above)
+        return [path]
+    images, passed = list_images(path, is_given=True)
+    warn_passed_over(path, passed)
     if not images:
         raise DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return images
+
+
+def list_images(path: Path, *, is_given: bool = False) -> tuple[list[Path], list[Path]]:
+    """List the images in a folder as :func:`find_images`, maybe none, and what was passed over in it.
+
+    The folder itself is passed over too if it is not the user's, unless it ``is_given`` by the user.
+    """
+    passed: list[Path] = []
+    if _is_system_folder(path.name) and not is_given:
+        return [], [path]
+    try:
+        if not path.is_dir():
+            problem = "is neither a folder nor an image by its suffix" if path.exists() else "does not exist"
+            raise DataError(f"{path} {problem}; give a folder of images")
+        return sorted(_walk(path, is_given, passed)), passed
+    except OSError as error:
+        folder = error.filename or path
+        raise DataError(f"folder {folder} cannot be listed ({error.strerror}); make it readable") from error
+
+
+def warn_passed_over(root: Path, passed: Sequence[Path]) -> None:
+    """Say what was passed over in a folder, if anything."""
+    if passed:
+        first = ", ".join(str(path.relative_to(root)) for path in passed[:3]) + (", ..." if len(passed) > 3 else "")
+        what = f"{len(passed)} folder(s) or image(s) in {root} that the system or tnet wrote ({first})"
+        warnings.warn(f"{what} are passed over", PassedOverWarning, stacklevel=3)
+
+
+def _is_system_folder(name: str) -> bool:
+    """Return whether systems make folders of this name (besides hidden ones), which may not be readable."""
+    return name.casefold() in _SYSTEM_FOLDERS or name.casefold().startswith("found.0")
+
+
+def _is_output(folders: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether tnet wrote a folder: a run, a model, a comparison, an evaluation or a demonstration."""
+    inside, files = set(folders), set(names)
+    is_run = CLAIM_NAME in files or ("recipe.yaml" in files and bool(inside & {"checkpoints", "logs", "model"}))
+    return is_run or ("comparison.md" in files and "cache" in inside) or any(files >= marks for marks in _OUTPUTS)
 
 
 def listed_figures(regions: Path) -> set[str]:
@@ -68,18 +110,28 @@ def listed_figures(regions: Path) -> set[str]:
     return set()
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, is_given: bool, passed: list[Path]) -> Iterator[Path]:
     def fail(error: OSError) -> None:  # os.walk would silently skip folders that it cannot list
         raise error
 
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
-        status = Path(folder).stat()
+    for place, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        folder = Path(place)
+        status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in folders if is_image_path(name))
+        if _is_output(folders, names) and not (is_given and folder == root):
+            passed.append(folder)
+            folders.clear()
+            continue
+        passed += [folder / name for name in folders if _is_system_folder(name)]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_system_folder(name))
+        yield from (folder / name for name in folders if is_image_path(name))
         folders[:] = [name for name in folders if not is_image_path(name)]
-        yield from (Path(folder, name) for name in names if not name.startswith(".") and is_image_path(name))
+        images = [name for name in names if not name.startswith(".") and is_image_path(name)]
+        lists = [name for name in names if name.endswith("regions.json")] if images else []
+        figures = {name for regions in lists for name in listed_figures(folder / regions)}.intersection(images)
+        passed += [folder / name for name in sorted(figures)]
+        yield from (folder / name for name in images if name not in figures)

@@ -209,7 +209,9 @@ def test_saved_and_registered_models(tiny: str, tmp_path: Path, log: Log) -> Non
     assert r.cost is not None and r.cost.parameters == 21_859_949
     run(suite, tmp_path / "out", log)
     assert log.take() == []
-    save_model(TNet(tiny_config(num_classes=10, class_names=tuple("0123456789"))), saved)  # other weights
+    save_model(
+        TNet(tiny_config(num_classes=10, class_names=tuple("0123456789"))), saved, overwrite=True
+    )  # other weights
     run(suite, tmp_path / "out", log)
     assert log.take() == ["S: evaluating", "S: measuring costs"]
     # Without data, neither knows what to be measured on.

@@ -16,7 +16,6 @@ from tnet.evaluation.plots import Curve, Point, plot_curves
 from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number, write_csv
 from tnet.evaluation.resources import Cost, MemoryUse, TimeUse
 
-PLOT_NAMES = ("accuracy_macs.png", "accuracy_time.png", "accuracy_looks.png", "training.png")
 _MARKERS = {"random": "x", "centre": "^"}
 
 
@@ -236,9 +235,9 @@ def plot_comparison(lines: Sequence[Line], folder: Path) -> list[Path]:
         return None if time is None else time.median_ms
 
     quantities: tuple[tuple[str, str, Callable[[Line], float | None], bool], ...] = (
-        (PLOT_NAMES[0], f"multiply-adds per image ({letter})", macs, True),
-        (PLOT_NAMES[1], f"ms per image ({device}, batch {batch_size})", time_ms, True),
-        (PLOT_NAMES[2], "looks (regions per image)", lambda line: float(line.total_looks), False),
+        ("accuracy_macs.png", f"multiply-adds per image ({letter})", macs, True),
+        ("accuracy_time.png", f"ms per image ({device}, batch {batch_size})", time_ms, True),
+        ("accuracy_looks.png", "looks (regions per image)", lambda line: float(line.total_looks), False),
     )
     drawn = []
     for name, label, x_of, differs_by_factors in quantities:

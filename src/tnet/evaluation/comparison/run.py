@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tnet.errors import ConfigError, TnetError
 from tnet.evaluation.comparison.report import (
-    PLOT_NAMES,
     Line,
     comparison_notes,
     comparison_table,
@@ -22,7 +21,7 @@ from tnet.evaluation.comparison.suite import RowConfig, Suite
 from tnet.evaluation.comparison.work import NotCachedError, Work
 from tnet.evaluation.plots import RunCurve, plot_training
 from tnet.evaluation.resources import devices_here, machine
-from tnet.files import check_outputs, make_folder, write_text
+from tnet.files import check_new_folder, make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ def compare(
 
     Args:
         suite: what to compare.
-        folder: output folder; may hold an earlier comparison.
+        folder: output folder; new, empty or of an earlier comparison, unless ``overwrite``.
         only: names of the rows to work on; all if empty. Cached results of other rows are shown.
         force: delete cached results of these rows and compute them again.
-        overwrite: replace tables and plots in a folder that holds no comparison.
+        overwrite: write into another folder, replacing files of the same names.
         device: device to evaluate on.
         progress: show progress bars on standard error.
         say: called with a line about each step.
@@ -73,8 +72,7 @@ def compare(
     if unknown:
         raise ConfigError(f"the suite has no row {unknown[0]!r}; its rows are {', '.join(names)}")
     folder = Path(folder)
-    outputs = [folder / name for name in ("comparison.md", "comparison.csv", *PLOT_NAMES)]
-    check_outputs(outputs, overwrite=overwrite or (folder / "cache").is_dir())
+    check_new_folder(folder, overwrite=overwrite or (folder / "cache").is_dir())
     work = Work(suite, make_folder(folder) / "cache", device, progress, say)
     lines: list[Line] = []
     curves: list[RunCurve] = []
@@ -132,7 +130,7 @@ def _write(
         write_comparison_csv(lines, folder / "comparison.csv")
         plots = plot_comparison(lines, folder)
         if curves:
-            plots.append(folder / PLOT_NAMES[-1])
+            plots.append(folder / "training.png")
             plot_training(curves, plots[-1])
         files += [folder / "comparison.csv", *plots]
     shown = "\n".join(f"![{plot.stem}]({plot.name})" for plot in plots)
