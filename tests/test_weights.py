@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tnet.errors import CheckpointError
-from tnet.weights import check_state, read_tensors
+from tnet.errors import CheckpointError, ConfigError
+from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1, 2])}
 
@@ -153,3 +153,41 @@ def test_matching_state() -> None:
 def test_mismatch_names_the_tensor(loaded: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         check_state(STATE, loaded, "file")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int8), "type int8, but the model needs float32"),
+        (torch.zeros(2, 3, dtype=torch.int64), "type int64"),
+        (torch.zeros(2, 3, dtype=torch.bool), "type bool"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "type complex64"),
+        (torch.zeros(2, 3, device="meta"), "type float32"),
+        (torch.tensor([[0.0, 1, 2], [3, float("nan"), 5]]), "NaN or infinite"),
+        (torch.tensor([[0.0, 1, 2], [3, float("inf"), float("-inf")]], dtype=torch.float16), "NaN or infinite"),
+    ],
+)
+def test_values_that_no_model_can_use(tensor: torch.Tensor, problem: str) -> None:
+    for check in (check_state, check_values):
+        with pytest.raises(CheckpointError, match=f"file: tensor 'layer.weight' .*{problem}"):
+            check(STATE, STATE | {"layer.weight": tensor}, "file")
+    with pytest.raises(CheckpointError, match="tensor 'layer.bias' is of type float32, but the model needs int64"):
+        check_state(STATE, STATE | {"layer.bias": torch.zeros(2)}, "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_fine(dtype: torch.dtype) -> None:
+    # The sum of these values overflows float16, although each is finite.
+    large = torch.full((2, 3), 60_000.0).to(dtype)
+    check_state(STATE, STATE | {"layer.weight": large}, "file")
+
+
+def test_memory_limit_stops_before_the_allocation() -> None:
+    with MemoryLimit(10_000, 100, "too large"):
+        torch.nn.Linear(30, 40)  # 4,960 bytes
+        torch.zeros(10**15, device="meta")  # takes nothing
+        with pytest.raises(ConfigError, match="too large"):
+            torch.nn.Linear(10**9, 10**9)
+    with pytest.raises(ConfigError, match="too many"), MemoryLimit(1e9, 5, "too many"):
+        for _ in range(10**9):
+            torch.nn.Linear(1, 1)

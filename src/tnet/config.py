@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
@@ -17,6 +17,8 @@ from tnet.errors import ConfigError, RecipeError, TnetError
 T = TypeVar("T")
 _MAX_NUMBER = 2**63  # of any value, whatever the key
 _MAX_DEPTH = 32
+_MAX_CHARACTERS = 4096  # of a text
+_MAX_ITEMS = 100_000  # of a list, which may be the names of classes
 _MAX_NUMBERS = 1024  # in a list of sizes
 
 
@@ -58,11 +60,13 @@ def _check_keys(cls: type, data: object, source: str, path: str) -> None:
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
+            close = difflib.get_close_matches(str(key)[:80], names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(names)}"
-            raise RecipeError(f"{source}: unknown key {where!r}; {hint}")
+            raise RecipeError(f"{source}: unknown key {where[:80]!r}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(hints[key], value, source, where)
+        elif value is None and hints[key] is not Any and type(None) not in get_args(hints[key]):
+            raise RecipeError(f"{source}: {where} is null; give a value, or leave the key out")
 
 
 def _check_values(value: object, source: str, path: str, depth: int = 0) -> None:
@@ -75,10 +79,14 @@ def _check_values(value: object, source: str, path: str, depth: int = 0) -> None
         for key, item in value.items():
             _check_values(item, source, f"{path}.{key}" if path else str(key), depth + 1)
     elif isinstance(value, list | tuple):
+        if len(value) > _MAX_ITEMS:
+            raise RecipeError(f"{source}: {path} has {len(value):,} values; give at most {_MAX_ITEMS:,}")
         for item in value:
             _check_values(item, source, path, depth + 1)
     elif isinstance(value, int | float) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
         raise RecipeError(f"{source}: {path} is {str(value)[:40]}; give a finite number of at most 2^63")
+    elif isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+        raise RecipeError(f"{source}: {path} has {len(value):,} characters; give at most {_MAX_CHARACTERS:,}")
 
 
 def check_most(config: Any, section: str, limits: Mapping[str, float]) -> None:

@@ -234,6 +234,12 @@ def _has_ended(pid: int, start: str) -> bool:
     return now is None or ("" not in (now, start) and now != start)
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError for a pipe or a device, which may never end; files, folders and missing files pass."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("it is a pipe or a device, not a regular file")
+
+
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
     """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``."""
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tnet.config import check_most
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, DataError
 
 Target = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
 """Class index of each image, or 0/1 for each class if multilabel."""
@@ -64,9 +64,20 @@ def classification_loss(
 ) -> Float[Tensor, " n"]:
     """Return the cross entropy of each sample, or for multiple labels its mean binary cross entropy over classes."""
     if not target.is_floating_point():
+        target = target.long()
+        if target.device.type == "cpu":  # a GPU would have to wait
+            check_labels(target, logits.shape[1])
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
     target = target * (1 - label_smoothing) + label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+
+
+def check_labels(target: Int[Tensor, " n"], classes: int) -> None:
+    """Raise DataError for class indices outside of the classes."""
+    wrong = target[(target < 0) | (target >= classes)]
+    if len(wrong):
+        remedy = f"give class indices from 0 to {classes - 1}, or build the model with more classes"
+        raise DataError(f"label {int(wrong[0])} is not one of the {classes} classes; {remedy}")
 
 
 def contrastive_loss(
@@ -110,6 +121,12 @@ class ModelObjective(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def check_model(self, model: nn.Module | None) -> None:
+        """Raise ConfigError if a term needs the model and it was not passed."""
+        for name in ("worth_weight", "l2_weight"):
+            if model is None and getattr(self.config, name, None):
+                raise ConfigError(f"objective.{name} needs the model; call objective(output, target, model)")
 
     @property
     def forward_options(self) -> dict[str, int | str | bool]:

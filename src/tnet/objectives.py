@@ -96,8 +96,9 @@ class Objective(ModelObjective):
         Args:
             output: output of the model in training mode.
             target: class indices, or 0/1 values for multiple labels.
-            model: the model, required only by the L2 and worth terms.
+            model: the model, which the L2 and worth terms require.
         """
+        self.check_model(model)
         config = self.config
         looks = output.log_prob.shape[1]
         used = self._used_features(output)

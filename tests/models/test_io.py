@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,69 @@ def test_edited_config(saved: Path, changes: dict[str, Any], message: str) -> No
     edit(saved, **changes)
     with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
         load_model(saved)
+
+
+_DEEP: list[Any] = []
+for _ in range(500):
+    _DEEP = [_DEEP]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 10**9}, "num_classes is 1000000000; give at most 100,000"),
+        ({"base_px": 10**6}, "base_px is 1000000; give at most"),
+        ({"grid": {"cols": 10**18}}, "grid.rows x grid.cols is .* at most 64"),
+        ({"levels": 10**9}, "levels"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"mean": [float("inf")]}, "mean is inf"),
+        ({"base_px": "9" * 5000}, "base_px has 5,000 characters; give at most 4,096"),
+        ({"class_names": ["a"] * 100_001}, "class_names has 100,001 values; give at most 100,000"),
+        ({"aggregation": None}, "aggregation is null"),
+        ({"backbone": {"name": None}}, "backbone.name is null"),
+        ({"backbone": {"kwargs": None}}, "backbone.kwargs is null"),
+        ({"backbone": {"kwargs": {"channels": _DEEP}}}, "kwargs.* nested too deeply"),
+        ({"backbone": {"kwargs": {"channels": [10**9] * 4}}}, "kwargs.channels"),
+        # Within every limit, but together far more than the weights.
+        ({"backbone": {"kwargs": {"channels": [8192] * 4}}}, "much larger than its weights"),
+        ({"backbone": {"name": "vit_giant_patch14_dinov2", "kwargs": {}}}, "much larger than its weights"),
+        ({"num_classes": 100_000, "locator": {"hidden": 8192}}, "much larger than its weights"),
+        ({"backbone": {"kwargs": {"layers": [8192] * 4, "channels": [1] * 4}}}, "much larger than its weights"),
+    ],
+)
+def test_absurd_config_is_refused_before_anything_is_allocated(
+    saved: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit(saved, **{key: value for key, value in changes.items() if key != "backbone"})
+    data = json.loads((saved / "config.json").read_text())
+    data["backbone"] |= changes.get("backbone", {})
+    (saved / "config.json").write_text(json.dumps(data))
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=f"config.json.*{message}") as refusal:
+        load_model(saved)
+    assert time.process_time() - start < 5 and len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved: Path, value: float) -> None:
+    path = saved / "model.safetensors"
+    weight = torch.zeros(5, 16)
+    weight[3, 7] = value
+    save_file(load_file(path) | {"classifier.weight": weight}, path)
+    for load in (load_model, lambda folder: fill_from(TNet(tiny_config()), folder)):
+        with pytest.raises(CheckpointError, match=r"model.safetensors: tensor 'classifier.weight' has NaN or infinite"):
+            load(saved)
+
+
+def test_shared_tensors_are_saved(tmp_path: Path) -> None:
+    """Modules used in two places have two names for each tensor."""
+    model = TNet(tiny_config()).eval()
+    model.backbone.model.again = model.backbone.model.layer1
+    folder = save_model(model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    name = "backbone.model.{}.0.conv1.weight"
+    assert torch.equal(tensors[name.format("again")], tensors[name.format("layer1")])
 
 
 def test_oversized_config_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

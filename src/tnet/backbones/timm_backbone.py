@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
 from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stochastic_depth
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, TnetError
 from tnet.weights import check_state, read_tensors
 
 # Arguments of timm.create_model that an untrusted configuration must not set.
@@ -42,61 +45,101 @@ class TimmBackbone(Backbone):
     def __init__(self, config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> None:
         super().__init__()
         self.model = _create(config, in_channels, base_px)
-        self._tapped: Tensor | None = None
-        probe = torch.zeros(2, in_channels, base_px, base_px)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            try:
-                final, maps = self.model.forward_intermediates(probe)
-                pooled = self.model.forward_head(final, pre_logits=True)
-            except (AttributeError, RuntimeError, AssertionError) as error:
-                problem = f"does not support {base_px} px glimpses ({str(error).splitlines()[0]})"
-                raise ConfigError(f"backbone {config.name} {problem}; choose another base_px or backbone") from None
-        self.feature_dim = int(pooled.shape[1])
-        self._index = self._choose_tap(config, [int(m.shape[-1]) for m in maps], grid_side)
-        if self._index is None:
-            self.model.get_submodule(str(config.tap)).register_forward_hook(self._keep)
-            with torch.no_grad():
-                self.model.forward_features(probe)
-            if self._tapped is None or self._tapped.ndim != 4:
-                raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
-            self.cell_dim = int(self._tapped.shape[1])
-            self._tapped = None
-        else:
-            self.cell_dim = int(maps[self._index].shape[1])
-        self.model.train(training)
+        try:
+            _, maps = self._probe(in_channels, base_px, None)
+            self._indices = self._choose_tap(config, [int(m.shape[-1]) for m in maps], grid_side)
+            if not self._indices:
+                self.model.get_submodule(str(config.tap)).register_forward_hook(_keep)
+            self.model.train(training)
+            pooled, maps = self._probe(in_channels, base_px, self._indices)
+        except TnetError:
+            raise
+        except Exception as error:  # timm's models raise almost anything for sizes that they do not support
+            problem = f"does not support {base_px} px glimpses ({_reason(error)})"
+            own_px = (getattr(self.model, "pretrained_cfg", None) or {}).get("input_size", (base_px,))[-1]
+            other = "another base_px" if own_px == base_px else f"another base_px, such as {own_px},"
+            raise ConfigError(f"backbone {config.name} {problem}; choose {other} or another backbone") from None
+        if pooled.ndim != 2:
+            remedy = "remove arguments such as global_pool, or choose another backbone"
+            raise ConfigError(f"backbone {config.name} gives features of shape {list(pooled.shape[1:])}; {remedy}")
+        if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
+            raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
+        self.feature_dim, self.cell_dim = int(pooled.shape[1]), int(maps[0].shape[1])
 
-    def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> int | None:
-        """Return the index of the intermediate map to use, or None for a named module."""
+    def _probe(self, in_channels: int, base_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return what :meth:`_run` does for two glimpses, on the meta device: nothing is computed or allocated."""
+        call = _Call(self.model, self._run)
+        tensors = {
+            f"{path}.{name}".removeprefix("."): tensor.to("meta")
+            for path, module in call.named_modules()  # each once, also if several others share it
+            for name, tensor in (*module.named_parameters("", False), *module.named_buffers("", False))
+        }
+        glimpses = torch.zeros(2, in_channels, base_px, base_px, device="meta")
+        with torch.no_grad():
+            result: tuple[Tensor, list[Tensor]] = functional_call(call, tensors, (glimpses, indices), tie_weights=False)
+        return result
+
+    def _choose_tap(self, config: BackboneConfig, sides: list[int], grid_side: int) -> list[int]:
+        """Return the indices of the map to use and of the last one, at which some models stop; none for a module."""
         tap = config.tap
         if tap == "auto":
             fine = [i for i, side in enumerate(sides) if side >= _POSITIONS_PER_CELL * grid_side]
-            return fine[-1] if fine else 0
+            tap = fine[-1] if fine else 0
         if isinstance(tap, int):
             if not -len(sides) <= tap < len(sides):
                 raise ConfigError(f"tap {tap} of {config.name} must be between {-len(sides)} and {len(sides) - 1}")
-            return tap % len(sides)
+            return sorted({tap % len(sides), len(sides) - 1})
         if tap not in dict(self.model.named_modules()):
             raise ConfigError(f"tap {tap!r} is not a module of {config.name}; give an index, 'auto' or a module's name")
-        return None
+        return []
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._tapped = output
+    def _run(self, glimpses: Tensor, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return pooled features, and the maps of these indices (``None``: all; none: the tapped module)."""
+        if indices or indices is None:
+            final, maps = self.model.forward_intermediates(glimpses, indices=indices)
+        else:
+            token = _TAPPED.set(maps := [])
+            try:
+                final = self.model.forward_features(glimpses)
+            finally:
+                _TAPPED.reset(token)
+        return self.model.forward_head(final, pre_logits=True), maps
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Extract features of glimpses of the model's size (any size for convolutional models)."""
         if glimpses.device.type == "cpu" and (self.train_channels_last or not self.training):
             # Faster on the CPU (docs/results.md); other devices were not measured.
             glimpses = glimpses.contiguous(memory_format=torch.channels_last)
-        if self._index is None:
-            final = self.model.forward_features(glimpses)
-            cell_map, self._tapped = self._tapped, None
-            assert cell_map is not None
-        else:
-            final, maps = self.model.forward_intermediates(glimpses, indices=[self._index])
-            cell_map = maps[0]
-        return Described(self.model.forward_head(final, pre_logits=True), cell_map)
+        pooled, maps = self._run(glimpses, self._indices)
+        return Described(pooled, maps[0])
+
+
+_TAPPED: ContextVar[list[Any] | None] = ContextVar("tapped", default=None)
+"""Outputs of a tapped module in the current call, so that threads can share a model."""
+
+
+def _keep(module: nn.Module, inputs: Any, output: Any) -> None:
+    kept = _TAPPED.get()
+    if kept is not None:
+        kept.append(output)
+
+
+class _Call(nn.Module):
+    """A function of a module as the ``forward`` of another."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message, or else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
@@ -113,7 +156,13 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
         hint = f"; did you mean {', '.join(close)}" if close else ""
         raise ConfigError(f"backbone {config.name!r} is neither bagnet77 nor a timm model{hint}")
     width, stochastic_depth = _efficientnet_arguments(config, kwargs)
-    default = timm.get_pretrained_cfg(config.name)
+    try:
+        default = timm.get_pretrained_cfg(config.name)
+    except RuntimeError:
+        architecture = config.name.partition(".")[0]
+        tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)[:5])
+        problem = f"backbone {config.name!r} has a tag of weights that timm does not know"
+        raise ConfigError(f"{problem}; give {architecture}{f', or one of {tags}' if tags else ''}") from None
     if default is not None and default.fixed_input_size:
         kwargs.setdefault("img_size", base_px)
     try:
@@ -122,15 +171,16 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
             if width == 1
             else create_narrow(config.name, in_channels, width, **kwargs)
         )
-    except TypeError as error:
-        raise ConfigError(f"backbone {config.name} does not take kwargs {kwargs}: {error}") from None
-    except (OSError, RuntimeError) as error:
-        if not config.pretrained:
-            raise ConfigError(f"backbone {config.name} cannot be built: {str(error).splitlines()[0]}") from None
-        problem = f"pretrained weights of {config.name} cannot be loaded ({str(error).splitlines()[0]})"
-        remedy = (
-            "connect to the network once, set HF_HOME to a cache with them, or set model.backbone.weights to a file"
-        )
+    except TnetError:
+        raise
+    except Exception as error:  # timm's models check few of their arguments, and loading raises several types
+        if config.pretrained and isinstance(error, (OSError, RuntimeError)):
+            problem = f"pretrained weights of {config.name} cannot be loaded ({_reason(error)})"
+            remedy = "connect to the network once, set HF_HOME to a cache with them, or set model.backbone.weights"
+            raise ConfigError(f"{problem}; {remedy} to a file") from None
+        given = f" with kwargs {kwargs}"[:200] if kwargs else ""
+        remedy = "correct backbone.kwargs" if config.kwargs else "choose another base_px or another backbone"
+        problem = f"backbone {config.name} cannot be built{given} for {base_px} px glimpses ({_reason(error)})"
         raise ConfigError(f"{problem}; {remedy}") from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))

@@ -41,6 +41,7 @@ class BaselineObjective(ModelObjective):
 
     def forward(self, output: ModelOutput, target: Target, model: nn.Module | None = None) -> Loss:
         """Compute all terms for one batch in training mode; ``model`` is needed for L2 only."""
+        self.check_model(model)
         terms, reward, reward_per_region = self.terms(output, target)
         if self.config.l2_weight and model is not None:
             terms["l2"] = l2_term(self.penalised(model), self.config.l2_weight)

@@ -20,6 +20,7 @@ from tnet.data.annotated import AnnotatedImages, Boxes
 from tnet.data.folder import ImageOptions
 from tnet.data.published import MINIATURE_BOX_YXYX, PublishedDataset, write_image
 from tnet.errors import DataError
+from tnet.files import check_regular
 
 MAX_LIST_BYTES = 64 * 2**20
 """Size limit of a list in bytes; the longest published one has 4 MB."""
@@ -30,6 +31,7 @@ _MAX_COORDINATE_PX = 1e7
 def read_text(path: Path, max_bytes: int = MAX_LIST_BYTES) -> str:
     """Read a UTF-8 text file, or raise a :class:`DataError` if it is missing, unreadable, too large or not UTF-8."""
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             content = stream.read(max_bytes + 1)
     except FileNotFoundError as error:

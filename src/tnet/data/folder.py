@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
+from tnet.losses import check_labels
 from tnet.scenes.base import Scene
 from tnet.scenes.find import image_exists, is_image_folder, is_image_path, list_images, warn_passed_over
 from tnet.scenes.reading import ReadOptions
@@ -61,6 +62,8 @@ class LabelledImages(Dataset[Sample]):
         """Store the lists; no file is opened."""
         if seed < 0:
             raise ConfigError(f"seed is {seed}; give at least 0")
+        if targets.ndim == 1:
+            check_labels(targets.long(), len(classes))
         self.paths = list(paths)
         self.targets = targets
         self.multilabel = targets.ndim == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tnet.errors import DataError
+from tnet.files import check_regular
 
 _MAX_BYTES = 16 * 2**20  # the devkit's own is far below 1 MB
 _HEADER_BYTES = 128
@@ -31,10 +32,11 @@ def read_synsets(path: Path) -> dict[int, tuple[str, str]]:
         DataError: the file is missing, damaged, too large, or not the devkit's.
     """
     try:
+        check_regular(path)
         with path.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); download it again") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); download it again") from error
     try:
         rows = [[_value(row[field], order) for field in _FIELDS] for order, row in _struct_rows(content)]
         synsets = {int(number): (str(wnid), str(words)) for number, wnid, words, children in rows if not int(children)}

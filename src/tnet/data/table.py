@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from typing_extensions import Unpack
 
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
+from tnet.files import check_regular
 
 _PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; correct the path",
@@ -24,6 +26,12 @@ _PROBLEMS: dict[type[Exception], str] = {
     PermissionError: "cannot be read (permission denied); make it readable",
     UnicodeDecodeError: "is not UTF-8 text; save it as CSV in UTF-8",
 }
+MAX_ROWS = 10_000_000
+"""Limit of the rows of a table and the lines of a list."""
+_MAX_LINE = 2**20  # characters
+_MAX_CHARACTERS = 2**31  # of a column
+_MAX_TARGETS = 2**31
+_BATCH_ROWS = 2**16
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -101,40 +109,89 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
         values = reader(path, columns)
-    except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (csv.Error, pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
         reason = " ".join(str(error).split())[:300]
         problem = _PROBLEMS.get(type(error), f"cannot be read ({reason}); correct it, or save it again")
         raise DataError(f"the table {path} {problem}") from error
     if not values[columns[0]]:
         raise DataError(f"the table {path} has columns, but no rows; list at least one image")
+    for name, column in values.items():
+        if sum(map(len, column)) > _MAX_CHARACTERS:
+            problem = f"more than {_MAX_CHARACTERS:,} characters in column {name!r}"
+            raise DataError(f"the table {path} has {problem}; split it into several")
     return values
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text file of any length, with their ends, in bounded memory.
+
+    Raises:
+        DataError: a line is too long or holds a zero byte, or there are too many.
+        OSError, ValueError: the file cannot be read, is not a regular file, or is not UTF-8.
+    """
+    check_regular(path)
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        for number in count(1):
+            line = stream.readline(_MAX_LINE)
+            if not line:
+                return
+            if "\0" in line:
+                raise DataError(
+                    f"{path} has a zero byte in line {number}, which text never has; save it again as UTF-8"
+                )
+            if len(line) == _MAX_LINE or number > MAX_ROWS:
+                limits = f"at most {MAX_ROWS:,} lines of less than {_MAX_LINE:,} characters"
+                raise DataError(f"{path} is too long in line {number}; it must have {limits}")
+            yield line
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
+    reader = csv.reader(read_lines(path), strict=True)
+    header = next(reader, [])
+    _check_columns(path, header, columns)
     values: dict[str, list[str]] = {name: [] for name in columns}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream, strict=True)
-        header = next(reader, [])
-        _check_columns(path, header, columns)
-        places = [(values[name], header.index(name)) for name in values]
-        for row in reader:
-            if row and len(row) != len(header):
-                raise DataError(
-                    f"the table {path} has {len(row)} values in line {reader.line_num}, but {len(header)} columns; "
-                    "correct the line (quote values that contain a comma)"
-                )
-            for column, place in places if row else ():  # empty lines are skipped
-                column.append(row[place])
+    places = [(values[name].append, header.index(name)) for name in values]
+    width = len(header)
+    for row in reader:
+        if not row:  # empty lines are skipped
+            continue
+        if len(row) != width:
+            raise DataError(
+                f"the table {path} has {len(row)} values in line {reader.line_num}, but {width} columns; "
+                "correct the line (quote values that contain a comma)"
+            )
+        for append, place in places:
+            append(row[place])
     return values
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
-        _check_columns(path, file.schema_arrow.names, columns)
-        # Without threads, which a loader's forked worker would not have.
-        table = file.read(columns=list(dict.fromkeys(columns)), use_threads=False)
-    return {name: _as_text(path, name, table[name]) for name in columns}
+    """Read batch by batch, with values that are stored once kept once: a small file can stand for a huge table."""
+    check_regular(path)
+    values: dict[str, list[str]] = {name: [] for name in columns}
+    names = list(values)
+    with path.open("rb") as stream:
+        metadata = pyarrow.parquet.read_metadata(stream)
+        _check_columns(path, metadata.schema.to_arrow_schema().names, columns)
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
+        nbytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        if metadata.num_rows > MAX_ROWS or nbytes > _MAX_CHARACTERS:
+            size = f"{metadata.num_rows:,} rows and {nbytes:,} bytes in column(s) {shorten(names)}"
+            limits = f"{MAX_ROWS:,} rows and {_MAX_CHARACTERS:,} bytes"
+            raise DataError(f"the table {path} has {size}; it must have at most {limits}, so split it into several")
+        stream.seek(0)
+        texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+        with pyarrow.parquet.ParquetFile(stream, metadata=metadata, read_dictionary=texts) as file:
+            # Without threads, which a loader's forked worker would not have.
+            for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+                for name in names:
+                    values[name] += _as_text(path, name, batch.column(name))
+    return values
 
 
 def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
@@ -147,14 +204,17 @@ def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) ->
             raise DataError(f"the table {path} {problem} {name!r} (columns: {shorten(header, 20)}); {remedy}")
 
 
-def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
-    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+def _as_text(path: Path, name: str, column: pa.Array) -> list[str]:
+    is_dictionary = pa.types.is_dictionary(column.type)
+    dtype = column.type.value_type if is_dictionary else column.type
     tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_null
     if not any(is_type(dtype) for is_type in tests):
         raise DataError(
-            f"column {name!r} of the table {path} has values of type {column.type}; convert it to text or whole numbers"
+            f"column {name!r} of the table {path} has values of type {dtype}; convert it to text or whole numbers"
         )
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+    stored = column.dictionary if is_dictionary else column
+    texts = ["" if value is None else str(value) for value in stored.to_pylist()]
+    return ["" if at is None else texts[at] for at in column.indices.to_pylist()] if is_dictionary else texts
 
 
 def _split_labels(path: Path, name: str, values: Sequence[str], separator: str | None) -> list[list[str]]:
@@ -182,6 +242,9 @@ def _targets(
             f"the table {path} has labels that are not among the {len(classes)} classes: {shorten(unknown, 10)}; "
             "correct the labels, or add them to the list of classes"
         )
+    if multilabel and len(labels) * len(classes) > _MAX_TARGETS:
+        size = f"{len(labels):,} rows and {len(classes):,} labels, more than {_MAX_TARGETS:,} targets"
+        raise DataError(f"the table {path} has {size}; check the separator, or leave rare labels out")
     if not multilabel:
         return torch.tensor([index_of[label] for (label,) in labels], dtype=torch.int64)
     targets = torch.zeros(len(labels), len(classes))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnet.data.folder import shorten
-from tnet.data.table import read_columns
+from tnet.data.table import read_columns, read_lines
 from tnet.errors import DataError
 from tnet.scenes.find import find_images, image_exists
 
@@ -53,11 +53,12 @@ def _read_manifest(manifest: Path) -> list[Path]:
             raise DataError(f"manifest {manifest} has an empty {PATH_COLUMN!r} in {where}; add paths, or remove rows")
     else:
         try:
-            lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            rows = [line.strip() for line in read_lines(manifest) if line.strip()]
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            reason = "not UTF-8 text" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
             raise DataError(f"manifest {manifest} cannot be read ({reason}); give one path per line") from None
-        rows = [line.strip() for line in lines if line.strip()]
         if not rows:
             raise DataError(f"manifest {manifest} is empty; write one path per line")
     return [manifest.parent / row for row in rows]

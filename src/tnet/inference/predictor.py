@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,13 +26,15 @@ from tnet.inference.records import Prediction, Unreadable, prediction_of
 from tnet.models.base import Model, ModelConfig
 from tnet.models.io import load_model, recipe_path
 from tnet.scenes.base import Scene
-from tnet.scenes.memory import MemoryScene
+from tnet.scenes.memory import MemoryScene, as_image, one_or_more
 from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy
 
 AnyPath = str | os.PathLike[str]
 AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
-"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point."""
+"""An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point.
+
+Pillow images and ``uint8`` arrays are converted; see :func:`tnet.scenes.memory.as_image`."""
 DEFAULT_READ = ReadOptions("auto")
 """Read large images, slides and OME-Zarr lazily, and decode all others."""
 
@@ -108,11 +111,8 @@ def predict(
 
 def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[Path | Scene | Tensor]:
     """Return single images: files of folders and manifests, images of a batch."""
-    if isinstance(images, Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    items: Sequence[AnyImage] = [images] if isinstance(images, (str, os.PathLike, Scene)) else images
-    single: list[Path | Scene | Tensor] = []
-    for item in items:
+    single: list[Any] = []
+    for item in one_or_more(images):
         single += find_inputs([item]) if isinstance(item, (str, os.PathLike)) else [item]
     return single
 
@@ -186,7 +186,8 @@ def load_input(
         name, loaded = str(image), replace(read, channels=config.in_channels).load(image)
         stored_hw = read.size_hw(image) if read.changes_images else size_of(loaded)
     else:
-        loaded, stored_hw = image, size_of(image)
+        loaded = as_image(image, config.in_channels)
+        stored_hw = size_of(loaded)
     check_image_size(size_of(loaded), config, name, looks=looks, allow_small=allow_small)
     return LoadedImage(name, loaded, stored_hw)
 

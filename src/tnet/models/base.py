@@ -15,13 +15,16 @@ from tnet.config import check_most
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions
 from tnet.models.hub import HubModel
-from tnet.scenes import LazyBatch, Resize, Scene, SceneBatch, TensorBatch
+from tnet.scenes import LazyBatch, MemoryScene, Resize, Scene, SceneBatch, TensorBatch
+from tnet.scenes.memory import as_image, one_or_more
 from tnet.traversal import Policy
 
 Images = (
     Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
 )
-"""Input of a model: a batch tensor, a list of images of different sizes, one or more scenes, or a batch of scenes."""
+"""Input of a model: a batch tensor, a list of images of different sizes, one or more scenes, or a batch of scenes.
+
+Paths, Pillow images and ``uint8`` arrays, one or a list, are converted; see :func:`tnet.scenes.memory.as_image`."""
 
 
 _MOST: dict[str, float] = {
@@ -276,10 +279,13 @@ class Model(nn.Module, HubModel):
         config = self.config
         if isinstance(images, SceneBatch):
             return images
-        scenes = [images] if isinstance(images, Scene) else images
+        listed = one_or_more(images)
+        is_batch = isinstance(listed, Tensor)
+        checked = [as_image(image, config.in_channels) for image in (listed[:1] if is_batch else listed)]
+        scenes = listed if is_batch else checked
         if not isinstance(scenes, Tensor) and any(isinstance(scene, Scene) for scene in scenes):
             device = self.get_buffer("mean").device
-            lazy = cast(list[Scene], scenes)
+            lazy = [MemoryScene(scene.cpu()) if isinstance(scene, Tensor) else scene for scene in scenes]
             return LazyBatch(lazy, config.in_channels, config.resize, config.normalization[0], device=device)
         scene = TensorBatch(cast(Tensor | list[Tensor], scenes), config.resize)
         # Padding is 0 after normalisation, as in the reference implementation.

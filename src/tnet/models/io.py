@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from tnet.errors import CheckpointError, ClassesWarning, TnetError
 from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
-from tnet.weights import check_state, read_tensors
+from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 RECIPE_NAME = "recipe.yaml"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 16 * 2**20
+_SPARE_BYTES, _SPARE_TENSORS = 2**28, 2**12  # of a model while it is built, beyond a multiple of its weights
 
 
 def save_model(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
@@ -44,7 +46,7 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None, ove
     # The file contains the pretrained weights; loading must not fetch them again.
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        tensors = _separate(model.state_dict())
         text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2) + "\n"
         config_path, weights_path = temporary / CONFIG_NAME, temporary / WEIGHTS_NAME
         config_path.write_text(text, encoding="utf-8")
@@ -61,6 +63,18 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None, ove
     return folder
 
 
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, with copies of those that share memory, as modules used twice do."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
+
+
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """Load a model from its folder or from that of its training run, in evaluation mode.
 
@@ -68,9 +82,17 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
     folder = _model_folder(folder)
-    # An untrusted configuration must not make us fetch or open other files.
-    model = build_model(read_config(folder).without_weights())
+    config = read_config(folder)
     weights, tensors = _read_weights(folder)
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    problem = f"the model described is much larger than its weights of {stored:,} bytes"
+    remedy = "use the config.json that was saved with them"
+    # An untrusted configuration must not make us fetch or open other files, or fill the memory.
+    try:
+        with MemoryLimit(4 * stored + _SPARE_BYTES, 4 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}"):
+            model = build_model(config.without_weights())
+    except TnetError as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
     return model.to(device).eval()
@@ -90,6 +112,7 @@ def fill_from(model: Model, folder: str | Path) -> list[str]:
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise CheckpointError(f"none of the weights in {weights} match the model; start from one with the same sizes")
+    check_values(own, fitting, str(weights))
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 
@@ -155,7 +178,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again or retrain the model") from None
     kind = data.pop("model_type", None) if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
-        why = f"model_type {kind!r} is not one of {', '.join(MODEL_KINDS)}"
+        why = f"model_type {str(kind)[:80]!r} is not one of {', '.join(MODEL_KINDS)}"
         raise CheckpointError(f"{path} does not describe a tnet model ({why}); give a folder written by tnet")
     try:
         return parse_dataclass(MODEL_KINDS[kind].config, data, str(path))

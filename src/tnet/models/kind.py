@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from tnet.errors import ConfigError
 from tnet.losses import ModelObjective
 from tnet.models.base import Model, ModelConfig
 from tnet.registry import Registry
+from tnet.weights import MemoryLimit
 
 DEFAULT_KIND = "tnet"
 
@@ -45,4 +48,10 @@ def kind_of(config: object) -> str:
 
 def build_model(config: ModelConfig) -> Model:
     """Build the model that a configuration describes, with random weights or the pretrained ones it names."""
-    return MODEL_KINDS[kind_of(config)].model(config)
+    model = MODEL_KINDS[kind_of(config)].model
+    if not hasattr(os, "sysconf"):  # on Windows
+        return model(config)
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    problem = f"the model needs more than the machine's memory of {available:,} bytes"
+    with MemoryLimit(available, math.inf, f"{problem}; reduce its numbers of classes, channels or blocks"):
+        return model(config)

@@ -89,6 +89,17 @@ def load_image(
         return _to_tensor(image)
 
 
+def tensor_of(image: Image.Image, channels: int) -> UInt8[Tensor, "channels height width"]:
+    """Convert an image that Pillow opened or made, as :func:`load_image` does one in a file."""
+    name = Path(getattr(image, "filename", "") or "(opened with Pillow)")
+    if channels not in (1, 3):
+        raise unreadable(name, f"Pillow's images become 1 or 3 channels, not {channels}", "give a tensor or a scene")
+    with guarded(name, _CONVERT):
+        own = image.copy()
+        own.format = image.format
+        return _to_tensor(_decode(own, name, channels, own.size))
+
+
 def image_size_hw(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
     """Read the height and width of an image, upright (EXIF orientation), from its header."""
     path = Path(path)
@@ -166,7 +177,7 @@ def is_16_bit_grey(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], size: tuple[int, int]) -> Image.Image:
+def _decode(image: Image.Image, path: Path, channels: int, size: tuple[int, int]) -> Image.Image:
     """Decode, convert to greyscale or RGB, downscale to a width and height, and turn upright."""
     width, height = size
     box_px = None
@@ -183,7 +194,7 @@ def _decode(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3], siz
     return converted
 
 
-def _convert(image: ImageFile.ImageFile, path: Path, channels: Literal[1, 3]) -> Image.Image:
+def _convert(image: Image.Image, path: Path, channels: int) -> Image.Image:
     """Convert to mode ``L`` or ``RGB``, as the table of the module says."""
     converted: Image.Image = image
     if is_16_bit_grey(image):

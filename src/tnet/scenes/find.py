@@ -35,7 +35,8 @@ def is_image_path(path: str | os.PathLike[str]) -> bool:
 def is_image_folder(path: str | os.PathLike[str]) -> bool:
     """Return whether this is a folder that is one image by its suffix (OME-Zarr)."""
     # Unlike Path.is_dir, os.path.isdir returns False, and raises nothing, inside a folder that may not be entered.
-    return Path(path).suffix.lower() in FOLDER_SUFFIXES and os.path.isdir(path)  # noqa: PTH112
+    # And splitting the text is several times faster than a Path, which counts for a million rows.
+    return os.path.splitext(path)[1].lower() in FOLDER_SUFFIXES and os.path.isdir(path)  # noqa: PTH112, PTH122
 
 
 def image_exists(path: str | os.PathLike[str]) -> bool:
