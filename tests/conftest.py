@@ -114,3 +114,8 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector from walking over PyTorch and all tests again and again: a tenth of the time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let what was frozen go, or extension modules complain at exit that it leaked."""
+    gc.unfreeze()

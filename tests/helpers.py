@@ -12,7 +12,7 @@ from tnet.backbones import BackboneConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
-from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNetConfig, TNetOutput
+from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
 from tnet.training.recipe import Recipe, TrainConfig
 
 # 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
@@ -106,3 +106,23 @@ def pictures(*sizes_hw: tuple[int, int], channels: int = 1, seed: int = 0) -> li
     """Noise images (uint8) of these sizes; noise, so that no two places look alike."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8) for size in sizes_hw]
+
+
+def looks_until(certainty: Tensor, threshold: float) -> list[int]:
+    """Per image, the first number of looks at which it is certain; ``certainty``: [images, numbers of looks]."""
+    last = certainty.shape[1] - 1
+    return [next((n for n, value in enumerate(row) if value >= threshold), last) for row in certainty.tolist()]
+
+
+def dividing_threshold(certainty: Tensor) -> float:
+    """A threshold at which images stop after different numbers of looks."""
+    values: list[float] = certainty.flatten().sort().values.tolist()
+    return max(values, key=lambda value: len(set(looks_until(certainty, value))))
+
+
+@torch.no_grad()
+def make_unsure(model: TNet, image: Tensor) -> TNet:
+    """Change the classifier so that the whole image alone says little, and each look changes the answer."""
+    model.classifier.weight.mul_(100)
+    model.classifier.bias.sub_(model(image, looks=0).logits[0])
+    return model

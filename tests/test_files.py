@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from tnet.errors import OutputError
-from tnet.files import CLAIM_NAME, atomic_folder, atomic_path, check_outputs, claimed, make_folder, write_text
+from tnet.files import (
+    CLAIM_NAME,
+    atomic_folder,
+    atomic_path,
+    check_outputs,
+    claimed,
+    make_folder,
+    name_after,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -211,3 +220,14 @@ def test_a_claim_that_was_cut_off_is_kept_for_a_minute(text: str, tmp_path: Path
     with claimed(tmp_path):
         pass
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "ä" * 125, "漢" * 84, "x" * 200])
+def test_a_long_name_is_cut_and_stays_its_own(tmp_path: Path, stem: str) -> None:
+    taken: set[str] = set()
+    names = [name_after(f"{stem}.png", ".geojson", taken) for _ in range(2)]
+    names.append(name_after(f"{stem[:-1]}y.png", ".geojson", taken))
+    assert len(set(names)) == 3 and all(name.startswith(stem[:30]) for name in names)
+    for name in names:
+        write_text(tmp_path / name, "text")  # beside a temporary file with a longer name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -17,7 +17,8 @@ SRC = Path(tnet.__file__).parent
 
 # Lowest first. A package imports from lower layers only; packages of one layer do not import each other.
 LAYERS = (
-    ("errors", "allocator"),
+    ("errors", "allocator", "stop", "text", "threads"),
+    ("remote",),
     ("files", "registry"),
     ("config", "weights"),
     ("geometry",),

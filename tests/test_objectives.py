@@ -274,7 +274,7 @@ def traverse(config: TNetConfig) -> tuple[TNet, TNetOutput]:
     return model, model(images, policy="sample")
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "weighted"])
+@pytest.mark.parametrize("aggregation", ["mean", "weighted", "attention"])
 def test_worth_is_the_log_likelihood_given_the_look_and_the_whole(aggregation: Any) -> None:
     model, output = traverse(three_levels(aggregation=aggregation))
     worth = Objective.worth(output, TARGET, model)

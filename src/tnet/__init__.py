@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "tnet.backbones": "BackboneConfig",
     "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError OutputError RecipeError "
-    "SlowImageWarning TnetError TrainingError",
+    "ResourceError SlowImageWarning TnetError TrainingError",
     "tnet.explain": "explain_image",
     "tnet.geometry": "Grid Regions fit_grid",
     "tnet.inference": "Prediction predict",
@@ -21,6 +21,7 @@ _NAMES = {
     "tnet.scenes": "FileScene Scene TensorBatch open_scene",
     "tnet.training.recipe": "Recipe load_recipe",
     "tnet.training.run": "train",
+    "tnet.traversal": "BestFirst Search StoppingRule",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from tnet.backbones import BackboneConfig as BackboneConfig
     from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
     from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, OutputError as OutputError
-    from tnet.errors import RecipeError as RecipeError, SlowImageWarning as SlowImageWarning, TnetError as TnetError
-    from tnet.errors import TrainingError as TrainingError
+    from tnet.errors import RecipeError as RecipeError, ResourceError as ResourceError, TnetError as TnetError
+    from tnet.errors import SlowImageWarning as SlowImageWarning, TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image
     from tnet.geometry import Grid as Grid, Regions as Regions, fit_grid as fit_grid
     from tnet.inference import Prediction as Prediction, predict as predict
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tnet.scenes import FileScene as FileScene, Scene as Scene, TensorBatch as TensorBatch, open_scene as open_scene
     from tnet.training.recipe import Recipe as Recipe, load_recipe as load_recipe
     from tnet.training.run import train as train
+    from tnet.traversal import BestFirst as BestFirst, Search as Search, StoppingRule as StoppingRule
 
 
 def __getattr__(name: str) -> Any:

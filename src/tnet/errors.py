@@ -41,6 +41,10 @@ class ImageError(DataError):
     """Unreadable image."""
 
 
+class ResourceError(TnetError, RuntimeError):
+    """Too little memory, or too many open files, to read an image that may be sound; it is never skipped."""
+
+
 class CheckpointError(TnetError, ValueError):
     """Missing or damaged weights, or weights of another model."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -16,7 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tnet.errors import OutputError
+from tnet.remote import check_local
 
+_STEM_BYTES = 200  # of 255 for a file name, which also holds a number, a suffix and the marks of a temporary file
 CLAIM_NAME = ".tnet-claim"
 _HOST = platform.node() or "this machine"
 _HOST_KEY = f"{zlib.crc32(_HOST.encode('utf-8', 'surrogateescape')):08x}"
@@ -133,6 +136,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def make_folder(path: str | Path) -> Path:
     """Create a folder with its parents, and check that it is writable; raise OutputError if not."""
+    check_local(path, OutputError)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -241,9 +245,15 @@ def check_regular(path: Path) -> None:
 
 
 def name_after(source: str, suffix: str, taken: set[str]) -> str:
-    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``."""
+    """Return a file name from the stem of a path, numbered if in ``taken``, and add its lower case to ``taken``.
+
+    A stem whose name would be too long for a file system is cut, and ends with a hash.
+    """
     # Bytes of a path that are not UTF-8 become lone surrogates, which JSON cannot hold.
     stem = Path(source).stem.encode("utf-8", "replace").decode("utf-8") or "image"
+    if len(stem.encode()) > _STEM_BYTES:
+        cut = stem.encode()[: _STEM_BYTES - 9].decode("utf-8", "ignore")
+        stem = f"{cut}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     name, number = f"{stem}{suffix}", 1
     while name.lower() in taken:  # some file systems ignore case
         number += 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ class Regions:
         level: 0 for a whole image, 1 for a cell of a whole image, ...
         image: index of the image in the batch.
         box_l0_yxyx: box in level-0 pixels; may reach past the edge of the image.
-        cell: flat (row-major) grid cell in the parent; -1 for a whole image.
+        cell: flat (row-major) grid cell in the parent; -1 for a whole image, and for a region that a caller placed.
         parent: row of the parent in the table; -1 for a whole image.
         position_yx: row and column in the grid that the level would have if every cell were divided: cell (i, j)
             of a parent at (y, x) is at ``(y * rows + i, x * cols + j)`` (paper, positional encoding).
@@ -196,6 +196,42 @@ def choose_cells(
     position = parents.position_yx[:, None, :] * torch.tensor([grid.rows, grid.cols]) + in_parent
     level, image, parent = (column.repeat_interleave(k) for column in (parents.level + 1, parents.image, rows))
     return Regions(level, image, boxes.reshape(-1, 4), cells.reshape(-1), parent, position.reshape(-1, 2))
+
+
+def box_overlap(boxes_yxyx: Int[Tensor, "*boxes 4"], other_yxyx: Int[Tensor, "4"]) -> Float[Tensor, "*boxes"]:
+    """Return the share of each box's area that another box covers."""
+    low = torch.maximum(boxes_yxyx[..., :2], other_yxyx[:2])
+    high = torch.minimum(boxes_yxyx[..., 2:], other_yxyx[2:])
+    size = boxes_yxyx[..., 2:] - boxes_yxyx[..., :2]
+    return (high - low).clamp_min(0).prod(dim=-1) / size.prod(dim=-1).clamp_min(1)
+
+
+def region_at(image: int, whole: Regions, row: int, grid: Grid, box_l0_yxyx: Sequence[int], deepest: int) -> Regions:
+    """Return a region at any place of an image, as a child of the whole image but none of its cells.
+
+    Its level (at most ``deepest``) and position are those of the nearest cell of a similar size. ``whole`` is the table
+    with the whole image alone, ``row`` its row.
+
+    Raises:
+        GeometryError: the box is empty or outside the image.
+    """
+    y0, x0, y1, x1 = (int(side) for side in box_l0_yxyx)
+    height, width = whole.size_hw[0].tolist()
+    if y0 >= y1 or x0 >= x1 or y1 <= 0 or x1 <= 0 or y0 >= height or x0 >= width:
+        problem = f"box {(y0, x0, y1, x1)} (y0, x0, y1, x1) shows nothing of image {image}, {height} x {width} px"
+        raise GeometryError(f"{problem}; give a box that overlaps it")
+    share = math.sqrt((y1 - y0) * (x1 - x0) / (height * width))
+    extent = min(grid.cell_extent, 0.99)
+    level = min(max(round(math.log(max(share, 1e-9)) / math.log(extent)), 1), max(deepest, 1))
+    centre = torch.tensor([y0 + y1, x0 + x1])
+    nearest = whole
+    for _ in range(level):
+        boxes = cell_boxes(nearest, grid)[0]
+        distance = (boxes[:, :2] + boxes[:, 2:] - centre).float().square().sum(dim=1)
+        cell = int(distance.argmin())
+        nearest = choose_cells(nearest, grid, torch.tensor([[cell]]))
+    box, parent = torch.tensor([[y0, x0, y1, x1]]), torch.tensor([row])
+    return replace(nearest, box_l0_yxyx=box, parent=parent, cell=torch.tensor([-1]))
 
 
 def scaled_box(box_yxyx: Sequence[int], scale_yx: tuple[float, float]) -> tuple[int, int, int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tnet.errors import CheckpointError, ConfigError
+from tnet.remote import check_local
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -25,6 +26,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or contains anything but tensors.
     """
+    check_local(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist; check the path")
     try:
@@ -38,7 +40,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         remedy = "loading it could run code; save only its tensors"
         raise CheckpointError(f"{path} is not a plain state dict, and {remedy}") from None
     except Exception as error:  # on damaged files, and on files of another format, unpicklers raise almost anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = reason if " " in reason else "it is not a file of PyTorch's"  # a KeyError of 101 for text
         raise CheckpointError(
             f"{path} cannot be read as weights ({reason}); give a .safetensors file or a state dict, or copy it again"
         ) from None

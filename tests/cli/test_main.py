@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tnet.cli.main import _Group, app
-from tnet.errors import DataError, OutputError
+from tnet.cli.common import say
+from tnet.cli.main import _Group, _show_warning, app
+from tnet.errors import DataError, OutputError, SlowImageWarning
+from tnet.stop import Stopped
 
 VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "compare", "predict", "explain", "models", "info",
          "pyramid", "doctor", "import-tf", "data")  # fmt: skip
@@ -112,6 +115,45 @@ def test_interrupting_ends_with_130_and_says_how_to_go_on() -> None:
     assert (result.exit_code, result.stderr) == (130, "\ninterrupted: go on with --resume\n")
 
 
+@pytest.mark.parametrize(("notes", "message"), [
+    ([], "\nstopped by SIGTERM: the same command starts over\n"),
+    (["2 epoch(s) are in x; continue with --resume"],
+     "\nstopped by SIGTERM: 2 epoch(s) are in x; continue with --resume\n"),
+])  # fmt: skip
+@pytest.mark.parametrize("error", [
+    Stopped(signal.SIGTERM), RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+])  # fmt: skip
+def test_a_signal_ends_a_verb_with_its_number_even_if_a_worker_got_it_first(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, notes: list[str], message: str
+) -> None:
+    monkeypatch.setattr("tnet.stop._received", [signal.SIGTERM])
+    error.__notes__ = notes or []
+    if not notes:
+        del error.__notes__
+    result = CliRunner().invoke(fails_with(error), ["verb"])
+    assert (result.exit_code, result.stderr) == (143, message)
+
+
+@pytest.mark.parametrize(("error", "sentence"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "ended (killed by signal: Killed)"),
+    (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "ended (exited unexpectedly)"),
+    (OSError(errno.EMFILE, "Too many open files", "/x"), "ulimit -n"),
+    (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+])  # fmt: skip
+def test_workers_that_end_and_files_that_run_out_are_one_sentence(error: Exception, sentence: str) -> None:
+    result = CliRunner().invoke(fails_with(error), ["verb"])
+    assert result.exit_code == 1 and sentence in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_names_in_errors_and_output_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    result = CliRunner().invoke(fails_with(DataError("folder a\x1b[2J\nb is empty; add pictures")), ["verb"])
+    assert result.stderr == "error: folder a\\x1b[2J\\nb is empty; add pictures\n"
+    _show_warning(SlowImageWarning("image \x07x is slow"), SlowImageWarning)
+    say("a\x1b]0;title\x07\nb\tc")
+    assert capsys.readouterr() == ("a\\x1b]0;title\\x07\nb\tc\n", "warning: image \\x07x is slow\n")
+
+
 class OutOfMemoryError(RuntimeError):
     """What torch calls its own."""
 
@@ -162,6 +204,14 @@ def test_the_reader_may_go_away() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait(60)
+
+
+def test_standard_output_may_be_closed_or_its_reader_gone() -> None:
+    start = "import sys; sys.argv[0] = 'tnet'; from tnet.cli.main import main; main()"
+    for redirected, status in ((">&-", 0), ("2>&- >&-", 0), ("| true; exit ${PIPESTATUS[0]}", 1)):
+        script = f'"{sys.executable}" -c "{start}" --version {redirected}'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+        assert (done.stdout, done.stderr) == ("", "") and done.returncode in (0, status), redirected
 
 
 def test_a_terminal_without_a_sign_does_not_end_a_run() -> None:

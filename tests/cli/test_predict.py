@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from tnet.cli.main import app
 from tnet.data.folder import LabelledImages
 from tnet.data.transforms import named_transform
+from tnet.errors import PassedOverWarning
 from tnet.models.io import load_model
 from tnet.scenes.reading import ReadOptions
 from tnet.training.recipe import save_recipe
@@ -122,6 +124,20 @@ def test_unreadable_pictures_stop_it_or_are_skipped(model: Path, pictures: Path,
     assert code == 0 and len(text.splitlines()) == 2 and err.count("skipped: ") == 2
 
 
+def test_other_files_of_a_folder_are_counted_by_kind(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "more/b.TXT", "more/c.xml", "NOTES", ".hidden", ".git/config"):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).touch()
+    message = "5 file(s) in .*pictures without the suffix of an image are passed over: 2 .txt, 1 "
+    for verb in (["predict"], ["explain", "--out", str(tmp_path / "out")]):
+        with pytest.warns(PassedOverWarning, match=re.escape(message).replace(r"\.\*", ".*")) as caught:
+            result = CliRunner().invoke(app, [*verb, str(model), str(pictures), "--device", "cpu"])
+        assert result.exit_code == 0 and result.stdout.count("\n") == 3
+        for kind in ("1 .xml", "1 hidden", "1 without suffix"):
+            assert kind in str(caught[0].message)
+
+
+@pytest.mark.filterwarnings("ignore::tnet.errors.PassedOverWarning")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

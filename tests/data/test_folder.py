@@ -400,3 +400,11 @@ def test_invalid_splits() -> None:
         listed(3, 2).split_off(0.5)
     with pytest.raises(DataError, match="1 images"):
         listed(1, 1).split_off(0.5)
+
+
+def test_a_class_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    for name in ("a", b"caf\xe9".decode("utf-8", "surrogateescape")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=r"class 'caf\\udce9' is not UTF-8; rename"):
+        ImageFolder(tmp_path)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tnet.errors import DataError
+from tnet.errors import DataError, PassedOverWarning
 from tnet.inference.inputs import find_inputs
 
 
@@ -23,7 +23,8 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_pictures_folders_and_manifests_come_in_the_order_given(pictures: Path) -> None:
     (pictures / "list.txt").write_text("\n  deep/er/c.PNG \n\na.jpg\n")
-    found = find_inputs([pictures / "list.txt", pictures / "b.png", pictures])
+    with pytest.warns(PassedOverWarning, match="2 .* in .* are passed over: 1 .md, 1 .txt|1 .txt, 1 .md"):
+        found = find_inputs([pictures / "list.txt", pictures / "b.png", pictures])
     names = ["deep/er/c.PNG", "a.jpg", "b.png", "a.jpg", "b.png", "deep/er/c.PNG"]
     assert found == [pictures / name for name in names]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,13 @@ from tests.helpers import tiny_config
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.errors import ConfigError, ImageError
+from tnet.errors import ConfigError, ImageError, ResourceError
 from tnet.explain.batch import explain_paths
 from tnet.inference.predictor import iter_predictions
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.io import save_model
 from tnet.models.tnet import TNet
-from tnet.scenes.reading import ReadOptions
+from tnet.scenes.reading import ReadMode, ReadOptions
 
 SIDE_PX = 300
 
@@ -108,6 +110,63 @@ def test_a_file_damaged_where_it_is_looked_at(model: TNet, folder: Path, tmp_pat
         model, paths, tmp_path / "out", progress=False, read=ReadOptions("lazy"), skip_unreadable=True
     )
     assert [type(item).__name__ for item in figures] == ["PosixPath", "Unreadable", "PosixPath"]
+
+
+@pytest.mark.parametrize("mode", ["memory", "lazy"])
+def test_images_are_not_skipped_for_want_of_memory(
+    model: TNet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: ReadMode
+) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    paths, options = [folder / "0.png"], {"read": ReadOptions(mode), "skip_unreadable": True, "progress": False}
+    for work in (
+        lambda: list(iter_predictions(model, paths, **options)),
+        lambda: explain_paths(model, paths, tmp_path / "out", **options),
+    ):
+        with pytest.raises(ResourceError, match=r"0\.png cannot be read: there is not enough memory"):
+            work()
+    arguments = [save_model(model, tmp_path / "model"), *paths, "--skip-unreadable", "--read", mode, "--device", "cpu"]
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert result.exit_code == 1 and "not enough memory" in result.stderr and "skipped: " not in result.stderr
+
+
+_LITTLE_MEMORY = """
+import json, resource, sys
+from pathlib import Path
+import tnet
+from tnet.scenes.reading import ReadOptions
+from tnet.inference import iter_predictions
+model = tnet.load_model(sys.argv[1])
+read = ReadOptions("memory")
+list(iter_predictions(model, [Path(sys.argv[2])], progress=False, read=read))
+for path in sys.argv[3:]:
+    for spare in (40, 180):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20, -1))
+        try:
+            outcomes = iter_predictions(model, [Path(path)], skip_unreadable=True, progress=False, read=read)
+            outcome = [type(each).__name__ for each in outcomes][0]
+        except (tnet.ResourceError, MemoryError, RuntimeError) as error:
+            outcome = type(error).__name__
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        print(Path(path).name, outcome)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_process_with_little_memory_does_not_skip_sound_images(model: TNet, folder: Path, tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((4000, 6000, 3), np.uint8))
+    for name, options in {"a.jpg": {}, "b.jpg": {"progressive": True}, "c.png": {}, "d.webp": {}}.items():
+        image.save(tmp_path / name, **options)
+    paths = sorted(tmp_path.glob("?.*"))
+    command = [sys.executable, "-c", _LITTLE_MEMORY, save_model(model, tmp_path / "model"), folder / "0.png", *paths]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 2 * len(paths)
+    assert not [line for line in lines if "Unreadable" in line]
+    assert {line for line in lines if "ResourceError" in line} >= {f"{path.name} ResourceError" for path in paths}
 
 
 def test_lazily_read_images_are_not_changed() -> None:

@@ -346,7 +346,10 @@ def test_a_model_whose_weights_are_damaged_is_told(paths: list[Path]) -> None:
         predict(model, paths)
 
 
-def test_the_bar_is_on_standard_error(model: TNet, paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_is_on_standard_error(
+    model: TNet, paths: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tnet.inference.progress.is_terminal", lambda stream: True)
     predict(model, paths, progress=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "5/5" in shown.err

@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from tnet.data.table import read_columns
 from tnet.errors import ImageError, OutputError
+from tnet.inference.inputs import find_inputs
 from tnet.inference.records import Prediction, RegionRecord, Unreadable
 from tnet.inference.write import CSV_COLUMNS, check_output, prediction_line, write_predictions
 
@@ -49,6 +51,25 @@ def test_a_name_that_is_not_utf8_comes_back_from_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "p.jsonl").read_text(encoding="utf-8"))["path"] == name
     write_predictions([Unreadable(name, "gone")], tmp_path / "p.csv")
     assert "caf" in (tmp_path / "p.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\rb.png", "a\nb.png", "a\r\nb.png", "=cmd|'C calc'!A0.png", "-1.png", "'=1.png", '",".png']
+)
+def test_any_name_is_one_row_that_we_read_back(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    write_predictions([replace(FOUND, path=name, label="=1+1"), Unreadable(name, "gone")], tmp_path / "p.csv")
+    assert find_inputs([tmp_path / "p.csv"]) == [tmp_path / name] * 2
+    assert read_columns(tmp_path / "p.csv", ["label"])["label"] == ["=1+1", ""]
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert [row["error"] for row in rows] == ["", "gone"]
+    assert not any(cell.startswith(("=", "-", "+", "@", "\r")) for row in rows for cell in row.values())
+
+
+def test_a_printed_line_is_one_line_without_escapes() -> None:
+    line = prediction_line(replace(FOUND, path="a\n\x1b[2J\tb", label="x\r", labels=("x\r",), top5=(("\x07", 0.1),)))
+    assert line.split("\t")[:4] == [r"a\n\x1b[2J\tb", r"x\r", "80.0%", r"[\x07 10.0%]"]
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])

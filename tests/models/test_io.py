@@ -323,6 +323,12 @@ def test_untrusted_files_cannot_run_code(saved: Path, tmp_path: Path) -> None:
     assert trace.exists()
 
 
+def test_class_names_do_not_change_the_form_of_the_card() -> None:
+    card = default_card(tiny_config(class_names=("a\n# head", "<img src=x>", "[b](u)", "*c*", "\x1b[31m")))
+    assert r"a\\n# head, &lt;img src=x\>, \[b\](u), \*c\*, \\x1b\[31m." in card and "\x1b" not in card
+    assert [line for line in card.splitlines() if line.startswith("# ")] == ["# TNet"]
+
+
 def test_default_card() -> None:
     card = default_card(tiny_config(class_names=("a", "b", "c", "d", "e")))
     assert card.startswith("---\n") and "resnet10t at 32 px" in card and "3 x 3" in card and "a, b, c, d, e" in card

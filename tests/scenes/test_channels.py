@@ -54,10 +54,20 @@ def test_transparency_is_laid_over_white_or_black_as_pillow_does(alpha: Any, bac
     assert np.abs(deep - expected / 255).max() < 0.51 / 255  # what is left is the rounding to 8 bits
 
 
-@pytest.mark.parametrize(("alpha", "seen"), [("white", (1.0, 0.75)), ("black", (0.0, 0.25))])
-def test_transparency_of_fractions_has_their_range(alpha: Any, seen: tuple[float, float]) -> None:
-    pixels = np.array([[[15.0, 10.0], [15.0, 15.0]]], np.float32)  # transparent; half opaque
-    assert mapped(pixels, 1, "grey", True, alpha=alpha, value_range=(10, 20))[0, :, 0].tolist() == list(seen)
+@pytest.mark.parametrize(("alpha", "seen"), [("white", (1.0, 0.75, 0.5)), ("black", (0.0, 0.25, 0.5))])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16, np.int32, np.uint16, np.uint32])
+def test_alpha_is_a_share_of_its_type_whatever_the_range(dtype: Any, alpha: Any, seen: tuple[float, ...]) -> None:
+    full = 1.0 if np.dtype(dtype).kind == "f" else float(np.iinfo(dtype).max)
+    pixels = np.array([[[15, 0], [15, full / 2], [15, full]]]).astype(dtype)
+    got = mapped(pixels, 1, "grey", True, alpha=alpha, value_range=(10, 20))[0, :, 0]
+    np.testing.assert_allclose(got, seen, atol=0.25 / 10 if dtype == np.float16 else 1e-4)
+    as_channel = mapped(pixels, 2, "grey", True, value_range=(10, 20))[0]
+    np.testing.assert_allclose(as_channel, [[0.5, 0], [0.5, 0.5], [0.5, 1]], atol=1e-4)
+
+
+def test_what_is_transparent_need_not_be_a_number() -> None:
+    pixels = np.array([[[np.nan, 0.0], [np.inf, 0.0]]], np.float32)
+    assert mapped(pixels, 1, "grey", True, value_range=(0, 1)).ravel().tolist() == [1, 1]
 
 
 def test_sixteen_bits_and_ranges() -> None:

@@ -7,17 +7,21 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin, features
+from tests.scenes.readers import make
 
 from tnet.errors import ConfigError, ImageError
-from tnet.scenes import decode
+from tnet.scenes import decode, open_scene
 from tnet.scenes.decode import image_size_hw, load_image
+from tnet.scenes.reading import ReadOptions
 
 LOSSLESS = {"PNG": ".png", "BMP": ".bmp", "TIFF": ".tif", "PPM": ".ppm", "WEBP": ".webp"}
 LOSSY = {"JPEG": ".jpg", "GIF": ".gif", "JPEG2000": ".jp2"} | ({"AVIF": ".avif"} if features.check("avif") else {})
@@ -139,6 +143,92 @@ def test_16_bit_png_colour_and_transparent_level(tmp_path: Path) -> None:
     grey = np.array([[[0x1001], [0x1002]]])
     path = put(tmp_path, "g.png", png_16_bit(grey, transparent=(0x1001,)))
     assert load_image(path, channels=1).flatten().tolist() == [255, 0x10]
+
+
+PNG_FORMS = [(bits, 0) for bits in (1, 2, 4, 8, 16)] + [(8, 2), (16, 2)] + [(bits, 3) for bits in (1, 2, 4, 8)]
+PNG_FORMS += [(8, 4), (16, 4), (8, 6), (16, 6)]
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("bits", "color"), PNG_FORMS)
+def test_transparency_of_every_kind_of_png(tmp_path: Path, bits: int, color: int, interlaced: bool) -> None:
+    """One colour is transparent, and those nearest to it are not."""
+    count, top = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color], 2**bits - 1
+    samples = np.random.default_rng(bits).integers(0, top + 1, (13, 11, count))
+    samples[::2] = min(top, 0x1122 % (top + 1))
+    samples[1::2, 0, 0] ^= 1
+    chunks = [make.png_chunk(b"gAMA", (45455).to_bytes(4, "big"))]  # which is not applied
+    shown, opaque = samples[..., : 3 if color in (2, 6) else 1] / top, np.ones((13, 11))
+    if color in (0, 2):
+        key = samples[0, 5]
+        chunks.append(make.png_chunk(b"tRNS", b"".join(int(level).to_bytes(2, "big") for level in key)))
+        opaque = (samples != key).any(axis=2).astype(float)
+    elif color == 3:
+        palette = np.random.default_rng(1).integers(0, 256, (top + 1, 4))
+        chunks.append(make.png_chunk(b"PLTE", palette[:, :3].astype(np.uint8).tobytes()))
+        chunks.append(make.png_chunk(b"tRNS", palette[:, 3].astype(np.uint8).tobytes()))
+        shown, opaque = palette[samples[..., 0], :3] / 255, palette[samples[..., 0], 3] / 255
+    else:
+        opaque = samples[..., -1] / top
+    expected = np.broadcast_to(shown * opaque[..., None] + 1 - opaque[..., None], (13, 11, 3))
+    path = make.raw_png(tmp_path / "a.png", samples, bits, color, *chunks, interlaced=interlaced)
+    decoded = load_image(path).permute(1, 2, 0).numpy() / 255
+    assert np.abs(decoded - expected).max() < 2.1 / 255  # 16 bits: the high byte of both
+    view = open_scene(path).glimpse((0, 0, 13, 11), 143, channels=3, resize="bilinear", fill=(0.0,)).permute(1, 2, 0)
+    assert np.abs(view[5::11, 6::13].numpy() - expected).max() < 2.1 / 255
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_excess_bits_of_a_transparent_level_are_ignored(tmp_path: Path, bits: int) -> None:
+    levels = np.array([[[1], [0]]])
+    path = make.raw_png(
+        tmp_path / "a.png", levels, bits, 0, make.png_chunk(b"tRNS", (0xFF00 + 2**bits - 1).to_bytes(2, "big"))
+    )
+    top = make.raw_png(tmp_path / "b.png", levels, bits, 0)
+    assert load_image(path, channels=1)[0, 0, 1] == load_image(top, channels=1)[0, 0, 1] == 0
+    path = make.raw_png(tmp_path / "c.png", levels, bits, 0, make.png_chunk(b"tRNS", b"\xff\0"))
+    assert load_image(path, channels=1)[0, 0].tolist()[1] == 255
+
+
+@pytest.mark.parametrize("marker", ["YCCK", "CMYK", "none"])
+def test_inks_of_a_jpeg_are_inverted_with_and_without_adobes_marker(tmp_path: Path, marker: str) -> None:
+    """As Photoshop writes them and browsers show them, whether or not a tool removed the marker."""
+    inks, expected = np.zeros((64, 64, 4), np.uint8), (1.0, 1.0, 1.0)
+    inks[:, 32:, 0] = 255
+    path = tmp_path / "a.jpg"
+    Image.fromarray(inks, "CMYK").save(path, quality=95)
+    data = path.read_bytes()
+    at = data.index(b"\xff\xee\0\x0eAdobe")
+    assert data[at + 15] == 0  # CMYK
+    if marker == "none":
+        path.write_bytes(data[:at] + data[at + 16 :])
+    elif marker == "YCCK":
+        imagecodecs = pytest.importorskip("imagecodecs")
+        path.write_bytes(imagecodecs.jpeg8_encode(255 - inks, 95, colorspace="CMYK", outcolorspace="YCCK"))
+        assert path.read_bytes()[path.read_bytes().index(b"Adobe") + 11] == 2
+    decoded = load_image(path).permute(1, 2, 0).numpy() / 255
+    view = open_scene(path).glimpse((0, 0, 64, 64), 64, channels=3, resize="antialias", fill=(0.5,)).permute(1, 2, 0)
+    for pixels in (decoded, view.numpy()):
+        np.testing.assert_allclose(pixels[32, 8], expected, atol=0.03)
+        np.testing.assert_allclose(pixels[32, 56], (0.0, 1.0, 1.0), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("GIF", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 95}), ("AVIF", {"quality": 95})],
+)
+def test_transparency_of_other_formats(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, 32:] = (200, 40, 40, 0)
+    path = tmp_path / "a"
+    Image.fromarray(pixels).save(path, form, **options)
+    view = open_scene(path).glimpse((0, 0, 64, 64), 64, channels=3, resize="antialias", fill=(0.5,)).permute(1, 2, 0)
+    for found in (load_image(path).permute(1, 2, 0).numpy() / 255, view.numpy()):
+        np.testing.assert_allclose(found[32, 8], (0.0, 0.0, 0.0), atol=0.03)
+        np.testing.assert_allclose(found[32, 56], (1.0, 1.0, 1.0), atol=0.03)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -385,3 +475,12 @@ def test_smaller_limit_of_pillow_set_by_the_program_is_kept(tmp_path: Path, monk
     path = put(tmp_path, "a.webp", encoded(COLOURS, "WEBP"))
     with pytest.raises(ImageError, match="max_pixels=1,000"):
         load_image(path, max_pixels=1000)
+
+
+@pytest.mark.parametrize("form", [{"extratags": [(42113, "s", 0, "9", True)]}, {"planarconfig": "separate"}])
+def test_a_tiff_that_would_lose_something_is_not_decoded(tmp_path: Path, form: Any) -> None:
+    pixels = np.moveaxis(COLOURS, 2, 0) if "planarconfig" in form else COLOURS
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", metadata=None, **form)
+    with pytest.raises(ImageError, match=r"a.tif cannot be read: decoding it as a whole would lose .*; read it lazily"):
+        load_image(tmp_path / "a.tif")
+    assert ReadOptions("auto").is_lazy(tmp_path / "a.tif")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tnet.errors import ConfigError, ImageError, OutputError
+from tnet.errors import ConfigError, ImageError, OutputError, ResourceError
 from tnet.scenes import pyramid
 from tnet.scenes.pyramid import level_sizes, write_pyramid
+from tnet.scenes.readers import open_reader
 from tnet.scenes.readers.base import GeoReference, ImageInfo, StoredLevel
 
 tifffile = pytest.importorskip("tifffile")
@@ -241,7 +242,7 @@ class Failing(ArrayReader):
         (KeyboardInterrupt(), KeyboardInterrupt),
         (OSError(errno.EIO, "Input/output error"), ImageError),
         (ValueError("odd"), ImageError),
-        (MemoryError(), ImageError),
+        (MemoryError(), ResourceError),
     ],
 )
 def test_nothing_is_left_when_reading_fails(
@@ -343,3 +344,25 @@ def test_a_big_endian_image(tmp_path: Path) -> None:
     levels = pages(tmp_path / "made.tif")
     np.testing.assert_array_equal(levels[0], pixels[..., 0])
     np.testing.assert_array_equal(levels[1], np.floor(means(pixels, 2)[..., 0] + 0.5))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint32", "float32"])
+def test_means_leave_out_what_is_transparent_in_every_type(tmp_path: Path, dtype: str) -> None:
+    """Weighted by an alpha of up to 2^32 - 1, sums of 32-bit values pass 64 bits."""
+    full = 1 if dtype == "float32" else np.iinfo(dtype).max
+    pixels = np.zeros((40, 64, 2), dtype)
+    pixels[..., 0] = 30_000 if dtype == "int16" else 2_000_000_000
+    pixels[..., 1] = full
+    pixels[:, 1::2] = 0
+    if dtype == "float32":
+        pixels[:, 1::2, 0] = np.nan
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="minisblack", extrasamples=[2], planarconfig="contig", metadata=None
+    )
+    write_pyramid(tmp_path / "a.tif", tmp_path / "b.tif", smallest_px=16)
+    reader = open_reader(tmp_path / "b.tif")
+    for level in (1, 2):
+        size = reader.info.levels[level].size_hw
+        got = reader.read(level, (0, 0, *size)).astype(np.float64)
+        np.testing.assert_allclose(got[..., 0], pixels[0, 0, 0], rtol=1e-6)
+        np.testing.assert_allclose(got[..., 1], full / 2, rtol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, Out
 from tnet.files import claimed
 from tnet.models.io import load_model
 from tnet.objectives import Loss, Objective
+from tnet.stop import Stopped
 from tnet.training import run
 from tnet.training.callbacks import AtomicCheckpointIO
 from tnet.training.recipe import Recipe, load_recipe
@@ -380,6 +382,51 @@ def test_the_keyboard_stops_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     assert checkpoint(tmp_path)["epoch"] == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_a_signal_stops_a_run_that_can_be_resumed(tmp_path: Path, number: signal.Signals) -> None:
+    def stop(*_: Any) -> None:
+        raise Stopped(number)
+
+    runner = signal.signal(number, stop)
+    try:
+        with disturbed(1, 1, lambda module: signal.raise_signal(number)), pytest.raises(Stopped) as caught:
+            train(recipe_of_two(train={"workers": 1}), tmp_path, progress=False)
+        handler = signal.getsignal(number)
+    finally:
+        signal.signal(number, runner)
+    assert caught.value.number == number and handler is stop
+    assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; continue with --resume"]
+    assert checkpoint(tmp_path)["epoch"] == 0 and multiprocessing.active_children() == []
+
+
+def test_without_a_terminal_steps_are_reported_in_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tnet.inference.progress._LINE_EVERY_S", -1.0)
+    train(recipe_of_two(train={"epochs": 1}), tmp_path, progress=True)
+    out, err = capfd.readouterr()
+    steps = [line.partition(",")[0] for line in err.splitlines() if line.startswith("epoch")]
+    assert steps == ["epoch 1: step 1 of 2", "epoch 1: step 2 of 2"] and out == ""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    def kill(module: pl.LightningModule) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+        time.sleep(5)
+
+    with disturbed(1, 1, kill), pytest.raises(RuntimeError, match="killed by signal: Killed") as caught:
+        train(recipe_of_two(train={"workers": 1}), tmp_path, progress=False)
+    assert caught.value.__notes__ == [f"1 epoch(s) are in {tmp_path}; continue with --resume"]
+
+
+def test_a_single_value_per_channel_cannot_be_normalized(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"batch norm .*train\.batch_size"):
+        train(recipe_of_two(train={"batch_size": 1}, model={"base_px": 16}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 # --- what is refused
 
 
@@ -592,7 +639,8 @@ def test_images_that_are_too_small_are_refused_before_training(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "is_terminal", lambda stream: True)
     train(recipe_of_two(train={"epochs": 1, "images_per_epoch": 8}), tmp_path, progress=True)
     shown = "".join(capsys.readouterr())
     assert "Epoch 0" in shown and "loss=" in shown

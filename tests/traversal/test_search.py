@@ -74,7 +74,7 @@ class Deeper(Search):
 
 def test_custom_search_with_different_looks_per_image() -> None:
     images = torch.rand(3, 1, 128, 128)
-    for aggregation in ("mean", "max", "weighted"):
+    for aggregation in ("mean", "max", "weighted", "attention"):
         model = build(aggregation=aggregation)
         together = model(images, search=Deeper(1, 0, 3))
         assert together.regions.level.tolist() == [0, 0, 0, 1, 1, 2, 3]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tnet.errors import ConfigError
+from tnet.text import visible
 
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
@@ -73,6 +74,11 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar.")]
 
 _MAX_SIDE_PX = 10_000_000
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text, with control characters in names from outside escaped."""
+    typer.echo(visible(str(text)), err=err, nl=nl)
 
 
 def parse_looks(text: str) -> Looks:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import DEVICE_HELP, OverwriteOption, ProgressOption, pick_device
+from tnet.cli.common import DEVICE_HELP, OverwriteOption, ProgressOption, pick_device, say
 
 
 def compare(
@@ -45,11 +45,11 @@ def compare(
         overwrite=overwrite,
         device=pick_device(device),
         progress=progress,
-        say=lambda line: typer.echo(line, err=True),
+        say=lambda line: say(line, err=True),
     )
-    typer.echo(result.text)
-    typer.echo(f"written: {', '.join(map(str, result.files))}")
+    say(result.text)
+    say(f"written: {', '.join(map(str, result.files))}")
     for name, reason in result.failures.items():
-        typer.echo(f"error: row {name!r}: {reason}", err=True)
+        say(f"error: row {name!r}: {reason}", err=True)
     if result.failures:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import OverwriteOption
+from tnet.cli.common import OverwriteOption, say
 
 data = typer.Typer(name="data", no_args_is_help=True, help="Manage the published datasets that recipes train on.")
 
@@ -31,7 +31,7 @@ def check(
     if json_path is not None:  # a file in the dataset is part of it
         check_outputs([json_path], inputs=[root] if json_path.exists() else [], overwrite=overwrite)
     summary = PUBLISHED[name].check(root)
-    typer.echo(summary.text())
+    say(summary.text())
     if json_path is not None:
         write_text(json_path, json.dumps(summary.as_dict(), indent=2) + "\n")
     if not summary.ok:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import ProgressOption
+from tnet.cli.common import ProgressOption, say
 
 
 def demo(
@@ -23,13 +23,17 @@ def demo(
     from tnet.demo.page import next_commands
     from tnet.demo.run import run_demo
 
-    result = run_demo(out, seed=seed, smoke=smoke, progress=progress, say=typer.echo)
-    typer.echo("")
+    try:
+        result = run_demo(out, seed=seed, smoke=smoke, progress=progress, say=say)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"a demo cannot be resumed; remove {out}, and start again")
+        raise
+    say("")
     for claim in result.claims:
-        typer.echo(f"  {'holds       ' if claim.met else 'DOES NOT HOLD'}  {claim.text}: {claim.measured}")
+        say(f"  {'holds       ' if claim.met else 'DOES NOT HOLD'}  {claim.text}: {claim.measured}")
     if smoke:
-        typer.echo("  (a smoke run trains for seconds; its numbers mean nothing)")
-    typer.echo(f"\n{result.seconds / 60:.1f} min. Open the page: {result.page.resolve()}")
-    typer.echo("\nNext, on your own images:")
+        say("  (a smoke run trains for seconds; its numbers mean nothing)")
+    say(f"\n{result.seconds / 60:.1f} min. Open the page: {result.page.resolve()}")
+    say("\nNext, on your own images:")
     for command, what in next_commands():
-        typer.echo(f"  {command}\n      {what}")
+        say(f"  {command}\n      {what}")

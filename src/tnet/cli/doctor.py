@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tnet.cli.common import say
 from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ def doctor() -> None:
     from tnet.scenes.readers.doctor import reader_status
 
     for line in _software():
-        typer.echo(line)
-    typer.echo("\nDevices")
+        say(line)
+    say("\nDevices")
     failed = False
     for device, text, is_there, works in _devices():
         failed |= is_there and not works
-        typer.echo(f"  {_mark(is_there, works)}  {device:<12}{text}")
-    typer.echo("\nReaders of images")
+        say(f"  {_mark(is_there, works)}  {device:<12}{text}")
+    say("\nReaders of images")
     for status in reader_status():
         failed |= status.installed and not status.works
-        typer.echo(f"  {_mark(status.installed, status.works)}  {status.kind:<12}{_about(status)}")
+        say(f"  {_mark(status.installed, status.works)}  {status.kind:<12}{_about(status)}")
     if failed:
-        typer.echo("\nSomething that is installed does not work (BROKEN); try to install it again.")
+        say("\nSomething that is installed does not work (BROKEN); try to install it again.")
         raise typer.Exit(1)
 
 
@@ -54,8 +55,9 @@ def _devices() -> list[tuple[str, str, bool, bool]]:
     import torch
 
     from tnet.cli.common import pick_device
+    from tnet.threads import reasons
 
-    devices = [("cpu", f"{torch.get_num_threads()} threads", True, True)]
+    devices = [("cpu", f"{torch.get_num_threads()} threads ({reasons()})", True, True)]
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     names += ["mps"] if torch.backends.mps.is_available() else []
     for name in names:

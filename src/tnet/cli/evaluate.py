@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from tnet.models.base import ModelConfig
     from tnet.training.recipe import Recipe
 
-_Split = Literal["val", "test"]
+Split = Literal["val", "test"]
 _TITLE = "# Accuracy against looks"
 _POLICY_HELP = (
     "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
     "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
 )
-_DATA_HELP = (
+DATA_HELP = (
     "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "
     "the data.root of the recipe. [default: the data of the run's recipe]"
 )
-_RECIPE_HELP = (
+RECIPE_HELP = (
     "Recipe whose data section names the images and how to read them, such as a published dataset's "
     "(published/cub_tnet_b0) for a model from elsewhere. [default: the run's]"
 )
@@ -34,13 +34,13 @@ _RECIPE_HELP = (
 
 def evaluate(
     run: common.ModelArgument,
-    data: Annotated[Path | None, typer.Argument(help=_DATA_HELP)] = None,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
     looks: common.LooksListOption = None,
     policy: Annotated[
         list[common.PolicyName] | None, typer.Option(metavar="[topk|sample|random|centre|...]", help=_POLICY_HELP)
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help=_RECIPE_HELP)] = None,
-    split: Annotated[_Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
+    recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
+    split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
     batch_size: common.BatchSizeOption = 16,
     workers: common.WorkersOption = 0,
@@ -78,6 +78,7 @@ def evaluate(
     from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
     from tnet.files import check_outputs, make_folder, write_text
     from tnet.models.io import load_model
+    from tnet.text import markdown
     from tnet.training.recipe import load_recipe
 
     place, given = common.pick_device(device), data
@@ -109,31 +110,50 @@ def evaluate(
     number_classes_as(model.config.class_names, images)
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
-        typer.echo(f"{note}: {shorten(images.classes)}", err=True)
+        common.say(f"{note}: {shorten(images.classes)}", err=True)
     folder = out or run / "evaluation"
     names = ["evaluation.md", "evaluation.csv", "evaluation.png"]
     page = make_folder(folder) / names[0]
     is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
     inputs = [] if given is None or given.is_dir() else [given]
     check_outputs([folder / name for name in names], inputs=inputs, overwrite=overwrite or is_own)
-    head = f"{model.config.line()}\n{source}: {len(images)} images, {len(images.classes)} classes\n"
-    typer.echo(head)
+    head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
+    common.say(head)
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None,
         batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
     )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
-    typer.echo(f"{table}\n{notes}")
+    common.say(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
-    title = f"{_TITLE}: {run.resolve().name}"
+    title = f"{_TITLE}: {markdown(run.resolve().name)}"
     write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
-    typer.echo(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+    common.say(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+
+
+def open_labelled(
+    model: ModelConfig, run: Path, data: Path | None, recipe: Path | None, split: Split
+) -> tuple[LabelledData, str]:
+    """Open labelled images for a run as its recipe, or another, says; the second value describes them."""
+    from dataclasses import replace
+
+    from tnet.data.loading import number_classes_as
+    from tnet.training.recipe import load_recipe
+
+    described = common.recipe_of(run)
+    if recipe is not None:
+        described = load_recipe(recipe)
+        if data is not None:
+            described, data = replace(described, data=replace(described.data, root=str(data))), None
+    images, source = _open_images(model, described, common.data_of(described), run, data, split)
+    number_classes_as(model.class_names, images)
+    return images, source
 
 
 def _open_images(
-    model: ModelConfig, recipe: Recipe | None, config: DataConfig, run: Path, data: Path | None, split: _Split
+    model: ModelConfig, recipe: Recipe | None, config: DataConfig, run: Path, data: Path | None, split: Split
 ) -> tuple[LabelledData, str]:
     """Open the images to evaluate on, and describe them."""
     from tnet.data.loading import name_of_test_images, open_split

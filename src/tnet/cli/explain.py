@@ -60,6 +60,7 @@ def explain(
     from tnet.inference.inputs import find_inputs
     from tnet.inference.records import Unreadable
     from tnet.models.io import load_model
+    from tnet.text import on_one_line
 
     chosen_policy = policy.value if policy else None
     recipe = common.recipe_of(model)
@@ -84,6 +85,6 @@ def explain(
         )  # fmt: skip
     for figure in figures:
         if isinstance(figure, Unreadable):
-            typer.echo(f"skipped: {figure.error}", err=True)
+            common.say(f"skipped: {on_one_line(figure.error)}", err=True)
         else:
-            typer.echo(str(figure))
+            common.say(on_one_line(str(figure)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import OverwriteOption
+from tnet.cli.common import OverwriteOption, say
 from tnet.errors import ConfigError
 from tnet.interop import CONVERT
 
@@ -48,13 +48,13 @@ def import_tf(
     folder = save_imported(imported, out, model, overwrite=overwrite)
     step = "" if imported.step is None else f", saved at step {imported.step:,}"
     quoted = shlex.quote(str(folder))
-    typer.echo(
+    say(
         f"{imported.checkpoint}{step}: {imported.variables} variables used, {imported.left_out} of training state not"
         f"\nsaved and verified by a forward pass: {folder}\nnext: tnet info {quoted}   tnet predict {quoted} IMAGES"
     )
     if not config.class_names:
         meaning = CLASS_INDICES.get(tag_of(model), "unknown order")
-        typer.echo(f"classes are named by their indices ({meaning}); --data ROOT adds their names", err=True)
+        say(f"classes are named by their indices ({meaning}); --data ROOT adds their names", err=True)
 
 
 def with_class_names(config: TNetConfig, tag: str, data: Path | None) -> TNetConfig:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import Looks, LooksListOption, ProgressOption, parse_image_size, parse_looks_list
+from tnet.cli.common import Looks, LooksListOption, ProgressOption, parse_image_size, parse_looks_list, say
 from tnet.errors import ConfigError, GeometryError
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def info(
         if looks or image_size is not None:
             option = "--looks" if looks else "--image-size"
             raise typer.BadParameter(f"{option} is for a single model; omit it with --table")
-        typer.echo(_table("*" if target is None else target, progress))
+        say(_table("*" if target is None else target, progress))
         return
     if target is None:
         raise typer.BadParameter("give a recipe, folder or model, or --table for all registered models")
     chosen = parse_looks_list(looks or [])
     size_hw = parse_image_size(image_size) if image_size is not None else None
-    typer.echo(_single(target, chosen, size_hw))
+    say(_single(target, chosen, size_hw))
 
 
 def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:

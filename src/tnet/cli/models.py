@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tnet.cli.common import say
 from tnet.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def _list_backbones(pattern: str) -> None:
     names = [name for name in ["bagnet77", *timm.list_models()] if fnmatchcase(name, pattern)]
     if not names:
         raise ConfigError(f"no backbone matches {pattern!r}; give a pattern such as '*{pattern.strip('*')[:6]}*'")
-    typer.echo("\n".join(names))
+    say("\n".join(names))
 
 
 def _list_models(pattern: str) -> None:
@@ -52,4 +53,4 @@ def _list_models(pattern: str) -> None:
             grid = f"{config.grid.rows} x {config.grid.cols} of {config.grid.cell_extent:g}"
         numbers = [str(config.look_px), levels, grid, looks_label(config.default_looks), str(config.num_classes)]
         lines.append([name, config.network, *numbers])
-    typer.echo(markdown_table(["name", "backbone", "base px", "levels", "grid", "looks", "classes"], lines), nl=False)
+    say(markdown_table(["name", "backbone", "base px", "levels", "grid", "looks", "classes"], lines), nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tnet.cli import common
+from tnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from tnet.inference.records import Prediction
+    from tnet.models.base import Model
+    from tnet.models.tnet import TNet
+    from tnet.traversal import BestFirst
 
 IMAGES_HELP = (
     "Images, folders of images (searched recursively), or manifests: a table (.csv, .parquet) with a column 'path', or "
@@ -22,6 +27,12 @@ _OUT_HELP = (
     "Table to write. .csv: columns path, label, probability, top5 and regions (both JSON), error. .jsonl: one JSON "
     "object per image. [default: one line per image on standard output]"
 )
+_BUDGET_HELP = (
+    "Mean looks per image, such as 2.5, or mean multiply-adds, such as 900M or 1.2G: easy images take fewer, hard ones "
+    "more. Needs a model calibrated by `tnet calibrate`."
+)
+_AT_LEAST_HELP = "Look until this accuracy (0 to 1), as measured by `tnet calibrate`, is reached."
+_MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
 
 def predict(
@@ -29,6 +40,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP)],
     looks: common.LooksOption = None,
     policy: common.PolicyOption = None,
+    budget: Annotated[str | None, typer.Option(help=_BUDGET_HELP)] = None,
+    at_least: Annotated[float | None, typer.Option(metavar="SHARE", help=_AT_LEAST_HELP)] = None,
+    max_ms: Annotated[float | None, typer.Option(metavar="MS", help=_MAX_MS_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP)] = None,
     batch_size: common.BatchSizeOption = 8,
     workers: common.WorkersOption = 0,
@@ -56,6 +70,7 @@ def predict(
     from tnet.inference.records import Unreadable
     from tnet.inference.write import check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
+    from tnet.text import on_one_line
 
     paths = find_inputs(images, check_exists=not skip_unreadable)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
@@ -64,8 +79,15 @@ def predict(
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
     progress = progress and (out is not None or not sys.stdout.isatty())
+    network = load_model(model)
+    search = None
+    if budget is not None or at_least is not None or max_ms is not None:
+        if chosen is not None or policy is not None:
+            raise typer.BadParameter("--budget, --at-least and --max-ms choose the looks; omit --looks and --policy")
+        search = _search(network, model, budget, at_least, max_ms)
+        batch_size = batch_size if max_ms is None else 1
     predictions = iter_predictions(
-        load_model(model), paths, looks=chosen, policy=policy.value if policy else None, batch_size=batch_size,
+        network, paths, looks=chosen, policy=policy.value if policy else None, search=search, batch_size=batch_size,
         workers=workers, device=common.pick_device(device), progress=progress, skip_unreadable=skip_unreadable,
         allow_small=allow_small, read=common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
     )  # fmt: skip
@@ -76,13 +98,51 @@ def predict(
         for item in predictions:
             if isinstance(item, Unreadable):
                 skipped += 1
-                typer.echo(f"skipped: {item.error}", err=True)
+                common.say(f"skipped: {on_one_line(item.error)}", err=True)
             yield item
 
     if out is None:
         for item in report_skipped():
             if not isinstance(item, Unreadable):
-                typer.echo(prediction_line(item))
+                common.say(prediction_line(item))
     else:
         count = write_predictions(report_skipped(), out, inputs=inputs, overwrite=overwrite)
-        typer.echo(f"written: {out} ({count} images, {skipped} skipped)", err=True)
+        common.say(f"written: {out} ({count} images, {skipped} skipped)", err=True)
+
+
+def _search(model: Model, folder: Path, budget: str | None, at_least: float | None, max_ms: float | None) -> BestFirst:
+    """Return the best-first search that keeps these limits."""
+    from tnet.geometry import total_looks
+    from tnet.models.tnet import TNet
+    from tnet.traversal import BestFirst, TimeLimit
+
+    if not isinstance(model, TNet) or model.locator is None:
+        raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
+    calibration = model.calibration
+    if calibration is None:
+        if budget is None and at_least is None and max_ms is not None:
+            config = model.config
+            return BestFirst(2 * total_looks(config.looks), config.levels, stop=(TimeLimit(max_ms),))
+        raise ConfigError(f"{folder} is not calibrated; run: tnet calibrate {folder}")
+    looks = None if budget is None else _mean_looks(model, budget)
+    return calibration.search(looks, at_least, max_ms, model.config.multilabel)
+
+
+def _mean_looks(model: TNet, budget: str) -> float:
+    """Convert a budget, in looks or in multiply-adds, to mean looks per image."""
+    from tnet.evaluation.frontier import step_costs
+
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([MG]?)\s*", budget)
+    if match is None:
+        raise typer.BadParameter(f"{budget!r} is not a budget; give mean looks such as 2.5, or multiply-adds as 900M")
+    number = float(match[1])
+    if not match[2]:
+        return number
+    costs = step_costs(model)
+    whole, macs = sum(costs), number * {"M": 1e6, "G": 1e9}[match[2]]
+    if macs <= whole:
+        raise ConfigError(
+            f"a budget of {budget} multiply-adds is not above the {whole:,} of the whole image alone; give more, or "
+            "--looks 0"
+        )
+    return (macs - whole) / costs.region

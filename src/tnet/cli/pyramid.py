@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tnet.cli.common import OverwriteOption, ProgressOption
+from tnet.cli.common import OverwriteOption, ProgressOption, say
 
 _COMPRESSION_HELP = (
     "deflate: lossless, supported everywhere; zstd: lossless and faster, for newer programs; jpeg: small, lossy, for "
@@ -51,4 +51,4 @@ def pyramid(
             options=options, on_tile=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )  # fmt: skip
     levels = ", ".join(f"{height} x {width}" for height, width in written.levels_hw)
-    typer.echo(f"{written.path}: {written.bytes / 1e6:.1f} MB, {len(written.levels_hw)} levels ({levels})")
+    say(f"{written.path}: {written.bytes / 1e6:.1f} MB, {len(written.levels_hw)} levels ({levels})")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tnet.cli.common import OverwriteOption
+from tnet.cli.common import OverwriteOption, say
 from tnet.errors import RecipeError
 
 
@@ -35,7 +35,7 @@ def recipes(
         return
     width = max(map(len, found), default=0)
     for bundled, path in found.items():
-        typer.echo(f"{bundled:{width}}  {read_yaml(read_text(path, 'recipe'), str(path)).get('title', '')}")
+        say(f"{bundled:{width}}  {read_yaml(read_text(path, 'recipe'), str(path)).get('title', '')}")
 
 
 def _copy(name: str, path: Path | None, to: Path | None, overwrite: bool) -> None:
@@ -53,4 +53,4 @@ def _copy(name: str, path: Path | None, to: Path | None, overwrite: bool) -> Non
         comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
         text = "".join(comments) + dump_yaml(read_recipe(path))
     write_text(to, text)
-    typer.echo(f"written: {to}   next: tnet train {shlex.quote(str(to))}")
+    say(f"written: {to}   next: tnet train {shlex.quote(str(to))}")

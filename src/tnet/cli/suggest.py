@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import OverwriteOption
+from tnet.cli.common import OverwriteOption, say
 
 _FOLDER_HELP = (
     "Folder with train/CLASS/ and val/CLASS/, or with one folder per class; or a table (CSV, Parquet) of paths and "
@@ -51,10 +51,10 @@ def suggest(
     data = find_layout(folder)
     data = replace(data, path_column=path_column, label_column=label_column, label_separator=label_separator)
     proposal = propose(survey_images(data), budget_macs=budget, backbone=backbone)
-    typer.echo(explain(proposal))
+    say(explain(proposal))
     if out is None:
-        typer.echo("to save it as a recipe, add --out recipe.yaml")
+        say("to save it as a recipe, add --out recipe.yaml")
         return
     run = f"runs/{out.stem}"
     write_text(out, recipe_text(proposal, run))
-    typer.echo(f"written: {out}   next: tnet train {shlex.quote(str(out))} --out {shlex.quote(run)}")
+    say(f"written: {out}   next: tnet train {shlex.quote(str(out))} --out {shlex.quote(run)}")

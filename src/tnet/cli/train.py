@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tnet.cli.common import ProgressOption
+from tnet.cli.common import ProgressOption, say
 
 if TYPE_CHECKING:
     from tnet.training.run import RunResult
@@ -46,12 +46,12 @@ def train(
     if not is_first():
         return
     if result.not_started:
-        typer.echo(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
+        say(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
-    typer.echo(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
+    say(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     quoted = shlex.quote(str(folder))
-    typer.echo(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")
+    say(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")
 
 
 def _parts(result: RunResult) -> list[str]:
@@ -70,7 +70,11 @@ def _smoke(recipe: Path, overrides: list[str], progress: bool) -> None:
     from tnet.training.recipe import load_recipe
     from tnet.training.smoke import smoke
 
-    result = smoke(load_recipe(recipe, overrides), progress=progress)
-    typer.echo(
+    try:
+        result = smoke(load_recipe(recipe, overrides), progress=progress)
+    except KeyboardInterrupt as stop:
+        stop.add_note("nothing is kept")
+        raise
+    say(
         f"{recipe} works: two steps on synthetic images and validation in {result.train_seconds:.0f} s; nothing is kept"
     )

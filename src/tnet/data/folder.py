@@ -20,9 +20,11 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.losses import check_labels
+from tnet.remote import check_local
 from tnet.scenes.base import Scene
 from tnet.scenes.find import image_exists, is_image_folder, is_image_path, list_images, warn_passed_over
 from tnet.scenes.reading import ReadOptions
+from tnet.text import on_one_line
 
 
 class ImageOptions(TypedDict, total=False):
@@ -190,6 +192,7 @@ class ImageFolder(LabelledImages):
         Raises:
             DataError: the folder is missing, its class folders are missing or not ``classes``, or one has no images.
         """
+        check_local(root)
         self.root = Path(root)
         found: dict[str, list[Path]] = {}
         passed: list[Path] = []
@@ -206,7 +209,7 @@ class ImageFolder(LabelledImages):
                 f"the folder {self.root} has only folders that tnet or the system wrote; add one folder per class"
             )
         warn_passed_over(self.root, passed)
-        names = list(found) if classes is None else check_classes(classes)
+        names = check_classes(list(found) if classes is None else classes)
         _match_classes(self.root, list(found), names)
         paths: list[Path] = []
         targets: list[int] = []
@@ -236,6 +239,9 @@ def check_classes(classes: Sequence[str]) -> list[str]:
         raise DataError("the list of classes is empty; give at least one class, or leave the list out")
     if not all(classes):
         raise DataError(f"the list of classes has an empty name at index {list(classes).index('')}; remove it")
+    bad = [name for name in classes if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    if bad:
+        raise DataError(f"the name of the class {shorten(bad)} is not UTF-8; rename its folder")
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
         raise DataError(f"the list of classes has {shorten(repeated)} more than once; remove the repetitions")
@@ -254,7 +260,7 @@ def check_images_exist(paths: Sequence[Path], source: str, remedy: str) -> None:
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
     """Quote the first few names and count the others."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
+    shown = ", ".join(f"'{on_one_line(name)}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

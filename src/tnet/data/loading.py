@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from tnet.data.annotated import AnnotatedImages
 from tnet.data.augment import Augment, AugmentConfig
@@ -21,7 +21,9 @@ from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable
 from tnet.data.transforms import ReferenceEval, named_transform
+from tnet.data.workers import image_loader
 from tnet.errors import ConfigError, DataError, ImageError
+from tnet.remote import check_local
 from tnet.scenes.decode import shrunk_size
 from tnet.scenes.reading import ReadOptions
 
@@ -156,6 +158,8 @@ def _open_images(
 ) -> tuple[LabelledImages, LabelledImages]:
     """Open images in folders, tables or published datasets."""
     root = Path(config.root)
+    for given in (config.root, config.train, config.val or ""):
+        check_local(given)
 
     def open_one(name: str, classes: list[str] | None = None, augment: Augment | None = None) -> LabelledImages:
         options: ImageOptions = {"reading": reading, "augment": augment, "seed": seed}
@@ -277,7 +281,4 @@ def eval_loader(data: LabelledData, batch_size: int, workers: int, share: Share 
 
 
 def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
-        cast("Dataset[Any]", data), batch_size, num_workers=workers, collate_fn=collate,
-        pin_memory=torch.cuda.is_available(), **options,
-    )  # fmt: skip
+    return image_loader(data, batch_size, workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)

@@ -19,6 +19,8 @@ from typing_extensions import Unpack
 from tnet.data.folder import ImageOptions, LabelledImages, check_classes, check_images_exist, shorten
 from tnet.errors import DataError
 from tnet.files import check_regular
+from tnet.remote import check_local
+from tnet.text import unmarked
 
 _PROBLEMS: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; correct the path",
@@ -73,6 +75,8 @@ class ImageTable(LabelledImages):
                 empty; a path is a URL; a label is not among ``classes``; or an image is missing.
             ConfigError: ``seed`` is negative.
         """
+        check_local(table_path)
+        check_local(image_root or "")
         path = Path(table_path)
         root = path.parent if image_root is None else Path(image_root)
         if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)
@@ -150,7 +154,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     reader = csv.reader(read_lines(path), strict=True)
-    header = next(reader, [])
+    header = list(map(unmarked, next(reader, [])))
     _check_columns(path, header, columns)
     values: dict[str, list[str]] = {name: [] for name in columns}
     places = [(values[name].append, header.index(name)) for name in values]
@@ -164,7 +168,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
                 "correct the line (quote values that contain a comma)"
             )
         for append, place in places:
-            append(row[place])
+            append(unmarked(row[place]))
     return values
 
 

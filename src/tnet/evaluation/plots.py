@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.frontier import FrontierRow
 from tnet.evaluation.report import looks_label, macs_unit
 from tnet.files import atomic_path
 
@@ -47,7 +48,8 @@ def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
     above = [max(0.0, 100 * (point.high - point.accuracy)) for point in points]
     color = f"C{curve.color % 10}"
     axis.errorbar(
-        x, y, [below, above], marker=curve.marker, color=color, label=curve.label or None, elinewidth=0.8, capsize=2,
+        x, y, [below, above], marker=curve.marker, color=color, elinewidth=0.8, capsize=2,
+        label=curve.label.replace("$", r"\$") or None,  # not a formula
         linestyle="--" if curve.is_control else "-", alpha=0.6 if curve.is_control else 1.0,
     )  # fmt: skip
     if band:
@@ -100,6 +102,24 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
     _save(figure, path, outer_legend=False)
 
 
+def plot_frontier(rows: Sequence[FrontierRow], path: str | Path) -> None:
+    """Draw accuracy against mean multiply-adds, of fixed numbers of looks and of stopping per image."""
+    unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
+    names = {"fixed": "the same looks for every image", "stopping": "stopping per image"}
+    curves = []
+    for color, (kind, name) in enumerate(names.items()):
+        mine = [row for row in rows if row.kind == kind]
+        points = [Point(row.mean_macs / unit, row.accuracy, row.accuracy_low, row.accuracy_high) for row in mine]
+        curves.append(Curve(name, points, color, is_control=kind == "fixed"))
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for curve in curves:
+        _draw_curve(axis, curve)
+    axis.set(xlabel=f"mean multiply-adds per image ({letter})", ylabel="accuracy (%)")
+    axis.legend()
+    _save(figure, path, outer_legend=False)
+
+
 def plot_curves(curves: Sequence[Curve], xlabel: str, path: Path, *, logarithmic: bool) -> None:
     """Draw the accuracy of several systems against one quantity, which ``xlabel`` names with its unit."""
     figure = Figure(figsize=(9, 4.8), layout="constrained")
@@ -142,7 +162,7 @@ def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
         first = curve is next(other for other in curves if other.system == curve.system)
         axis.plot(
             curve.images, [100 * value for value in curve.accuracy], color=f"C{index % 10}", marker=".",
-            linestyle="-" if index < 10 else ":", label=curve.system if first else None,
+            linestyle="-" if index < 10 else ":", label=curve.system.replace("$", r"\$") if first else None,
         )  # fmt: skip
     axis.set(xlabel="images seen in training", ylabel="validation accuracy (%)")
     _plain_log_scale(axis)

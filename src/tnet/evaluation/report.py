@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.frontier import FrontierRow
 from tnet.files import write_text
+from tnet.text import csv_row
 
 _EXTRA = {"top5": "top-5 %", "auc": "AUC", "jaccard": "Jaccard"}
 
@@ -35,6 +35,19 @@ def looks_table(rows: Sequence[LooksRow]) -> str:
         cells += [f"{row.confidence:.3f}", short_number(row.macs / unit), short_number(row.parameters / 1e6)]
         cells.append(f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})")
         lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def frontier_table(rows: Sequence[FrontierRow]) -> str:
+    """Return the points of a frontier (at least one) as an aligned Markdown table."""
+    unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
+    header = ["looks", "setting", "mean looks", f"mean multiply-adds ({letter})", "accuracy % (95 % interval)"]
+    lines = []
+    for row in rows:
+        setting = f"{row.setting:.0f} looks" if row.kind == "fixed" else f"until {row.setting:.3f}"
+        interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
+        cost = [f"{row.mean_looks:.2f}", short_number(row.mean_macs / unit)]
+        lines.append([row.kind, setting, *cost, f"{100 * row.accuracy:.1f} ({interval})"])
     return markdown_table(header, lines)
 
 
@@ -78,9 +91,5 @@ def write_rows_csv(rows: Sequence[LooksRow], path: str | Path) -> None:
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
     """Write rows (at least one, all with the same keys) as CSV, atomically; floats have six digits."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    write_text(path, text.getvalue())
+    shown = [[f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+    write_text(path, "".join(map(csv_row, [rows[0], *shown])))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tnet.data.folder import shorten
 from tnet.data.table import read_columns, read_lines
-from tnet.errors import DataError
-from tnet.scenes.find import find_images, image_exists
+from tnet.errors import DataError, PassedOverWarning
+from tnet.remote import check_local
+from tnet.scenes.find import count_kinds, find_images, image_exists
 
 PATH_COLUMN = "path"  # column of a manifest that holds the paths
 _TABLES = (".csv", ".parquet", ".pq")
 
 
 def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool = True) -> list[Path]:
-    """List image files without opening them.
+    """List image files without opening them; a warning counts the other files of a folder by kind.
 
     Args:
         inputs: image files; folders, which are searched recursively and sorted; or manifests: tables (``.csv``,
@@ -30,12 +33,20 @@ def find_inputs(inputs: Sequence[str | os.PathLike[str]], *, check_exists: bool 
         raise DataError("no images given; give image files, folders, or a manifest (.csv, .parquet, .txt)")
     paths: list[Path] = []
     manifests: list[str] = []
-    for item in map(Path, inputs):
+    for given in inputs:
+        check_local(given)
+        item = Path(given)
         if item.suffix.lower() in (*_TABLES, ".txt") and not item.is_dir():
             manifests.append(str(item))
             paths += _read_manifest(item)
+        elif item.is_dir():
+            others = Counter[str]()
+            paths += find_images(item, others)
+            if others:
+                what = f"{others.total():,} file(s) in {item} without the suffix of an image"
+                warnings.warn(f"{what} are passed over: {count_kinds(others)}", PassedOverWarning, stacklevel=2)
         else:
-            paths += find_images(item) if item.is_dir() else [item]
+            paths.append(item)
     missing = [str(path) for path in paths if not image_exists(path)] if check_exists else []
     if missing:
         where = f" of {shorten(manifests)}" if manifests else ""
@@ -61,4 +72,6 @@ def _read_manifest(manifest: Path) -> list[Path]:
             raise DataError(f"manifest {manifest} cannot be read ({reason}); give one path per line") from None
         if not rows:
             raise DataError(f"manifest {manifest} is empty; write one path per line")
+    for row in rows:
+        check_local(row)
     return [manifest.parent / row for row in rows]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -19,16 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.data.loading import read_options
-from tnet.errors import CheckpointError, ConfigError, DataError, ImageError, RecipeError
+from tnet.data.workers import image_loader
+from tnet.errors import ConfigError, DataError, ImageError, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
 from tnet.models.base import Model, ModelConfig
+from tnet.models.engine import traverse_all
 from tnet.models.io import load_model, recipe_path
+from tnet.models.tnet import TNet
 from tnet.scenes.base import Scene
 from tnet.scenes.memory import MemoryScene, as_image, one_or_more
 from tnet.scenes.reading import ReadOptions
-from tnet.traversal import Policy
+from tnet.traversal import Policy, Search
 
 AnyPath = str | os.PathLike[str]
 AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
@@ -48,6 +52,7 @@ def predict(
     *,
     looks: int | Sequence[int] | None = None,
     policy: Policy | str | None = None,
+    search: Search | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: str | torch.device | None = None,
@@ -69,7 +74,9 @@ def predict(
             image or of a batch, a scene, or a sequence of image files, folders, tensors and scenes.
         looks: number of looks, as in ``model(images, looks)``; the model's default if ``None``.
         policy: how locations are chosen; the model's default for evaluation if ``None``.
-        batch_size: maximum number of images per batch.
+        search: search to use instead of ``looks`` and ``policy``, such as :class:`tnet.traversal.BestFirst` or, if the
+            model is calibrated, ``model.calibration.search(mean_looks=2.5)``.
+        batch_size: maximum number of images per batch; with a search, number of regions.
         workers: processes that decode files.
         device: device to run on. If ``None``, a model stays where it is, and a loaded one uses the GPU if available.
         read: how files are read. If ``None``, as in the recipe of the run folder, or :data:`DEFAULT_READ`.
@@ -97,6 +104,7 @@ def predict(
             list_images(images),
             looks=looks,
             policy=policy,
+            search=search,
             batch_size=batch_size,
             workers=workers,
             device=next(model.parameters()).device if device is None else device,
@@ -215,6 +223,7 @@ def iter_predictions(
     *,
     looks: int | Sequence[int] | None = None,
     policy: Policy | str | None = None,
+    search: Search | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: str | torch.device = "cpu",
@@ -233,21 +242,62 @@ def iter_predictions(
         raise DataError("there are no images to predict; give at least one")
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size is {batch_size} and workers {workers}; give at least 1 and at least 0")
+    if search is not None and (looks is not None or policy is not None):
+        raise ConfigError("both a search and looks or a policy are given; give one of the two")
+    if search is not None and not (isinstance(model, TNet) and model.locator is not None):
+        raise ConfigError(f"the model is a {model.config.title} without a search; give a TNet of 2 or more levels")
     chosen = model.config.resolve_looks(looks)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
     load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
     # Images come one by one, so that a batch can be closed by its size in memory.
-    loader = DataLoader(_Images(images, load), batch_size=None, num_workers=workers)
+    loader = image_loader(_Images(images, load), None, workers)
 
     def predictions() -> Iterator[Prediction | Unreadable]:
         with progress_bar(progress) as bar:
             task = bar.add_task("predicting", total=len(loader))
+            if search is not None:
+                assert isinstance(model, TNet)
+                for item in _search_each(model, loader, search, batch_size, skip_unreadable):
+                    yield item
+                    bar.advance(task)
+                return
             for batch in _batches(loader, batch_size, skip_unreadable):
                 yield from _predict_or_skip(model, batch, chosen, policy, skip_unreadable)
                 bar.advance(task, len(batch))
 
     return predictions()
+
+
+def _search_each(
+    model: TNet, loader: DataLoader[LoadedImage | Unreadable], search: Search, batch_size: int, skip: bool
+) -> Iterator[Prediction | Unreadable]:
+    """Search every image with its own number of looks, in full batches of glimpses; yields entries in order."""
+    entries: deque[LoadedImage | Unreadable] = deque()
+
+    def stream() -> Iterator[list[Tensor] | Scene]:
+        for entry in loader:
+            if isinstance(entry, Unreadable) and not skip:
+                raise ImageError(entry.error)
+            entries.append(entry)
+            if isinstance(entry, LoadedImage):
+                yield [entry.image] if isinstance(entry.image, Tensor) else entry.image
+
+    outputs = traverse_all(model, stream(), search, glimpses=batch_size, active=4 * batch_size)
+    while True:
+        with torch.inference_mode():  # not around the yields, whose caller it would reach
+            output = next(outputs, None)
+        while entries and isinstance(entries[0], Unreadable):
+            yield cast(Unreadable, entries.popleft())
+        if output is None:
+            return
+        entry = cast(LoadedImage, entries.popleft())
+        if isinstance(output, ImageError):
+            if not skip:
+                raise output
+            yield Unreadable(entry.path, str(output))
+            continue
+        yield prediction_of(output, 0, model.config, entry.path, stored_size_hw=entry.stored_size_hw)
 
 
 def _batches(
@@ -296,9 +346,6 @@ def _predict_batch(
         images = [MemoryScene(e.image, e.path) if isinstance(e.image, Tensor) else e.image for e in loaded]
     with torch.inference_mode():
         output = model(images, looks, policy)
-    if not bool(torch.isfinite(output.logits).all()):
-        first = f"first image {loaded[0].path}"
-        raise CheckpointError(f"the model outputs infinite or NaN values ({first}); load an earlier checkpoint")
     number, located = count(), model.is_located(policy)
     for entry in batch:
         if isinstance(entry, Unreadable):

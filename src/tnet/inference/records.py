@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tnet.errors import ConfigError
+from tnet.errors import CheckpointError, ConfigError
 from tnet.geometry import scaled_box
 from tnet.models.base import ModelConfig, ModelOutput
 
@@ -111,6 +112,8 @@ def prediction_of(
     ``stored_size_hw``: height and width before downscaling, to which boxes are scaled back.
     """
     labels = class_labels(config, names)
+    if not output.logits[image].isfinite().all():
+        raise CheckpointError(f"the model outputs infinite or NaN values (image {path}); load an earlier checkpoint")
     probs = class_probs(output.logits[image], config)
     top = probs.topk(min(5, len(labels)))
     top5 = tuple((labels[i], round(p, _DIGITS)) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
@@ -165,7 +168,7 @@ def _records(
                 box_l0_yxyx=scaled_box(box, scale_yx),
                 cell=cell,
                 parent=parent,
-                location_probability=None if probs is None else round(probs[n], _DIGITS),
+                location_probability=None if probs is None or math.isnan(probs[n]) else round(probs[n], _DIGITS),
                 weight=None if weights is None else round(weights[n], _DIGITS),
                 label=None if alone is None else labels[int(alone.indices[n])],
                 probability=None if alone is None else round(float(alone.values[n]), _DIGITS),
@@ -177,7 +180,7 @@ def _records(
 def _ranks(parents: Sequence[int], chances: Sequence[float]) -> list[int]:
     """Return the rank of each region among its siblings by probability, from 1; ties keep their order."""
     ranks, ranked = [0] * len(parents), Counter[int]()
-    for i in sorted(range(len(parents)), key=lambda i: -chances[i]):
+    for i in sorted(range(len(parents)), key=lambda i: -chances[i] if chances[i] >= 0 else 0.0):
         ranked[parents[i]] += 1
         ranks[i] = ranked[parents[i]]
     return ranks

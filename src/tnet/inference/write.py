@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 from tnet.errors import OutputError
 from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import Prediction, Unreadable
+from tnet.text import csv_row, on_one_line
 
 CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
 """Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` is set for a skipped image."""
@@ -38,18 +38,17 @@ def write_predictions(
     # Names that are not UTF-8 hold lone surrogates, which become \\udcXX, their escape in JSON.
     count, is_csv = 0, path.suffix.lower() == ".csv"
     with atomic_path(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
         if is_csv:
-            rows.writerow(CSV_COLUMNS)
+            file.write(csv_row(CSV_COLUMNS))
         for item in predictions:
             count += 1
             if not is_csv:
                 file.write(_json(asdict(item)) + "\n")
             elif isinstance(item, Unreadable):
-                rows.writerow([item.path, "", "", "", "", item.error])
+                file.write(csv_row([item.path, "", "", "", "", item.error]))
             else:
                 regions = _json([asdict(region) for region in item.regions])
-                rows.writerow([item.path, item.label, item.probability, _json(item.top5), regions, ""])
+                file.write(csv_row([item.path, item.label, item.probability, _json(item.top5), regions, ""]))
     return count
 
 
@@ -66,8 +65,7 @@ def _json(value: object) -> str:
 
 def prediction_line(prediction: Prediction) -> str:
     """Return path, label, probability, runners-up and boxes as one line."""
-    others = ", ".join(f"{label} {p:.1%}" for label, p in prediction.top5 if label not in prediction.labels)
+    path, label = on_one_line(prediction.path), on_one_line(prediction.label) or "(none above 50%)"
+    others = ", ".join(f"{on_one_line(name)} {p:.1%}" for name, p in prediction.top5 if name not in prediction.labels)
     boxes = "  ".join(f"{r.number}:({', '.join(map(str, r.box_l0_yxyx))})" for r in prediction.regions)
-    line = f"{prediction.path}\t{prediction.label or '(none above 50%)'}\t{prediction.probability:.1%}\t[{others}]"
-    line += f"\tlooked at {boxes}" if boxes else ""
-    return line.encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"{path}\t{label}\t{prediction.probability:.1%}\t[{others}]" + (f"\tlooked at {boxes}" if boxes else "")

@@ -6,6 +6,7 @@ An aggregation is an ``nn.Module`` built with the feature size. ``forward(featur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,6 +91,42 @@ class FeatureWeighting(nn.Module):
         if seen is not None:
             rates = rates.masked_fill(~seen, -torch.inf)
         return _weighted_sum(features, rates.softmax(dim=1))
+
+
+@AGGREGATIONS.register("attention")
+class AttentionAggregation(nn.Module):
+    """Features that take in one another, then a sum with learned weights (not in the paper).
+
+    One layer of self-attention adds to each feature what the others say about it: a region is read in the context of
+    the whole and of the other regions, whose positions and levels are encoded in their features. The classified feature
+    is their sum by attention of a learned query. Before training it equals ``mean``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.heads = math.gcd(dim, 8)
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.context = nn.Linear(dim, dim)
+        self.rate = nn.Linear(dim, 1)
+        for layer in (self.context, self.rate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+        """Sum the features in context."""
+        hidden = self.norm(features)
+        batch, n, dim = features.shape
+        query, key, value = (
+            self.to_qkv(hidden).reshape(batch, n, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        mask = None if seen is None else seen[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        context = self.context(mixed.transpose(1, 2).reshape(batch, n, dim))
+        rates = self.rate(hidden + context).squeeze(2)
+        if seen is not None:
+            rates = rates.masked_fill(~seen, -torch.inf)
+        return _weighted_sum(features + context, rates.softmax(dim=1))
 
 
 def _weighted_sum(features: Float[Tensor, "batch n dim"], weights: Float[Tensor, "batch n"]) -> Aggregated:

@@ -97,7 +97,8 @@ class TNetConfig(ModelConfig):
         locator: scoring of cells.
         policy: choice of locations.
         aggregation: ``mean`` of the features; their elementwise ``max``, for classes decided by a single region (a
-            lesion, a defect); or ``weighted`` (the paper's feature weighting).
+            lesion, a defect); ``weighted`` (the paper's feature weighting); or ``attention``, each region in context of
+            the others.
         dropout: dropout probability before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or separate: ``per_level``.
         mean, std: as in :class:`ModelConfig`, but those of the backbone's pretrained weights if ``None``.

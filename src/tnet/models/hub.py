@@ -70,6 +70,7 @@ class HubModel(ModelHubMixin):
         Raises:
             CheckpointError: the model cannot be fetched, is damaged, or is of another class.
         """
+        from tnet.models.calibration import CALIBRATION_NAME
         from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, load_model
 
         source = str(pretrained_model_name_or_path)
@@ -78,7 +79,7 @@ class HubModel(ModelHubMixin):
             try:
                 fetched = snapshot_download(
                     source, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
-                    local_files_only=local_files_only, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME],
+                    local_files_only=local_files_only, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CALIBRATION_NAME],
                 )  # fmt: skip
             except (OSError, ValueError, EntryNotFoundError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -18,7 +18,11 @@ from tnet.config import parse_dataclass, shown, to_plain
 from tnet.errors import CheckpointError, ClassesWarning, TnetError
 from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model, ModelConfig
+from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
+from tnet.models.tnet import TNet
+from tnet.remote import check_local
+from tnet.text import markdown
 from tnet.weights import MemoryLimit, check_state, check_values, read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
@@ -51,6 +55,10 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None, ove
         config_path, weights_path = temporary / CONFIG_NAME, temporary / WEIGHTS_NAME
         config_path.write_text(text, encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
+        if isinstance(model, TNet) and model.calibration is not None:
+            (temporary / CALIBRATION_NAME).write_text(model.calibration.text(), encoding="utf-8")
+        else:
+            (folder / CALIBRATION_NAME).unlink(missing_ok=True)  # of other weights
         try:
             save_file(tensors, weights_path, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -81,7 +89,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
-    folder = _model_folder(folder)
+    check_local(folder, CheckpointError)
+    folder = model_folder(folder)
     config = read_config(folder)
     weights, tensors = _read_weights(folder)
     stored = sum(tensor.nbytes for tensor in tensors.values())
@@ -95,6 +104,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
+    if isinstance(model, TNet):
+        model.calibration = read_calibration(folder, model.config.class_names)
     return model.to(device).eval()
 
 
@@ -106,7 +117,7 @@ def fill_from(model: Model, folder: str | Path) -> list[str]:
 
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
-    weights, tensors = _read_weights(_model_folder(folder))
+    weights, tensors = _read_weights(model_folder(folder))
     own = model.state_dict()
     _match_classes(model.config, own, weights, tensors)
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
@@ -145,7 +156,7 @@ def _match_classes(config: ModelConfig, own: dict[str, Tensor], weights: Path, t
     warnings.warn(text + others, ClassesWarning, stacklevel=3)
 
 
-def _model_folder(folder: str | Path) -> Path:
+def model_folder(folder: str | Path) -> Path:
     """Return the folder of a saved model, which may be inside that of a training run."""
     folder = Path(folder)
     inside = folder / "model"
@@ -190,10 +201,10 @@ def default_card(config: ModelConfig) -> str:
     """Return a model card made from the configuration."""
     looks = sum(config.default_looks[:1])
     kind = "independent labels" if config.multilabel else "exclusive classes"
-    names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
+    names = ", ".join(map(markdown, config.class_names[:20])) + (", ..." if len(config.class_names) > 20 else "")
     return (
         "---\nlibrary_name: tnet\npipeline_tag: image-classification\ntags: [hard-attention, tnet]\n---\n\n"
-        f"# {config.title}\n\n{config.line()}.\n\n"
+        f"# {config.title}\n\n{markdown(config.line())}.\n\n"
         f"{config.num_classes} {kind}; class indices start at 0"
         f"{': ' + names if names else ''}.\n\n"
         "```python\nimport tnet\nmodel = tnet.load_model('path/to/this/folder')\n"

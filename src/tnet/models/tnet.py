@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,23 +15,17 @@ from tnet.backbones import Described, PopulationNorms, create_backbone
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, cell_spans
 from tnet.models.aggregation import AGGREGATIONS
-from tnet.models.base import Images, Model, ModelOutput, mean_entropy
+from tnet.models.base import Images, ModelOutput, mean_entropy
+from tnet.models.calibration import Calibration
 from tnet.models.config import TNetConfig
+from tnet.models.engine import Seen, Traversable, Traversal, advance
 from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
 from tnet.scenes import SceneBatch
-from tnet.traversal import POLICIES, LevelByLevel, Policy, Search, Step, Trail
+from tnet.traversal import POLICIES, LevelByLevel, Policy, Search, Trail
 from tnet.traversal.trail import gather_rows
 
 PARTS = ("backbone", "position", "locator", "aggregation", "classifier")
 """Parts of a TNet in the order in which they run."""
-
-
-class Seen(NamedTuple):
-    """Features of regions."""
-
-    feature: Float[Tensor, "regions dim"]  # with its position encoded, to aggregate and classify
-    pooled: Float[Tensor, "regions dim"]  # before the position module, the context of the locator
-    cell_map: Float[Tensor, "regions cell_dim h w"]  # intermediate feature map, the locator's input
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,9 @@ class TNetOutput(ModelOutput):
     @property
     @override
     def region_probs(self) -> Float[Tensor, "batch n"]:
-        return self.location_probs[self._cell_of(self.rows[:, 1:])]
+        rows = self.rows[:, 1:]
+        probs = self.location_probs[self._cell_of(rows)]
+        return probs.masked_fill((self.regions.cell[rows] < 0).to(probs.device), torch.nan)  # places that a caller gave
 
     @property
     @override
@@ -128,7 +124,7 @@ class TNetOutput(ModelOutput):
         return [probs[(level == depth).to(probs.device)] for depth in level.unique().tolist()]
 
 
-class TNet(Model):
+class TNet(Traversable):
     """A traversal network for images of any size and any number of looks.
 
     It has three stateless steps, :meth:`see`, :meth:`locate` and :meth:`answer`; a :class:`tnet.traversal.Search`
@@ -141,9 +137,13 @@ class TNet(Model):
     """
 
     config: TNetConfig
+    calibration: Calibration | None
+    """When to stop looking, from ``tnet calibrate``; saved with the model."""
 
     def __init__(self, config: TNetConfig) -> None:
         super().__init__(config)
+        self.calibration = None
+        self.grid, self.levels = config.grid, config.levels
         grid_side = max(config.grid.rows, config.grid.cols)
         self.backbone = create_backbone(config.backbone, config.in_channels, config.base_px, grid_side)
         dim = self.backbone.feature_dim
@@ -193,17 +193,10 @@ class TNet(Model):
             ImageError: a file cannot be read, or its channels cannot be converted to the model's.
             ConfigError: both a search and looks or a policy are given.
         """
-        scene = self.scene(images)
-        search = self._search(looks, policy, search)
-        trail = Trail(scene.sizes_hw, self.config.grid)
-        step: Step | None = trail.first_step()
-        while step is not None:
-            scored = search.wants_scores(step.regions)
-            seen = self.see(scene, step.regions)
-            trail.append(step, seen.feature, self.locate(seen, step.regions, scored), scored)
-            del seen  # frees its large maps
-            step = search(trail)
-        return self.answer(trail)
+        traversal = Traversal(self, self.scene(images), self._search(looks, policy, search))
+        while traversal.step is not None:
+            advance([traversal])
+        return self.answer(traversal.trail)
 
     def _search(self, looks: int | Sequence[int] | None, policy: Policy | str | None, search: Search | None) -> Search:
         if search is None:
@@ -211,14 +204,30 @@ class TNet(Model):
             return LevelByLevel(chosen, policy if isinstance(policy, Policy) else self.policy(policy))
         if looks is not None or policy is not None:
             raise ConfigError("forward got both a search and looks or a policy; give one of the two")
+        self._check_search()
+        return search
+
+    def _check_search(self) -> None:
         if self.locator is None:
             raise ConfigError("model.levels is 1, but a search needs a locator; give 2 or more levels")
-        return search
+
+    @override
+    def search(self, images: Images, search: Search) -> Traversal:
+        self._check_search()
+        return super().search(images, search)
+
+    @override
+    def look_pixels(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions channels side side"]:
+        return self.pixels(scene, regions, self.config.base_px)
+
+    @override
+    def encode(self, pixels: Float[Tensor, "regions channels side side"], regions: Regions) -> Seen:
+        described = self.describe(pixels, regions.level > 0)
+        return Seen(self.position(described.pooled, regions.position_yxl), described.pooled, described.cell_map)
 
     def see(self, scene: SceneBatch, regions: Regions) -> Seen:
         """Glimpse regions of any mix of images and levels, and extract their features."""
-        described = self.describe(self.pixels(scene, regions, self.config.base_px), regions.level > 0)
-        return Seen(self.position(described.pooled, regions.position_yxl), described.pooled, described.cell_map)
+        return self.encode(self.look_pixels(scene, regions), regions)
 
     def describe(
         self, pixels: Float[Tensor, "regions channels height width"], is_region: Bool[Tensor, " regions"]
@@ -242,6 +251,7 @@ class TNet(Model):
         back = torch.cat(order).argsort().to(pixels.device)
         return Described(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
+    @override
     def locate(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
     ) -> Float[Tensor, "scored cells"] | None:
@@ -271,6 +281,7 @@ class TNet(Model):
             cells = sample_cells(cell_map, config.grid, config.locator.position_start, config.locator.position_step)
         return self.locator(cells, pooled)
 
+    @override
     def answer(self, trail: Trail) -> TNetOutput:
         """Aggregate and classify the features of a trail."""
         rows, seen = trail.by_image()
@@ -299,6 +310,7 @@ class TNet(Model):
         # Dropout is independent for each single feature (as in the reference implementation).
         return self.classifier(self.dropout(aggregate)), self.classifier(self.dropout(features)), aggregate, weights
 
+    @override
     def classify(
         self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
     ) -> Float[Tensor, "batch classes"]:

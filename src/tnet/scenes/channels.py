@@ -6,7 +6,8 @@ stored as                                   becomes
 8 bits per channel                          value / 255
 16 bits, unsigned                           value / 65535, unless there is a ``value_range``
 any other type                              scaled by ``value_range``, which is required
-alpha                                       composited onto white or black
+alpha                                       a share of its type's largest value (of 1 in floating point), whatever
+                                            the ``value_range``; composited onto white or black
 as many channels as the model takes         unchanged (alpha too, if only that makes up the number)
 grey, for three channels                    the same value three times
 RGB, for one channel                        luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B)
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from tnet.errors import ImageError
 from tnet.scenes.readers.base import ImageInfo
+from tnet.scenes.readers.common import opaque
 
 Alpha = Literal["white", "black"]
 
@@ -43,6 +45,7 @@ class ChannelMap:
     background: int  # behind transparent pixels: 0 (black) or 1 (white)
     mix: Literal["none", "repeat", "luma"]  # repeat one channel three times, or luma of three
     value_range: tuple[float, float] | None  # stored values that become 0 and 1; None for 8-bit, which are unchanged
+    alpha_at: int | None = None  # position of alpha among the channels, if it is one of them
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -73,11 +76,14 @@ class ChannelMap:
         return pixels
 
     def _fractions(self, pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[Any]:
-        pixels = self._scaled(pixels)
+        shown = self._scaled(pixels)
+        if self.alpha_at is not None:
+            shown[..., self.alpha_at] = _share(pixels[..., self.alpha_at])
+        pixels = shown
         if alpha is not None:
-            whole = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else None
-            opaque = self._scaled(alpha) if whole is None else alpha.astype(np.float32) / whole
-            pixels = pixels * opaque + self.background * (1 - opaque)
+            share = _share(alpha)
+            # What lies below transparent pixels may not be a number.
+            pixels = np.where(share > 0, pixels, 0) * share + self.background * (1 - share)
         if self.mix == "luma":
             pixels = (pixels @ np.asarray(_LUMA, np.float32))[..., None]
         return pixels
@@ -88,6 +94,10 @@ class ChannelMap:
         # float32 holds integers of up to 24 bits: subtract a large offset before converting to it.
         exact: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
         return ((exact - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def _share(alpha: NDArray[Any]) -> NDArray[np.float32]:
+    return (alpha.astype(np.float64) / opaque(alpha.dtype)).clip(0, 1).astype(np.float32)
 
 
 def map_channels(
@@ -125,7 +135,8 @@ def map_channels(
     below = info.has_alpha and stored[-1] not in taken
     values = _value_range(path, info.dtype, value_range)
     take, composited = None if taken == stored else taken, stored[-1] if below else None
-    return ChannelMap(take, composited, int(alpha == "white"), mix, values)
+    alpha_at = taken.index(stored[-1]) if info.has_alpha and not below else None
+    return ChannelMap(take, composited, int(alpha == "white"), mix, values, alpha_at)
 
 
 def _value_range(

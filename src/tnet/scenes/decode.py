@@ -10,10 +10,12 @@ stored as                               becomes
 1 bit                                   0 and 255
 palette                                 its colours
 16 bits per channel                     the high byte: 0 to 65535 becomes 0 to 255, whatever range is in use
-CMYK, YCbCr, HSV                        RGB by Pillow's formula; colour profiles are not applied
+CMYK, YCbCr, HSV                        RGB by Pillow's formula; colour profiles and gamma are not applied
+CMYK in JPEG                            inverted, with or without Adobe's marker, as Photoshop writes it
 alpha, transparent colour               composited onto white
 32-bit integer, signed, floating point  refused: the white level is unknown
 animation, several pages                the first
+TIFF of which Pillow loses something    refused: nodata, masks, stacks of channels, planar and unusual samples
 ======================================  =====================================================================
 
 One channel from RGB is luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B); three channels from greyscale are equal. The
@@ -26,17 +28,18 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
 from torch import Tensor
 
 from tnet.errors import ConfigError
+from tnet.scenes.checksums import check_pixels
 from tnet.scenes.guard import guarded, open_file, unreadable
 
 DEFAULT_MAX_PIXELS = 2**28  # 16,384 x 16,384
@@ -80,9 +83,14 @@ def load_image(
     Raises:
         ImageError: the file is missing, damaged, larger than ``max_pixels``, or in an unsupported format.
     """
+    from tnet.scenes.readers import lost_by  # which imports this module
+    from tnet.scenes.readers.content import Content
+
     check_limits(max_side_px, max_short_side_px, max_pixels)
     path = Path(path)
     with open_file(path) as stream, guarded(path, _CONVERT):
+        if reason := lost_by("pillow", Content(path), keep_depth=False):
+            raise unreadable(path, f"decoding it as a whole would lose {reason}", "read it lazily (--read lazy)")
         header = read_header(stream, path, max_pixels)
         with pillow_limit(header.width * header.height):
             image = _decode(header, path, channels, shrunk_size(header.size, max_side_px, max_short_side_px))
@@ -143,8 +151,37 @@ def read_header(stream: IO[bytes], path: Path, max_pixels: int) -> ImageFile.Ima
         if pixels > max_pixels:
             size = f"{image.width:,} x {image.height:,} = {pixels:,}"
             raise unreadable(path, f"it has {size} pixels, over {limit}", remedy)
+        if name == "PNG":
+            _scale_transparent(image)
         return image
     raise unreadable(path, f"its format is not supported ({', '.join(_FORMATS)})", _CONVERT)
+
+
+def _scale_transparent(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent colour of a PNG as its pixels of 1, 2 and 4 bits are; like libpng, ignore excess bits."""
+    key, rawmode = image.info.get("transparency"), image.tile[0].args if image.tile else ""
+    if isinstance(key, int) and rawmode in ("L", "L;2", "L;4"):
+        bits = {"L;2": 2, "L;4": 4}.get(rawmode, 8)
+        image.info["transparency"] = (key & (2**bits - 1)) * (255 // (2**bits - 1))
+    elif isinstance(key, tuple) and rawmode == "RGB":
+        image.info["transparency"] = tuple(level & 255 for level in key)
+
+
+def decode(image: ImageFile.ImageFile) -> None:
+    """Decode an open image in place, after verifying its checksums; a transparent 16-bit colour becomes alpha."""
+    check_pixels(image)
+    stream, key = image.fp, image.info.get("transparency")
+    is_deep = isinstance(key, tuple) and image.format == "PNG" and image.tile[0].args == "RGB;16B"
+    image.load()
+    if is_deep:  # Pillow compares the colour with the high bytes alone
+        assert stream is not None
+        stream.seek(0)
+        low = PngImagePlugin.PngImageFile(stream, "")
+        low.tile = [low.tile[0]._replace(args="RGB;16L")]
+        low.load()
+        differs = [np.asarray(part) != np.asarray(key) // unit % 256 for part, unit in ((image, 256), (low, 1))]
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(np.any(differs[0] | differs[1], axis=2).astype(np.uint8) * 255))
 
 
 @contextmanager
@@ -167,6 +204,8 @@ def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -184,13 +223,18 @@ def _decode(image: Image.Image, path: Path, channels: int, size: tuple[int, int]
     if (width, height) != image.size and isinstance(image, JpegImagePlugin.JpegImageFile):
         drafted = image.draft(None, (math.ceil(_REDUCING_GAP * width), math.ceil(_REDUCING_GAP * height)))
         box_px = drafted[1] if drafted else None  # the image's true extent: a draft rounds its size up
-    image.load()
+    if isinstance(image, ImageFile.ImageFile):
+        decode(image)
     converted = _convert(image, path, channels)
     if converted.size != (width, height):
         converted = converted.resize((width, height), Image.Resampling.BILINEAR, box=box_px, reducing_gap=_REDUCING_GAP)
     converted.info = image.info
-    with suppress(Exception):  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
+    try:
         ImageOps.exif_transpose(converted, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # an unreadable EXIF block says nothing about orientation, and the pixels are sound
+        pass
     return converted
 
 

@@ -105,6 +105,11 @@ class FileScene:
             key = self._file_key()
             with self._reader(key) as reader:
                 info = reader.info
+            if not info.is_current:  # another scene opened the folder before it was written again
+                cache.readers.close(key)
+                cache.decoded.drop(key)
+                with self._reader(key) as reader:
+                    info = reader.info
             self._check_size(info)
             self._key, self._info = key, info
             self._warn_if_slow(info)
@@ -169,7 +174,7 @@ class FileScene:
             self.path, info, channels, bands=options.bands, alpha=options.alpha, value_range=options.value_range
         )
         key = self._file_key()
-        if key != self._key:
+        if key != self._key or not info.is_current:
             raise unreadable(self.path, "it was replaced or modified after it was first opened", "make a new scene")
         level, (height, width) = info.levels[index], info.levels[0].size_hw
         (high, wide), (down_y, down_x) = level.size_hw, level.downsample_yx

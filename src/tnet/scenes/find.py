@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,24 +45,34 @@ def image_exists(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(path) or is_image_folder(path)  # noqa: PTH113 (as above)
 
 
-def find_images(path: str | os.PathLike[str]) -> list[Path]:
+def find_images(path: str | os.PathLike[str], others: Counter[str] | None = None) -> list[Path]:
     """List the images in a folder and its subfolders, sorted, or a path that is an image itself; at least one.
 
     Hidden files and folders (leading dot) are skipped, and folders that are one image (OME-Zarr) are not entered.
     Links to folders are followed, each real folder once. What the system (thumbnails, recycle bins) or tnet (runs,
-    figures) wrote in subfolders is passed over, with a warning.
+    figures) wrote in subfolders is passed over, with a warning. ``others`` counts the files without such a suffix, by
+    kind.
     """
-    path = Path(path)
+    path, others = Path(path), Counter() if others is None else others
     if is_image_folder(path) or (os.path.isfile(path) and is_image_path(path)):  # noqa: PTH113 (as above)
         return [path]
-    images, passed = list_images(path, is_given=True)
+    images, passed = list_images(path, is_given=True, others=others)
     warn_passed_over(path, passed)
     if not images:
-        raise DataError(f"no images in {path} or its subfolders; suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
+        found = f" (only {count_kinds(others)})" if others else ""
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"no images in {path} or its subfolders{found}; suffixes are {suffixes}")
     return images
 
 
-def list_images(path: Path, *, is_given: bool = False) -> tuple[list[Path], list[Path]]:
+def count_kinds(others: Counter[str]) -> str:
+    """Return a count of each kind of file, the most frequent first, such as ``9 .txt, 3 .xml``."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(10)) + ", ..." * (len(others) > 10)
+
+
+def list_images(
+    path: Path, *, is_given: bool = False, others: Counter[str] | None = None
+) -> tuple[list[Path], list[Path]]:
     """List the images in a folder as :func:`find_images`, maybe none, and what was passed over in it.
 
     The folder itself is passed over too if it is not the user's, unless it ``is_given`` by the user.
@@ -73,7 +84,7 @@ def list_images(path: Path, *, is_given: bool = False) -> tuple[list[Path], list
         if not path.is_dir():
             problem = "is neither a folder nor an image by its suffix" if path.exists() else "does not exist"
             raise DataError(f"{path} {problem}; give a folder of images")
-        return sorted(_walk(path, is_given, passed)), passed
+        return sorted(_walk(path, is_given, passed, Counter() if others is None else others)), passed
     except OSError as error:
         folder = error.filename or path
         raise DataError(f"folder {folder} cannot be listed ({error.strerror}); make it readable") from error
@@ -111,7 +122,7 @@ def listed_figures(regions: Path) -> set[str]:
     return set()
 
 
-def _walk(root: Path, is_given: bool, passed: list[Path]) -> Iterator[Path]:
+def _walk(root: Path, is_given: bool, passed: list[Path], others: Counter[str]) -> Iterator[Path]:
     def fail(error: OSError) -> None:  # os.walk would silently skip folders that it cannot list
         raise error
 
@@ -136,3 +147,5 @@ def _walk(root: Path, is_given: bool, passed: list[Path]) -> Iterator[Path]:
         figures = {name for regions in lists for name in listed_figures(folder / regions)}.intersection(images)
         passed += [folder / name for name in sorted(figures)]
         yield from (folder / name for name in images if name not in figures)
+        rest = [name for name in names if name.startswith(".") or not is_image_path(name)]
+        others.update("hidden" if name[0] == "." else Path(name).suffix.lower() or "without suffix" for name in rest)

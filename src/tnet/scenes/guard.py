@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tnet.errors import ImageError, TnetError
+import numpy as np
+
+from tnet.errors import ImageError, ResourceError, TnetError
+from tnet.remote import check_local
 
 RESTORE = "fetch or save it again, or leave it out"
+# How libraries say so without a MemoryError; -4 is zlib's number for it.
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|could not|unable to|failed to) allocate|(not enough|insufficient) memory|"
+    r"can't start new thread|Error -4 while",
+    re.IGNORECASE,
+)
+_RESERVE_BYTES = 2**30  # a library that fails with less than this left may have needed it, and few say so
 
 
 def unreadable(path: str | Path, reason: str, remedy: str = RESTORE) -> ImageError:
@@ -31,11 +43,26 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
         yield
     except TnetError:
         raise
-    except MemoryError as error:
-        raise unreadable(path, "there is not enough memory for it", "read fewer or smaller images at a time") from error
     except Exception as error:  # on damaged files, libraries raise nearly every type there is
+        check_resources(path, error)
         reason = f"it is truncated, damaged or in an unsupported format ({one_line(error)})"
         raise unreadable(path, reason, remedy) from error
+
+
+def check_resources(path: str | Path, error: Exception) -> None:
+    """Raise ``ResourceError`` if an image could not be read because of this process, not because of the image."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise ResourceError(
+            f"image {path} cannot be read: too many files are open; raise the limit (ulimit -n), or use fewer workers"
+        ) from error
+    reason = "there is not enough memory for it"
+    if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+        try:
+            np.empty(_RESERVE_BYTES, np.uint8)  # not touched, so it costs nothing
+            return
+        except MemoryError:
+            reason = f"there may be not enough memory for it ({one_line(error)})"
+    raise ResourceError(f"image {path} cannot be read: {reason}; read fewer or smaller images at a time") from error
 
 
 @contextmanager
@@ -46,10 +73,12 @@ def accessing(path: Path) -> Iterator[None]:
     except ImageError:  # a ValueError
         raise
     except FileNotFoundError as error:
+        check_local(path, ImageError)
         raise unreadable(path, "no such file", "correct the path, or restore the file") from error
     except PermissionError as error:
         raise unreadable(path, "permission was denied", "make the file and its folders readable") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
+        check_resources(path, error)
         raise unreadable(path, f"it cannot be opened ({one_line(error)})", "correct the path") from error
 
 

@@ -206,7 +206,8 @@ def _key_of(scene: Scene, px: int, channels: int) -> str:
     try:
         # A folder changes whenever something is added to it; the files with the description of its format do not.
         files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        stamps = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+        files += sorted([*path.glob("*/.zarray"), *path.glob("*/zarr.json")])
+        stamps = [(str(file), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
     except OSError:
         return ""  # the scene will report the problem
     text = repr((str(path), stamps, scene.options, px, channels))

@@ -110,7 +110,9 @@ def _require(library: str, purpose: str, extra: str = "ome") -> None:
 def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
     dtype = info.dtype
     if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (4, 8))}:
-        raise ImageError(f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to 16 bits")
+        raise ImageError(
+            f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to uint16 or float32"
+        )
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
         raise ImageError(
@@ -135,7 +137,7 @@ class _Plan:
         # Holds the sum of all pixels of one of the coarsest level, times alpha if there is one.
         bits = 8 * self.dtype.itemsize * (2 if info.has_alpha else 1) + 2 * (len(sizes_hw) - 1)
         sums_of_kind = {"f": np.float64, "i": np.int64, "u": np.uint32 if bits <= 32 else np.uint64}
-        self.sums_dtype: np.dtype[Any] = np.dtype(sums_of_kind[self.dtype.kind])
+        self.sums_dtype: np.dtype[Any] = np.dtype(sums_of_kind[self.dtype.kind] if bits <= 64 else np.float64)
         self.is_big = sum(self.tile_counts) * self.tile_bytes * 1.01 > _CLASSIC_BYTES
 
     def check_room(self, folder: Path) -> None:
@@ -235,6 +237,7 @@ def _sweep(reader: Reader, plan: _Plan, below: _Level | None) -> Iterator[NDArra
             weighted = band
             if plan.info.has_alpha:  # so that transparent pixels do not bleed
                 weighted = band.astype(plan.sums_dtype)
+                weighted[..., :-1][weighted[..., -1] == 0] = 0  # which may not be numbers
                 weighted[..., :-1] *= weighted[..., -1:]
             below.push(_pair_sums(weighted, plan.sums_dtype))
             if rows_left == 0:
@@ -316,10 +319,10 @@ class _Level:
         columns = _counts(0, sums.shape[1], width, self.number)
         counts = (rows[:, None] * columns[None, :])[..., None].astype(sums.dtype)
         if not plan.info.has_alpha:
-            return _divided(sums, counts).astype(plan.dtype)
+            return _divided(sums, counts, plan.dtype)
         alpha = sums[..., -1:]
-        colors = _divided(sums[..., :-1], np.where(alpha == 0, np.ones_like(alpha), alpha))
-        return np.concatenate([colors, _divided(alpha, counts)], axis=2).astype(plan.dtype)
+        colors = _divided(sums[..., :-1], np.where(alpha == 0, np.ones_like(alpha), alpha), plan.dtype)
+        return np.concatenate([colors, _divided(alpha, counts, plan.dtype)], axis=2)
 
 
 def _counts(first: int, pixels: int, size: int, level: int) -> NDArray[np.int64]:
@@ -328,5 +331,8 @@ def _counts(first: int, pixels: int, size: int, level: int) -> NDArray[np.int64]
     return np.minimum(starts + (1 << level), size) - starts
 
 
-def _divided(sums: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
-    return sums / counts if sums.dtype.kind == "f" else (sums + counts // 2) // counts
+def _divided(sums: NDArray[Any], counts: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if sums.dtype.kind != "f":
+        return ((sums + counts // 2) // counts).astype(dtype)
+    means = sums / counts
+    return (means if dtype.kind == "f" else np.floor(means + 0.5)).astype(dtype)

@@ -25,6 +25,7 @@ from tnet.objectives import ObjectiveConfig
 from tnet.suggest.plan import Weights, choose_plan, format_macs
 from tnet.suggest.reasons import Reason, data_warnings, format_ratio, model_reasons, model_warnings, other_reasons
 from tnet.suggest.survey import Survey
+from tnet.text import on_one_line
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, parse_recipe
 
 DEFAULT_BACKBONE = BackboneConfig.name
@@ -88,7 +89,7 @@ def propose(survey: Survey, *, budget_macs: int | None = None, backbone: str = D
     # Training sets the classes.
     model = replace(plan.config, num_classes=TNetConfig.num_classes, multilabel=False)
     recipe = Recipe(
-        title=f"{_printable(survey.place)}, {len(survey.classes)} classes",
+        title=f"{on_one_line(survey.place)}, {len(survey.classes)} classes",
         model=model,
         objective=_objective(model),
         optim=OPTIM if weights.hub_id else replace(OPTIM, backbone_lr=None),
@@ -140,7 +141,7 @@ def explain(proposal: Proposal) -> str:
         lines += textwrap.wrap(reason.text, 116, initial_indent=topic, subsequent_indent=" " * width)
     lines += ["", *_costs(proposal)]
     for warning in proposal.warnings:
-        lines += ["", *textwrap.wrap(f"warning: {_printable(warning)}", 116, subsequent_indent="  ")]
+        lines += ["", *textwrap.wrap(f"warning: {on_one_line(warning)}", 116, subsequent_indent="  ")]
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +185,7 @@ def _describe(survey: Survey) -> str:
     varying = f"longer sides are {least} to {most} px, 9 in 10 of them {low} to {high} px"
     spread = f"all longer sides are {least} px" if least == most else varying
     text = (
-        f"{_printable(survey.place)}: {survey.train_images} training and {survey.val_images} validation images, "
+        f"{on_one_line(survey.place)}: {survey.train_images} training and {survey.val_images} validation images, "
         f"{len(survey.classes)} {'labels' if survey.multilabel else 'classes'} (the most common one is {common:.0%}). "
         f"The median of {len(survey.images)} headers is {height} x {width} px; {spread}."
     )
@@ -202,13 +203,8 @@ def _costs(proposal: Proposal) -> Iterator[str]:
     yield f"  {format_macs(proposal.macs_full)}, the plain backbone at {height} x {width} px: {ratio} times as much."
 
 
-def _printable(text: str) -> str:
-    """Put text on one line, without characters that would end a comment or upset a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-
-
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(_printable(text), 116, initial_indent="# ", subsequent_indent="#   ")
+    return textwrap.wrap(on_one_line(text), 116, initial_indent="# ", subsequent_indent="#   ")
 
 
 def _changed(value: Any, default: Any) -> Any:

@@ -16,6 +16,7 @@ from tnet.data.folder import LabelledImages
 from tnet.data.loading import open_data
 from tnet.data.repeats import find_repeats
 from tnet.errors import ConfigError, DataError, ImageError, SlowImageWarning
+from tnet.remote import check_local
 from tnet.scenes.decode import DEFAULT_MAX_PIXELS, read_header
 from tnet.scenes.file import FileScene
 from tnet.scenes.guard import open_file, unreadable
@@ -93,6 +94,7 @@ def find_layout(path: str | Path) -> DataConfig:
 
     A folder holds ``train/CLASS/`` (and ``val/CLASS/``), ``train.csv`` (and ``val.csv``), or one folder per class.
     """
+    check_local(path)
     path = Path(path)
     if path.suffix.lower() in _TABLES and not path.is_dir():
         val = path.with_name(path.name.replace("train", "val"))

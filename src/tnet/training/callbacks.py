@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import signal
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +23,11 @@ from tnet.backbones.base import batch_norms
 from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
 from tnet.files import atomic_path
+from tnet.inference.progress import Lines
 from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
+from tnet.stop import STOP_SIGNALS
+from tnet.text import markdown
 from tnet.training.curves import write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
@@ -107,6 +112,33 @@ class TimeLimit(Callback):
         self.before = float(state_dict["seconds"])
 
 
+class KeepSignals(Callback):
+    """Keeps the program's handlers of signals: by Lightning's, SIGTERM is a success, and a second Ctrl-C ignored."""
+
+    def __init__(self) -> None:
+        self.handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        """Restore the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    on_exception = on_train_start
+
+
+class ProgressLines(Callback):
+    """Reports training steps in lines, for output that is no terminal."""
+
+    def __init__(self) -> None:
+        self.lines = Lines()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Report the step."""
+        step = f"step {args[-1] + 1} of {trainer.num_training_batches}"
+        self.lines.show(f"epoch {trainer.current_epoch + 1}: {step}, loss {trainer.progress_bar_metrics['loss']:.3g}")
+
+
 class TimedProgressBar(TQDMProgressBar):
     """Progress bar of a run with a time limit in minutes."""
 
@@ -152,7 +184,7 @@ class KeepModel(Callback):
     def _card(self, trainer: pl.Trainer, module: TNetModule) -> str:
         metrics = sorted(item for item in trainer.callback_metrics.items() if item[0].startswith("val/"))
         values = [f"| {name.removeprefix('val/')} | {100 * float(value):.1f} % |" for name, value in metrics]
-        title = module.recipe.title or module.recipe.model.line()
+        title = markdown(module.recipe.title or module.recipe.model.line())
         return (
             f'{default_card(module.model.config)}\nTrained by the recipe "{title}" (`recipe.yaml` of the run), seed '
             f"{module.recipe.seed}, kept after epoch {trainer.current_epoch + 1}. Validation:\n\n"

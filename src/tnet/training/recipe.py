@@ -23,6 +23,7 @@ from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
 from tnet.models.kind import DEFAULT_KIND, MODEL_KINDS, kind_of
 from tnet.objectives import ObjectiveConfig
+from tnet.remote import check_local
 from tnet.training.bundled import find_recipe
 
 _MAX_RECIPE_BYTES = 2**20
@@ -306,6 +307,7 @@ def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 
 def read_text(path: Path, what: str) -> str:
     """Read a YAML file written by a person; ``what`` (``recipe`` or ``suite``) is for error messages."""
+    check_local(path, RecipeError)
     try:
         if path.exists() and not path.is_file():  # reading a pipe would block, a device might never end
             raise OSError(0, os.strerror(errno.EISDIR) if path.is_dir() else "not a regular file")

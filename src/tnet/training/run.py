@@ -11,7 +11,7 @@ import errno
 import logging
 import pickle
 import shutil
-import signal
+import sys
 import time
 import warnings
 import zipfile
@@ -38,6 +38,7 @@ from tnet.data.repeats import find_repeats
 from tnet.errors import CheckpointError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
 from tnet.explain.batch import REGIONS_NAME, explain_samples
 from tnet.files import CLAIM_NAME, cannot_write, claimed
+from tnet.inference.progress import is_terminal
 from tnet.models.base import Model
 from tnet.models.io import RECIPE_NAME, fill_from, load_model
 from tnet.scenes.find import listed_figures
@@ -128,19 +129,19 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     start = time.monotonic()
     try:
         _fit(trainer, module, data, checkpoint)
+        seconds = time.monotonic() - start
+        trainer.strategy.barrier()  # until the first process has saved the model
+        metrics = _write_curves(folder) if is_first() else read_metrics(folder / "logs" / "csv")
+        trained = load_model(folder)
+        if is_first():
+            draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     except TnetError:
         if is_new and not (folder / LAST_CHECKPOINT).exists():  # nothing to use or resume
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
+    except (KeyboardInterrupt, RuntimeError) as error:  # a RuntimeError: a worker was killed
+        error.add_note(f"{len(_write_curves(folder))} epoch(s) are in {folder}; continue with --resume")
         raise
-    seconds = time.monotonic() - start
-    trainer.strategy.barrier()  # until the first process has saved the model
-    metrics = _write_curves(folder) if is_first() else read_metrics(folder / "logs" / "csv")
-    trained = load_model(folder)
-    if is_first():
-        draw_overlays(trained, data.val_data, folder / "overlays", recipe.train.overlays)
     return RunResult(folder, recipe, trained, metrics, seconds, not_started)
 
 
@@ -211,6 +212,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         # Not save_last=True above, which writes last.ckpt only in epochs that are the best so far.
         ModelCheckpoint(place, Path(LAST_CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False),
         callbacks.KeepModel(folder / "model", train.keep),
+        callbacks.KeepSignals(),
     ]
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
@@ -219,7 +221,10 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
     if train.max_minutes is not None:
         active.append(callbacks.TimeLimit(train.max_minutes))
-    if progress:
+    is_bar = progress and is_terminal(sys.stdout)
+    if progress and not is_bar:
+        active.append(callbacks.ProgressLines())
+    if is_bar:
         minutes = train.max_minutes
         active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
     for logger in ("lightning.pytorch", "lightning.fabric"):
@@ -244,7 +249,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             num_sanity_val_steps=0,
             limit_val_batches=val_batches,
             log_every_n_steps=10**9,
-            enable_progress_bar=progress,
+            enable_progress_bar=is_bar,
             enable_model_summary=False,
             default_root_dir=folder,
         )
@@ -256,7 +261,6 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
     """Run the trainer, and translate its errors."""
-    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
         try:
@@ -264,18 +268,22 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
         except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
-            reason = str(error).splitlines()[0][:200] if str(error) else "it is cut off"
+            reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else "it is cut off"
             remedy = "delete it to start over, or use the model/ beside it"
             raise CheckpointError(f"{checkpoint} cannot be resumed from ({reason}); {remedy}") from None
         except OSError as error:  # of a library that writes in the run directory without naming the file
             if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
                 raise cannot_write(trainer.default_root_dir, error) from None
             raise
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            remedy = "set train.batch_size to at least 2, or raise model.base_px"
+            raise TrainingError(f"batch norm has a single value of each channel to train on; {remedy}") from None
         except SystemExit as stop:  # raised by Lightning on Ctrl-C, which it then ignores
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from None
+            raise stop.__context__ from None
 
 
 def _write_curves(folder: Path) -> list[dict[str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from PIL import Image
 
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError
+from tnet.files import write_text
 from tnet.models.base import ModelConfig
+from tnet.text import csv_row
 from tnet.training.recipe import Recipe
 from tnet.training.run import RunResult, train
 
@@ -58,10 +59,9 @@ def _synthetic(data: DataConfig, model: ModelConfig, root: Path) -> DataConfig:
     for split in ("train", "val"):
         names = _write_images(root / split, model.typical_size_hw)
         if suffix:
-            with (root / f"{split}{suffix}").open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file)
-                rows.writerow([data.path_column, data.label_column])
-                rows.writerows([f"{split}/{name}/{image}", name] for name, image in names)
+            lines = [csv_row((data.path_column, data.label_column))]
+            lines += [csv_row((f"{split}/{name}/{image}", name)) for name, image in names]
+            write_text(root / f"{split}{suffix}", "".join(lines))
     return replace(data, root=str(root), train=f"train{suffix}", val=f"val{suffix}")
 
 

@@ -1,5 +1,6 @@
 """Policies that choose cells of one region, and searches that choose the next regions of whole batches."""
 
+from tnet.traversal.best_first import BestFirst
 from tnet.traversal.policies import (
     POLICIES,
     Choice,
@@ -11,9 +12,11 @@ from tnet.traversal.policies import (
     TopK,
 )
 from tnet.traversal.search import LevelByLevel, Search
+from tnet.traversal.stopping import CERTAINTIES, Certain, StoppingRule, TimeLimit
 from tnet.traversal.trail import Step, Trail
 
 __all__ = [
-    "POLICIES", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig", "RandomCells",
-    "SampleWithoutReplacement", "Search", "Step", "TopK", "Trail",
+    "CERTAINTIES", "POLICIES", "BestFirst", "Certain", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig",
+    "RandomCells",
+    "SampleWithoutReplacement", "Search", "Step", "StoppingRule", "TimeLimit", "TopK", "Trail",
 ]  # fmt: skip

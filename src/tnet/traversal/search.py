@@ -30,6 +30,11 @@ class Search(ABC):
         >>> model(images, search=Deeper())
     """
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the search reads :attr:`Trail.logits`, the class logits so far."""
+        return False
+
     def wants_scores(self, regions: Regions) -> Bool[Tensor, " regions"]:
         """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)

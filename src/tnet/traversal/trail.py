@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnet.errors import GeometryError
-from tnet.geometry import Grid, Regions, choose_cells, whole_images
+from tnet.geometry import Grid, Regions, choose_cells, region_at, whole_images
 from tnet.traversal.policies import Choice
 
 
@@ -40,6 +41,9 @@ class Trail:
         self._joint: list[tuple[Tensor, Tensor]] = []
         self._scores: list[Tensor] = []
         self._scored_rows: list[Tensor] = []
+        self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
+        self.started_s = self._appended_s = time.perf_counter()
+        self.slowest_step_ms = 0.0
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -110,6 +114,14 @@ class Trail:
         regions = choose_cells(table, self.grid, choice.cells, parents)
         return Step(regions, choice.log_prob.reshape(-1), choice.joint_log_prob, table.image)
 
+    def step_to(self, box_l0_yxyx: Sequence[int], image: int, deepest: int) -> Step:
+        """Return the step of a region at any place of an image; see :func:`tnet.geometry.region_at`."""
+        if not 0 <= image < self.images or image >= len(self):
+            raise GeometryError(f"image {image} is not one of the {self.images} seen; give its index in the batch")
+        whole = self.regions.take(torch.tensor([image]))
+        region = region_at(image, whole, image, self.grid, box_l0_yxyx, deepest)
+        return Step(region, torch.zeros(1), torch.zeros(0), torch.zeros(0).long())
+
     def append(
         self,
         step: Step,
@@ -124,6 +136,9 @@ class Trail:
         self._log_prob.append(step.log_prob.to(features.device))
         if len(step.joint_image):
             self._joint.append((step.joint_image, step.joint_log_prob))
+        now_s = time.perf_counter()
+        self.slowest_step_ms = max(self.slowest_step_ms, 1000 * (now_s - self._appended_s))
+        self._appended_s = now_s
         if scores is not None and scored is not None:
             self._scores.append(scores)
             self._scored_rows.append(start + scored.nonzero().flatten())

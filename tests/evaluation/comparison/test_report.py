@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def test_the_table_has_the_columns_of_the_paper() -> None:
         assert said in notes
     assert "| TNet | 2     | 10    | 80          | 1.5     |" in effort_table(lines)
     assert effort_table([replace(line, effort=None) for line in lines]) == ""
+
+
+def test_a_name_does_not_change_the_form_of_tables_and_plots(tmp_path: Path) -> None:
+    name = "=a|b <i>\n$\\frac$"
+    lines = [replace(line, row=name) for line in some_lines()]
+    for table in (comparison_table(lines), effort_table(lines)):
+        shown = table.splitlines()
+        assert {len(re.split(r"(?<!\\)\|", line)) for line in shown} == {len(shown[0].split("|"))}
+        assert r"=a\|b &lt;i\>\\n$\\frac$" in shown[2]
+    write_comparison_csv(lines, tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["row"] for row in csv.DictReader(file)} == {f"'{name}"}
+    plot_comparison(lines, tmp_path)
 
 
 def test_the_csv_has_every_number(tmp_path: Path) -> None:

@@ -252,6 +252,29 @@ def flipped(path: Path, seed: int, count: int = 20, start: int = 0) -> Path:
     return path
 
 
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(path: Path, samples: NDArray[Any], bits: int, color: int, *chunks: bytes, interlaced: bool = False) -> Path:
+    """PNG of any depth and type of colour; ``chunks`` come before the pixels ``[height, width, samples]``."""
+    height, width, _ = samples.shape
+    rows = b""
+    for y, x, down, across in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        for row in samples[y::down, x::across]:
+            if row.size:
+                digits = "".join(format(int(value), f"0{bits}b") for value in row.flat)
+                digits += "0" * (-len(digits) % 8)
+                rows += b"\0" + int(digits, 2).to_bytes(len(digits) // 8, "big")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced))
+    pixels = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixels)
+    return path
+
+
 def giant_png(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
     """A header that claims ten thousand million pixels, and nothing after it."""
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tests.scenes.readers import make
 
-from tnet.errors import ImageError
-from tnet.scenes.guard import guarded
+from tnet.errors import ImageError, ResourceError
+from tnet.scenes.guard import accessing, guarded
 from tnet.scenes.readers.base import ImageInfo, StoredLevel
 from tnet.scenes.readers.common import oriented, pyramid_of, ratio_levels, unpremultiplied
 
@@ -65,10 +68,40 @@ def test_errors_of_libraries_name_the_file() -> None:
             guarded(Path("some/file")),
         ):
             raise error
-    with pytest.raises(ImageError, match="not enough memory"), guarded(Path("some/file")):
-        raise MemoryError
     with pytest.raises(KeyboardInterrupt), guarded(Path("some/file")):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "not enough memory"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), "not enough memory"),
+        (OSError("out of memory error when reading image file"), "not enough memory"),  # Pillow's
+        (zlib.error("Error -4 while decompressing data"), "not enough memory"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many files are open"),
+    ],
+    ids=str,
+)
+def test_a_process_without_resources_does_not_call_an_image_damaged(error: Exception, reason: str) -> None:
+    """`ImageError` is what is skipped."""
+    for guard in (guarded, accessing) if isinstance(error, (OSError, MemoryError)) else (guarded,):
+        message = f"some/file cannot be read: .*{reason}.*; "
+        with pytest.raises(ResourceError, match=message) as caught, guard(Path("some/file")):
+            raise error
+        assert not isinstance(caught.value, ImageError)
+
+
+def test_an_error_while_memory_is_short_is_not_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that give no reason, as libjpeg."""
+
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tnet.scenes.guard.np.empty", fail)
+    with pytest.raises(ResourceError, match="may be not enough memory"), guarded(Path("some/file")):
+        raise OSError("broken data stream when reading image file")
 
 
 def test_downsamples_follow_from_sizes() -> None:

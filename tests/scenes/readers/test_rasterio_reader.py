@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
@@ -202,3 +204,87 @@ def test_a_georeferenced_jpeg2000_has_levels(tmp_path: Path) -> None:
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="1 bands of complex64"):
         RasterioReader(make.geotiff(tmp_path / "a", np.zeros((64, 64, 1), np.complex64), overviews=()), ReaderOptions())
+
+
+def _with_mask_after_overviews(path: Path, mask: Any, internal: bool) -> Path:
+    import rasterio
+
+    make.geotiff(path, np.full((256, 256, 3), 90, np.uint8), overviews=(2, 4))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(mask)
+    return path
+
+
+@pytest.mark.parametrize("internal", [True, False])
+def test_a_mask_without_levels_of_its_own_hides_the_same_at_every_level(tmp_path: Path, internal: bool) -> None:
+    mask = np.full((256, 256), 255, np.uint8)
+    mask[:100] = 0
+    path = _with_mask_after_overviews(tmp_path / "a.tif", mask, internal)
+    assert (tmp_path / "a.tif.msk").exists() != internal
+    reader = open_reader(path)
+    for level, down in enumerate((1, 2, 4)):
+        share = mask.reshape(256 // down, down, 256 // down, down).mean((1, 3))
+        got = reader.read(level, (0, 0, 256 // down, 256 // down))
+        np.testing.assert_allclose(got[..., 3], share, atol=1)
+        assert (got[share == 0] == 0).all() and (got[share == 255][:, :3] == 90).all()
+        part = reader.read(level, (20, 3, 50, 17))
+        np.testing.assert_array_equal(part, got[20:50, 3:17])
+
+
+def test_a_mask_beside_it_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = _with_mask_after_overviews(tmp_path / "a.tif", np.full((256, 256), 255, np.uint8), False)
+    tifffile.imwrite(tmp_path / "a.tif.msk", np.zeros((20, 20), np.uint8), photometric="minisblack")
+    with pytest.raises(
+        ImageError, match=r"a.tif cannot be read: its mask does not fit the image; write the mask again"
+    ):
+        open_reader(path)
+    (tmp_path / "a.tif.msk").write_text("of another program")
+    assert not open_reader(path).info.has_alpha
+
+
+def test_a_mask_beside_other_formats(tmp_path: Path) -> None:
+    mask = np.zeros((100, 150), np.uint8)
+    mask[:, 75:] = 1  # whatever is not 0
+    for name in ("a.jp2", "a.png"):
+        tifffile.imwrite(tmp_path / f"{name}.msk", mask, photometric="minisblack")
+    make.jp2(tmp_path / "a.jp2", RAMPS)
+    got = open_reader(tmp_path / "a.jp2").read(0, (0, 0, 100, 150))
+    assert (got[:, :75] == 0).all()
+    np.testing.assert_array_equal(got[:, 75:, :3], RAMPS[:, 75:])
+    make.png(tmp_path / "a.png", RAMPS)
+    with pytest.raises(ImageError, match=r"supports the mask beside it, a.png.msk; convert it to TIFF"):
+        open_reader(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("transform", [None, (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)])
+def test_a_crs_without_a_transform_is_no_place(tmp_path: Path, transform: Any) -> None:
+    import rasterio
+
+    form: Any = {"width": 64, "height": 64, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
+    form |= {"transform": rasterio.Affine(*transform)} if transform else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form):
+            pass
+    info = open_reader(tmp_path / "a.tif").info
+    assert info.georeference is None and info.spacing_m_yx is None
+
+
+def test_a_masked_image_without_a_place_is_turned_upright(tmp_path: Path) -> None:
+    stored = make.ramps(32, 48)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(stored, photometric="rgb", metadata=None, extratags=[(274, "H", 1, 6, True)])
+        file.write(np.arange(48) < np.full((32, 1), 40), photometric=4, subfiletype=4, metadata=None)
+    got = open_reader(tmp_path / "a.tif").read(0, (0, 0, 48, 32))
+    expected = np.dstack([stored, np.full((32, 48), 255, np.uint8)])
+    expected[:, 40:] = 0
+    np.testing.assert_array_equal(got, np.rot90(expected, -1))
+
+
+@pytest.mark.parametrize(("code", "name"), [(34933, "PNG"), (34934, "JPEG XR")])
+def test_a_missing_codec_is_named(tmp_path: Path, code: int, name: str) -> None:
+    path = make.tiled_tiff(tmp_path / "a.tif", RAMPS)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(code)
+    with pytest.raises(ImageError, match=f"this build of GDAL lacks its compression {name}; save it with LZW"):
+        open_reader(path)

@@ -119,8 +119,10 @@ def test_another_reader_that_loses_nothing_stands_in(tmp_path: Path, without: Ca
         assert len(reader.info.levels) == levels, path
         np.testing.assert_array_equal(whole(reader), RAMPS)
     without("rasterio")
-    with pytest.raises(ImageError, match=r"tnet\[geo\]"):  # what is missing would be shown as black
-        open_reader(nodata)
+    np.testing.assert_array_equal(whole(open_reader(nodata))[1:, 1:, :3], RAMPS[1:, 1:])
+    mask = np.full((100, 150), 255, np.uint8)
+    with pytest.raises(ImageError, match=r"tnet\[geo\]"):  # what is masked would be shown
+        open_reader(make.geotiff(tmp_path / "mask", RAMPS, mask=mask))
 
 
 def test_slides_are_recognised_without_openslide(tmp_path: Path, without: Callable[..., None]) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tifffile
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
-from tnet.scenes.readers import tiff_header
+from tnet.scenes.readers import open_reader, sniff, tiff_header
 from tnet.scenes.readers.tiff_header import read_tiff_header
 
 RAMPS = make.ramps(100, 150)
@@ -21,7 +23,7 @@ def test_tags_are_read_in_every_flavour(tmp_path: Path, byteorder: str, bigtiff:
     )
     header = read_tiff_header(path)
     assert header.count == 3 and header.is_tiled and header.is_pyramidal
-    assert not header.is_ome and not header.has_geo_keys and not header.has_nodata
+    assert not header.is_ome and not header.has_geo_keys and not header.masks_hw
     assert header.number(tiff_header.TAG_WIDTH, 0) == 150 and header.number(tiff_header.TAG_HEIGHT, 0, 1) == 50
     assert header.ifds[0][tiff_header.TAG_BITS] == (8, 8, 8) and header.bits == 8
     assert header.text(tiff_header.TAG_SOFTWARE).startswith(b"one")
@@ -90,3 +92,54 @@ def test_too_many_directories_inside_one_are_refused(tmp_path: Path) -> None:
     many = make.raw_tiff(tmp_path / "many", [make.tiff_ifd(t330=(13, 300, 8))], tail=bytes(2000))
     with pytest.raises(ImageError, match="300 others inside"):
         read_tiff_header(many)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "inner", "at"),
+    [
+        ({}, {}, {}, (0,)),
+        ({254: 1}, {}, {}, (1,)),
+        ({255: 2}, {}, {}, (1,)),  # the older tag
+        ({254: 1}, {254: 1}, {256: 65, 257: 65}, (0, 0)),
+        ({}, {}, {256: 65, 257: 65}, (0, 0)),
+        ({}, {}, {256: 65, 257: 65, 254: 1}, (0,)),
+        ({254: 1}, {254: 4}, {}, (0,)),  # a mask is no image
+    ],
+)
+def test_an_image_may_lie_behind_its_thumbnail(
+    tmp_path: Path, first: dict[int, int], second: dict[int, int], inner: dict[int, int], at: tuple[int, ...]
+) -> None:
+    inside = {256: 16, 257: 16, **inner}
+    ifds = [{**make.tiff_ifd(), **{tag: (4, 1, value) for tag, value in tags.items()}} for tags in (first, second)]
+    size = sum(2 + 12 * (len(ifd) + (330 not in ifd and ifd is ifds[0])) + 4 for ifd in ifds)
+    ifds[0][330] = (13, 1, 8 + size)
+    body = struct.pack("<H", len(inside))
+    body += b"".join(struct.pack("<HHII", tag, 4, 1, inside[tag]) for tag in sorted(inside)) + struct.pack("<I", 0)
+    header = read_tiff_header(make.raw_tiff(tmp_path / "a.tif", ifds, tail=body))
+    assert header.at == at and header.number(tiff_header.TAG_WIDTH, 0) == (65 if len(at) == 2 else 64)
+    assert header.masks_hw == ({(64, 64)} if second == {254: 4} else set())
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"resolutionunit": "CENTIMETER"}, (5e-6, 2.5e-6)),
+        ({"resolutionunit": "INCH"}, None),
+        ({"resolutionunit": "NONE"}, None),
+        ({"unit": "micron"}, (5e-4, 2.5e-4)),
+        ({"unit": "\\u00B5m"}, (5e-4, 2.5e-4)),  # as ImageJ writes it, in ASCII
+        ({"unit": "um"}, (5e-4, 2.5e-4)),
+        ({"unit": "mm"}, (0.5, 0.25)),
+        ({"unit": "pixel"}, None),
+        ({"unit": "inch"}, None),
+    ],
+)
+def test_spacing_by_the_unit_of_the_resolution(tmp_path: Path, form: dict[str, str], expected: Any) -> None:
+    options: dict[str, Any] = {"resolution": (4000, 2000), "metadata": None, **form}
+    if "unit" in form:
+        options = {"imagej": True, "resolution": (0.004, 0.002), "metadata": {"unit": form["unit"]}}
+    tifffile.imwrite(tmp_path / "a.tif", RAMPS[..., 0], photometric="minisblack", **options)
+    found = read_tiff_header(tmp_path / "a.tif").spacing_m_yx
+    assert found == (expected and pytest.approx(expected, rel=1e-4))
+    with_reader = open_reader(tmp_path / "a.tif").info.spacing_m_yx
+    assert with_reader == found and sniff(tmp_path / "a.tif") == "pillow"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageCms
 from tests.scenes.readers import make
 
 from tnet.errors import ImageError
-from tnet.scenes.readers import Reader, ReaderOptions
+from tnet.scenes.readers import Reader, ReaderOptions, open_reader
 from tnet.scenes.readers.tifffile_reader import open_tifffile
 
 RAMPS = make.ramps(100, 150)
@@ -149,8 +150,9 @@ def test_tiles_that_are_left_out_are_no_data(tmp_path: Path, nodata: str | None)
     path = make.tiled_tiff(tmp_path / "a.tif", RAMPS, extratags=tags)
     _overwrite(path, "TileByteCounts", lambda value: (0, *value[1:]))
     got = whole(opened(path))
-    assert (got[:64, :64] == int(nodata or 0)).all()
-    np.testing.assert_array_equal(got[64:], RAMPS[64:])
+    assert (got[:64, :64] == 0).all()
+    np.testing.assert_array_equal(got[64:, :, :3], RAMPS[64:])
+    assert got.shape[2] == (3 if nodata is None else 4) and (got[64:, :, 3:] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -229,21 +231,36 @@ def test_profiles_are_applied_on_request(tmp_path: Path) -> None:
 # Bad input
 
 
-def test_other_files_that_an_ome_tiff_names_are_not_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", ["C", "T"])
+def test_other_files_that_an_ome_tiff_names_are_not_opened(tmp_path: Path, axis: str) -> None:
     secret = make.tiled_tiff(tmp_path / "secret.tif", make.ramps(64, 64, channels=1))
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
-        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="2" SizeZ="1" SizeT="1">'
-        '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>'
-        '<TiffData IFD="0" FirstC="0" PlaneCount="1"><UUID FileName="a.tif">urn:uuid:1</UUID></TiffData>'
-        f'<TiffData IFD="0" FirstC="1" PlaneCount="1"><UUID FileName="{secret.name}">urn:uuid:2</UUID></TiffData>'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="{1 + (axis == "C")}" '
+        f'SizeZ="1" SizeT="{1 + (axis == "T")}">'
+        '<TiffData IFD="0" PlaneCount="1"><UUID FileName="a.tif">urn:uuid:1</UUID></TiffData>'
+        f'<TiffData IFD="0" First{axis}="1" PlaneCount="1"><UUID FileName="{secret.name}">urn:uuid:2</UUID></TiffData>'
         "</Pixels></Image></OME>"
     )
     own = np.full((64, 64, 1), 3, np.uint8)
     path = make.tiled_tiff(tmp_path / "a.tif", own, description=xml)
+    if axis == "C":
+        with pytest.raises(ImageError, match=r"other files \(secret.tif\), which are not opened; merge them"):
+            opened(path)
+        return
     reader = opened(path)
     assert reader.info.channels == 1
     np.testing.assert_array_equal(whole(reader), own)
+
+
+def test_a_description_in_another_file_is_refused(tmp_path: Path) -> None:
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<BinaryOnly MetadataFile="all.companion.ome" UUID="urn:uuid:2"/></OME>'
+    )
+    path = make.tiled_tiff(tmp_path / "a.tif", make.ramps(64, 64, channels=1), description=xml)
+    with pytest.raises(ImageError, match=r"all\.companion\.ome"):
+        opened(path)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +321,7 @@ def test_a_picture_larger_than_its_tile_is_refused(tmp_path: Path, compression: 
         (make.tiff_ifd(t259=(3, 1, 60_001)), "60001"),
         (make.tiff_ifd(t258=(3, 1, 77)), "77 bits"),
         (make.tiff_ifd(t262=(3, 1, 8)), "CIELAB"),
-        (make.tiff_ifd(t262=(3, 1, 6)), "YCBCR"),
+        (make.tiff_ifd(t262=(3, 1, 6)), "YCbCr"),
     ],
 )
 def test_directories_that_cannot_be_are_refused(tmp_path: Path, ifd: Any, reason: str) -> None:
@@ -354,3 +371,71 @@ def test_pillow_agrees(tmp_path: Path) -> None:
     path = make.tiled_tiff(tmp_path / "a.tif", RAMPS, compression="jpeg")
     with Image.open(path) as picture:
         assert np.abs(whole(opened(path)).astype(int) - np.asarray(picture)).max() <= 2
+
+
+@pytest.mark.parametrize("where", ["next page", "SubIFD"])
+def test_the_image_behind_a_thumbnail_is_read_with_its_levels(tmp_path: Path, where: str) -> None:
+    levels = make.pyramid(make.ramps(256, 256), 4)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        form: Any = {"photometric": "rgb", "metadata": None}
+        file.write(levels[3], subfiletype=1, subifds=1 if where == "SubIFD" else None, **form)
+        file.write(levels[0], tile=(64, 64), **form)
+        file.write(levels[1], tile=(64, 64), subfiletype=1, **form)
+    reader = open_reader(tmp_path / "a.tif")
+    assert [level.size_hw for level in reader.info.levels] == [(256, 256), (128, 128), (32, 32)]
+    for level, number in enumerate((0, 1, 3)):
+        np.testing.assert_array_equal(whole(reader, level), levels[number])
+
+
+def test_levels_whose_samples_mean_something_else_are_left_out(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        form: Any = {"tile": (64, 64), "metadata": None}
+        file.write(np.full((256, 256), 250, np.uint8), photometric="minisblack", **form)
+        file.write(np.full((128, 128), 5, np.uint8), photometric="miniswhite", subfiletype=1, **form)
+    assert all(len(open_reader(tmp_path / "a.tif", name=name).info.levels) == 1 for name in ("tifffile", "rasterio"))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 24])
+@pytest.mark.parametrize("compress", ["none", "deflate"])
+def test_samples_that_fill_no_whole_type(tmp_path: Path, bits: int, compress: str) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    values = np.random.default_rng(bits).integers(0, 2**bits, (64, 96)).astype("uint16" if bits < 16 else "uint32")
+    form: Any = {"width": 96, "height": 64, "count": 1, "dtype": values.dtype, "nbits": bits, "compress": compress}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        form |= {"tiled": True, "blockxsize": 32, "blockysize": 32}
+        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **form) as dataset:
+            dataset.write(values, 1)
+    np.testing.assert_array_equal(whole(opened(tmp_path / "a.tif"))[..., 0], values)
+    np.testing.assert_array_equal(opened(tmp_path / "a.tif").read(0, (5, 7, 20, 40))[..., 0], values[5:20, 7:40])
+
+
+@pytest.mark.parametrize("kind", ["ImageJ", "shaped"])
+def test_channels_of_a_small_stack_are_all_seen(tmp_path: Path, kind: str) -> None:
+    planes = np.stack([np.full((64, 64), value, np.uint8) for value in (10, 100, 200)])
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, imagej=kind == "ImageJ", photometric="minisblack", metadata={"axes": "CYX"}
+    )
+    reader = open_reader(tmp_path / "a.tif")
+    assert reader.info.color == "bands" and whole(reader)[5, 5].tolist() == [10, 100, 200]
+
+
+def test_another_series_has_its_own_meaning(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(make.ramps(64, 64), tile=(64, 64), photometric="rgb", metadata=None)
+        file.write(np.full((80, 64), 5, np.uint8), tile=(64, 64), photometric="miniswhite", metadata=None)
+    reader = open_reader(tmp_path / "a.tif", ReaderOptions(series=1))
+    assert reader.info.color == "grey" and (whole(reader) == 250).all()
+
+
+def test_the_first_image_of_an_ome_tiff_need_not_be_its_first_page(tmp_path: Path) -> None:
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="80" SizeC="1" SizeZ="1" SizeT="1"><TiffData IFD="1"/>'
+        "</Pixels></Image></OME>"
+    )
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(make.ramps(64, 64), photometric="rgb", description=xml, metadata=None)
+        file.write(np.full((80, 64), 5, np.uint8), photometric="miniswhite", metadata=None)
+    reader = open_reader(tmp_path / "a.tif")
+    assert reader.info.color == "grey" and (whole(reader) == 250).all()

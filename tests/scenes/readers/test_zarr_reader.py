@@ -108,6 +108,53 @@ def test_a_chunk_without_a_file_is_fill_value(tmp_path: Path, version: str) -> N
 
 
 @VERSIONS
+@pytest.mark.parametrize("separator", ["/", "."])
+@pytest.mark.parametrize("axes", ["yx", "cyx", "tczyx"])
+def test_chunks_under_other_names_are_not_fill_values(tmp_path: Path, version: str, separator: str, axes: str) -> None:
+    encoding = {"name": "v2" if version == "0.4" else "default", "separator": separator}
+    levels = [RAMPS if "c" in axes else RAMPS[..., :1]]
+    path = make.ome_zarr(tmp_path / "a", levels, version=version, axes=axes, chunk_key_encoding=encoding)
+    (path / "0/.DS_Store").touch()
+    np.testing.assert_array_equal(whole(opened(path)), levels[0])
+    other = "." if separator == "/" else "/"
+    if version == "0.4":
+        edit(path / "0/.zarray", dimension_separator=other)
+    else:
+        edit(path / "0/zarr.json", chunk_key_encoding={"name": "default", "configuration": {"separator": other}})
+    with pytest.raises(
+        ImageError, match=r"level '0' has files such as .*, but no chunk was found, such as .*separator"
+    ):
+        opened(path)
+
+
+def test_a_separator_that_is_not_stated_is_a_dot(tmp_path: Path) -> None:
+    path = make.ome_zarr(tmp_path / "a", [RAMPS, make.halved(RAMPS)], version="0.4")
+    description = json.loads((path / "1/.zarray").read_text())
+    del description["dimension_separator"]
+    (path / "1/.zarray").write_text(json.dumps(description))
+    with pytest.raises(ImageError, match=r"level '1' has files such as [012]/[01]/[01], .* such as 0\.0\.0; .*zarray"):
+        opened(path)
+
+
+def test_chunks_of_another_version_are_not_fill_values(tmp_path: Path) -> None:
+    path = make.ome_zarr(tmp_path / "a", [RAMPS], version="0.5", shards=128, chunk=64)
+    np.testing.assert_array_equal(whole(opened(path)), RAMPS)
+    (path / "0/c").rename(path / "0/d")
+    with pytest.raises(ImageError, match="no chunk was found, such as c/0/0/0"):
+        opened(path)
+
+
+@VERSIONS
+def test_chunks_outside_the_array_do_not_count(tmp_path: Path, version: str) -> None:
+    path = make.ome_zarr(tmp_path / "a", [RAMPS], version=version)
+    columns = [each for each in (path / "0").rglob("[0-9]") if each.is_file()]
+    for chunk in columns:
+        chunk.rename(chunk.with_name(f"{int(chunk.name) + 3}"))
+    with pytest.raises(ImageError, match="no chunk was found"):
+        opened(path)
+
+
+@VERSIONS
 def test_a_folder_that_goes_is_no_picture_of_fill_values(tmp_path: Path, version: str) -> None:
     path = make.ome_zarr(tmp_path / "a", make.pyramid(RAMPS, 2), version=version)
     reader = opened(path)

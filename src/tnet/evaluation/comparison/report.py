@@ -15,6 +15,7 @@ from tnet.evaluation.evaluator import LEARNED, NO_POLICY, LooksRow
 from tnet.evaluation.plots import Curve, Point, plot_curves
 from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number, write_csv
 from tnet.evaluation.resources import Cost, MemoryUse, TimeUse
+from tnet.text import markdown
 
 _MARKERS = {"random": "x", "centre": "^"}
 
@@ -138,7 +139,7 @@ def comparison_table(lines: Sequence[Line]) -> str:
     header += [f"peak MB, {device}, batch {size}" for device, size in memories]
     body = []
     for line in lines:
-        cells = [line.row, line.looks, line.policy]
+        cells = [markdown(line.row), line.looks, line.policy]
         cells += [_percent(value) for value in (line.top1, line.top5, line.without_context)]
         cost = line.cost
         cells += ["-", "-"] if cost is None else [short_number(cost.macs / unit), f"{cost.parameters / 1e6:.3f}"]
@@ -156,7 +157,7 @@ def effort_table(lines: Sequence[Line]) -> str:
     """Return the training effort, one line per row; empty if nothing was trained."""
     trained = {line.row: (line.seeds, line.effort) for line in lines if line.effort is not None}
     body = [
-        [name, str(seeds), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"]
+        [markdown(name), str(seeds), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"]
         for name, (seeds, effort) in trained.items()
     ]
     return markdown_table(["row", "seeds", "steps", "images seen", "minutes"], body) if body else ""
@@ -188,7 +189,7 @@ def comparison_notes(lines: Sequence[Line], skipped: Sequence[str], machine: dic
             f"Measured on {', '.join(f'{key} {value}' for key, value in machine.items())}.",
         ]
     if skipped:
-        notes.append(f"Not on this machine, so not measured: {', '.join(skipped)}.")
+        notes.append(f"Not on this machine, so not measured: {', '.join(map(markdown, skipped))}.")
     return "\n".join(notes) + "\n"
 
 

@@ -22,6 +22,7 @@ from tnet.evaluation.comparison.work import NotCachedError, Work
 from tnet.evaluation.plots import RunCurve, plot_training
 from tnet.evaluation.resources import devices_here, machine
 from tnet.files import check_new_folder, make_folder, write_text
+from tnet.text import markdown
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def _write(
         parts += [comparison_table(lines), comparison_notes(lines, skipped, machine())]
         if effort := effort_table(lines):
             parts += [f"Training effort per seed (mean), including earlier stages:\n\n{effort}"]
-    parts += [f"Failed: {name}: {reason}\n" for name, reason in failures.items()]
+    parts += [f"Failed: {markdown(name)}: {markdown(reason)}\n" for name, reason in failures.items()]
     if missing:
-        parts.append(f"Not measured yet: {', '.join(missing)}.\n")
+        parts.append(f"Not measured yet: {', '.join(map(markdown, missing))}.\n")
     text = "\n".join(parts)
     files = [folder / "comparison.md"]
     plots: list[Path] = []
@@ -134,5 +135,5 @@ def _write(
             plot_training(curves, plots[-1])
         files += [folder / "comparison.csv", *plots]
     shown = "\n".join(f"![{plot.stem}]({plot.name})" for plot in plots)
-    write_text(files[0], f"# {suite.title}\n\n{text}\n{shown}\n".rstrip() + "\n")
+    write_text(files[0], f"# {markdown(suite.title)}\n\n{text}\n{shown}\n".rstrip() + "\n")
     return text, files

@@ -18,19 +18,21 @@ from pathlib import Path
 
 from tnet.scenes.guard import unreadable
 from tnet.scenes.readers.base import READERS, Reader, ReaderOptions
-from tnet.scenes.readers.content import Content
-from tnet.scenes.readers.pillow_reader import decodes_tiff
+from tnet.scenes.readers.content import Content, mask_beside
+from tnet.scenes.readers.tiff_samples import lost
 
 for _name in ("pillow", "openslide", "rasterio", "tifffile", "zarr"):
     import_module(f"tnet.scenes.readers.{_name}_reader")  # which registers the reader
 
-__all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "open_reader", "sniff"]
+__all__ = ["READERS", "Reader", "ReaderOptions", "is_plain_image", "lost_by", "open_reader", "sniff"]
 
 
 def open_reader(path: str | Path, options: ReaderOptions | None = None, name: str | None = None) -> Reader:
     """Open a file or OME-Zarr folder with the reader ``name``, or the installed one that suits its content best."""
     path, options = Path(path), options or ReaderOptions()
     entries = [READERS[each] for each in ([name] if name is not None else _scores(path, options))]
+    if name is not None and (reason := lost_by(name, Content(path))):
+        raise unreadable(path, f"the reader {name} would lose {reason}", "leave out the reader")
     for entry in entries:
         if entry.is_installed:
             return entry.open(path, options)
@@ -46,11 +48,8 @@ def sniff(path: str | Path, options: ReaderOptions | None = None) -> str:
 def is_plain_image(path: str | Path) -> bool:
     """Return whether Pillow decodes a file without loss: not a slide, map, stack, file with nodata or odd bands."""
     name = sniff(path)
-    if name != "tifffile":
-        return name == "pillow"
-    header = Content(Path(path)).tiff
-    assert header is not None
-    return decodes_tiff(header) and not (header.is_ome or header.has_nodata)
+    header = Content(Path(path)).tiff if name == "tifffile" else None
+    return name == "pillow" or (header is not None and not lost(header, "pillow"))
 
 
 def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
@@ -63,4 +62,18 @@ def _scores(path: Path, options: ReaderOptions) -> dict[str, int]:
     scores = {name: entry.score(content) for name, entry in READERS.items()}
     if not any(scores.values()):  # pillow scores for every file
         raise unreadable(path, "it is a folder, but not an OME-Zarr", "give an image in it")
-    return {name: score for name, score in sorted(scores.items(), key=lambda item: -item[1]) if score}
+    best = [name for name, score in sorted(scores.items(), key=lambda item: -item[1]) if score]
+    reasons = {name: lost_by(name, content) for name in best}
+    if all(reasons.values()):
+        reason = reasons.get("tifffile", reasons[best[0]])
+        remedy = "convert it to TIFF" if content.tiff is None else "save it as RGB, grey or bands of real numbers"
+        raise unreadable(path, f"no reader supports {reason}", remedy)
+    return {name: scores[name] for name in best if not reasons[name]}
+
+
+def lost_by(name: str, content: Content, *, keep_depth: bool = True) -> str:
+    """Name what a reader would lose of an image; empty if it honours everything."""
+    if not content.is_folder and name != "rasterio" and mask_beside(content.path) is not None:
+        return f"the mask beside it, {content.path.name}.msk"
+    is_checked = name != "openslide" or not content.is_slide
+    return lost(content.tiff, name, keep_depth=keep_depth) if content.tiff is not None and is_checked else ""

@@ -59,6 +59,15 @@ class ReaderOptions:
     remote: bool = False
 
 
+def stamp_of(file: Path) -> tuple[int, int, int]:
+    """Return what changes if a file is written again; zeros for a missing one."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class ImageInfo:
     """Description of an open image, without its pixels."""
@@ -72,6 +81,13 @@ class ImageInfo:
     georeference: GeoReference | None = None
     tile_hw: tuple[int, int] | None = None  # tile size of level 0; None if any window costs decoding the whole image
     properties: dict[str, str] = field(default_factory=dict)  # further metadata, for people
+    # For an image that is a folder: the files that describe it, each with inode, size and modification time
+    described_by: tuple[tuple[Path, tuple[int, int, int]], ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files that describe the image are those that were read; true for an image in one file."""
+        return all(stamp_of(file) == stamp for file, stamp in self.described_by)
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
@@ -16,6 +15,7 @@ from PIL import Image, ImageCms
 
 from tnet.errors import GeometryError
 from tnet.scenes.base import Window
+from tnet.scenes.checksums import check_deflated as check_deflated
 from tnet.scenes.guard import unreadable
 from tnet.scenes.readers.base import ImageInfo, Reader, ReaderOptions, StoredLevel
 
@@ -24,7 +24,6 @@ _T = TypeVar("_T")
 MAX_CHANNELS = 4096
 MAX_LEVELS = 64
 _TEXT_LIMIT = 500
-_STEP_BYTES = 1 << 20
 
 # (transpose, then flip vertically, then horizontally): what turns a stored image upright, by EXIF orientation.
 _TURNS = {
@@ -51,17 +50,6 @@ def check_block(path: Path, block_hw: tuple[int, int], pixel_bytes: int, options
     if pixels > options.max_pixels or pixels * pixel_bytes > 4 * options.max_pixels:
         reason = f"its tiles or strips have {width:,} x {height:,} pixels of {pixel_bytes:,} bytes, over the limit "
         raise unreadable(path, f"{reason}max_pixels={options.max_pixels:,} of up to 4 bytes", "raise max_pixels")
-
-
-def check_deflated(data: bytes, limit: int) -> None:
-    """Decompress zlib data of up to ``limit`` bytes to verify their checksum; raises what zlib does, or ValueError."""
-    decoder, total = zlib.decompressobj(), 0
-    while not decoder.eof:
-        step = len(decoder.decompress(data, _STEP_BYTES))
-        data = decoder.unconsumed_tail
-        total += step
-        if total > limit or not (step or data):
-            raise ValueError(f"a tile ends early, or decompresses to more than {limit:,} bytes ({total:,})")
 
 
 def only_series(path: Path, options: ReaderOptions, count: int = 1) -> None:
@@ -118,10 +106,11 @@ def unpremultiplied(pixels: NDArray[Any]) -> NDArray[Any]:
     """Divide colours by alpha (the last channel), by which they were multiplied."""
     colors, alpha = pixels[..., :-1], pixels[..., -1:]
     full = opaque(pixels.dtype)
-    straight = colors.astype(np.float64) * full / np.maximum(alpha.astype(np.float64), 1e-9)
+    straight = colors.astype(np.float64) * full / np.where(alpha <= 0, full, alpha.astype(np.float64))
     if pixels.dtype.kind in "ui":
-        straight = np.minimum(np.rint(straight), full)
-    out = np.concatenate([straight.astype(pixels.dtype), alpha], axis=2)
+        straight = np.clip(np.rint(straight), np.iinfo(pixels.dtype).min, full)
+    with np.errstate(over="ignore"):
+        out = np.concatenate([straight.astype(pixels.dtype), alpha], axis=2)
     out[alpha[..., 0] == 0] = 0
     return out
 

@@ -9,10 +9,18 @@ from tnet.scenes.guard import guarded, open_file
 from tnet.scenes.readers import tiff_header as tiff
 from tnet.scenes.readers.base import READERS
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JP2_STARTS = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _SLIDE_SUFFIXES = (".mrxs", ".ndpi", ".vms", ".vmu", ".svslide")
 _SLIDE_MARKS = (b"Aperio", b"Philips", b"leica-microsystems.com/scn", b"iScan")
+
+
+def mask_beside(path: Path) -> Path | None:
+    """Return the mask that GDAL has written beside an image, a TIFF."""
+    mask = path.absolute().with_name(f"{path.name}.msk")
+    if not mask.is_file():
+        return None
+    with open_file(mask) as stream:
+        return mask if stream.read(4) in tiff.STARTS else None
 
 
 class Content:
@@ -32,7 +40,7 @@ class Content:
     @cached_property
     def tiff(self) -> tiff.TiffHeader | None:
         """Directories of a TIFF; ``None`` for other files. Raises ``ImageError`` if they are damaged."""
-        return tiff.read_tiff_header(self.path) if self.start.startswith(_TIFF_STARTS) else None
+        return tiff.read_tiff_header(self.path) if self.start.startswith(tiff.STARTS) else None
 
     @cached_property
     def is_slide(self) -> bool:

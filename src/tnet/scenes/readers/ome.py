@@ -19,8 +19,8 @@ METRES = {
 }
 
 
-def check_ome_xml(path: Path, xml: str) -> None:
-    """Raise ``ImageError`` if a description is damaged, or claims more planes than any file holds."""
+def check_ome_xml(path: Path, xml: str, image: int = 0) -> None:
+    """Raise ``ImageError`` if it is damaged, claims too many planes, or places channels of an image in other files."""
     try:
         root = ElementTree.fromstring(xml)  # expat itself stops entities that multiply
     except ElementTree.ParseError as error:
@@ -41,6 +41,30 @@ def check_ome_xml(path: Path, xml: str) -> None:
             math.prod(map(int, counts)) > MAX_PLANES
         ):
             raise unreadable(path, f"its OME-XML describes {' x '.join(counts)[:80]} planes")
+    found = [element for element in root.iter() if element.tag.endswith("Pixels")]
+    elsewhere = [element.get("MetadataFile", "") for element in root.iter() if element.tag.endswith("BinaryOnly")]
+    if root.get("UUID") and image < len(found):
+        elsewhere += _elsewhere(found[image], str(root.get("UUID")))
+    if elsewhere:
+        reason = f"parts of it lie in other files ({elsewhere[0][:80]}), which are not opened"
+        raise unreadable(path, reason, "merge them into one file, such as with bfconvert")
+
+
+def _elsewhere(pixels: ElementTree.Element, own: str) -> list[str]:
+    """Names of other files that hold a channel of the first time and depth."""
+    names, steps, total = [], {}, 1
+    for axis in pixels.get("DimensionOrder", "XYCZT")[2:]:
+        steps[axis] = total
+        total *= int(pixels.get(f"Size{axis}", "1"))
+    step = steps.get("C", 1)
+    shown = range(0, step * int(pixels.get("SizeC", "1")), step)  # their planes
+    for data in pixels:
+        uuid = next((element for element in data if element.tag.endswith("UUID")), None)
+        first = sum(int(data.get(f"First{axis}", "0")) * steps[axis] for axis in steps)
+        count = int(data.get("PlaneCount", "1" if "IFD" in data.attrib else str(total)))
+        if uuid is not None and uuid.text != own and any(first <= plane < first + count for plane in shown):
+            names.append(uuid.get("FileName", "unnamed"))
+    return names
 
 
 def _steps(element: ElementTree.Element) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.base import Window
-from tnet.scenes.guard import guarded, one_line, open_file, unreadable
+from tnet.scenes.guard import check_resources, guarded, one_line, open_file, unreadable
 from tnet.scenes.readers import common
 from tnet.scenes.readers.base import READERS, ImageInfo, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
+from tnet.scenes.readers.tiff_header import TIFFFILE_COMPRESSIONS
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -74,6 +75,7 @@ class OpenSlideReader:
                 with self._lock:
                     if self._slide is slide:
                         self._slide = None
+                check_resources(self._path, error)
                 reason = f"window {box_yxyx} of level {level} is damaged ({one_line(error)})"
                 raise unreadable(self._path, reason) from error
             rgba = np.asarray(region)
@@ -139,9 +141,9 @@ def _score(content: Content) -> int:
     if content.is_slide:
         return 10
     header = content.tiff
-    if header is None or header.has_geo_keys or not header.suits_tifffile:
+    if header is None or header.has_geo_keys or header.compression not in TIFFFILE_COMPRESSIONS:
         return 0
-    return 2 if header.is_tiled and header.bits == 8 and header.samples == 3 else 0
+    return 2
 
 
 READERS.register("openslide")(

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, JpegImagePlugin
 
 from tnet.scenes.base import Window
-from tnet.scenes.decode import is_16_bit_grey, orientation_of, pillow_limit, read_header
+from tnet.scenes.decode import decode, is_16_bit_grey, orientation_of, pillow_limit, read_header
 from tnet.scenes.guard import guarded, open_file, unreadable
-from tnet.scenes.readers import tiff_header as tiff
 from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions, StoredLevel
 from tnet.scenes.readers.common import INVERSE_ORIENTATION, SrgbTransform, check_window, clip_text, oriented
 from tnet.scenes.readers.content import Content
+from tnet.scenes.readers.tiff_header import read_tiff_header
 
-_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001}  # in TIFF
 _FLAT_PX = 1 << 24  # a flat TIFF of more pixels is better read by rows than as a whole
 
 
@@ -78,9 +77,14 @@ class PillowReader:
             self.is_turned = image.format == "TIFF"  # Pillow turns it upright by itself
             properties = {"format": str(image.format), "mode": image.mode}
             properties |= {"dpi": clip_text(image.info["dpi"])} if "dpi" in image.info else {}
+        spacing = read_tiff_header(path).spacing_m_yx if self.is_turned else None
+        if spacing and self.orientation >= 5:
+            spacing = (spacing[1], spacing[0])
         (width, height), form = self._size_px, self._form
         levels = tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors)
-        self.info = ImageInfo(levels, form.channels, form.dtype, form.color, form.has_alpha, properties=properties)
+        self.info = ImageInfo(
+            levels, form.channels, form.dtype, form.color, form.has_alpha, spacing, properties=properties
+        )
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""
@@ -125,7 +129,7 @@ class PillowReader:
             if factor > 1:
                 image.draft(None, (width // factor, height // factor))
             with pillow_limit(image.width * image.height):
-                image.load()
+                decode(image)
             pixels = self._pixels(image)
             self.bytes_read += os.fstat(image.fp.fileno()).st_size if image.fp else self._path.stat().st_size
             self.tiles_read += 1
@@ -164,26 +168,19 @@ def _form(image: ImageFile.ImageFile) -> _Form:
     return _Form("RGBA" if transparency else "RGB", np.dtype(np.uint8), "rgb", transparency)
 
 
-def decodes_tiff(header: tiff.TiffHeader) -> bool:
-    """Return whether Pillow supports the compression and the samples of a TIFF."""
-    depth = header.bits <= 8 or (header.bits == 16 and header.samples == 1)
-    return header.compression in _COMPRESSIONS and header.samples in (1, 3, 4) and depth
-
-
 def _score(content: Content) -> int:
-    """Best for what nobody else reads, and for small flat TIFFs and those in CMYK or CIELAB; else a stand-in."""
+    """Best for what nobody else reads, and for small flat TIFFs and those in CMYK, CIELAB or YCbCr; else a stand-in."""
     if content.is_folder or content.is_slide:
         return 0
     header = content.tiff
     if header is None:
         return 1 if content.is_jp2 else 0 if content.is_vrt else 8
-    if decodes_tiff(header) and not (header.has_geo_keys or header.is_ome):
-        if header.number(tiff.TAG_PHOTOMETRIC, 1) in (5, 8):
+    if not header.has_geo_keys:
+        if header.photometric in (5, 8) or (header.photometric == 6 and header.compression not in (6, 7)):
             return 8
         if header.pixels <= _FLAT_PX and not (header.is_tiled or header.is_pyramidal):
             return 8
-    is_simple = header.count == 1 and not header.is_pyramidal and header.bits <= 8 and header.samples in (1, 3, 4)
-    return int(is_simple and not header.has_nodata)
+    return int(header.count == 1 and not header.is_pyramidal)
 
 
 READERS.register("pillow")(ReaderEntry(open_pillow, _score, modules=("PIL",), packages=("pillow",)))

@@ -2,18 +2,7 @@
 
 tifffile reads the directories and decodes tiles; which tiles, and that they are within limits, is decided here. The
 first plane of a stack (times, depths, pages of one size) is read, with all its channels. A tile that is left out of the
-file (0 bytes) is ``nodata``, else 0. How stored colours are returned:
-
-==========================================  ================================================================
-stored as                                   returned as
-==========================================  ================================================================
-grey, RGB, JPEG's YCbCr                     unchanged (YCbCr as RGB)
-white is zero                               inverted, if integers
-1, 2 or 4 bits                              stretched to 8 bits
-palette                                     RGB, 8 bits
-premultiplied alpha                         alpha, colours divided by it
-CMYK and samples of unstated meaning        bands
-==========================================  ================================================================
+file (0 bytes) is ``nodata``, else 0. How samples become channels: :mod:`tnet.scenes.readers.tiff_samples`.
 """
 
 from __future__ import annotations
@@ -33,10 +22,11 @@ from numpy.typing import NDArray
 from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, open_file, unreadable
 from tnet.scenes.readers import common
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, Reader, ReaderEntry, ReaderOptions
+from tnet.scenes.readers import tiff_header as tiff
+from tnet.scenes.readers.base import READERS, ImageInfo, Reader, ReaderEntry, ReaderOptions
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import check_ome_xml, ome_spacing_m_yx
-from tnet.scenes.readers.tiff_header import TAG_ORIENTATION, TIFFFILE_COMPRESSIONS, read_tiff_header
+from tnet.scenes.readers.tiff_samples import tiff_samples
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -54,9 +44,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 def open_tifffile(path: Path, options: ReaderOptions) -> Reader:
     """Open a TIFF."""
-    orientation = read_tiff_header(path).number(TAG_ORIENTATION, 1)
     reader = TifffileReader(path, options)
-    return common.oriented(reader, orientation if options.apply_orientation else 1)
+    return common.oriented(reader, reader.header.number(tiff.TAG_ORIENTATION, 1) if options.apply_orientation else 1)
 
 
 class _Plane(NamedTuple):
@@ -80,8 +69,11 @@ class _Level:
         self.channels = self.samples * len(planes)
         assert page.dtype is not None  # checked before
         self.dtype = page.dtype
+        # Pages of one image agree on what their samples mean.
+        self.meaning = (self.channels, self.dtype, page.bitspersample, 2 if page.photometric == 6 else page.photometric)
         # Rows of these can be fetched without the rest of their strip or tile.
-        self.is_raw = page.compression == page.predictor == page.fillorder == 1 and page.bitspersample % 8 == 0
+        is_plain = page.compression == page.predictor == page.fillorder == 1
+        self.is_raw = is_plain and page.bitspersample == 8 * self.dtype.itemsize
         self.segment_samples = 1 if self.is_planar else self.samples  # per pixel of a segment
         self.segments = self.grid_yx[0] * self.grid_yx[1] * (self.samples if self.is_planar else 1)  # in a plane
 
@@ -95,6 +87,7 @@ class TifffileReader:
         import tifffile
 
         self._path, self._options = path, options
+        self.header = tiff.read_tiff_header(path)
         self._lock = threading.Lock()
         self.bytes_read = self.tiles_read = 0
         with open_file(path) as stream:
@@ -118,7 +111,7 @@ class TifffileReader:
                     part[:] = stored.page.nodata
                 else:
                     self._fill(stored, plane, box_yxyx, part)
-            pixels = self._colors.apply(pixels)
+            pixels = self._samples.apply(pixels)
             return self._to_srgb(pixels) if self._to_srgb is not None else pixels
 
     def close(self) -> None:
@@ -130,26 +123,43 @@ class TifffileReader:
         path, options = self._path, self._options
         xml = (file.ome_metadata or "") if file.is_ome else ""
         if xml:
-            check_ome_xml(path, xml)
-        series = file.series
+            check_ome_xml(path, xml, options.series)
+        series = file.series if self.header.at == (0,) else [self._behind_thumbnail(file)]
         common.only_series(path, options, len(series))
         chosen = series[options.series]
         levels = [self._level(each) for each in chosen.levels[: common.MAX_LEVELS]]
         first = levels[0]
-        levels = [each for each in levels if each.channels == first.channels and each.dtype == first.dtype]
+        levels = [each for each in levels if each.meaning == first.meaning]
         levels = [levels[number] for number in common.pyramid_of([(each.height, each.width) for each in levels])]
         self._levels = levels
-        self._colors = colors = _Colors(path, first)
         page = first.page
+        is_described = self.header.at != (0,) or page.index == 0
+        header = self.header if is_described else tiff.TiffHeader(path, [_tags(page)], 1)
+        self._samples = samples = tiff_samples(header, planes=len(first.planes))
         for each in levels:
             each.page.init_decode()
         profile = page.iccprofile if options.apply_icc else None
-        is_8_bit_rgb = colors.color == "rgb" and colors.dtype == np.uint8
+        is_8_bit_rgb = samples.color == "rgb" and samples.form[1] == np.uint8 and not samples.is_cmyk
         self._to_srgb = common.SrgbTransform(profile) if profile and is_8_bit_rgb else None
-        spacing = (ome_spacing_m_yx(xml, options.series) if xml else None) or _page_spacing_m_yx(page)
+        spacing = (ome_spacing_m_yx(xml, options.series) if xml else None) or _aperio_spacing_m_yx(page)
+        spacing = spacing or self.header.spacing_m_yx
         stored = common.ratio_levels([(each.height, each.width) for each in levels], halves=page.software == "tnet")
-        form, properties = (colors.channels, colors.dtype, colors.color, colors.has_alpha), _properties(chosen, page)
-        self.info = ImageInfo(stored, *form, spacing, tile_hw=first.segment_hw, properties=properties)
+        tile_hw, properties = first.segment_hw, _properties(chosen, page)
+        self.info = ImageInfo(stored, *samples.form, spacing, tile_hw=tile_hw, properties=properties)
+
+    def _behind_thumbnail(self, file: TiffFile) -> TiffPageSeries:
+        """Return the image that is not in the first directory, with its reduced versions."""
+        from tifffile import TiffPage, TiffPageSeries
+
+        index, *inner = self.header.at
+        top: Any = file.pages[index]
+        others = [page for first in file.pages[:32] for page in (first, *(first.pages or ()))]
+        reduced = [page for page in others if isinstance(page, TiffPage) and page.subfiletype & 1]
+        reduced.sort(key=lambda page: -page.imagelength * page.imagewidth)
+        pages = [top.pages[inner[0]] if inner else top, *reduced]
+        found = [TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in pages]
+        found[0].levels = found
+        return found[0]
 
     def _level(self, series: TiffPageSeries) -> _Level:
         page = series.keyframe
@@ -188,7 +198,7 @@ class TifffileReader:
             raise unreadable(self._path, f"its size is {shape}, of {page.samplesperpixel} samples")
         if page.is_tiled and (min(page.tilelength, page.tilewidth) < 1 or page.tiledepth != 1):
             raise unreadable(self._path, f"its tiles are {page.tilewidth} x {page.tilelength}")
-        if page.compression not in TIFFFILE_COMPRESSIONS:
+        if page.compression not in tiff.TIFFFILE_COMPRESSIONS:
             name = getattr(page.compression, "name", page.compression)
             reason = f"its compression {name} is not supported by this reader"
             raise unreadable(self._path, reason, "use LZW, Deflate, JPEG or Zstandard, or the reader rasterio")
@@ -273,55 +283,16 @@ class TifffileReader:
             raise unreadable(self._path, reason)
 
 
-class _Colors:
-    """Meaning of the samples of a page, and their conversion to channels."""
-
-    def __init__(self, path: Path, level: _Level) -> None:
-        page = level.page
-        self._photometric = int(page.photometric)
-        self._bits = page.bitspersample
-        self._table: NDArray[np.uint8] | None = None
-        extra = [int(value) for value in page.extrasamples]
-        self.has_alpha = len(extra) == 1 and extra[0] in (1, 2) and len(level.planes) == 1
-        self._is_multiplied = self.has_alpha and extra[0] == 1
-        self.channels = level.channels
-        self.dtype = np.dtype(np.uint8) if self._bits < 8 else level.dtype.newbyteorder("=")
-        main = level.channels - self.has_alpha
-        is_decoded = page.compression in _CODED_IMAGES and page.planarconfig == 1
-        if self._photometric == 2 or (self._photometric == 6 and is_decoded and page.compression != 33003):
-            self.color: Color = "rgb" if main == 3 else "bands"
-        elif self._photometric in (0, 1, 5, 32803, 34892):
-            self.color = "grey" if main == 1 else "bands"
-        elif self._photometric == 3 and level.channels == 1 and page.colormap is not None:
-            self._table = np.ascontiguousarray((page.colormap >> 8).astype(np.uint8).T)
-            self.color, self.channels, self.dtype = "rgb", 3, np.dtype(np.uint8)
-        else:
-            name = getattr(page.photometric, "name", page.photometric)
-            raise unreadable(path, f"its photometric {name} is not supported", "save it as RGB or grey")
-
-    def apply(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Convert stored samples to channels."""
-        if self._table is not None:
-            return self._table[np.minimum(pixels[..., 0], len(self._table) - 1)]
-        if self._bits < 8:
-            pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**self._bits - 1))
-        if self._photometric == 0 and pixels.dtype.kind in "ui":
-            top = 2**self._bits - 1 if self._bits >= 8 and pixels.dtype.kind == "u" else common.opaque(pixels.dtype)
-            main = pixels[..., : pixels.shape[2] - self.has_alpha]
-            np.subtract(top, main, out=main)
-        return common.unpremultiplied(pixels) if self._is_multiplied else pixels
+def _tags(page: TiffPage) -> dict[int, tuple[int, ...] | bytes]:
+    """Return the tags of a page as a header takes them."""
+    texts = {tag.code: tag.value.encode("utf-8", "replace") for tag in page.tags if isinstance(tag.value, str)}
+    return {tag.code: texts.get(tag.code) or tuple(np.ravel(tag.value).tolist()) for tag in page.tags}
 
 
-def _page_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
-    """Return what Aperio writes, else pixels per centimetre (those per inch are mostly meant for printing)."""
+def _aperio_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
     found = re.search(r"\|MPP = (0?\.\d+|\d+\.?\d*)", page.description) if page.is_svs else None
-    if found and 0 < float(found[1]) < 1e4:
-        return 1e-6 * float(found[1]), 1e-6 * float(found[1])
-    if int(page.resolutionunit) != 3:
-        return None
-    per_cm_x, per_cm_y = page.resolution
-    usable = 1e-9 < per_cm_x < 1e9 and 1e-9 < per_cm_y < 1e9
-    return (0.01 / per_cm_y, 0.01 / per_cm_x) if usable else None
+    usable = found is not None and 0 < float(found[1]) < 1e4
+    return (1e-6 * float(found[1]), 1e-6 * float(found[1])) if found and usable else None
 
 
 def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
@@ -337,13 +308,9 @@ def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
 
 
 def _score(content: Content) -> int:
-    """Good for most TIFFs; a stand-in for slides and georeferenced TIFFs without missing pixels."""
+    """Good for most TIFFs; a stand-in for slides and georeferenced TIFFs."""
     header = content.tiff
-    if header is None:
-        return 0
-    if content.is_slide or header.has_geo_keys:
-        return 4 if header.compression in TIFFFILE_COMPRESSIONS and not header.has_nodata else 0
-    return 5 if header.suits_tifffile else 0
+    return 0 if header is None else 4 if content.is_slide or header.has_geo_keys else 5
 
 
 _LIBRARIES = ("tifffile", "imagecodecs")

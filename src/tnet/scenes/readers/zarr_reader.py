@@ -4,13 +4,17 @@
 writes. The first time and depth are read, with all channels; three of 8 bits are RGB, unless the display settings
 (``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of all levels
 coincide, whatever translations say. A chunk without a file is the fill value, as Zarr defines it; a missing array
-description is an error. Only files inside the folder are read, with the codecs that Zarr itself defines.
+description is an error, and so is a level with files of which none is a chunk (another separator, for one). Only files
+inside the folder are read, with the codecs that Zarr itself defines.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ from numpy.typing import NDArray
 
 from tnet.scenes.base import Window
 from tnet.scenes.guard import guarded, unreadable
-from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel
+from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel, stamp_of
 from tnet.scenes.readers.common import MAX_CHANNELS, MAX_LEVELS, check_block, check_window, clip_text, only_series
 from tnet.scenes.readers.content import Content
 from tnet.scenes.readers.ome import METRES
@@ -33,6 +37,8 @@ _MAX_JSON_BYTES = 16 * 2**20
 _MAX_CHUNKS_PER_SHARD = 2**20
 _CODECS_V2 = {None, "blosc", "zstd", "zlib", "gzip", "bz2", "lzma", "lz4"}
 _CODECS_V3 = {"bytes", "endian", "transpose", "blosc", "zstd", "gzip", "crc32c", "sharding_indexed"}
+_NUMBERS = re.compile(r"[0-9]+")
+_MAX_STRANGE = 1000  # files before the first that is a chunk
 _AXES_BEFORE_0_4 = "tczyx"
 
 
@@ -46,6 +52,7 @@ class ZarrReader:
 
         self._path, self._options = path, options
         self._meter = Meter()
+        self._read_files: dict[Path, tuple[int, int, int]] = {}
         with guarded(path):
             self._describe()
 
@@ -112,11 +119,15 @@ class ZarrReader:
         texts["name"] = clip_text(image.get("name", ""))
         levels, color = self._levels(scales), _color(attributes, channels, dtype)
         spacing, tile_hw = _spacing_m_yx(image, self._axes, scales[0]), (chunk["y"], chunk["x"])
-        self.info = ImageInfo(levels, channels, dtype, color, False, spacing, tile_hw=tile_hw, properties=texts)
+        described_by = tuple(self._read_files.items())
+        self.info = ImageInfo(
+            levels, channels, dtype, color, False, spacing, None, tile_hw, texts, described_by=described_by
+        )
 
     def _json(self, file: Path) -> dict[str, Any]:
         if not file.is_file():
             return {}
+        self._read_files.setdefault(file, stamp_of(file))
         if file.stat().st_size > _MAX_JSON_BYTES:
             raise unreadable(self._path, f"{file.name} has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_bytes())
@@ -162,7 +173,27 @@ class ZarrReader:
             raise unreadable(self._path, f"its shards are {array.shards}, of chunks {array.chunks}")
         pixel_bytes = math.prod(array.chunks[:-2]) * array.dtype.itemsize
         check_block(self._path, (1, math.prod(array.chunks[-2:])), pixel_bytes, self._options)
+        self._check_chunks(folder, array, mark.name)
         return array, mark
+
+    def _check_chunks(self, folder: Path, array: Array[Any], mark: str) -> None:
+        """Raise ``ImageError`` if there are files where an array's chunks should be, but none is one of them."""
+        grid = [-(-side // part) for side, part in zip(array.shape, array.shards or array.chunks, strict=True)]
+        strange: list[str] = []
+        for file in _files_in(folder, len(grid)):
+            name = file.relative_to(folder).as_posix()
+            place = tuple(map(int, _NUMBERS.findall(name)))
+            is_inside = len(place) == len(grid) and all(index < count for index, count in zip(place, grid, strict=True))
+            if is_inside and array.metadata.encode_chunk_key(place) == name:
+                return
+            strange.append(name)
+            if len(strange) == _MAX_STRANGE:
+                break
+        if strange:
+            first = array.metadata.encode_chunk_key((0,) * len(grid))
+            found = f"files such as {clip_text(strange[0])}"
+            reason = f"its level {folder.name!r} has {found}, but no chunk was found, such as {first}"
+            raise unreadable(self._path, reason, f"correct the chunk separator or shape in {mark}, or save it again")
 
     def _check_codecs(self, described: dict[str, Any]) -> None:
         """Allow only codecs of Zarr itself: others, pickles among them, could do anything."""
@@ -203,6 +234,18 @@ def _cuts(start: int, stop: int, size: int) -> list[slice]:
     """Split a range into parts that each lie in one chunk."""
     firsts = [start, *range((start // size + 1) * size, stop, size)]
     return [slice(first, last) for first, last in zip(firsts, [*firsts[1:], stop], strict=True)]
+
+
+def _files_in(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the files of an array and of folders in it one by one, except hidden ones and descriptions."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "zarr.json":
+                continue
+            if depth and entry.is_dir():
+                yield from _files_in(Path(entry.path), depth - 1)
+            else:
+                yield Path(entry.path)
 
 
 def _codec_names(codecs: Any) -> Any:

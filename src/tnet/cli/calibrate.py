@@ -1,0 +1,73 @@
+"""``tnet calibrate``: when an image has been looked at enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tnet.cli import common
+from tnet.cli.evaluate import DATA_HELP, RECIPE_HELP, Split, open_labelled
+from tnet.errors import ConfigError
+
+_LOOKS_HELP = "Largest number of looks per image. [default: twice the model's own]"
+_LEVELS_HELP = "Levels to search, including the whole image; more than in training are allowed. [default: the model's]"
+
+
+def calibrate(
+    run: common.ModelArgument,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP)] = None,
+    looks: Annotated[int | None, typer.Option(min=1, max=100_000, help=_LOOKS_HELP)] = None,
+    levels: Annotated[int | None, typer.Option(min=2, max=32, help=_LEVELS_HELP)] = None,
+    measure: Annotated[
+        Literal["confidence", "margin"], typer.Option(help="What must be large for an image to be done.")
+    ] = "confidence",
+    score: Annotated[
+        Literal["path", "density"], typer.Option(help="Order of best-first search: path probability, or per area.")
+    ] = "path",
+    recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
+    split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
+    batch_size: common.BatchSizeOption = 16,
+    workers: common.WorkersOption = 0,
+    device: common.DeviceOption = "auto",
+    progress: common.ProgressOption = True,
+) -> None:
+    """Fit when to stop looking, so that easy images take few looks.
+
+    Searches labelled images best-first, prints accuracy against mean cost of stopping and of fixed numbers of looks,
+    and saves the thresholds in the model's folder. After it, `tnet predict --budget 2.5` takes 2.5 looks per image on
+    average, and `--at-least 0.95` as many as an accuracy of 95 % took. Use images that the model was not trained on.
+    """
+    from tnet.evaluation.frontier import fit_calibration, frontier, measure_curves
+    from tnet.evaluation.plots import plot_frontier
+    from tnet.evaluation.report import frontier_table, write_csv
+    from tnet.files import make_folder, write_text
+    from tnet.geometry import total_looks
+    from tnet.models.calibration import CALIBRATION_NAME
+    from tnet.models.io import load_model, model_folder
+    from tnet.models.tnet import TNet
+    from tnet.traversal import BestFirst
+
+    place = common.pick_device(device)
+    model = load_model(run)
+    if not isinstance(model, TNet) or model.locator is None:
+        raise ConfigError(f"{run} is a {model.config.title} without a search; calibrate a TNet of 2 or more levels")
+    images, source = open_labelled(model.config, run, data, recipe, split)
+    search = BestFirst(looks or 2 * total_looks(model.config.looks), levels or model.config.levels, score=score)
+    typer.echo(f"{model.config.line()}\n{source}: {len(images)} images, up to {search.looks} looks\n")
+    curves = measure_curves(
+        model, images, search, batch_size=batch_size, workers=workers, device=place, progress=progress
+    )
+    calibration = fit_calibration(curves, model, search, measure)
+    budgets = range(1, search.looks)
+    rows = frontier(curves, measure, [calibration.for_looks(budget) for budget in budgets])
+    folder = make_folder(run / "calibration")
+    table = frontier_table(rows)
+    typer.echo(table)
+    write_text(folder / "calibration.md", f"# Accuracy against mean cost: {run.resolve().name}\n\n{source}\n\n{table}")
+    write_csv([vars(row) for row in rows], folder / "calibration.csv")
+    plot_frontier(rows, folder / "calibration.png")
+    write_text(model_folder(run) / CALIBRATION_NAME, calibration.text())
+    typer.echo(f"written: {folder / 'calibration.md'}, calibration.csv, calibration.png")
+    typer.echo(f"written: {model_folder(run) / CALIBRATION_NAME}")

@@ -1,0 +1,105 @@
+"""Stopping rules: which images of a traversal need no further look.
+
+A rule reads the trail: the class logits so far (``trail.logits``), the number of looks, the time.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from typing_extensions import override
+
+from tnet.errors import ConfigError
+from tnet.registry import Registry
+from tnet.traversal.trail import Trail
+
+
+class StoppingRule(ABC):
+    """Decision that an image is done.
+
+    Example:
+        >>> class Enough(StoppingRule):
+        ...     "Stop after three looks."
+        ...
+        ...     def __call__(self, trail):
+        ...         return trail.looks >= 3
+    """
+
+    @abstractmethod
+    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
+        """Return which images are done, on the CPU."""
+
+
+def confidence(logits: Float[Tensor, "*rows classes"], multilabel: bool = False) -> Float[Tensor, "*rows"]:
+    """Return the largest probability; with several labels per image, that of the least certain label's verdict."""
+    logits = logits.detach().float()
+    if multilabel:
+        return logits.abs().sigmoid().min(dim=-1).values
+    return logits.softmax(dim=-1).max(dim=-1).values
+
+
+def margin(logits: Float[Tensor, "*rows classes"], multilabel: bool = False) -> Float[Tensor, "*rows"]:
+    """Return the largest probability minus the second; with several labels per image, of each label's two verdicts."""
+    logits = logits.detach().float()
+    if multilabel or logits.shape[-1] < 2:
+        return 2 * confidence(logits, multilabel) - 1
+    top = logits.softmax(dim=-1).topk(2, dim=-1).values
+    return top[..., 0] - top[..., 1]
+
+
+Certainty = Callable[[Tensor, bool], Tensor]
+
+CERTAINTIES: Registry[Certainty] = Registry("measure of certainty")
+"""Measures of how certain an answer is, 0 to 1, by name."""
+CERTAINTIES.register("confidence")(confidence)
+CERTAINTIES.register("margin")(margin)
+
+
+@dataclass(frozen=True)
+class Certain(StoppingRule):
+    """Stop as soon as the answer so far is certain.
+
+    Attributes:
+        threshold: certainty at which an image is done, in [0, 1].
+        measure: name in :data:`CERTAINTIES`.
+        multilabel: whether labels are independent.
+    """
+
+    threshold: float
+    measure: str = "confidence"
+    multilabel: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"the stopping threshold is {self.threshold}; give a number from 0 to 1")
+        CERTAINTIES[self.measure]  # raises if unknown
+
+    @override
+    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
+        return (CERTAINTIES[self.measure](trail.logits, self.multilabel) >= self.threshold).cpu()
+
+
+@dataclass(frozen=True)
+class TimeLimit(StoppingRule):
+    """Stop when another step, as slow as the slowest so far, would end after ``max_ms`` milliseconds.
+
+    The whole image is always seen, however long that takes.
+    """
+
+    max_ms: float
+
+    def __post_init__(self) -> None:
+        if not self.max_ms > 0:
+            raise ConfigError(f"the time limit is {self.max_ms} ms; give more than 0")
+
+    @override
+    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
+        spent_ms = 1000 * (time.perf_counter() - trail.started_s)
+        done = spent_ms + trail.slowest_step_ms > self.max_ms
+        return torch.full((trail.images,), done)

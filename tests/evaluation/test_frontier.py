@@ -1,0 +1,90 @@
+"""Fixed looks and stopping: measured curves against single calls, calibration on unseen images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers import make_unsure, three_levels
+
+from tnet.data.digits import DigitsConfig, MegapixelDigits
+from tnet.errors import ConfigError
+from tnet.evaluation.cost import multiply_adds
+from tnet.evaluation.frontier import Curves, fit_calibration, frontier, looks_at, measure_curves, step_costs
+from tnet.models import TNet
+from tnet.traversal import BestFirst, Certain
+
+DIGITS = DigitsConfig(
+    task="max", canvas_px=96, target_copies=1, other_digits=0, noise_patterns=2, images_train=4, images_val=12
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> TNet:
+    torch.manual_seed(1)
+    return make_unsure(TNet(three_levels(num_classes=10)).eval(), torch.rand(1, 1, 96, 96))
+
+
+@pytest.fixture(scope="module")
+def digits() -> MegapixelDigits:
+    return MegapixelDigits(DIGITS, "val")
+
+
+@pytest.fixture(scope="module")
+def curves(model: TNet, digits: MegapixelDigits) -> Curves:
+    return measure_curves(model, digits, BestFirst(5, 3), batch_size=5, progress=False)
+
+
+def test_curves_are_those_of_single_calls(model: TNet, digits: MegapixelDigits, curves: Curves) -> None:
+    for n in (0, 2, 5):
+        for i in range(0, 12, 3):
+            sample = digits[i]
+            logits = model(sample.image[None], search=BestFirst(n, 3)).logits[0].detach().softmax(0)
+            assert bool(curves.right[i, n]) == (int(logits.argmax()) == sample.target)
+            assert float(curves.certainty["confidence"][i, n]) == pytest.approx(float(logits.max()), abs=1e-4)
+            assert int(curves.looks[i, n]) == n
+
+
+def test_an_image_without_more_cells_keeps_its_answer(model: TNet, digits: MegapixelDigits) -> None:
+    curves = measure_curves(model, digits, BestFirst(12, 2), batch_size=5, progress=False)
+    assert curves.looks[:, 9:].unique().tolist() == [9]
+    assert torch.equal(curves.certainty["margin"][:, 9], curves.certainty["margin"][:, 12])
+    assert torch.equal(curves.macs[:, 9], curves.macs[:, 12])
+
+
+def test_costs_are_those_of_the_published_traversal(model: TNet) -> None:
+    """Whose looks are scored at all levels but the last, too."""
+    costs = step_costs(model)
+    for looks, scored in (((2,), 1), ((2, 1), 3), ((2, 2), 3)):
+        seen = 1 + looks[0] + (looks[0] * looks[1] if len(looks) > 1 else 0)
+        total = costs.image + seen * costs.region + scored * costs.scored
+        # Not to the last one: the coordinates of cells are encoded once per step, whatever its number of regions.
+        assert total == pytest.approx(multiply_adds(model, looks), rel=1e-4)
+
+
+def test_rows(curves: Curves) -> None:
+    rows = frontier(curves, "confidence", [0.0, 2.0])
+    assert [row.kind for row in rows] == ["fixed"] * 6 + ["stopping"] * 2
+    assert [row.mean_looks for row in rows] == [0, 1, 2, 3, 4, 5, 0, 5]
+    assert rows[0].accuracy == rows[6].accuracy and rows[5].mean_macs == rows[7].mean_macs
+    assert [row.accuracy for row in rows[:6]] == pytest.approx(curves.right.float().mean(0).tolist())
+
+
+def test_looks_at() -> None:
+    certainty = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.2, 0.3], [0.8, 0.0, 0.0]])
+    assert looks_at(certainty, 0.8).tolist() == [1, 2, 0]
+
+
+def test_calibrated_stopping_does_what_was_measured(model: TNet, digits: MegapixelDigits, curves: Curves) -> None:
+    calibration = fit_calibration(curves, model, BestFirst(5, 3), "confidence")
+    assert calibration.mean_looks == tuple(sorted(calibration.mean_looks))
+    assert (calibration.mean_looks[0], calibration.mean_looks[-1]) == (0.0, 5.0)
+    images = torch.stack([digits[i].image for i in range(12)])
+    place = len(calibration.thresholds) // 2
+    search = BestFirst(5, 3, stop=(Certain(calibration.thresholds[place]),))
+    regions = model(images, search=search).regions
+    assert (len(regions) - 12) / 12 == pytest.approx(calibration.mean_looks[place], abs=0.1)
+
+
+def test_a_search_that_stops_cannot_be_measured(model: TNet, digits: MegapixelDigits) -> None:
+    with pytest.raises(ConfigError, match="stops"):
+        measure_curves(model, digits, BestFirst(5, 3, stop=(Certain(0.5),)), progress=False)

@@ -1,0 +1,83 @@
+"""Thresholds by budget and accuracy, and the file in a model's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers import three_levels
+
+from tnet.errors import CheckpointError, ConfigError
+from tnet.models import TNet
+from tnet.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
+from tnet.models.io import load_model, save_model
+from tnet.traversal import Certain, TimeLimit
+
+CALIBRATION = Calibration(
+    "margin", 4, 3, "density", (0.0, 0.5, 0.75, 1.0), (0.0, 1.0, 3.0, 4.0), (0.5, 0.8, 0.9, 0.88), 50, tuple("abcde")
+)
+
+
+@pytest.mark.parametrize(
+    ("looks", "threshold"), [(1, 0.5), (2, 0.625), (3, 0.75), (3.5, 0.875), (4, 1.0), (99, 1.0), (0.5, 0.25)]
+)
+def test_budgets_are_interpolated(looks: float, threshold: float) -> None:
+    assert CALIBRATION.for_looks(looks) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("looks", [0, -1, float("nan")])
+def test_budgets_are_positive(looks: float) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        CALIBRATION.for_looks(looks)
+
+
+@pytest.mark.parametrize(("accuracy", "threshold"), [(0.3, 0.0), (0.8, 0.5), (0.85, 0.75)])
+def test_accuracy(accuracy: float, threshold: float) -> None:
+    assert CALIBRATION.for_accuracy(accuracy) == threshold
+
+
+def test_what_was_never_reached() -> None:
+    with pytest.raises(ConfigError) as error:
+        CALIBRATION.for_accuracy(0.95)
+    assert "0.95" in str(error.value) and "at most 0.9," in str(error.value) and "50" in str(error.value)
+
+
+def test_search() -> None:
+    search = CALIBRATION.search(2, 0.9, 30.0)
+    assert (search.looks, search.levels, search.score) == (4, 3, "density")
+    assert search.stop == (Certain(0.625, "margin"), Certain(0.75, "margin"), TimeLimit(30.0))
+
+
+def test_a_model_keeps_its_calibration(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TNet(three_levels(class_names=tuple("abcde")))
+    save_model(model, tmp_path / "plain")
+    assert load_model(tmp_path / "plain").calibration is None  # type: ignore[union-attr]
+    model.calibration = CALIBRATION
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert isinstance(loaded, TNet) and loaded.calibration == CALIBRATION
+
+
+def test_other_classes(tmp_path: Path) -> None:
+    (tmp_path / CALIBRATION_NAME).write_text(CALIBRATION.text())
+    assert read_calibration(tmp_path, tuple("abcde")) == CALIBRATION
+    with pytest.raises(CheckpointError, match="other classes"):
+        read_calibration(tmp_path, tuple("abcdx"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", "[" * 5000, '{"measure": 3}', '{"more": 3}', " " * 2**21]
+    + [
+        json.dumps(json.loads(replace(CALIBRATION).text()) | changes)
+        for changes in ({"thresholds": [0.0]}, {"thresholds": [1.0, 0.5, 0.75, 0.0]}, {"looks": "x"})
+    ],
+)
+def test_damaged_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / CALIBRATION_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=CALIBRATION_NAME):
+        read_calibration(tmp_path, tuple("abcde"))

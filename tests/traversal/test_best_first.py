@@ -1,0 +1,199 @@
+"""Best-first search and stopping rules, against a search written with plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.helpers import dividing_threshold, looks_until, make_unsure, three_levels, tiny_config
+
+from tnet.errors import ConfigError
+from tnet.geometry import box_overlap
+from tnet.models import TNet
+from tnet.models.tnet import TNetOutput
+from tnet.traversal import BestFirst, Certain, StoppingRule, TimeLimit, Trail
+from tnet.traversal.stopping import confidence, margin
+
+
+@pytest.fixture(scope="module")
+def model() -> TNet:
+    torch.manual_seed(1)
+    return make_unsure(TNet(three_levels()).eval(), torch.rand(1, 1, 96, 96))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.rand(3, 1, 120, 96) * torch.tensor([0.2, 0.6, 1.0]).reshape(3, 1, 1, 1)
+
+
+def paths(output: TNetOutput, image: int) -> list[tuple[int, ...]]:
+    """Cells from the whole image to each region of an image, in the order seen."""
+    regions = output.regions
+    found: dict[int, tuple[int, ...]] = {}
+    for row in (regions.image == image).nonzero().flatten().tolist():
+        parent = int(regions.parent[row])
+        found[row] = (*found[parent], int(regions.cell[row])) if parent >= 0 else ()
+    return list(found.values())
+
+
+def by_loops(output: TNetOutput, image: int, looks: int, levels: int, density: bool) -> list[tuple[int, ...]]:
+    """Order of best-first search given the scores of every region it divides, with plain dictionaries."""
+    regions, probs = output.regions, output.location_probs
+    scores = {}
+    for path, row in zip(paths(output, image), (regions.image == image).nonzero().flatten().tolist(), strict=True):
+        if row in output.divided.tolist():
+            scores[path] = probs[output.divided.tolist().index(row)].tolist()
+    frontier: dict[tuple[int, ...], float] = {}
+    order: list[tuple[int, ...]] = [()]
+    value: dict[tuple[int, ...], float] = {(): 0.0}
+    for _ in range(looks + 1):
+        last = order[-1]
+        if len(last) < levels - 1:
+            for cell, prob in enumerate(scores[last]):
+                chance = math.log(len(scores[last])) if density else 0.0
+                frontier[(*last, cell)] = value[last] + math.log(prob) + chance
+        if len(order) == looks + 1:
+            return order
+        best = max(frontier, key=lambda path: frontier[path])
+        value[best] = frontier.pop(best)
+        order.append(best)
+    return order
+
+
+@pytest.mark.parametrize("density", [False, True])
+@pytest.mark.parametrize("levels", [2, 3, 4])  # more levels than in training, too
+def test_order_is_that_of_plain_loops(model: TNet, images: torch.Tensor, density: bool, levels: int) -> None:
+    search = BestFirst(looks=7, levels=levels, score="density" if density else "path")
+    output = model(images, search=search)
+    for image in range(3):
+        assert paths(output, image) == by_loops(output, image, 7, levels, density)
+    assert int(output.regions.level.max()) <= levels - 1
+
+
+def test_two_levels_and_one_step_are_the_published_traversal(images: torch.Tensor) -> None:
+    torch.manual_seed(1)
+    model = TNet(tiny_config()).eval()
+    expected = model(images, looks=4)
+    for at_once in (1, 4):
+        actual = model(images, search=BestFirst(looks=4, levels=2, at_once=at_once))
+        torch.testing.assert_close(actual.logits, expected.logits)
+
+
+def test_every_cell_of_every_level_is_seen_once_at_most(model: TNet, images: torch.Tensor) -> None:
+    output = model(images[:1], search=BestFirst(looks=1000, levels=3, at_once=50))
+    assert len(output.regions) == 1 + 9 + 81
+    assert len(set(paths(output, 0))) == 91
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_covered_cells_are_left_out_while_others_are_open(model: TNet, images: torch.Tensor, at_once: int) -> None:
+    output = model(images, search=BestFirst(looks=4, levels=2, at_once=at_once, max_overlap=0.1))
+    for image in range(3):
+        boxes = output.regions.take((output.regions.image == image) & (output.regions.level == 1)).box_l0_yxyx
+        covered = [float(box_overlap(boxes[i], boxes[j])) for i in range(4) for j in range(i)]
+        assert max(covered) <= 0.1
+    everything = model(images[:1], search=BestFirst(looks=9, levels=2, max_overlap=0.1))
+    assert len(everything.regions) == 10
+
+
+def test_overlap_counts_only_at_the_same_level(model: TNet, images: torch.Tensor) -> None:
+    output = model(images, search=BestFirst(looks=30, levels=3, max_overlap=0.1, score="density"))
+    assert output.regions.depth == 2
+
+
+def test_exploration_follows_its_generator(model: TNet, images: torch.Tensor) -> None:
+    def run(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        search = BestFirst(looks=6, levels=2, explore=1.0, generator=generator)
+        return list(model(images[:1], search=search).regions.cell.tolist())
+
+    assert run(0) == run(0)
+    assert len({tuple(run(seed)) for seed in range(4)}) > 1
+    assert len(set(run(0)[1:])) == 6
+
+
+def test_no_looks(model: TNet, images: torch.Tensor) -> None:
+    output = model(images, search=BestFirst(looks=0, levels=3))
+    torch.testing.assert_close(output.logits, model(images, looks=0).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"looks": -1}, "search.looks is -1"),
+        ({"levels": 0}, "search.levels is 0"),
+        ({"at_once": 0}, "search.at_once is 0"),
+        ({"max_overlap": 1.5}, "search.max_overlap is 1.5"),
+        ({"explore": -0.1}, "search.explore is -0.1"),
+    ],
+)
+def test_impossible_settings(changes: dict[str, float], key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        BestFirst(**({"looks": 3, "levels": 2} | changes))  # type: ignore[arg-type]
+    assert key in str(error.value)
+
+
+# --- stopping
+
+
+def test_certainty() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    p = [math.exp(2) / (math.exp(2) + math.e + 1), math.e / (math.exp(2) + math.e + 1)]
+    torch.testing.assert_close(confidence(logits), torch.tensor([p[0], 1 / 3]))
+    torch.testing.assert_close(margin(logits), torch.tensor([p[0] - p[1], 0.0]))
+    labels = torch.tensor([[3.0, -1.0]])
+    sure = 1 / (1 + math.exp(-1))
+    torch.testing.assert_close(confidence(labels, True), torch.tensor([sure]))
+    torch.testing.assert_close(margin(labels, True), torch.tensor([2 * sure - 1]))
+
+
+@pytest.mark.parametrize("measure", ["confidence", "margin"])
+def test_images_stop_when_they_are_certain(model: TNet, images: torch.Tensor, measure: str) -> None:
+    """Each image stops at the first of its answers that is certain enough, as without the rule."""
+    certainty = {"confidence": confidence, "margin": margin}[measure]
+    answers = [model(images, search=BestFirst(looks=n, levels=3)).logits for n in range(7)]
+    sure = torch.stack([certainty(logits) for logits in answers], dim=1)
+    threshold = dividing_threshold(sure)
+    expected = looks_until(sure, threshold)
+    assert len(set(expected)) > 1
+    stopped = model(images, search=BestFirst(looks=6, levels=3, stop=(Certain(threshold, measure),)))
+    looks = torch.bincount(stopped.regions.image[stopped.regions.level > 0], minlength=3)
+    assert looks.tolist() == expected
+    for i, n in enumerate(expected):
+        torch.testing.assert_close(stopped.logits[i], answers[n][i])
+
+
+def test_a_rule_from_outside(model: TNet, images: torch.Tensor) -> None:
+    class Odd(StoppingRule):
+        def __call__(self, trail: Trail) -> torch.Tensor:
+            return torch.arange(trail.images) % 2 == 1
+
+    output = model(images, search=BestFirst(looks=3, levels=3, stop=(Odd(),)))
+    assert torch.bincount(output.regions.image).tolist() == [4, 1, 4]
+
+
+def test_time_limit() -> None:
+    trail = Trail([(10, 10)], tiny_config().grid)
+    trail.slowest_step_ms = 50.0
+    assert TimeLimit(20.0)(trail).tolist() == [True]
+    assert TimeLimit(10_000.0)(trail).tolist() == [False]
+    with pytest.raises(ConfigError, match="0 ms"):
+        TimeLimit(0)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
+def test_impossible_thresholds(threshold: float) -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        Certain(threshold)
+
+
+def test_unknown_measure() -> None:
+    with pytest.raises(ConfigError, match="confidence"):
+        Certain(0.5, "confidense")
+
+
+def test_box_overlap() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [5, 5, 15, 15], [20, 20, 30, 30]])
+    assert box_overlap(boxes, torch.tensor([0, 0, 10, 20])).tolist() == [1.0, 0.5, 0.0]
