@@ -576,6 +576,7 @@ def test_a_run_over_several_labels(tmp_path: Path) -> None:
     assert result.model.config.multilabel and math.isfinite(result.metrics[0]["train/loss"])
 
 
+@pytest.mark.filterwarnings("ignore::tnet.errors.RepeatedImagesWarning")
 def test_a_run_over_images_of_different_sizes(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in ("up", "down"):
@@ -602,6 +603,7 @@ def small_pictures(folder: Path) -> DataConfig:
     return DataConfig(kind="folder", root=str(folder))
 
 
+@pytest.mark.filterwarnings("ignore::tnet.errors.RepeatedImagesWarning")
 @pytest.mark.slow
 def test_small_images_are_enlarged_for_a_model_that_does_not_look_closer(tmp_path: Path) -> None:
     whole = {"levels": 1, "looks": ()}

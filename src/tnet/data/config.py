@@ -28,7 +28,8 @@ class DataConfig:
         train: subfolder or table of the training images, in ``root``; for a published dataset, the split.
         val: subfolder or table of the validation images, in ``root``; for a published dataset, the split (``cub`` and
             ``nabirds`` have ``test``); ``null`` splits ``val_fraction`` off the training images.
-        val_fraction: used if ``val`` is ``null``.
+        val_fraction: share of the training images that ``val: null`` splits off, by a hash of each path, so that images
+            stay on their side when others are added.
         path_column: column of a table.
         label_column: column of a table.
         label_separator: separates several labels of an image in a table, which makes the task multi-label.

@@ -90,16 +90,17 @@ class TimeLimit(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and set the share before a resume."""
         self.started = time.monotonic()
-        self._set_share(pl_module)
+        self._set_share(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Set the share, and stop when time is up."""
-        if self._set_share(pl_module) >= 1:
+        if self._set_share(trainer, pl_module) >= 1:
             trainer.should_stop = True
 
-    def _set_share(self, module: pl.LightningModule) -> float:
+    def _set_share(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
         assert isinstance(module, TNetModule)
-        module.elapsed_share = min(1.0, self.elapsed() / self.seconds)
+        # One clock for all processes, which must stop at the same step.
+        module.elapsed_share = trainer.strategy.broadcast(min(1.0, self.elapsed() / self.seconds))
         return module.elapsed_share
 
     def state_dict(self) -> dict[str, Any]:

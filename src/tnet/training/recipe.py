@@ -86,6 +86,7 @@ class TrainConfig:
         batch_size: images per step and device.
         images_per_epoch: length of an epoch; ``null`` for all training images.
         max_minutes: time limit, validation included; the schedule follows it if it ends the run. ``null`` for none.
+            To compare models give ``epochs``: time also depends on what else the machine does.
         workers: processes that load images; 0 loads them in the main process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
