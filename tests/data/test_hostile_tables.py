@@ -86,9 +86,8 @@ def test_labels_that_make_a_huge_table(tmp_path: Path) -> None:
 
 
 def test_parquet_dictionaries_nulls_and_numbers_are_text(tmp_path: Path) -> None:
-    table = pa.table({
-        "path": pa.array(["a", "b", None, "a"]).dictionary_encode(), "n": [3, None, 0, -1], "text": ["013", "NA", "", None]
-    })  # fmt: skip
+    paths, texts = pa.array(["a", "b", None, "a"]).dictionary_encode(), ["013", "NA", "", None]
+    table = pa.table({"path": paths, "n": [3, None, 0, -1], "text": texts})
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet", row_group_size=2)
     expected = {"path": ["a", "b", "", "a"], "n": ["3", "", "0", "-1"], "text": ["013", "NA", "", ""]}
     assert read_columns(tmp_path / "m.parquet", ["path", "n", "text"]) == expected

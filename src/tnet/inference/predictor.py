@@ -31,7 +31,7 @@ from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy
 
 AnyPath = str | os.PathLike[str]
-AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
+AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"] | Any
 """An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point.
 
 Pillow images and ``uint8`` arrays are converted; see :func:`tnet.scenes.memory.as_image`."""
