@@ -109,7 +109,7 @@ def predict(
         model.train(was_training)
 
 
-def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[Path | Scene | Tensor]:
+def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[AnyImage]:
     """Return single images: files of folders and manifests, images of a batch."""
     single: list[Any] = []
     for item in one_or_more(images):
