@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +112,52 @@ def test_threads_can_share_a_model() -> None:
                 for actual, expected in zip(future.result(), alone, strict=True):
                     torch.testing.assert_close(actual, expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tap", ["auto", "layer2"])
+def test_eight_threads_answer_as_one_while_a_copy_trains(tap: str) -> None:
+    """Neither the statistics in use nor the tapped map may be kept in the module."""
+    backbone = replace(TINY_RESNET, tap=tap)
+    model = TNet(tiny_config(batch_norm="per_level", backbone=backbone)).eval()
+    for norm in model.population_norms.norms:  # type: ignore[union-attr]
+        norm.region_mean.uniform_(-1, 1), norm.region_var.uniform_(0.5, 2)  # type: ignore[operator]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.rand(8, 1, 1, 96, 96)
+    with torch.inference_mode():
+        alone = [model(image).logits for image in images]
+    trained, stop = copy.deepcopy(model).train(), threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            trained(torch.rand(4, 1, 96, 96)).logits.sum().backward()
+
+    def answers(number: int) -> list[Tensor]:
+        with torch.inference_mode():
+            return [model(images[number]).logits for _ in range(5)]
+
+    with ThreadPoolExecutor(9) as pool:
+        training = pool.submit(train)
+        answered = [pool.submit(answers, number) for number in range(8)]
+        try:
+            for expected, future in zip(alone, answered, strict=True):
+                assert all(torch.allclose(actual, expected, atol=1e-5) for actual in future.result())
+        finally:
+            stop.set()
+        training.result()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_each_population_can_be_exported() -> None:
+    model = TNet(tiny_config(batch_norm="per_level")).eval()
+    norms, glimpses = model.population_norms, torch.rand(2, 1, 32, 32)
+    assert norms is not None
+    for norm in norms.norms:
+        norm.region_mean.fill_(3)  # type: ignore[operator]
+    for level in (0, 1):
+        with norms.of_level(level), torch.no_grad():
+            exported = torch.export.export(model.backbone, (glimpses,), strict=False)
+            expected = model.backbone(glimpses).pooled
+        assert torch.allclose(exported.module()(glimpses)[0], expected, atol=1e-5)
 
 
 def test_norms_can_be_pickled() -> None:

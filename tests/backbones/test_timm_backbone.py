@@ -13,6 +13,10 @@ from tests.helpers import TINY_RESNET
 
 from tnet.backbones import BackboneConfig, TimmBackbone
 from tnet.errors import CheckpointError, ConfigError
+from tnet.models.config import TNetConfig
+from tnet.models.io import load_model, save_model
+from tnet.models.tnet import TNet
+from tnet.objectives import Objective, ObjectiveConfig
 
 # With fewer layers and small inputs for speed.
 FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
@@ -148,11 +152,72 @@ def test_convolutional_models_accept_other_sizes() -> None:
         ("convnext_atto", 8, {}, "auto", "convnext_atto .* 8 px"),
         ("resnet10t", 64, {"checkpoint_path": "weights.pth"}, "auto", "'checkpoint_path'"),
         ("resnet10t", 64, {"pretrained": True}, "auto", "'pretrained'"),
+        ("resnet10t.none", 64, {}, "auto", "'resnet10t.none' has a tag .* give resnet10t, or one of resnet10t.c3_in1k"),
+        ("resnet10t", 64, {"global_pool": "median"}, "auto", "'global_pool': 'median'.*Invalid pool type"),
+        ("resnet10t", 64, {"global_pool": ""}, "auto", r"features of shape \[512, 2, 2\]"),
+        ("resnet10t", 64, {"global_pool": 3}, "auto", "kwargs {'global_pool': 3}"),
+        ("resnet10t", 64, {"act_layer": "none"}, "auto", "kwargs {'act_layer': 'none'}"),
+        ("resnet10t", 64, {"features_only": True}, "auto", "resnet10t does not support"),
+        ("resnet10t", 64, {"drop_rate": 5}, "auto", "dropout probability"),  # which only training shows
+        ("halonet26t", 224, {}, "auto", r"halonet26t .* 224 px .*such as 256"),  # from an error without text
     ],
 )
 def test_invalid_backbone(name: str, side: int, kwargs: dict[str, Any], tap: str | int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, side, kwargs, tap)
+
+
+def test_probing_takes_no_memory_for_glimpses() -> None:
+    """Two glimpses of this size have 24 GB in the first layer alone."""
+    config = BackboneConfig("test_resnet")
+    assert TimmBackbone(config, 3, 20_000, 3).feature_dim == TimmBackbone(config, 3, 64, 3).feature_dim
+
+
+# The smallest model of most of timm's modules; the largest are left out.
+SWEPT = [
+    "beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convnext_zepto_rms",
+    "crossvit_tiny_240", "test_convnext", "csatv2", "cs3darknet_focus_s", "davit_tiny", "deit_tiny_patch16_224",
+    "densenet121", "dla46x_c", "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
+    "test_efficientnet", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_t8",
+    "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224",
+    "sam2_hiera_tiny", "hrnet_w18_small", "inception_next_atto", "inception_v3", "lcnet_035", "levit_128s",
+    "test_mambaout", "test_maxvit", "coatnet_pico_rw_224", "poolformer_s12", "caformer_s18", "gmlp_ti16_224",
+    "mixer_s16_224", "mobilenetv2_035", "mobilenetv3_small_050", "mobilevit_xxs", "mobilevitv2_050", "mvitv2_tiny",
+    "nest_tiny", "test_nfnet", "pit_ti_224", "pvt_v2_b0", "regnetx_002", "repghostnet_050", "repvit_m1", "resnest14d",
+    "test_resnet", "resnetv2_18", "rexnet_100", "selecsls42", "legacy_seresnet18", "skresnet18", "starnet_s050",
+    "swiftformer_xs", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224",
+    "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "twins_svt_small", "visformer_tiny", "test_vit", "test_vit_relpos",
+    "ese_vovnet19b_slim_dw", "halonet26t", "bat_resnext26ts", "lambda_resnet26t", "test_byobnet",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", range(4))
+def test_every_family_trains_or_says_why_not(part: int, tmp_path: Path) -> None:
+    """At the default size and grid: a step, gradients, saving, loading, and a single image; or one sentence at once."""
+    refused, failed = set(), []
+    for name in SWEPT[part::4]:
+        torch.manual_seed(0)
+        config = TNetConfig(num_classes=3, backbone=BackboneConfig(name), looks=(1,))
+        try:
+            model = TNet(config).train()
+        except ConfigError as error:
+            refused.add(name)
+            failed += [str(error)] * (f"{name} does not support" not in str(error) or "\n" in str(error))
+            continue
+        try:
+            images = torch.randint(0, 256, (2, 3, 300, 300), dtype=torch.uint8)
+            Objective(ObjectiveConfig())(model(images), torch.tensor([0, 2]), model).total.backward()
+            gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
+            assert all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
+            loaded = load_model(save_model(model, tmp_path / name))
+            with torch.inference_mode():
+                assert torch.equal(model.eval()(images[:1]).logits, loaded(images[:1]).logits)
+        except Exception as error:
+            failed.append(f"{name}: {type(error).__name__} {error}")
+    assert not failed
+    assert refused == {"bat_resnext26ts", "crossvit_tiny_240", "halonet26t"} & set(SWEPT[part::4])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -142,9 +142,7 @@ def read_lines(path: Path) -> Iterator[str]:
             if not line:
                 return
             if "\0" in line:
-                raise DataError(
-                    f"{path} has a zero byte in line {number}, which text never has; save it again as UTF-8"
-                )
+                raise DataError(f"{path} has a zero byte in line {number}, unlike text; save it again as UTF-8")
             if len(line) == _MAX_LINE or number > MAX_ROWS:
                 limits = f"at most {MAX_ROWS:,} lines of less than {_MAX_LINE:,} characters"
                 raise DataError(f"{path} is too long in line {number}; it must have {limits}")

@@ -35,7 +35,7 @@ from tnet.scenes.reading import ReadOptions
 from tnet.traversal import Policy, Search
 
 AnyPath = str | os.PathLike[str]
-AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"]
+AnyImage = AnyPath | Scene | Num[Tensor, "_ _ _"] | Any
 """An image file, a scene, or a ``[channels, height, width]`` tensor: ``uint8``, or normalized floating point.
 
 Pillow images and ``uint8`` arrays are converted; see :func:`tnet.scenes.memory.as_image`."""
@@ -117,7 +117,7 @@ def predict(
         model.train(was_training)
 
 
-def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[Path | Scene | Tensor]:
+def list_images(images: AnyImage | Num[Tensor, "_ _ _ _"] | Sequence[AnyImage]) -> list[AnyImage]:
     """Return single images: files of folders and manifests, images of a batch."""
     single: list[Any] = []
     for item in one_or_more(images):

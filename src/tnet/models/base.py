@@ -20,7 +20,12 @@ from tnet.scenes.memory import as_image, one_or_more
 from tnet.traversal import Policy
 
 Images = (
-    Num[Tensor, "batch channels height width"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
+    Num[Tensor, "batch channels height width"]
+    | Sequence[Num[Tensor, "_ _ _"]]
+    | Scene
+    | Sequence[Scene]
+    | SceneBatch
+    | Any  # what is converted
 )
 """Input of a model: a batch tensor, a list of images of different sizes, one or more scenes, or a batch of scenes.
 
