@@ -292,6 +292,7 @@ def test_options_that_cannot_be_are_refused_at_once(
 # --- the public function
 
 
+@pytest.mark.filterwarnings("ignore::tnet.errors.PassedOverWarning")
 def test_predict_takes_models_folders_files_and_tensors(model: TNet, paths: list[Path], tmp_path: Path) -> None:
     expected = predict(model, paths)
     saved = save_model(model, tmp_path / "run" / "model")

@@ -113,8 +113,9 @@ def complaint(case: Case, outcome: Outcome) -> str:
     """What is not as it should be; empty for nothing."""
     looks = outcome.looks
     found = []
-    name = str(Path(case.path)).replace(":/", "://")  # of an address, which keeps its two slashes
-    if any(not error.startswith(("ImageError: ", "ResourceError: ")) or name not in error for error in outcome.errors):
+    name = str(Path(case.path))
+    errors = [error.replace("://", ":/") for error in outcome.errors]  # addresses are shown as they were given
+    if any(not error.startswith(("ImageError: ", "ResourceError: ")) or name not in error for error in errors):
         found.append(f"raised something else: {outcome.errors}")
     if case.expect not in ("refused", "anything") and "wrong" in looks:
         found.append(f"gave a wrong picture, {outcome.wrong:.0f} off, in {looks}")
