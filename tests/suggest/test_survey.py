@@ -48,7 +48,7 @@ def test_one_folder_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path / "photos")
     assert find_layout(".") == DataConfig(root=str(tmp_path), train="photos", val=None)
     found = look(tmp_path / "photos")
-    assert (found.train_images, found.val_images, found.place) == (3, 2, str(tmp_path / "photos"))
+    assert (found.train_images, found.val_images, found.place) == (4, 1, str(tmp_path / "photos"))
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     two = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run directory: two") == 1  # only the first process speaks
-    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
+    texts = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
+    rows = [list(csv.DictReader(text)) for text in texts]
     assert [len(part) for part in rows] == [2, 2]
     for first, second in zip(*rows, strict=True):
         assert first["step"] == second["step"]
