@@ -331,7 +331,7 @@ def test_reinforce_reaches_the_network_that_moves_and_what_feeds_it() -> None:
     output = model(noise())
     right = output.logits.argmax(dim=1)
     target = torch.cat([right[:1], (right[1:] + 1) % 4])  # one right, two wrong
-    loss = DRAMObjective(DRAMObjectiveConfig())(output, target)
+    loss = DRAMObjective(DRAMObjectiveConfig(l2_weight=0.0))(output, target)
     reached = gradients(model, loss.terms["reinforce"])
     assert reached == {"encoder", "classifier_cell", "location_cell", "locator"}
 
@@ -354,7 +354,7 @@ def test_reinforce_moves_proposals_towards_rewarded_places() -> None:
     model.locator.register_forward_hook(lambda _, __, output: proposed.append(output))
     output = model(noise(2), looks=1)
     right = output.logits.argmax(dim=1)
-    loss = DRAMObjective(DRAMObjectiveConfig())(output, torch.stack([right[0], (right[1] + 1) % 4]))
+    loss = DRAMObjective(DRAMObjectiveConfig(l2_weight=0.0))(output, torch.stack([right[0], (right[1] + 1) % 4]))
     (slope,) = torch.autograd.grad(loss.terms["reinforce"], proposed[0])
     towards = (output.location_yx - output.location_mean_yx)[:, 0].detach()
     assert bool((-slope[0] * towards[0] > 0).all())
@@ -377,13 +377,13 @@ def test_the_terms_by_hand() -> None:
     def cross_entropy(margin: float) -> float:
         return math.log1p(math.exp(-margin))
 
-    last = DRAMObjective(DRAMObjectiveConfig(ce_weight=2.0))(output, target)
+    last = DRAMObjective(DRAMObjectiveConfig(ce_weight=2.0, l2_weight=0.0))(output, target)
     assert float(last.terms["cross_entropy"]) == pytest.approx(cross_entropy(3) + cross_entropy(-2))
     # Rewards 1 and 0 around 0.5: (0.5 * (1 + 2) - 0.5 * (3 + 5)) / 4 places.
     assert float(last.terms["reinforce"]) == pytest.approx(0.1 * (0.5 * 3 - 0.5 * 8) / 4)
     assert float(last.reward) == 0.5 and float(last.reward_per_feature) == 0.5
 
-    every = DRAMObjective(DRAMObjectiveConfig(supervise="all"))(output, target)
+    every = DRAMObjective(DRAMObjectiveConfig(supervise="all", l2_weight=0.0))(output, target)
     margins = (2, 3, 1, -2)
     assert float(every.terms["cross_entropy"]) == pytest.approx(sum(map(cross_entropy, margins)) / 4)
     # Rewards 1 1 / 1 0 around 0.75.
