@@ -27,6 +27,7 @@ if sys.argv[2] == "fork":
     child = os.fork()
     if not child:
         time.sleep(60)
+    time.sleep(0.3)  # Python drops signals that arrive while it forks
     os.kill(child, signal.SIGTERM)
     print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
 try:
