@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ class TimmBackbone(Backbone):
         training = self.model.training
         self.model.eval()
         try:
-            _, maps = self._probe(in_channels, base_px, None)
-            self._indices = self._choose_tap(config, [int(m.shape[-1]) for m in maps], grid_side)
+            _, maps = self._probe(config, in_channels, base_px, None)
+            self._indices = self._choose_tap(config, [shape[-1] for shape in maps], grid_side)
             if not self._indices:
                 self.model.get_submodule(str(config.tap)).register_forward_hook(_keep)
             self.model.train(training)
-            pooled, maps = self._probe(in_channels, base_px, self._indices)
+            pooled, maps = self._probe(config, in_channels, base_px, self._indices)
         except TnetError:
             raise
         except Exception as error:  # timm's models raise almost anything for sizes that they do not support
@@ -61,15 +62,26 @@ class TimmBackbone(Backbone):
             own_px = (getattr(self.model, "pretrained_cfg", None) or {}).get("input_size", (base_px,))[-1]
             other = "another base_px" if own_px == base_px else f"another base_px, such as {own_px},"
             raise ConfigError(f"backbone {config.name} {problem}; choose {other} or another backbone") from None
-        if pooled.ndim != 2:
+        if len(pooled) != 2:
             remedy = "remove arguments such as global_pool, or choose another backbone"
-            raise ConfigError(f"backbone {config.name} gives features of shape {list(pooled.shape[1:])}; {remedy}")
-        if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
+            raise ConfigError(f"backbone {config.name} gives features of shape {list(pooled[1:])}; {remedy}")
+        if not maps or len(maps[0]) != 4:
             raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
-        self.feature_dim, self.cell_dim = int(pooled.shape[1]), int(maps[0].shape[1])
+        self.feature_dim, self.cell_dim = pooled[1], maps[0][1]
 
-    def _probe(self, in_channels: int, base_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
-        """Return what :meth:`_run` does for two glimpses, on the meta device: nothing is computed or allocated."""
+    def _probe(self, config: BackboneConfig, in_channels: int, base_px: int, indices: list[int] | None) -> _Shapes:
+        """Return the shapes of what :meth:`_run` gives for two glimpses.
+
+        On the meta device, so that nothing is computed or allocated; once per process, since batch norm is slow there.
+        """
+        plain = replace(config, pretrained=False, weights=None)
+        key = repr((plain, in_channels, base_px, indices, self.model.training))
+        if key not in _PROBED:
+            pooled, maps = self._run_on_meta(in_channels, base_px, indices)
+            _PROBED[key] = tuple(pooled.shape), [tuple(m.shape) if isinstance(m, Tensor) else () for m in maps]
+        return _PROBED[key]
+
+    def _run_on_meta(self, in_channels: int, base_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         call = _Call(self.model, self._run)
         tensors = {
             f"{path}.{name}".removeprefix("."): tensor.to("meta")
@@ -115,6 +127,9 @@ class TimmBackbone(Backbone):
         pooled, maps = self._run(glimpses, self._indices)
         return Described(pooled, maps[0])
 
+
+_Shapes = tuple[tuple[int, ...], list[tuple[int, ...]]]  # of pooled features, and of maps
+_PROBED: dict[str, _Shapes] = {}
 
 _TAPPED: ContextVar[list[Any] | None] = ContextVar("tapped", default=None)
 """Outputs of a tapped module in the current call, so that threads can share a model."""
