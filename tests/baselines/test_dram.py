@@ -321,7 +321,7 @@ def test_cross_entropy_does_not_reach_the_network_that_moves() -> None:
     model = DRAM(narrow()).train()
     output = model(noise())
     assert not output.location_yx.requires_grad and output.location_mean_yx.requires_grad
-    objective = DRAMObjective(DRAMObjectiveConfig(reinforce_weight=0, supervise="all"))
+    objective = DRAMObjective(DRAMObjectiveConfig(reinforce_weight=0, l2_weight=0.0, supervise="all"))
     loss = objective(output, torch.tensor([0, 1, 2]))
     assert gradients(model, loss.terms["cross_entropy"]) == {"encoder", "classifier_cell", "classifier"}
 

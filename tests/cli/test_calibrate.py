@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,35 +34,45 @@ def tnet(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def write_run(folder: Path) -> Path:
     torch.manual_seed(1)
     model = TNet(tiny_config(num_classes=10, levels=3, looks=(2, 1), class_names=tuple("0123456789"))).eval()
-    save_model(make_unsure(model, torch.rand(1, 1, 96, 96)), tmp_path / "run" / "model")
-    save_recipe(
-        Recipe(model=model.config, data=DataConfig(kind="digits", digits=DIGITS)), tmp_path / "run" / "recipe.yaml"
-    )
-    return tmp_path / "run"
+    save_model(make_unsure(model, torch.rand(1, 1, 96, 96)), folder / "model")
+    save_recipe(Recipe(model=model.config, data=DataConfig(kind="digits", digits=DIGITS)), folder / "recipe.yaml")
+    return folder
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run after ``tnet calibrate``, and what that printed."""
+    folder = write_run(tmp_path_factory.mktemp("calibrated") / "run")
+    code, out = tnet("calibrate", folder, "--looks", 6)
+    assert code == 0
+    return folder, out
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images that the run is calibrated on."""
-    digits = MegapixelDigits(DIGITS, "val")
-    (tmp_path / "photos").mkdir()
+    digits, folder = MegapixelDigits(DIGITS, "val"), tmp_path_factory.mktemp("photos")
     for i in range(len(digits)):
         pixels = digits[i].image
-        Image.fromarray(pixels[0].numpy()).save(tmp_path / "photos" / f"{i}.png")
-    return tmp_path / "photos"
+        Image.fromarray(pixels[0].numpy()).save(folder / f"{i}.png")
+    return folder
 
 
 def looks_of(table: Path) -> list[int]:
     return [len(json.loads(line)["regions"]) for line in table.read_text(encoding="utf-8").splitlines()]
 
 
-def test_from_calibration_to_budgets(run: Path, photos: Path, tmp_path: Path) -> None:
-    code, out = tnet("calibrate", run, "--looks", 6)
-    assert code == 0 and "stopping" in out
+def test_from_calibration_to_budgets(calibrated: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
+    run, out = calibrated
+    assert "stopping" in out
     with (run / "calibration" / "calibration.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == ["fixed"] * 7 + ["stopping"] * 5
@@ -85,8 +96,8 @@ def test_from_calibration_to_budgets(run: Path, photos: Path, tmp_path: Path) ->
     assert code == 0
 
 
-def test_a_budget_in_multiply_adds(run: Path, photos: Path, tmp_path: Path) -> None:
-    tnet("calibrate", run, "--looks", 6)
+def test_a_budget_in_multiply_adds(calibrated: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
+    run, _ = calibrated
     code, out = tnet("predict", run, photos, "--budget", "0.001M")
     assert code == 1 and "whole image alone" in out
     code, _ = tnet("predict", run, photos, "--budget", "1G", "--out", tmp_path / "all.jsonl")
@@ -119,8 +130,8 @@ def test_without_calibration(run: Path, photos: Path, options: tuple[str, ...], 
         (("--at-least", "0"), "never reached"),
     ],
 )
-def test_impossible_budgets(run: Path, photos: Path, options: tuple[str, ...], words: str) -> None:
-    assert tnet("calibrate", run, "--looks", 2)[0] == 0
+def test_impossible_budgets(calibrated: tuple[Path, str], photos: Path, options: tuple[str, ...], words: str) -> None:
+    run, _ = calibrated
     code, out = tnet("predict", run, photos, *options)
     assert code != 0 and words in " ".join(out.replace("\u2502", " ").split())
 
@@ -131,6 +142,7 @@ def test_time_without_calibration(run: Path, photos: Path, tmp_path: Path) -> No
 
 
 def test_a_damaged_image_among_others(run: Path, photos: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
     (photos / "3.png").write_bytes(b"no image")
     options = ("--max-ms", 100_000, "--out", tmp_path / "p.jsonl")
     assert tnet("predict", run, photos, *options)[0] == 1
@@ -138,6 +150,16 @@ def test_a_damaged_image_among_others(run: Path, photos: Path, tmp_path: Path) -
     assert code == 0 and "3.png" in out
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [Path(row["path"]).name for row in rows] == sorted(f"{i}.png" for i in range(10))
+
+
+def test_results_of_before_are_replaced_and_nothing_else(run: Path) -> None:
+    for _ in range(2):
+        assert tnet("calibrate", run, "--looks", 1)[0] == 0
+    (run / "calibration" / "calibration.md").write_text("mine")
+    code, out = tnet("calibrate", run, "--looks", 1)
+    assert code == 1 and "calibration.md exists" in out
+    assert (run / "calibration" / "calibration.md").read_text() == "mine"
+    assert tnet("calibrate", run, "--looks", 1, "--overwrite")[0] == 0
 
 
 def test_a_plain_network_cannot_be_calibrated(tmp_path: Path) -> None:

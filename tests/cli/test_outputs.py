@@ -135,7 +135,8 @@ def unchanged(root: Path) -> Iterator[None]:
 def test_every_verb_is_here() -> None:
     group: Any = typer.main.get_command(app)
     writing = {arguments[0] for arguments, _ in FILES.values()} | {arguments[0] for arguments in FOLDERS.values()}
-    assert writing | WRITE_NOTHING == set(group.commands)
+    in_its_own_tests = {"calibrate"}  # writes into the model
+    assert writing | WRITE_NOTHING | in_its_own_tests == set(group.commands)
 
 
 @pytest.mark.parametrize(

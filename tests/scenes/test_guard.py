@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tnet.errors import ImageError
+from tnet.errors import ImageError, ResourceError
 from tnet.scenes.guard import accessing, guarded
 
 
 @pytest.mark.parametrize("context", [guarded(Path("x.png")), accessing(Path("x.png"))])
 def test_too_many_open_files_are_not_a_damaged_image(context: AbstractContextManager[None]) -> None:
-    with pytest.raises(OSError, match="Too many open files") as caught, context:
+    with pytest.raises(ResourceError, match="too many files are open"), context:
         raise OSError(errno.EMFILE, "Too many open files")
-    assert not isinstance(caught.value, ImageError)
 
 
 @pytest.mark.parametrize("context", [guarded(Path("x.png")), accessing(Path("x.png"))])

@@ -613,6 +613,7 @@ def test_small_images_are_enlarged_for_a_model_that_does_not_look_closer(tmp_pat
     assert [record["true_label"] for record in regions] == ["down", "up"], "not the first ones, which are of one class"
 
 
+@pytest.mark.filterwarnings("ignore::tnet.errors.RepeatedImagesWarning")
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_picture_is_one_sentence_and_leaves_no_folder(tmp_path: Path, workers: int) -> None:
     recipe = recipe_of_two(model={"base_px": 24}, train={"images_per_epoch": None, "workers": workers})

@@ -11,6 +11,7 @@ from tnet.cli import common
 from tnet.cli.evaluate import DATA_HELP, RECIPE_HELP, Split, open_labelled
 from tnet.errors import ConfigError
 
+_TITLE = "# Accuracy against mean cost"
 _LOOKS_HELP = "Largest number of looks per image. [default: twice the model's own]"
 _LEVELS_HELP = "Levels to search, including the whole image; more than in training are allowed. [default: the model's]"
 
@@ -31,6 +32,8 @@ def calibrate(
     batch_size: common.BatchSizeOption = 16,
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/calibration]")] = None,
+    overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
 ) -> None:
     """Fit when to stop looking, so that easy images take few looks.
@@ -42,11 +45,12 @@ def calibrate(
     from tnet.evaluation.frontier import fit_calibration, frontier, measure_curves
     from tnet.evaluation.plots import plot_frontier
     from tnet.evaluation.report import frontier_table, write_csv
-    from tnet.files import make_folder, write_text
+    from tnet.files import check_outputs, make_folder, write_text
     from tnet.geometry import total_looks
     from tnet.models.calibration import CALIBRATION_NAME
     from tnet.models.io import load_model, model_folder
     from tnet.models.tnet import TNet
+    from tnet.text import markdown
     from tnet.traversal import BestFirst
 
     place = common.pick_device(device)
@@ -55,19 +59,24 @@ def calibrate(
         raise ConfigError(f"{run} is a {model.config.title} without a search; calibrate a TNet of 2 or more levels")
     images, source = open_labelled(model.config, run, data, recipe, split)
     search = BestFirst(looks or 2 * total_looks(model.config.looks), levels or model.config.levels, score=score)
-    typer.echo(f"{model.config.line()}\n{source}: {len(images)} images, up to {search.looks} looks\n")
+    folder = out or run / "calibration"
+    page = make_folder(folder) / "calibration.md"
+    is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
+    files = [page, folder / "calibration.csv", folder / "calibration.png"]
+    given = [data] if data is not None and data.is_file() else []
+    check_outputs(files, inputs=given, overwrite=overwrite or is_own)
+    common.say(f"{model.config.line()}\n{source}: {len(images)} images, up to {search.looks} looks\n")
     curves = measure_curves(
         model, images, search, batch_size=batch_size, workers=workers, device=place, progress=progress
     )
     calibration = fit_calibration(curves, model, search, measure)
     budgets = range(1, search.looks)
     rows = frontier(curves, measure, [calibration.for_looks(budget) for budget in budgets])
-    folder = make_folder(run / "calibration")
     table = frontier_table(rows)
-    typer.echo(table)
-    write_text(folder / "calibration.md", f"# Accuracy against mean cost: {run.resolve().name}\n\n{source}\n\n{table}")
+    common.say(table)
+    write_text(page, f"{_TITLE}: {markdown(run.resolve().name)}\n\n{markdown(source)}\n\n{table}")
     write_csv([vars(row) for row in rows], folder / "calibration.csv")
     plot_frontier(rows, folder / "calibration.png")
     write_text(model_folder(run) / CALIBRATION_NAME, calibration.text())
-    typer.echo(f"written: {folder / 'calibration.md'}, calibration.csv, calibration.png")
-    typer.echo(f"written: {model_folder(run) / CALIBRATION_NAME}")
+    common.say(f"written: {page}, calibration.csv, calibration.png")
+    common.say(f"written: {model_folder(run) / CALIBRATION_NAME}")

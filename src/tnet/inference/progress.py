@@ -36,7 +36,9 @@ class Lines:
 class _LineProgress(Progress):
     """Progress in lines, for output that is not a terminal."""
 
-    lines = Lines()
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+        self.lines = Lines()
 
     def update(self, task_id: Any, **fields: Any) -> None:
         super().update(task_id, **fields)
@@ -54,7 +56,7 @@ class _LineProgress(Progress):
 def progress_bar(shown: bool) -> Progress:
     """Return progress (a context manager) on standard error: a bar in a terminal, a line a minute elsewhere."""
     if shown and not is_terminal(sys.stderr):
-        return _LineProgress(disable=True)
+        return _LineProgress()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     times = TimeElapsedColumn(), TimeRemainingColumn()
     return Progress(*columns, *times, console=Console(file=sys.stderr), disable=not shown, redirect_stdout=False)

@@ -100,6 +100,6 @@ class TimeLimit(StoppingRule):
 
     @override
     def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
-        spent_ms = 1000 * (time.perf_counter() - trail.started_s)
+        spent_ms = 1000 * (time.monotonic() - trail.started_s)
         done = spent_ms + trail.slowest_step_ms > self.max_ms
         return torch.full((trail.images,), done)

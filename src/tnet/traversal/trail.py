@@ -42,7 +42,7 @@ class Trail:
         self._scores: list[Tensor] = []
         self._scored_rows: list[Tensor] = []
         self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
-        self.started_s = self._appended_s = time.perf_counter()
+        self.started_s = self._appended_s = time.monotonic()
         self.slowest_step_ms = 0.0
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Trail:
         self._log_prob.append(step.log_prob.to(features.device))
         if len(step.joint_image):
             self._joint.append((step.joint_image, step.joint_log_prob))
-        now_s = time.perf_counter()
+        now_s = time.monotonic()
         self.slowest_step_ms = max(self.slowest_step_ms, 1000 * (now_s - self._appended_s))
         self._appended_s = now_s
         if scores is not None and scored is not None:

@@ -189,7 +189,7 @@ def test_a_vrt_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "GTIFF_DIR:1:a"])
 def test_names_that_gdal_would_resolve_are_no_files(name: str) -> None:
     for open_it in (open_reader, lambda path: RasterioReader(path, ReaderOptions())):
-        with pytest.raises(ImageError, match="no such file"):
+        with pytest.raises(ImageError, match="no such file|is a remote address"):
             open_it(Path(name))
 
 
