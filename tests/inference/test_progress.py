@@ -18,7 +18,6 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
     Clock.now = 0.0
-    monkeypatch.setattr(progress._LineProgress, "lines", progress.Lines())
     return Clock()
 
 

@@ -32,7 +32,6 @@ GROUPS: dict[str, Callable[[Path], list[Case]]] = {
     ],
     **{"truncations": hostile.truncations, "giants": hostile.giants, "rings": hostile.rings, "bombs": hostile.bombs},
     **{"misnamed": hostile.misnamed, "missing": hostile.missing, "no files": hostile.no_files},
-    "flips": partial(hostile.flips, seeds=SEEDS),
     "flipped pixels": partial(hostile.flipped_pixels, seeds=SEEDS),
 }
 
