@@ -240,6 +240,17 @@ def test_weights_from_a_file(tmp_path: Any, suffix: str) -> None:
         build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(tmp_path / "none.pth"))
 
 
+@pytest.mark.parametrize(
+    "content", [b"text, not weights\n", b"", b"PK\x03\x04 cut off", b"\x80\x02csubprocess\ncall\n"]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_not_weights(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=path.name):
+        build("resnet10t", 64, TINY_RESNET.kwargs, weights=str(path))
+
+
 def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cached weights load offline; missing ones are an error."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -11,7 +11,7 @@ from tests.helpers import tiny_recipe
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
-from tnet.models.io import save_model
+from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
 from tnet.training.recipe import save_recipe, with_classes
 
@@ -50,6 +50,16 @@ def test_pictures_into_a_folder(run: Path, pictures: Path, tmp_path: Path) -> No
     assert (code, text.splitlines()) == (0, [str(out / "0.png"), str(out / "1.png")])
     records = json.loads((out / "regions.json").read_text())
     assert [len(record["regions"]) for record in records] == [1, 1]
+
+
+def test_a_model_whose_answers_are_not_finite(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Huge weights are finite themselves; their products are not."""
+    model = load_model(run)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    save_model(model, run / "model", overwrite=True)
+    code, _, err = explain(run, pictures, "--out", tmp_path / "out")
+    assert code == 1 and "infinite or NaN" in err and not list(tmp_path.glob("out/*.png"))
 
 
 def test_the_folder_is_called_explained_unless_told(run: Path, pictures: Path, in_tmp_path: Path) -> None:

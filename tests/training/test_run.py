@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -429,6 +430,16 @@ def test_a_single_value_per_channel_cannot_be_normalized(tmp_path: Path) -> None
 
 
 # --- what is refused
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_checkpoint_that_was_cut_short(finished: RunResult, tmp_path: Path, share: float) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    path = folder / LAST
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be resumed from"):
+        train(recipe_of_two(train={"epochs": 9}), folder, resume=True, progress=False)
+    assert (folder / "model" / "model.safetensors").is_file()
 
 
 def test_a_folder_in_use_is_not_written_to(finished: RunResult, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def prediction_of(
     ``stored_size_hw``: height and width before downscaling, to which boxes are scaled back.
     """
     labels = class_labels(config, names)
-    if not output.logits[image].isfinite().all():
+    answers = (output.logits, output.region_logits, output.whole_logits)
+    if not all(bool(logits[image].isfinite().all()) for logits in answers if logits is not None):
         raise CheckpointError(f"the model outputs infinite or NaN values (image {path}); load an earlier checkpoint")
     probs = class_probs(output.logits[image], config)
     top = probs.topk(min(5, len(labels)))
