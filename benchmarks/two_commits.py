@@ -4,7 +4,7 @@ Each commit runs in a separate process that holds one model; both process the sa
 that a machine whose speed drifts slows both alike. Prints, per form and batch size, the median milliseconds per image
 of both, and the median and interquartile range of the ratio of pairs.
 
-    python benchmarks/two_commits.py OLD NEW [--pairs 20] [--threads 2]
+    python benchmarks/two_commits.py OLD NEW [--pairs 20] [--threads 2] [--forms tnet_efficientnet_b0.cub]
 
 Does not compare outputs: the tests do.
 """
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("new", help="commit that is compared")
     parser.add_argument("--pairs", type=int, default=20, help="timed forward passes of each")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--forms", nargs="+", default=[name for name, *_ in FORMS])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,7 +114,7 @@ def main() -> None:
         try:
             print(f"{options.pairs} pairs, {options.threads} thread(s); ratio: new / old, with its middle half")
             print("| form | batch | old, ms per image | new | ratio | middle half |\n|---|---|---|---|---|---|")
-            for form in FORMS:
+            for form in (form for form in FORMS if form[0] in options.forms):
                 for batch in options.batches:
                     print(compare(sources, form, batch, options.pairs, options.threads), flush=True)
         finally:
