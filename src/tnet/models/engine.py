@@ -108,7 +108,7 @@ class Traversal(Iterator[Look]):
         self._pixels: Tensor | None = None
 
     def __next__(self) -> Look:
-        step = self._asked[0] if self._asked else self.step
+        step = self.pending
         if step is None:
             raise StopIteration
         advance([self])
