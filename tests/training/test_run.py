@@ -414,8 +414,8 @@ def test_without_a_terminal_steps_are_reported_in_lines(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PyTorch notes the dead worker again
 def test_a_worker_that_is_killed_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     def kill(module: pl.LightningModule) -> None:
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
+        # One only: PyTorch raises again for each that is noticed later, in whatever code runs by then.
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         time.sleep(5)
 
     with disturbed(1, 1, kill), pytest.raises(RuntimeError, match="killed by signal: Killed") as caught:
