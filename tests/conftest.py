@@ -27,6 +27,8 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
+from PIL import Image
 
 if "tnet" in sys.modules:
     raise RuntimeError("tnet was imported before tests/conftest.py, so that its shapes would go unchecked")
@@ -95,6 +97,20 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures blank where they are a by-product: drawing was a quarter of the suite's time.
+
+    Tests that look at figures are marked ``figures``; they draw every kind.
+    """
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr(Figure, "savefig", _save_blank)
+
+
+def _save_blank(figure: Figure, path: Path, **options: object) -> None:
+    Image.new("RGB", (2, 2)).save(path)
 
 
 @pytest.fixture

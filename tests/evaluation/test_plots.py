@@ -36,6 +36,7 @@ def test_a_run_without_a_finished_epoch_has_no_points() -> None:
     assert run_curve("a", [], 4).images == ()
 
 
+@pytest.mark.figures
 def test_curves_are_drawn_whole(tmp_path: Path) -> None:
     curves = [
         run_curve("a", epochs("val/accuracy"), 4),

@@ -82,6 +82,7 @@ def test_csv_can_be_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     "rows",
     [

@@ -179,6 +179,7 @@ def test_any_shape_and_number_of_channels_fits_on_the_sheet(
     assert not overlapping
 
 
+@pytest.mark.figures
 def test_saving_writes_a_png_and_returns_the_prediction(model: TNet, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figure.png"
     explanation = look(model, image, source="folder/x.png", stored_size_hw=(640, 960))

@@ -95,7 +95,8 @@ def test_the_model_answers_as_the_reference(golden: Golden, checkpoint: Path, tm
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_imagenet_tnet_3", slow("tiny_imagenet_bagnet77"), slow("tiny_fmow_b0_224"), "tiny_cub_tnet_b0_5"]
+    "name",
+    ["tiny_imagenet_tnet_3", slow("tiny_imagenet_bagnet77"), slow("tiny_fmow_b0_224"), slow("tiny_cub_tnet_b0_5")],
 )
 def test_every_form_finds_its_variables(name: str, tmp_path: Path) -> None:
     golden = Golden(name)

@@ -60,6 +60,7 @@ def test_the_table_holds_every_value(tmp_path: Path) -> None:
     assert found[3]["step"] == "1234567890" and found[3]["train/loss"] == "" and found[3]["val/accuracy"] == "nan"
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("rows", [ROWS, [{"epoch": 0.0, "step": 1.0, "val/accuracy": 0.5}]])
 def test_curves_are_a_picture(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     plot_curves(rows, tmp_path / "curves.png")
@@ -68,6 +69,7 @@ def test_curves_are_a_picture(tmp_path: Path, rows: list[dict[str, float]]) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
+@pytest.mark.figures
 def test_a_panel_for_each_kind_of_metric(tmp_path: Path) -> None:
     plot_curves(ROWS, tmp_path / "three.png")
     plot_curves([{"epoch": 0.0, "val/accuracy": 0.5}], tmp_path / "one.png")

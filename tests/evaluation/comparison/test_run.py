@@ -130,6 +130,7 @@ def test_only_what_changed_is_done_again(tiny: str, tmp_path: Path, log: Log) ->
     assert log.take() == ALL
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_training")
 def test_what_is_damaged_or_forced_is_done_again(tiny: str, tmp_path: Path, log: Log) -> None:
     out = tmp_path / "out"
@@ -196,6 +197,7 @@ def test_stages_go_on_from_each_other_seed_by_seed(tiny: str, tmp_path: Path, lo
     assert log.take() == ["first: training", "second: training", "second: evaluating", "second: measuring costs"]
 
 
+@pytest.mark.slow
 def test_saved_and_registered_models(tiny: str, tmp_path: Path, log: Log) -> None:
     saved = save_model(TNet(tiny_config(num_classes=10, class_names=tuple("0123456789"))), tmp_path / "saved")
     costs = replace(COSTS, image_size_hw=(96, 96))
