@@ -116,10 +116,8 @@ class AnnotatedImages(LabelledImages):
         """
         step = max(1, math.ceil(len(self) / _PROBED_IMAGES))
         if self.boxes is None or not any(len(self.boxes[index]) for index in range(0, len(self), step)):
-            raise DataError(
-                f"the {len(self)} images have no boxes to cover with crops; download the annotations (see: tnet data "
-                "check), or set data.boxes to none"
-            )
+            remedy = "download the annotations (see: tnet data check), or set data.boxes to none"
+            raise DataError(f"the {len(self)} images have no boxes to cover with crops; {remedy}")
         self.cover = True
 
     def cropped_to_boxes(self, box_context: float | None = None) -> AnnotatedImages:
@@ -139,9 +137,8 @@ class AnnotatedImages(LabelledImages):
             if min(box[2:] - box[:2]) >= _MIN_BOX_PX
         ]
         if not kept:
-            raise DataError(
-                f"the {len(self)} images have no boxes to crop to; download the annotations, or set data.boxes to none"
-            )
+            remedy = "download the annotations, or set data.boxes to none"
+            raise DataError(f"the {len(self)} images have no boxes to crop to; {remedy}")
         part = self.subset([index for index, _ in kept], augment=self.augment)
         part.boxes = [box for _, box in kept]
         part.cover, part.crop, part.box_context = False, True, box_context

@@ -55,10 +55,8 @@ def read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         if not values:
             continue
         if len(values) < columns:
-            raise DataError(
-                f"{path} has {len(values)} values in line {number} ({line[:80]!r}), but needs {columns}; "
-                "correct the line, or download the file again"
-            )
+            problem = f"{path} has {len(values)} values in line {number} ({line[:80]!r}), but needs {columns}"
+            raise DataError(f"{problem}; correct the line, or download the file again")
         yield number, [*values[:-1], values[-1].rstrip()]
 
 
@@ -105,10 +103,8 @@ def resolve_within(folder: Path, relative: str, source: Path, line: int | None =
     parts = relative.split("/")
     if not relative or ".." in parts or relative.startswith("/") or any(sign in relative for sign in "\\:\0"):
         place = f" in line {line}" if line else ""
-        raise DataError(
-            f"{source} names the path {relative[:200]!r}{place}, which is not inside the dataset's folder; "
-            "give a relative path, with / between folders and without '..'"
-        )
+        problem = f"{source} names the path {relative[:200]!r}{place}, which is not inside the dataset's folder"
+        raise DataError(f"{problem}; give a relative path, with / between folders and without '..'")
     return folder.joinpath(*(part for part in parts if part not in ("", ".")))
 
 

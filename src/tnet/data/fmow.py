@@ -78,9 +78,8 @@ class Fmow(PublishedDataset):
         """List the images of a split; ``variant`` selects one of the two images of each place and time."""
         folder = root / split
         if not folder.is_dir():
-            raise DataError(
-                f"the folder {folder} of fMoW's {split} split is missing; download it, or correct data.root"
-            )
+            problem = f"the folder {folder} of fMoW's {split} split is missing"
+            raise DataError(f"{problem}; download it, or correct data.root")
         suffix = f"_{variant}.jpg"
         locate: Callable[[Path], Path] = _metadata_beside
         if split == "test" and not any((folder / category).is_dir() for category in CATEGORIES):
@@ -200,9 +199,8 @@ def _read_mapping(root: Path) -> tuple[Path, dict[Path, Path]]:
     for entry in mapping:
         names: list[Any] = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
         if not names or not all(isinstance(name, str) and "/" in name for name in names):
-            raise DataError(
-                f"the mapping {source} has an entry {str(entry)[:120]} without input and output; download it again"
-            )
+            problem = f"the mapping {source} has an entry {str(entry)[:120]} without input and output"
+            raise DataError(f"{problem}; download it again")
         truth = resolve_within(base, names[0], source)
         folder = resolve_within(root, names[1], source)
         if truth.parent.name != NO_CLASS:

@@ -205,9 +205,8 @@ class ImageFolder(LabelledImages):
             if images or not left_out:
                 found[name] = images
         if not found:
-            raise DataError(
-                f"the folder {self.root} has only folders that tnet or the system wrote; add one folder per class"
-            )
+            problem = f"the folder {self.root} has only folders that tnet or the system wrote"
+            raise DataError(f"{problem}; add one folder per class")
         warn_passed_over(self.root, passed)
         names = check_classes(list(found) if classes is None else classes)
         _match_classes(self.root, list(found), names)
@@ -227,10 +226,8 @@ def check_split_folders(root: Path, train: str, val: str | None) -> None:
     for role, name in (("training", train), ("validation", val)):
         if name is not None and not (root / name).is_dir():
             hint = ", or set val to null to split off training images" if role == "validation" else ""
-            raise DataError(
-                f"the folder of {role} images {root / name} is missing; give one of the folders in {root} "
-                f"({', '.join(folders) or 'none'}){hint}"
-            )
+            remedy = f"give one of the folders in {root} ({', '.join(folders) or 'none'}){hint}"
+            raise DataError(f"the folder of {role} images {root / name} is missing; {remedy}")
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -252,10 +249,8 @@ def check_images_exist(paths: Sequence[Path], source: str, remedy: str) -> None:
     """Raise a :class:`DataError` if images listed in ``source`` are missing."""
     missing = [str(path) for path in paths if not image_exists(path)]
     if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(paths)} images listed in {source} are missing: {shorten(missing)}; restore "
-            f"them, or {remedy}"
-        )
+        problem = f"{len(missing)} of the {len(paths)} images listed in {source} are missing: {shorten(missing)}"
+        raise DataError(f"{problem}; restore them, or {remedy}")
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
@@ -305,6 +300,5 @@ def _match_classes(root: Path, folders: Sequence[str], names: Sequence[str]) -> 
     ]
     split = next((name for name in extra if name.lower() in ("val", "validation", "test", "train")), None)
     remedy = "add, remove or rename folders" if split is None else f"give the folder of a split, {root / split}"
-    raise DataError(
-        f"the class folders in {root} are not the {len(names)} expected classes ({'; '.join(problems)}); {remedy}"
-    )
+    what = f"the class folders in {root} are not the {len(names)} expected classes ({'; '.join(problems)})"
+    raise DataError(f"{what}; {remedy}")

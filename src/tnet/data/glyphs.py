@@ -77,10 +77,8 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
     of_class = tuple(np.flatnonzero(labels == digit) for digit in range(CLASSES))
     empty = [str(digit) for digit, members in enumerate(of_class) if len(members) == 0]
     if empty:
-        raise DataError(
-            f"the {split} split in {mnist_dir} has {len(labels)} digits, but none of class {', '.join(empty)}; "
-            f"{_IDX_REMEDY}"
-        )
+        problem = f"the {split} split in {mnist_dir} has {len(labels)} digits, but none of class {', '.join(empty)}"
+        raise DataError(f"{problem}; {_IDX_REMEDY}")
     _freeze(pixels, labels, *of_class)
     return GlyphBank(pixels=pixels, labels=labels, of_class=of_class)
 
@@ -150,9 +148,8 @@ def _mnist_part(
     pixels = _read_idx(image_path, magic=2051, item_shape=(GLYPH_PX, GLYPH_PX))
     labels = _read_idx(label_path, magic=2049, item_shape=())
     if len(pixels) != len(labels):
-        raise DataError(
-            f"{label_path} has {len(labels)} labels, but {image_path.name} has {len(pixels)} images; {_IDX_REMEDY}"
-        )
+        problem = f"{label_path} has {len(labels)} labels, but {image_path.name} has {len(pixels)} images"
+        raise DataError(f"{problem}; {_IDX_REMEDY}")
     if len(labels) and labels.max() >= CLASSES:
         raise DataError(f"{label_path} has a label {labels.max()}, above {CLASSES - 1}; {_IDX_REMEDY}")
     return pixels, labels.astype(np.int64)

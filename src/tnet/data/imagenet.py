@@ -72,9 +72,8 @@ class ImageNet(PublishedDataset):
         index_of = {wnid: index for index, wnid in enumerate(classes)}
         images = [(path, index_of[wnid]) for path, wnid in labelled if wnid in index_of]
         if not images:
-            raise DataError(
-                f"{root} has no images of ImageNet's {split} split; list what is missing with: tnet data check imagenet"
-            )
+            remedy = "list what is missing with: tnet data check imagenet"
+            raise DataError(f"{root} has no images of ImageNet's {split} split; {remedy}")
         paths = [path for path, _ in images]
         names = _class_names(root)
         return AnnotatedImages(
@@ -181,9 +180,8 @@ def _image_folder(root: Path, split: str) -> Path:
     for base in _IMAGES:
         if (root / base / split).is_dir():
             return root / base / split
-    raise DataError(
-        f"the folder {root / split} of ImageNet's images is missing; correct data.root, or unpack the archive there"
-    )
+    problem = f"the folder {root / split} of ImageNet's images is missing"
+    raise DataError(f"{problem}; correct data.root, or unpack the archive there")
 
 
 def _synset_folders(folder: Path) -> list[str]:

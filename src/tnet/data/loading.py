@@ -68,26 +68,20 @@ def open_data(
             )
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
     if channels not in (1, 3) and config.read != "lazy":
-        raise ConfigError(
-            f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}; set it to 1 or 3, or "
-            "data.read to lazy (--read lazy)"
-        )
+        problem = f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}"
+        raise ConfigError(f"{problem}; set it to 1 or 3, or data.read to lazy (--read lazy)")
     colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
     if channels not in (1, 3) and any(colours):
-        raise ConfigError(
-            f"data.augment changes colours, but images have {channels} channels (model.in_channels); set brightness, "
-            "contrast, saturation and hue to 0"
-        )
+        problem = f"data.augment changes colours, but images have {channels} channels (model.in_channels)"
+        raise ConfigError(f"{problem}; set brightness, contrast, saturation and hue to 0")
     augment = None if config.augment == AugmentConfig() else Augment(config.augment)
     train, val = _open_images(config, augment, read_options(config, channels, base_px=base_px), seed)
     if config.augment.resize_px is not None:
         # Crops are taken from the stored image, and resized by the augmentation.
         train.reading = replace(train.reading, prepare=None)
     if len(train.classes) < 2 and not train.multilabel:
-        raise DataError(
-            f"{Path(config.root) / config.train} has a single class, {train.classes[0]!r}; give at least two, each "
-            "with its own folder or label"
-        )
+        problem = f"{Path(config.root) / config.train} has a single class, {train.classes[0]!r}"
+        raise DataError(f"{problem}; give at least two, each with its own folder or label")
     return train, val
 
 
@@ -102,10 +96,8 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
         config = replace(config, val=name_of_test_images(config))
         folder = Path(config.root) / str(config.val)
         if config.kind == "folder" and not folder.is_dir():
-            raise DataError(
-                f"the folder of test images {folder} is missing; create it, with the class folders of the training "
-                "images, or use the validation images"
-            )
+            remedy = "create it, with the class folders of the training images, or use the validation images"
+            raise DataError(f"the folder of test images {folder} is missing; {remedy}")
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
 

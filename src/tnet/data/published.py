@@ -155,10 +155,8 @@ class PublishedDataset(ABC):
         """Return the folder that holds ``marker``: ``root`` or its ``subfolder``; ``root`` if neither does."""
         root = Path(root)
         if not root.is_dir():
-            raise DataError(
-                f"the dataset folder {root} does not exist; correct the path (data.root), or get {self.title} from "
-                f"{self.home_page}"
-            )
+            remedy = f"correct the path (data.root), or get {self.title} from {self.home_page}"
+            raise DataError(f"the dataset folder {root} does not exist; {remedy}")
         return next((folder for folder in (root, root / self.subfolder) if (folder / self.marker).exists()), root)
 
     @abstractmethod

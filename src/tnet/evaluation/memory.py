@@ -68,16 +68,13 @@ def peak_memory_bytes(
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"memory of {model} could not be measured within {timeout_s:g} s; set costs.memory_batch_size lower, or 0"
-        ) from None
+        problem = f"memory of {model} could not be measured within {timeout_s:g} s"
+        raise ConfigError(f"{problem}; set costs.memory_batch_size lower, or 0") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         reason = f"ended by signal {-done.returncode}" if done.returncode < 0 else last[:300]
-        raise ConfigError(
-            f"memory of {model} could not be measured with {batch_size} image(s) on {device} ({reason}); set "
-            "costs.memory_batch_size lower, or 0"
-        )
+        problem = f"memory of {model} could not be measured with {batch_size} image(s) on {device} ({reason})"
+        raise ConfigError(f"{problem}; set costs.memory_batch_size lower, or 0")
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
 

@@ -81,9 +81,8 @@ class Variables:
 def _check_is_npz(path: Path) -> None:
     """Refuse files other than zip files, and TensorFlow's own files with the command that converts them."""
     if path.is_dir() or ".data-" in path.name or path.suffix in (".index", ".meta") or Path(f"{path}.index").exists():
-        raise CheckpointError(
-            f"{path} is a TensorFlow checkpoint; convert it to .npz where TensorFlow is installed: {CONVERT}"
-        )
+        remedy = f"convert it to .npz where TensorFlow is installed: {CONVERT}"
+        raise CheckpointError(f"{path} is a TensorFlow checkpoint; {remedy}")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")
     if not zipfile.is_zipfile(path):

@@ -110,9 +110,8 @@ def _require(library: str, purpose: str, extra: str = "ome") -> None:
 def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
     dtype = info.dtype
     if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (4, 8))}:
-        raise ImageError(
-            f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to uint16 or float32"
-        )
+        problem = f"image {name} has pixels of {dtype}, which pyramids do not support"
+        raise ImageError(f"{problem}; convert it to uint16 or float32")
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
         raise ImageError(

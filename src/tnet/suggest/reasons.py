@@ -191,7 +191,5 @@ def model_warnings(survey: Survey, plan: LookPlan, weights: Weights, budget_macs
             "twice; train it too, and keep the better one"
         )
     if weights.hub_id and constants.HF_HUB_OFFLINE and not weights.is_cached:
-        yield (
-            f"HF_HUB_OFFLINE is set and the weights of {weights.name} are not in the cache; train with "
-            "model.backbone.pretrained=false model.backbone.weights=FILE"
-        )
+        problem = f"HF_HUB_OFFLINE is set and the weights of {weights.name} are not in the cache"
+        yield f"{problem}; train with model.backbone.pretrained=false model.backbone.weights=FILE"

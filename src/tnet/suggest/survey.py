@@ -135,9 +135,8 @@ def survey_images(data: DataConfig) -> Survey:
             except ImageError as error:
                 errors.append(str(error))
     if errors:
-        raise DataError(
-            f"{len(errors)} of {len(paths)} images cannot be read; repair or remove them, starting with: {errors[0]}"
-        )
+        problem = f"{len(errors)} of {len(paths)} images cannot be read"
+        raise DataError(f"{problem}; repair or remove them, starting with: {errors[0]}")
     return Survey(
         data=data,
         classes=tuple(train.classes),

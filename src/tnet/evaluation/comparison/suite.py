@@ -49,9 +49,8 @@ class RowConfig:
             raise ConfigError("name is empty; give the row one")
         given = [key for key in ("recipe", "model", "registered") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ConfigError(
-                f"{' and '.join(given) or 'none of recipe, model, registered'} given; give exactly one of them"
-            )
+            problem = f"{' and '.join(given) or 'none of recipe, model, registered'} given"
+            raise ConfigError(f"{problem}; give exactly one of them")
         for key in ("after", "overrides"):
             if getattr(self, key) and self.recipe is None:
                 raise ConfigError(f"{key} applies to rows with a recipe only; remove it")
@@ -147,8 +146,6 @@ def _check_rows(rows: Sequence[RowConfig], source: str) -> None:
         if row.name in earlier:
             raise ConfigError(f"{source}: two rows have the name {row.name!r}; rename one")
         if row.after is not None and (row.after not in earlier or earlier[row.after].recipe is None):
-            raise ConfigError(
-                f"{source}: row {row.name!r}: after is {row.after!r}, which is not an earlier row with a recipe; "
-                f"give the name of one{': ' + ', '.join(earlier) if earlier else ''}"
-            )
+            problem = f"{source}: row {row.name!r}: after is {row.after!r}, which is not an earlier row with a recipe"
+            raise ConfigError(f"{problem}; give the name of one{': ' + ', '.join(earlier) if earlier else ''}")
         earlier[row.name] = row

@@ -234,9 +234,8 @@ class Work:
         recipe = self._recipe_of(row, seed)
         config = self.suite.data or (recipe.data if recipe else None)
         if config is None:
-            raise DataError(
-                f"{row.model} has no {RECIPE_NAME}, so its images are unknown; give the suite a data section"
-            )
+            problem = f"{row.model} has no {RECIPE_NAME}, so its images are unknown"
+            raise DataError(f"{problem}; give the suite a data section")
         channels = recipe.model.in_channels if recipe else load_model(row.model or "").config.in_channels
         return open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
 
@@ -303,9 +302,8 @@ class Work:
             seed, channels = self.suite.seeds[0], model.config.in_channels
             images = open_split(self.suite.data, channels, seed, self.suite.split)
         if images is None:
-            raise ConfigError(
-                f"row {row.name!r} has no images to take the size for cost measurements from; set costs.image_size_hw"
-            )
+            problem = f"row {row.name!r} has no images to take the size for cost measurements from"
+            raise ConfigError(f"{problem}; set costs.image_size_hw")
         image = images[0].image
         height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
         return int(height), int(width)
