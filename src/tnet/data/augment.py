@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Num, UInt8
 from torch import Tensor
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.transforms import MAX_SIDE_PX
 from tnet.errors import ConfigError
 from tnet.scenes.base import BoxL0, Scene
@@ -119,8 +119,7 @@ class AugmentConfig:
             if not 0 <= getattr(self, key) <= limit:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give a number from 0 (off) to {limit:g}")
         check_most(self, "", {"crop_tries": 10**4})
-        if self.crop_tries < 1:
-            raise ConfigError(f"crop_tries is {self.crop_tries}; give at least 1")
+        check_least(self, "", {"crop_tries": 1})
         if self.resize_px is not None and not 1 <= self.resize_px <= MAX_SIDE_PX:
             raise ConfigError(f"resize_px is {self.resize_px}; give 1 to {MAX_SIDE_PX}, or null to keep the size")
         self._check_combinations()
@@ -252,17 +251,13 @@ class Augment:
         angle = self._angle(generator) if config.rotation_fill == "black" else 0.0
         down, right = (_uniform(-1, 1, generator) * config.translation if config.translation else 0.0 for _ in "yx")
         count, magnitude = config.rand_augment, config.rand_augment_magnitude
-        rand_augment = RandAugmentDraw(count, magnitude, _integer(2**31, generator)) if count else None
-        return PixelChange(
-            config.resize_px, method, colours, angle, (down, right), config.rotation_nearest, rand_augment
-        )
+        draw = RandAugmentDraw(count, magnitude, _integer(2**31, generator)) if count else None
+        return PixelChange(config.resize_px, method, colours, angle, (down, right), config.rotation_nearest, draw)
 
     def _colour_case(self, generator: torch.Generator) -> tuple[tuple[PixelColour, float], ...]:
         """Draw one of the published orders, and the strength of each change."""
         names = _COLOUR_CASES[_integer(len(_COLOUR_CASES), generator)]
-        spreads = (
-            (name, 1.0 if name in ("contrast", "saturation") else 0.0, getattr(self.config, name)) for name in names
-        )
+        spreads = ((name, float(name in ("contrast", "saturation")), getattr(self.config, name)) for name in names)
         return tuple((name, _uniform(mid - spread, mid + spread, generator)) for name, mid, spread in spreads if spread)
 
     def _colours(self, generator: torch.Generator) -> tuple[tuple[Colour, float], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
 from tnet.data.published import PUBLISHED
@@ -92,6 +92,4 @@ class DataConfig:
             problem = f"data.box_context is {self.box_context} and data.boxes is {self.boxes}"
             raise ConfigError(f"{problem}; give 0 to {_MAX_CONTEXT:g} with data.boxes: crop, else null")
         check_most(self, "data.", {"overview_px": 2**14, "max_side_px": 2**24, "max_short_side_px": 2**24})
-        for name, least in (("max_short_side_px", 1), ("lazy_above_px", 0), ("overview_px", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"data.{name} is {value}; give at least {least}")
+        check_least(self, "data.", {"max_short_side_px": 1, "lazy_above_px": 0, "overview_px": 0})

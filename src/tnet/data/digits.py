@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError
@@ -78,9 +78,7 @@ class DigitsConfig:
         for key, allowed in (("task", get_args(Task)), ("variant", get_args(Variant))):
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; give one of {', '.join(allowed)}")
-        for key, smallest in _SMALLEST.items():
-            if getattr(self, key) < smallest:
-                raise ConfigError(f"{key} is {getattr(self, key)}; give at least {smallest}")
+        check_least(self, "", _SMALLEST)
         check_most(self, "", _LARGEST)
         if self.canvas_px > MAX_CANVAS_PX:
             raise ConfigError(f"canvas_px is {self.canvas_px}; give at most {MAX_CANVAS_PX}")
@@ -89,15 +87,13 @@ class DigitsConfig:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give at most canvas_px, {self.canvas_px}")
         fit = (self.canvas_px // self.digit_px) ** 2
         if self.digits > fit:
-            raise ConfigError(
-                f"target_copies plus other_digits is {self.digits}, but at most {fit} digits of {self.digit_px} px fit "
-                f"on {self.canvas_px} px; raise canvas_px, or lower digit_px or the number of digits"
-            )
+            room = f"at most {fit} digits of {self.digit_px} px fit on {self.canvas_px} px"
+            remedy = "raise canvas_px, or lower digit_px or the number of digits"
+            raise ConfigError(f"target_copies plus other_digits is {self.digits}, but {room}; {remedy}")
         if self.task == "majority" and self.other_digits > self._unique_majority_limit:
-            raise ConfigError(
-                f"other_digits is {self.other_digits}, so another class could tie for the majority; give at most "
-                f"{self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
-            )
+            problem = f"other_digits is {self.other_digits}, so another class could tie for the majority"
+            remedy = f"give at most {self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
+            raise ConfigError(f"{problem}; {remedy}")
 
     @property
     def digits(self) -> int:
@@ -183,11 +179,8 @@ class MegapixelDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
-        return Sample(
-            image=torch.from_numpy(self._draw(layout)[None]),
-            target=layout.answer(self.config.task),
-            name=f"made/{self.split}/{index:06d}",
-        )
+        image, name = torch.from_numpy(self._draw(layout)[None]), f"made/{self.split}/{index:06d}"
+        return Sample(image, layout.answer(self.config.task), name)
 
     def layout(self, index: int) -> DigitLayout:
         """Return the layout of one image without drawing it."""
@@ -215,14 +208,9 @@ class MegapixelDigits(Dataset[Sample]):
         """Paste in the order of the variant; each piece hides everything under its box."""
         config = self.config
         bank, patterns = self._bank, clutter_bank(config.seed, config.noise_px)
-        digits = [
-            (bank.resized(glyph, config.digit_px), box)
-            for glyph, box in zip(layout.glyphs.tolist(), layout.digit_box_l0_yxyx.tolist(), strict=True)
-        ]
-        clutter = [
-            (patterns[pattern], box)
-            for pattern, box in zip(layout.clutter_patterns, layout.clutter_box_l0_yxyx.tolist(), strict=True)
-        ]
+        glyphs = [bank.resized(glyph, config.digit_px) for glyph in layout.glyphs.tolist()]
+        digits = [*zip(glyphs, layout.digit_box_l0_yxyx.tolist(), strict=True)]
+        clutter = [*zip(patterns[layout.clutter_patterns], layout.clutter_box_l0_yxyx.tolist(), strict=True)]
         canvas = np.zeros((config.canvas_px, config.canvas_px), dtype=np.uint8)
         for pixels, (y0, x0, y1, x1) in clutter + digits if config.variant == "ips" else digits + clutter:
             canvas[y0:y1, x0:x1] = pixels

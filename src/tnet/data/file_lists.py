@@ -137,14 +137,9 @@ class ListedDataset(PublishedDataset):
             raise DataError(f"{root / 'train_test_split.txt'} has no image of the {split} split; download it again")
         classes = self.classes(lists)
         index_of = {class_id: index for index, class_id in enumerate(classes)}
+        paths, labels = [lists.paths[row] for row in rows], [index_of[lists.class_ids[row]] for row in rows]
         boxes: list[Boxes] = [np.array([lists.boxes_yxyx[row]], dtype=np.float64) for row in rows]
-        return AnnotatedImages(
-            [lists.paths[row] for row in rows],
-            [index_of[lists.class_ids[row]] for row in rows],
-            list(classes.values()),
-            boxes=boxes,
-            **options,
-        )
+        return AnnotatedImages(paths, labels, list(classes.values()), boxes=boxes, **options)
 
     def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
         """Return the class names in the order of their ids."""
@@ -167,10 +162,8 @@ class ListedDataset(PublishedDataset):
 
 def read_image_lists(root: Path) -> ListedImages:
     """Read the lists of images, labels, splits, boxes and classes, or raise a :class:`DataError` naming the line."""
-    images_path, names_path, labels_path, split_path, boxes_path = (
-        root / f"{name}.txt"
-        for name in ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes")
-    )
+    files = ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes")
+    images_path, names_path, labels_path, split_path, boxes_path = (root / f"{file}.txt" for file in files)
     images = read_keyed_rows(images_path, 2)
     if not images:
         raise DataError(f"{images_path} lists no images; download it again")
@@ -186,16 +179,10 @@ def read_image_lists(root: Path) -> ListedImages:
         if value not in ("0", "1"):
             raise DataError(f"{split_path} has {value[:80]!r} in line {line}; it must be 1 or 0")
         in_training.append(value == "1")
-    return ListedImages(
-        [resolve_within(root / "images", name, images_path, line) for line, (name,) in images.values()],
-        class_ids,
-        in_training,
-        [
-            parse_box(" ".join(values).split(), f"line {line} of {boxes_path}")
-            for line, values in _rows_by_image(images, boxes_path, 5)
-        ],
-        class_names,
-    )
+    paths = [resolve_within(root / "images", name, images_path, line) for line, (name,) in images.values()]
+    box_rows = _rows_by_image(images, boxes_path, 5)
+    boxes = [parse_box(" ".join(values).split(), f"line {line} of {boxes_path}") for line, values in box_rows]
+    return ListedImages(paths, class_ids, in_training, boxes, class_names)
 
 
 def _rows_by_image(images: Mapping[str, Any], path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:

@@ -161,10 +161,9 @@ class LabelledImages(Dataset[Sample]):
         held_out: list[int] = []
         for label, members in strata.items():
             if len(members) < 2:
-                raise DataError(
-                    f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be used "
-                    "for both training and validation; add images, or provide separate validation images"
-                )
+                problem = f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be"
+                remedy = "add images, or provide separate validation images"
+                raise DataError(f"{problem} used for both training and validation; {remedy}")
             limit = min(fraction, hashes[members[-1]])  # not all of a class
             held_out += [index for index in members if hashes[index] < limit]
         held_out = held_out or [index for index in order if hashes[index] == hashes[order[0]]]
@@ -283,10 +282,10 @@ def _class_folders(root: Path) -> list[str]:
     if folders:
         return folders
     if any(is_image_path(entry) for entry in root.iterdir()):
-        raise DataError(
-            f"the folder {root} has images but no class folders; move each image into a folder named after its class, "
-            "or list images and labels in a table (CSV or Parquet)"
+        remedy = (
+            "move each image into a folder named after its class, or list images and labels in a table (CSV or Parquet)"
         )
+        raise DataError(f"the folder {root} has images but no class folders; {remedy}")
     raise DataError(f"the folder {root} is empty; add one folder of images per class, or give another folder")
 
 
@@ -295,9 +294,8 @@ def _match_classes(root: Path, folders: Sequence[str], names: Sequence[str]) -> 
     extra = [name for name in folders if name not in set(names)]
     if not missing and not extra:
         return
-    problems = [
-        f"{problem}: {shorten(which, 10)}" for problem, which in (("missing", missing), ("extra", extra)) if which
-    ]
+    kinds = {"missing": missing, "extra": extra}
+    problems = [f"{kind}: {shorten(which, 10)}" for kind, which in kinds.items() if which]
     split = next((name for name in extra if name.lower() in ("val", "validation", "test", "train")), None)
     remedy = "add, remove or rename folders" if split is None else f"give the folder of a split, {root / split}"
     what = f"the class folders in {root} are not the {len(names)} expected classes ({'; '.join(problems)})"

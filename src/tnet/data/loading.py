@@ -62,10 +62,8 @@ def open_data(
         if channels != 1:
             raise ConfigError(f"synthetic digits are grey, but model.in_channels is {channels}; set it to 1")
         if not config.digits.images_train or not config.digits.images_val:
-            raise ConfigError(
-                f"data.digits.images_train is {config.digits.images_train} and images_val {config.digits.images_val}; "
-                "give at least 1 of each for training"
-            )
+            counts = f"images_train is {config.digits.images_train} and images_val {config.digits.images_val}"
+            raise ConfigError(f"data.digits.{counts}; give at least 1 of each for training")
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
     if channels not in (1, 3) and config.read != "lazy":
         problem = f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}"
@@ -126,15 +124,12 @@ def read_options(config: DataConfig, channels: int, *, base_px: int | None = Non
         overview_px = _overview_px(base_px, config.augment) if base_px else 0
     return ReadOptions(
         mode="memory" if any(change is not None for change in changes) else config.read,
-        lazy_above_px=config.lazy_above_px,
-        overview_px=overview_px,
+        lazy_above_px=config.lazy_above_px, overview_px=overview_px,
         overview_folder=Path(config.overview_folder) if config.overview_folder else None,
-        scene=config.scene,
-        channels=channels,
-        max_side_px=config.max_side_px,
-        max_short_side_px=config.max_short_side_px,
+        scene=config.scene, channels=channels,
+        max_side_px=config.max_side_px, max_short_side_px=config.max_short_side_px,
         prepare=None if config.preprocess is None else named_transform(config.preprocess),
-    )
+    )  # fmt: skip
 
 
 def _overview_px(base_px: int, augment: AugmentConfig) -> int:
@@ -197,10 +192,9 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
         shown_hw = shrunk_size((height, width), reading.max_side_px, reading.max_short_side_px)
         if min(shown_hw) < base_px:
             downscaled = "" if shown_hw == (height, width) else f", downscaled to {shown_hw[1]} x {shown_hw[0]} px"
-            raise ImageError(
-                f"image {path} has {width} x {height} px{downscaled}, which is below the base resolution of {base_px} "
-                "px; lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
-            )
+            problem = f"image {path} has {width} x {height} px{downscaled}, below the base resolution of {base_px} px"
+            remedy = "lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
+            raise ImageError(f"{problem}; {remedy}")
 
 
 class Share(NamedTuple):

@@ -222,10 +222,9 @@ def _split_labels(path: Path, name: str, values: Sequence[str], separator: str |
     labels = [[label.strip() for label in cell] for cell in cells]
     empty = [str(row) for row, row_labels in enumerate(labels, start=1) if not all(row_labels)]
     if empty:
-        raise DataError(
-            f"the table {path} has an empty label (column {name!r}) in {len(empty)} rows, first row "
-            f"{', '.join(empty[:3])}; give each image a label (a separate class if none applies), or remove the rows"
-        )
+        problem = f"an empty label (column {name!r}) in {len(empty)} rows, first row {', '.join(empty[:3])}"
+        remedy = "give each image a label (a separate class if none applies), or remove the rows"
+        raise DataError(f"the table {path} has {problem}; {remedy}")
     return labels
 
 

@@ -50,15 +50,11 @@ def peak_memory_bytes(
         ConfigError: the process failed or exceeded the time limit.
     """
     job = {
-        "model": str(model),
-        "registered": isinstance(model, str) and not Path(model).is_dir(),
-        "size_hw": list(image_size_hw),
-        "looks": looks if looks is None or isinstance(looks, int) else list(looks),
-        "policy": policy,
-        "batch_size": batch_size,
-        "device": device,
+        "model": str(model), "registered": isinstance(model, str) and not Path(model).is_dir(),
+        "looks": looks if looks is None or isinstance(looks, int) else list(looks), "policy": policy,
+        "size_hw": list(image_size_hw), "batch_size": batch_size, "device": device,
         "threads": torch.get_num_threads(),
-    }
+    }  # fmt: skip
     # Blocks above 128 KiB always go back to the system when freed, so that the peak does not depend on earlier frees.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     command = [sys.executable, "-P", "-m", "tnet.evaluation.memory"]

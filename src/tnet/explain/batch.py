@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tnet.data.folder import LabelledImages
 from tnet.data.loading import LabelledData
@@ -101,7 +100,8 @@ def explain_samples(
             image, target, name = data[index]
             # A model without looks may have been trained on small images, enlarged.
             loaded = load_input(image, model.config, looks=chosen, allow_small=not chosen, name=name)
-            yield loaded, _true_label(target, data.classes)
+            present = target.nonzero().flatten() if target.ndim else target[None]
+            yield loaded, "|".join(data.classes[index] for index in present)
 
     sources = data.paths if isinstance(data, LabelledImages) else []
     names, files = _outputs(Path(out), [str(sources[index]) if sources else f"{index:06d}" for index in indices])
@@ -120,12 +120,6 @@ def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
     names = [out.name] if single else [name_after(image, ".png", taken) for image in images]
     folder, regions = (out.parent, f"{out.stem}.{REGIONS_NAME}") if single else (out, REGIONS_NAME)
     return names, [folder / name for name in (*names, regions)]
-
-
-def _true_label(target: Tensor, classes: Sequence[str]) -> str:
-    if target.ndim == 0:
-        return classes[int(target)]
-    return "|".join(name for name, present in zip(classes, target.tolist(), strict=True) if present)
 
 
 def _explain(

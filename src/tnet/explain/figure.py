@@ -114,11 +114,9 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
         truth = clip(f"{mark}  true: {label}", 36)
         sheet.text(layout.WIDTH_IN - layout.MARGIN_IN, 0.25, truth, 15, color, ha="right", weight="bold")
         room -= len(truth)
-    if config.multilabel:
-        verdict = f"Predicted: {', '.join(prediction.labels) or 'no label above 50%'}"
-    else:
-        verdict = f"Predicted: {clip(prediction.label, room - 18)} ({prediction.probability:.0%})"
-    sheet.text(layout.MARGIN_IN, 0.22, clip(verdict, room), 18, weight="bold")
+    verdict = f"{clip(prediction.label, room - 18)} ({prediction.probability:.0%})"
+    verdict = (", ".join(prediction.labels) or "no label above 50%") if config.multilabel else verdict
+    sheet.text(layout.MARGIN_IN, 0.22, clip(f"Predicted: {verdict}", room), 18, weight="bold")
     height, width = prediction.size_hw
     looks = len(prediction.regions)
     seen = (config.whole_px**2 + looks * config.look_px**2) / (height * width)

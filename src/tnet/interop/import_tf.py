@@ -29,8 +29,7 @@ _TRAINING_STATE = re.compile(
 _BASELINE, _STEPS = "baseline_var", ("iter" + _VALUE, "global_step")
 
 CLASS_INDICES = {
-    "imagenet": "ImageNet's 1,000 classes in the order of their synset numbers (n01440764 tench is 0), without a "
-    "background class",
+    "imagenet": "ImageNet's 1,000 classes by synset number (n01440764 tench is 0), without a background class",
     "fmow": "the 62 categories of Functional Map of the World, from 0",
     "cub": "the 200 species of CUB-200-2011 in the order of its classes.txt, from 0",
     "nabirds": "the 555 classes of NABirds with images, in the order of their first image in its images.txt, from 0",

@@ -114,10 +114,8 @@ def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
         raise ImageError(f"{problem}; convert it to uint16 or float32")
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
-        raise ImageError(
-            f"image {name} has {info.channels} channel(s) of {dtype}{alpha}, but JPEG needs 1 or 3 of uint8 without "
-            "alpha; use deflate or zstd"
-        )
+        problem = f"image {name} has {info.channels} channel(s) of {dtype}{alpha}"
+        raise ImageError(f"{problem}, but JPEG needs 1 or 3 of uint8 without alpha; use deflate or zstd")
 
 
 class _Plan:
@@ -145,10 +143,8 @@ class _Plan:
             folder = folder.parent
         wanted, free = sum(self.tile_counts[1:]) * self.tile_bytes, shutil.disk_usage(folder).free
         if wanted > free:
-            raise OutputError(
-                f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels need {wanted / 1e9:.2f} GB meanwhile; "
-                "make room, or choose another place"
-            )
+            problem = f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels need {wanted / 1e9:.2f} GB"
+            raise OutputError(f"{problem} meanwhile; make room, or choose another place")
 
     def page(self, level: int) -> dict[str, Any]:
         """Return tifffile's arguments for one level."""
@@ -156,18 +152,13 @@ class _Plan:
         is_rgb = info.color == "rgb" and info.channels - info.has_alpha == 3
         extra = info.channels - (3 if is_rgb else 1)
         page: dict[str, Any] = {
-            "shape": size_hw if info.channels == 1 else (*size_hw, info.channels),
-            "dtype": self.dtype,
-            "tile": (TILE_PX, TILE_PX),
-            "photometric": "rgb" if is_rgb else "minisblack",
+            "shape": size_hw if info.channels == 1 else (*size_hw, info.channels), "dtype": self.dtype,
+            "tile": (TILE_PX, TILE_PX), "photometric": "rgb" if is_rgb else "minisblack",
             "planarconfig": "contig" if info.channels > 1 else None,
             "extrasamples": ["unspecified"] * (extra - info.has_alpha) + ["unassalpha"] * info.has_alpha or None,
-            "subfiletype": 1 if level else 0,
-            "extratags": [] if level else self._geo_tags,
-            "metadata": None,
-            "software": "tnet",
-            "buffersize": _ENCODE_BYTES,
-        }
+            "subfiletype": 1 if level else 0, "extratags": [] if level else self._geo_tags,
+            "metadata": None, "software": "tnet", "buffersize": _ENCODE_BYTES,
+        }  # fmt: skip
         if info.spacing_m_yx is not None:
             y, x = (0.01 / (spacing * 2**level) for spacing in info.spacing_m_yx)
             page |= {"resolution": (x, y), "resolutionunit": "centimeter"}

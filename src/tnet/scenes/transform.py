@@ -133,10 +133,9 @@ class TransformedScene:
 
     def __init__(self, scene: Scene, change: ImageChange) -> None:
         if change.pixels is not None:
-            raise ConfigError(
-                f"{scene.name} is read lazily, but resize_px, colour_cases, rotation_fill: black, translation and "
-                "rand_augment need all pixels in memory; turn them off, or set data.read to memory"
-            )
+            changes = "resize_px, colour_cases, rotation_fill: black, translation and rand_augment"
+            problem = f"{scene.name} is read lazily, but {changes} need all pixels in memory"
+            raise ConfigError(f"{problem}; turn them off, or set data.read to memory")
         self.scene = scene
         self.change = change
         self.name = scene.name

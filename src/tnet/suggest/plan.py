@@ -127,10 +127,9 @@ def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> Lo
         sides = ", ".join(map(str, whole_macs))
         raise first_error or ConfigError(f"{weights.name} does not support glimpses of {sides} px; choose another")
     macs, base_px = min(needed)
-    raise ConfigError(
-        f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small for one glimpse of the whole image "
-        f"with {weights.name} ({format_macs(macs)} at {base_px} px); raise it, or choose a smaller backbone"
-    )
+    problem = f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small"
+    least = f"one glimpse of the whole image with {weights.name} ({format_macs(macs)} at {base_px} px)"
+    raise ConfigError(f"{problem} for {least}; raise it, or choose a smaller backbone")
 
 
 def _whole_macs(plan: LookPlan) -> int | None:
@@ -180,12 +179,8 @@ def _plan(
     wanted_steps: int | None = None,
 ) -> LookPlan:
     config = TNetConfig(
-        backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)),
-        num_classes=len(survey.classes),
-        multilabel=survey.multilabel,
-        base_px=base_px,
-        levels=1 + len(looks),
-        grid=Grid() if fit is None else fit.grid,
-        looks=looks,
-    )
+        backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)), num_classes=len(survey.classes),
+        multilabel=survey.multilabel, base_px=base_px, levels=1 + len(looks),
+        grid=Grid() if fit is None else fit.grid, looks=looks,
+    )  # fmt: skip
     return LookPlan(config, fit, len(looks) if wanted_steps is None else wanted_steps, survey.median_hw)

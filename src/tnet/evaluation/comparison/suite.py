@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tnet.config import parse_dataclass
+from tnet.config import check_least, parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
 from tnet.evaluation.evaluator import LEARNED
@@ -93,9 +93,7 @@ class Suite:
             raise ConfigError(f"seeds is {list(self.seeds)}; give at least one, each once and 0 or more")
         if not self.policies:
             raise ConfigError(f"policies is empty; give at least one, such as {LEARNED}")
-        for name, least in (("batch_size", 1), ("workers", 0), ("bootstrap", 100)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}")
+        check_least(self, "", {"batch_size": 1, "workers": 0, "bootstrap": 100})
 
     def policies_of(self, row: RowConfig) -> tuple[str, ...]:
         """Return the policies to measure a row with; time and memory are measured for the first."""

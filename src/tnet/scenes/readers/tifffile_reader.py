@@ -296,13 +296,9 @@ def _aperio_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
 
 
 def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
-    properties = {
-        "kind": series.kind,
-        "axes": series.axes,
-        "shape": " x ".join(map(str, series.shape)),
-        "compression": str(getattr(page.compression, "name", page.compression)),
-        "bits_per_sample": str(page.bitspersample),
-    }
+    properties = {"kind": series.kind, "axes": series.axes, "shape": " x ".join(map(str, series.shape))}
+    properties["compression"] = str(getattr(page.compression, "name", page.compression))
+    properties["bits_per_sample"] = str(page.bitspersample)
     texts = {"name": series.name, "software": page.software, "description": page.description}
     return properties | {name: common.clip_text(text) for name, text in texts.items() if text}
 
