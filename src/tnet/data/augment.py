@@ -244,7 +244,6 @@ class Augment:
         return _place(size_hw, (crop_height, crop_width), generator)
 
     def _pixels(self, generator: torch.Generator) -> PixelChange:
-        """Draw the changes that need decoded images."""
         config = self.config
         method = RESIZE_METHODS[_integer(len(RESIZE_METHODS), generator) if config.resize_methods == "eight" else 0]
         colours = self._colour_case(generator) if config.colour_cases else ()
@@ -290,7 +289,6 @@ def _shows_box(crop: BoxL0, boxes: Sequence[Sequence[float]], share: float) -> b
 
 
 def _place(size_hw: tuple[int, int], crop_hw: tuple[int, int], generator: torch.Generator) -> BoxL0:
-    """Draw a position for a crop of this size."""
     (height, width), (crop_height, crop_width) = size_hw, crop_hw
     top = _integer(height - crop_height + 1, generator)
     left = _integer(width - crop_width + 1, generator)

@@ -186,7 +186,6 @@ def read_image_lists(root: Path) -> ListedImages:
 
 
 def _rows_by_image(images: Mapping[str, Any], path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file in the order of the images."""
     rows = read_keyed_rows(path, columns)
     for key in images:
         if key not in rows:

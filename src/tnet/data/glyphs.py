@@ -142,7 +142,6 @@ def _bundled_split(labels: Int64[np.ndarray, " glyphs"], split: Split) -> Int64[
 def _mnist_part(
     mnist_dir: str, part: Literal["train", "t10k"]
 ) -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
-    """Return the images and labels of MNIST's train or test files."""
     image_path = _find_idx(mnist_dir, f"{part}-images-idx3-ubyte")
     label_path = _find_idx(mnist_dir, f"{part}-labels-idx1-ubyte")
     pixels = _read_idx(image_path, magic=2051, item_shape=(GLYPH_PX, GLYPH_PX))
@@ -167,7 +166,6 @@ def _find_idx(mnist_dir: str, name: str) -> Path:
 
 
 def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.ndarray, "items ..."]:
-    """Read an IDX file of unsigned bytes, and check it against its header."""
     header_bytes = 4 * (2 + len(item_shape))
     try:
         with gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:

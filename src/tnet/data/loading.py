@@ -143,7 +143,6 @@ def _overview_px(base_px: int, augment: AugmentConfig) -> int:
 def _open_images(
     config: DataConfig, augment: Augment | None, reading: ReadOptions, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Open images in folders, tables or published datasets."""
     root = Path(config.root)
     for given in (config.root, config.train, config.val or ""):
         check_local(given)

@@ -91,5 +91,4 @@ def _systems(rows: Rows, looks: int) -> list[tuple[str, LooksRow, bool]]:
 
 
 def _embedded(path: Path) -> str:
-    """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -97,7 +97,6 @@ def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
 
 
 def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> Rows:
-    """Evaluate all systems on the test split, and write the results."""
     data = MegapixelDigits(tnet.recipe.data.digits, "test")
     rows = {
         "TNet": evaluate(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
@@ -160,7 +159,6 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
 
 
 def _write_results(folder: Path, rows: Rows, claims: list[Claim], seed: int, seconds: float) -> None:
-    """Write all numbers as plain data, and the table as text."""
     results = {
         "seed": seed, "seconds": round(seconds, 1), "machine": machine(), "date": time.strftime("%Y-%m-%d"),
         "claims": [asdict(claim) for claim in claims],

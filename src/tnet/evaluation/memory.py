@@ -95,7 +95,6 @@ def _measure(job: dict[str, Any]) -> int:
 
 
 def _peak_bytes() -> int:
-    """Return the peak resident memory of this process."""
     with contextlib.suppress(OSError):
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -160,7 +160,6 @@ def _epsg_code(crs: str) -> int | None:
 
 
 def _annotation(region: RegionRecord, order: int) -> dict[str, Any]:
-    """Return the properties of a region as a QuPath annotation."""
     values = {"order": order, "level": region.level, "probability": region.probability, "weight": region.weight}
     values |= {"location probability": region.location_probability}
     known, label = {name: value for name, value in values.items() if value is not None}, region.label

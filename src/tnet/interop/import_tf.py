@@ -150,7 +150,6 @@ def tag_of(name: str) -> str:
 
 
 def _card(imported: Imported, name: str) -> str:
-    """Return the model card: source of the weights, meaning of the classes, preprocessing."""
     model = imported.model
     at_step = "" if imported.step is None else f" at step {imported.step:,}"
     author = "Google's EfficientNet" if imported.family == "google" else "the reference implementation's"

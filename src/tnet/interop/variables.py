@@ -97,7 +97,6 @@ def _check_size(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type of an array, whose bytes must be in the file."""
     with archive.open(member) as file:
         read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)

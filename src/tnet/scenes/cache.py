@@ -183,5 +183,4 @@ def _after_fork() -> None:
     readers, decoded = ReaderPool(readers.limit), DecodedImages(decoded.budget_bytes)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

@@ -205,7 +205,6 @@ class FileScene:
 
     @contextmanager
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
-        """Borrow a reader from the pool."""
         opener = partial(open_reader, self.path, self.options.read, self.options.reader)
         with guarded(self.path), cache.readers.lend(key, opener) as reader:
             yield reader

@@ -84,8 +84,7 @@ def _new_lock() -> None:
     overviews.lock = threading.Lock()  # another thread of the parent may have held it
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_new_lock)
+os.register_at_fork(after_in_child=_new_lock)
 
 
 class OverviewScene:
@@ -199,7 +198,6 @@ def _restored(
 
 
 def _key_of(scene: Scene, px: int, channels: int) -> str:
-    """Return a key of the overview of a file; empty for other scenes."""
     if not isinstance(scene, FileScene):
         return ""
     path = scene.path.absolute()

@@ -77,7 +77,9 @@ def write_pyramid(
         raise ConfigError(f"quality is {quality}; give 1 to 100")
     if smallest_px < 1:
         raise ConfigError(f"smallest_px is {smallest_px}; give at least 1")
-    _check_out(out, source, overwrite)
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
+    check_outputs([out], inputs=[source] if isinstance(source, str | Path) else [], overwrite=overwrite)
     _require("tifffile", "write TIFF")
     if compression != "deflate":
         _require("imagecodecs", f"compress with {compression}")
@@ -94,12 +96,6 @@ def write_pyramid(
         with atomic_path(out) as temporary:
             _write(reader, plan, temporary, on_tile or (lambda done, total: None))
     return PyramidInfo(out, plan.sizes_hw, out.stat().st_size)
-
-
-def _check_out(out: Path, source: object, overwrite: bool) -> None:
-    if out.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
-    check_outputs([out], inputs=[source] if isinstance(source, str | Path) else [], overwrite=overwrite)
 
 
 def _require(library: str, purpose: str, extra: str = "ome") -> None:

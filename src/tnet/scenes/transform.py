@@ -172,7 +172,6 @@ class TransformedScene:
         self, box_yxyx: BoxL0, size_px: int, channels: int, resize: Resize, fill: Sequence[float],
         colours: Sequence[tuple[Colour, float]], mean: float | None,
     ) -> Tensor:  # fmt: skip
-        """Glimpse with some of the colour changes."""
         check_look(box_yxyx, size_px)
         top, left, bottom, right = self.change.crop_of(self.scene.size_hw)
         y0, x0, y1, x1 = box = _unmirrored(box_yxyx, (bottom - top, right - left), self.change)

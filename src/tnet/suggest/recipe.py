@@ -206,7 +206,6 @@ def _changed(value: Any, default: Any) -> Any:
 
 
 def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -250,7 +250,6 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
-    """Run the trainer, and translate its errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
         try:

@@ -169,7 +169,6 @@ class Work:
         return Entry(folder, seed, folder / "run" / "model", effort)
 
     def _train(self, row: RowConfig, recipe: Recipe, folder: Path, kept: _Effort | None) -> _Effort:
-        """Train, or resume an interrupted run."""
         run, note = folder / "run", make_folder(folder) / "effort.json"
         minutes = (kept.effort.minutes if kept else 0.0) + _minutes_kept(run)
         # The run writes it again when it starts; until then its age must not be counted a second time.
@@ -274,7 +273,6 @@ class Work:
         return _cached(entry.folder / f"costs-{key}.json", Cost, measure, make)
 
     def _image_size(self, row: RowConfig, entry: Entry, model: Model) -> tuple[int, int]:
-        """Return height and width of the first image to evaluate on."""
         images = self.data(row, entry.seed)
         if images is None and self.suite.data is not None:
             seed, channels = self.suite.seeds[0], model.config.in_channels

@@ -31,8 +31,6 @@ _FLAT_PX = 1 << 24  # a flat TIFF of more pixels is better read by rows than as 
 
 
 class _Form(NamedTuple):
-    """How an image of one Pillow mode is returned."""
-
     mode: str  # to convert to; empty for none
     dtype: np.dtype[Any]
     color: Color

@@ -284,7 +284,6 @@ class TifffileReader:
 
 
 def _tags(page: TiffPage) -> dict[int, tuple[int, ...] | bytes]:
-    """Return the tags of a page as a header takes them."""
     texts = {tag.code: tag.value.encode("utf-8", "replace") for tag in page.tags if isinstance(tag.value, str)}
     return {tag.code: texts.get(tag.code) or tuple(np.ravel(tag.value).tolist()) for tag in page.tags}
 
