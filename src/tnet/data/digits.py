@@ -90,9 +90,9 @@ class DigitsConfig:
             room = f"at most {fit} digits of {self.digit_px} px fit on {self.canvas_px} px"
             remedy = "raise canvas_px, or lower digit_px or the number of digits"
             raise ConfigError(f"target_copies plus other_digits is {self.digits}, but {room}; {remedy}")
-        if self.task == "majority" and self.other_digits > self._unique_majority_limit:
+        if self.task == "majority" and self.other_digits > self.unique_majority_limit:
             problem = f"other_digits is {self.other_digits}, so another class could tie for the majority"
-            remedy = f"give at most {self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
+            remedy = f"give at most {self.unique_majority_limit}, or raise target_copies ({self.target_copies})"
             raise ConfigError(f"{problem}; {remedy}")
 
     @property
@@ -101,12 +101,8 @@ class DigitsConfig:
         return self.target_copies + self.other_digits
 
     @property
-    def other_copies_limit(self) -> int:
-        """Largest number of copies of a non-target class: fewer than the target's, if possible."""
-        return self.target_copies - 1 if self.other_digits <= self._unique_majority_limit else self.other_digits
-
-    @property
-    def _unique_majority_limit(self) -> int:
+    def unique_majority_limit(self) -> int:
+        """Largest number of other digits that leaves the target class the most copies."""
         return (CLASSES - 1) * (self.target_copies - 1)
 
     def images(self, split: Split) -> int:
@@ -221,7 +217,9 @@ def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.nda
     """Draw the target class, repeat it ``target_copies`` times, and draw others among the classes below their limit."""
     target = int(rng.integers(CLASSES))
     labels = [target] * config.target_copies
-    room = [0 if digit == target else config.other_copies_limit for digit in range(CLASSES)]
+    # Fewer copies of each other class than of the target's, if possible.
+    limit = config.target_copies - 1 if config.other_digits <= config.unique_majority_limit else config.other_digits
+    room = [0 if digit == target else limit for digit in range(CLASSES)]
     for _ in range(config.other_digits):
         open_classes = [digit for digit in range(CLASSES) if room[digit]]
         digit = open_classes[int(rng.integers(len(open_classes)))]

@@ -11,6 +11,7 @@ import timm
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
+from tnet.evaluation.report import macs_unit
 from tnet.geometry import Grid, GridFit, fit_grid, total_looks
 from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNet
@@ -26,7 +27,7 @@ _LOOKS = 3  # with one level of regions; with two, 2 and 2 inside each; with mor
 
 def format_macs(macs: int) -> str:
     """Return a number of multiply-adds with three digits: ``1.20 G``, ``55.4 M``."""
-    unit, letter = (1e9, "G") if macs >= 1e9 else (1e6, "M")
+    unit, letter = macs_unit(macs)
     number = macs / unit
     return f"{number:,.0f} {letter}" if number >= 99.95 else f"{number:#.3g} {letter}"
 

@@ -23,7 +23,6 @@ class TNetData(pl.LightningDataModule):
         if model.default_looks:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, model.look_px)
-
         self._check_devices()
 
     def _check_devices(self) -> None:
@@ -41,16 +40,6 @@ class TNetData(pl.LightningDataModule):
     def share(self) -> Share:
         """This process among those of the trainer."""
         return ALONE if self.trainer is None else Share(self.trainer.global_rank, self.trainer.world_size)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, by index."""
-        return self.train_data.classes
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether an image can have several labels."""
-        return self.train_data.multilabel
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Loader of the current epoch."""

@@ -108,7 +108,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
         if model is not None and not Path(model).exists():
             raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
     data = TNetData(recipe)
-    recipe = with_classes(recipe, data.classes, data.multilabel)
+    recipe = with_classes(recipe, data.train_data.classes, data.train_data.multilabel)
     data.recipe = recipe
     if checkpoint is not None:
         _check_same_recipe(recipe, folder)
