@@ -30,12 +30,9 @@ Boxes = Num[Tensor, "boxes 4"] | Num[np.ndarray, "boxes 4"]
 
 # The orders of TensorFlow's Inception preprocessing.
 _COLOUR_CASES: tuple[tuple[PixelColour, ...], ...] = (
-    ("brightness", "saturation", "hue", "contrast"),
-    ("saturation", "brightness", "contrast", "hue"),
-    ("contrast", "hue", "brightness", "saturation"),
-    ("hue", "saturation", "contrast", "brightness"),
-    (),
-)
+    ("brightness", "saturation", "hue", "contrast"), ("saturation", "brightness", "contrast", "hue"),
+    ("contrast", "hue", "brightness", "saturation"), ("hue", "saturation", "contrast", "brightness"), (),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

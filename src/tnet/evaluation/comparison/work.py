@@ -121,12 +121,7 @@ class Work:
         self._recipes: dict[tuple[str, int], Recipe] = {}
 
     def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
-        """Return the models of a row: one per seed for a recipe, otherwise one.
-
-        Args:
-            row: the row.
-            make: train models that are not in the cache.
-            renew: delete cached results first.
+        """Return the models of a row: one per seed for a recipe, otherwise one; ``renew`` deletes cached results first.
 
         Raises:
             NotCachedError: a model is not trained and ``make`` is false.
