@@ -149,8 +149,9 @@ def measure_costs(
     height, width = image_size_hw
     batch_size = max(*config.batch_sizes, config.memory_batch_size, 0)
     if batch_size * model.config.in_channels * height * width > _MAX_NOISE_BYTES:
-        problem = f"images of {height} x {width} px in batches of up to {batch_size} need over {_MAX_NOISE_BYTES} bytes"
-        raise ConfigError(f"{problem}; give smaller costs.image_size_hw or batch sizes")
+        images, remedy = f"images of {height} x {width} px", "give smaller costs.image_size_hw or batch sizes"
+        needed = f"in batches of up to {batch_size} need more than {_MAX_NOISE_BYTES} bytes"
+        raise ConfigError(f"{images} {needed}; {remedy}")
     count = count_parameters(model)
     costs = []
     with progress_bar(progress) as bar:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from tnet.errors import CheckpointError
 from tnet.interop.tf_names import Family, family_of, tensorflow_shape, tensors_of, to_tensor, variable_names
@@ -120,17 +118,13 @@ def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[
     raise CheckpointError(f"checkpoint {variables.path} {what} {counts}; {remedy}")
 
 
-def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"]:
-    """Return two noise images that are large enough for every level of the model."""
-    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
-    size = (2, config.in_channels, side, side)
-    return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
 def save_imported(imported: Imported, folder: str | Path, name: str, *, overwrite: bool = False) -> Path:
     """Save an imported model, and verify that the saved model gives the same finite output; see :func:`save_model`."""
-    model = imported.model
-    images = _test_images(model.config)
+    model, config = imported.model, imported.model.config
+    # Two images of noise, large enough for every level.
+    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
+    size, generator = (2, config.in_channels, side, side), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     with torch.inference_mode():
         expected = model(images).logits
     if not bool(torch.isfinite(expected).all()):

@@ -45,7 +45,10 @@ class Variables:
         try:
             self._archive = zipfile.ZipFile(self.path)
             members = self._archive.infolist()
-            _check_size(self.path, members)
+            total = sum(member.file_size for member in members)
+            if len(members) > MAX_VARIABLES or total > MAX_BYTES:
+                found, limits = f"{len(members):,} arrays of {total:,}", f"{MAX_VARIABLES:,} arrays and {MAX_BYTES:,}"
+                raise CheckpointError(f"{self.path} holds {found} bytes; it must be at most {limits} bytes")
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 if name in self.shapes or not member.filename.endswith(".npy"):
@@ -87,13 +90,6 @@ def _check_is_npz(path: Path) -> None:
         raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is truncated or not an .npz file; write one from the checkpoint with: {CONVERT}")
-
-
-def _check_size(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    total = sum(member.file_size for member in members)
-    if len(members) > MAX_VARIABLES or total > MAX_BYTES:
-        limits = f"{MAX_VARIABLES:,} arrays and {MAX_BYTES:,} bytes"
-        raise CheckpointError(f"{path} holds {len(members):,} arrays of {total:,} bytes; it must be at most {limits}")
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -176,7 +176,9 @@ class OverviewScene:
         if self._key:
             overviews.put(self._key, overview)
             if self.folder is not None:
-                _save(overview, _file_of(self.folder, self._key))
+                with atomic_path(_file_of(self.folder, self._key)) as temporary:
+                    stored = {"pixels": overview.pixels.contiguous(), "levels": torch.tensor(levels)}
+                    temporary.write_bytes(save(stored))
         self._overview = overview
         return overview
 
@@ -214,12 +216,6 @@ def _key_of(scene: Scene, px: int, channels: int) -> str:
 
 def _file_of(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key[2:]}.safetensors"
-
-
-def _save(overview: Overview, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        levels = torch.tensor(overview.levels, dtype=torch.int64)
-        temporary.write_bytes(save({"pixels": overview.pixels.contiguous(), "levels": levels}))
 
 
 def _load(path: Path, px: int, channels: int) -> Overview | None:

@@ -159,14 +159,10 @@ def _read(level: LevelPixels, window: Window) -> NDArray[Any]:
 
 
 def _filled(
-    level: LevelPixels,
-    stored: NDArray[Any] | None,
-    size_hw: tuple[int, int],
-    at_yx: tuple[int, int],
-    fill: NDArray[Any],
+    level: LevelPixels, rows: NDArray[Any] | None, size_hw: tuple[int, int], at_yx: tuple[int, int], fill: NDArray[Any]
 ) -> NDArray[Any]:
-    """Prepare pixels for resizing, with ``fill`` around the stored ones."""
-    pixels = level.prepare(stored) if stored is not None and stored.size else None
+    """Prepare rows for resizing, with ``fill`` around them."""
+    pixels = level.prepare(rows) if rows is not None and rows.size else None
     if pixels is not None and pixels.shape[:2] == size_hw:
         return pixels
     filled = np.empty((*size_hw, level.channels), level.dtype)
