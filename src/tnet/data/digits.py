@@ -193,12 +193,10 @@ class MegapixelDigits(Dataset[Sample]):
         size = (config.noise_patterns, 2)
         clutter_yx = rng.integers(0, config.canvas_px - config.noise_px, size=size, endpoint=True)
         return DigitLayout(
-            labels=labels,
-            glyphs=glyphs,
-            digit_box_l0_yxyx=np.hstack((digit_yx, digit_yx + config.digit_px)),
+            labels=labels, glyphs=glyphs, digit_box_l0_yxyx=np.hstack((digit_yx, digit_yx + config.digit_px)),
             clutter_patterns=rng.integers(0, CLUTTER_BANK, size=config.noise_patterns),
             clutter_box_l0_yxyx=np.hstack((clutter_yx, clutter_yx + config.noise_px)),
-        )
+        )  # fmt: skip
 
     def _draw(self, layout: DigitLayout) -> UInt8[np.ndarray, "canvas canvas"]:
         """Paste in the order of the variant; each piece hides everything under its box."""

@@ -94,12 +94,8 @@ class Cost:
 
 def machine() -> dict[str, str]:
     """Return what times depend on apart from the model: processor, threads, GPU and PyTorch version."""
-    info = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-    }
+    info = {"system": f"{platform.system()} {platform.machine()}", "cpu": _processor()}
+    info |= {"threads": str(torch.get_num_threads()), "torch": torch.__version__}
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
     return info

@@ -23,11 +23,8 @@ class TNetData(pl.LightningDataModule):
         if model.default_looks:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, model.look_px)
-        self._check_devices()
-
-    def _check_devices(self) -> None:
-        """Refuse more devices than there is work for, on which training would have no step."""
-        train = self.recipe.train
+        # On more devices than there is work for, training would have no step.
+        train = recipe.train
         images, step = train.images_per_epoch or len(self.train_data), train.batch_size * train.devices
         if train.devices > 1 and images < step:
             sizes = f"{train.devices} devices with train.batch_size {train.batch_size} take {step} images per step"

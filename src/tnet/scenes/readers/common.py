@@ -150,13 +150,10 @@ class OrientedReader:
         turned = [StoredLevel(self._turned(each.size_hw), self._turned(each.downsample_yx)) for each in info.levels]
         levels = {index: level for index, level in enumerate(turned) if self._is_exact(level, full_hw)}
         self._stored_levels = list(levels)
-        self.info = replace(
-            info,
-            levels=tuple(levels.values()),
-            spacing_m_yx=self._turned(info.spacing_m_yx) if info.spacing_m_yx else None,
-            tile_hw=self._turned(info.tile_hw) if info.tile_hw else None,
-            georeference=None,
-        )
+        spacing = self._turned(info.spacing_m_yx) if info.spacing_m_yx else None
+        tile_hw = self._turned(info.tile_hw) if info.tile_hw else None
+        kept = tuple(levels.values())
+        self.info = replace(info, levels=kept, spacing_m_yx=spacing, tile_hw=tile_hw, georeference=None)
 
     @property
     def bytes_read(self) -> int:
