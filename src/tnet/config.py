@@ -101,6 +101,13 @@ def check_most(config: Any, section: str, limits: Mapping[str, float]) -> None:
             raise ConfigError(f"{section}{name} has {len(numbers):,} values; give at most {_MAX_NUMBERS:,}")
 
 
+def check_least(config: Any, section: str, limits: Mapping[str, float]) -> None:
+    """Raise ConfigError for a number below its limit, by field name; ``None`` passes."""
+    for name, least in limits.items():
+        if (value := getattr(config, name)) is not None and value < least:
+            raise ConfigError(f"{section}{name} is {value}; give at least {least}")
+
+
 def shown(value: object) -> str:
     """Return a value as a message shows it: lists in brackets, long values cut."""
     text = str(list(value) if isinstance(value, tuple) else value)

@@ -42,14 +42,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on damaged files, and on files of another format, unpicklers raise almost anything
         reason = (str(error).splitlines() or [""])[0][:200]
         reason = reason if " " in reason else "it is not a file of PyTorch's"  # a KeyError of 101 for text
-        raise CheckpointError(
-            f"{path} cannot be read as weights ({reason}); give a .safetensors file or a state dict, or copy it again"
-        ) from None
+        advice = "give a .safetensors file or a state dict, or copy it again"
+        raise CheckpointError(f"{path} cannot be read as weights ({reason}); {advice}") from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
-    ):
+    pairs = tensors.items() if isinstance(tensors, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise CheckpointError(f"{path} does not hold named tensors; give a state dict")
     return dict(tensors)
 

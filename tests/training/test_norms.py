@@ -158,7 +158,7 @@ class _Trainer(pl.Trainer):
 def test_the_callback_draws_no_random_numbers_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(model={"backbone": TINY_RESNET})
     data = TNetData(recipe)
-    module = TNetModule(with_classes(recipe, data.classes, data.multilabel))
+    module = TNetModule(with_classes(recipe, data.train_data.classes, data.train_data.multilabel))
     trainer = _Trainer(data)
     seen: list[int] = []
     original = TNet.forward

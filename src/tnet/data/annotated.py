@@ -116,10 +116,8 @@ class AnnotatedImages(LabelledImages):
         """
         step = max(1, math.ceil(len(self) / _PROBED_IMAGES))
         if self.boxes is None or not any(len(self.boxes[index]) for index in range(0, len(self), step)):
-            raise DataError(
-                f"the {len(self)} images have no boxes to cover with crops; download the annotations (see: tnet data "
-                "check), or set data.boxes to none"
-            )
+            remedy = "download the annotations (see: tnet data check), or set data.boxes to none"
+            raise DataError(f"the {len(self)} images have no boxes to cover with crops; {remedy}")
         self.cover = True
 
     def cropped_to_boxes(self, box_context: float | None = None) -> AnnotatedImages:
@@ -132,16 +130,11 @@ class AnnotatedImages(LabelledImages):
             DataError: no image has boxes, or a file of boxes cannot be read.
         """
         boxes_by_image = self.boxes.read_all() if isinstance(self.boxes, BoxFiles) else self.boxes or ()
-        kept = [
-            (index, box[None])
-            for index, boxes in enumerate(boxes_by_image)
-            for box in boxes
-            if min(box[2:] - box[:2]) >= _MIN_BOX_PX
-        ]
+        every = [(index, box) for index, boxes in enumerate(boxes_by_image) for box in boxes]
+        kept = [(index, box[None]) for index, box in every if min(box[2:] - box[:2]) >= _MIN_BOX_PX]
         if not kept:
-            raise DataError(
-                f"the {len(self)} images have no boxes to crop to; download the annotations, or set data.boxes to none"
-            )
+            remedy = "download the annotations, or set data.boxes to none"
+            raise DataError(f"the {len(self)} images have no boxes to crop to; {remedy}")
         part = self.subset([index for index, _ in kept], augment=self.augment)
         part.boxes = [box for _, box in kept]
         part.cover, part.crop, part.box_context = False, True, box_context
@@ -170,10 +163,9 @@ class AnnotatedImages(LabelledImages):
         box = self.boxes[index][0]
         y0, x0, y1, x1 = crop = with_context(box, size_hw, self.box_context)
         if y0 >= y1 or x0 >= x1:
-            raise ImageError(
-                f"the box {box.tolist()} (y0, x0, y1, x1) lies outside image {self.paths[index]}, which has "
-                f"{size_hw[1]} x {size_hw[0]} px; correct the annotation, or remove it"
-            )
+            where = f"image {self.paths[index]}, which has {size_hw[1]} x {size_hw[0]} px"
+            problem = f"the box {box.tolist()} (y0, x0, y1, x1) lies outside {where}"
+            raise ImageError(f"{problem}; correct the annotation, or remove it")
         return crop
 
     def _boxes_to_cover(self, index: int, image: Tensor | Scene) -> Float[Tensor, "boxes 4"] | None:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Num, UInt8
 from torch import Tensor
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.transforms import MAX_SIDE_PX
 from tnet.errors import ConfigError
 from tnet.scenes.base import BoxL0, Scene
@@ -30,12 +30,9 @@ Boxes = Num[Tensor, "boxes 4"] | Num[np.ndarray, "boxes 4"]
 
 # The orders of TensorFlow's Inception preprocessing.
 _COLOUR_CASES: tuple[tuple[PixelColour, ...], ...] = (
-    ("brightness", "saturation", "hue", "contrast"),
-    ("saturation", "brightness", "contrast", "hue"),
-    ("contrast", "hue", "brightness", "saturation"),
-    ("hue", "saturation", "contrast", "brightness"),
-    (),
-)
+    ("brightness", "saturation", "hue", "contrast"), ("saturation", "brightness", "contrast", "hue"),
+    ("contrast", "hue", "brightness", "saturation"), ("hue", "saturation", "contrast", "brightness"), (),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,7 @@ class AugmentConfig:
             if not 0 <= getattr(self, key) <= limit:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give a number from 0 (off) to {limit:g}")
         check_most(self, "", {"crop_tries": 10**4})
-        if self.crop_tries < 1:
-            raise ConfigError(f"crop_tries is {self.crop_tries}; give at least 1")
+        check_least(self, "", {"crop_tries": 1})
         if self.resize_px is not None and not 1 <= self.resize_px <= MAX_SIDE_PX:
             raise ConfigError(f"resize_px is {self.resize_px}; give 1 to {MAX_SIDE_PX}, or null to keep the size")
         self._check_combinations()
@@ -245,24 +241,19 @@ class Augment:
         return _place(size_hw, (crop_height, crop_width), generator)
 
     def _pixels(self, generator: torch.Generator) -> PixelChange:
-        """Draw the changes that need decoded images."""
         config = self.config
         method = RESIZE_METHODS[_integer(len(RESIZE_METHODS), generator) if config.resize_methods == "eight" else 0]
         colours = self._colour_case(generator) if config.colour_cases else ()
         angle = self._angle(generator) if config.rotation_fill == "black" else 0.0
         down, right = (_uniform(-1, 1, generator) * config.translation if config.translation else 0.0 for _ in "yx")
         count, magnitude = config.rand_augment, config.rand_augment_magnitude
-        rand_augment = RandAugmentDraw(count, magnitude, _integer(2**31, generator)) if count else None
-        return PixelChange(
-            config.resize_px, method, colours, angle, (down, right), config.rotation_nearest, rand_augment
-        )
+        draw = RandAugmentDraw(count, magnitude, _integer(2**31, generator)) if count else None
+        return PixelChange(config.resize_px, method, colours, angle, (down, right), config.rotation_nearest, draw)
 
     def _colour_case(self, generator: torch.Generator) -> tuple[tuple[PixelColour, float], ...]:
         """Draw one of the published orders, and the strength of each change."""
         names = _COLOUR_CASES[_integer(len(_COLOUR_CASES), generator)]
-        spreads = (
-            (name, 1.0 if name in ("contrast", "saturation") else 0.0, getattr(self.config, name)) for name in names
-        )
+        spreads = ((name, float(name in ("contrast", "saturation")), getattr(self.config, name)) for name in names)
         return tuple((name, _uniform(mid - spread, mid + spread, generator)) for name, mid, spread in spreads if spread)
 
     def _colours(self, generator: torch.Generator) -> tuple[tuple[Colour, float], ...]:
@@ -295,7 +286,6 @@ def _shows_box(crop: BoxL0, boxes: Sequence[Sequence[float]], share: float) -> b
 
 
 def _place(size_hw: tuple[int, int], crop_hw: tuple[int, int], generator: torch.Generator) -> BoxL0:
-    """Draw a position for a crop of this size."""
     (height, width), (crop_height, crop_width) = size_hw, crop_hw
     top = _integer(height - crop_height + 1, generator)
     left = _integer(width - crop_width + 1, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
 from tnet.data.published import PUBLISHED
@@ -77,28 +77,19 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in (*_GENERAL_KINDS, *PUBLISHED):
-            raise ConfigError(
-                f"data.kind is {self.kind!r}; give one of {', '.join(_GENERAL_KINDS)}, or a published dataset: "
-                f"{', '.join(PUBLISHED)}"
-            )
+            remedy = f"give one of {', '.join(_GENERAL_KINDS)}, or a published dataset: {', '.join(PUBLISHED)}"
+            raise ConfigError(f"data.kind is {self.kind!r}; {remedy}")
         for name in ("max_side_px", "max_short_side_px", "preprocess"):
             if self.read == "lazy" and getattr(self, name) is not None:
-                raise ConfigError(
-                    f"data.{name} is {getattr(self, name)}, but lazily read images are not changed; set it to null, or "
-                    "data.read to memory"
-                )
+                problem = f"data.{name} is {getattr(self, name)}, but lazily read images are not changed"
+                raise ConfigError(f"{problem}; set it to null, or data.read to memory")
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but synthetic digits are not in files; set it to auto")
         if self.boxes != "none" and self.kind in _GENERAL_KINDS:
-            raise ConfigError(
-                f"data.boxes is {self.boxes}, but images of kind {self.kind} have no boxes; set it to none"
-            )
+            problem = f"data.boxes is {self.boxes}, but images of kind {self.kind} have no boxes"
+            raise ConfigError(f"{problem}; set it to none")
         if self.box_context is not None and not (self.boxes == "crop" and 0 <= self.box_context <= _MAX_CONTEXT):
-            raise ConfigError(
-                f"data.box_context is {self.box_context} and data.boxes is {self.boxes}; give 0 to {_MAX_CONTEXT:g} "
-                "with data.boxes: crop, else null"
-            )
+            problem = f"data.box_context is {self.box_context} and data.boxes is {self.boxes}"
+            raise ConfigError(f"{problem}; give 0 to {_MAX_CONTEXT:g} with data.boxes: crop, else null")
         check_most(self, "data.", {"overview_px": 2**14, "max_side_px": 2**24, "max_short_side_px": 2**24})
-        for name, least in (("max_short_side_px", 1), ("lazy_above_px", 0), ("overview_px", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"data.{name} is {value}; give at least {least}")
+        check_least(self, "data.", {"max_short_side_px": 1, "lazy_above_px": 0, "overview_px": 0})

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError
@@ -78,9 +78,7 @@ class DigitsConfig:
         for key, allowed in (("task", get_args(Task)), ("variant", get_args(Variant))):
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; give one of {', '.join(allowed)}")
-        for key, smallest in _SMALLEST.items():
-            if getattr(self, key) < smallest:
-                raise ConfigError(f"{key} is {getattr(self, key)}; give at least {smallest}")
+        check_least(self, "", _SMALLEST)
         check_most(self, "", _LARGEST)
         if self.canvas_px > MAX_CANVAS_PX:
             raise ConfigError(f"canvas_px is {self.canvas_px}; give at most {MAX_CANVAS_PX}")
@@ -89,15 +87,13 @@ class DigitsConfig:
                 raise ConfigError(f"{key} is {getattr(self, key)}; give at most canvas_px, {self.canvas_px}")
         fit = (self.canvas_px // self.digit_px) ** 2
         if self.digits > fit:
-            raise ConfigError(
-                f"target_copies plus other_digits is {self.digits}, but at most {fit} digits of {self.digit_px} px fit "
-                f"on {self.canvas_px} px; raise canvas_px, or lower digit_px or the number of digits"
-            )
-        if self.task == "majority" and self.other_digits > self._unique_majority_limit:
-            raise ConfigError(
-                f"other_digits is {self.other_digits}, so another class could tie for the majority; give at most "
-                f"{self._unique_majority_limit}, or raise target_copies ({self.target_copies})"
-            )
+            room = f"at most {fit} digits of {self.digit_px} px fit on {self.canvas_px} px"
+            remedy = "raise canvas_px, or lower digit_px or the number of digits"
+            raise ConfigError(f"target_copies plus other_digits is {self.digits}, but {room}; {remedy}")
+        if self.task == "majority" and self.other_digits > self.unique_majority_limit:
+            problem = f"other_digits is {self.other_digits}, so another class could tie for the majority"
+            remedy = f"give at most {self.unique_majority_limit}, or raise target_copies ({self.target_copies})"
+            raise ConfigError(f"{problem}; {remedy}")
 
     @property
     def digits(self) -> int:
@@ -105,12 +101,8 @@ class DigitsConfig:
         return self.target_copies + self.other_digits
 
     @property
-    def other_copies_limit(self) -> int:
-        """Largest number of copies of a non-target class: fewer than the target's, if possible."""
-        return self.target_copies - 1 if self.other_digits <= self._unique_majority_limit else self.other_digits
-
-    @property
-    def _unique_majority_limit(self) -> int:
+    def unique_majority_limit(self) -> int:
+        """Largest number of other digits that leaves the target class the most copies."""
         return (CLASSES - 1) * (self.target_copies - 1)
 
     def images(self, split: Split) -> int:
@@ -183,11 +175,8 @@ class MegapixelDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
-        return Sample(
-            image=torch.from_numpy(self._draw(layout)[None]),
-            target=layout.answer(self.config.task),
-            name=f"made/{self.split}/{index:06d}",
-        )
+        image, name = torch.from_numpy(self._draw(layout)[None]), f"made/{self.split}/{index:06d}"
+        return Sample(image, layout.answer(self.config.task), name)
 
     def layout(self, index: int) -> DigitLayout:
         """Return the layout of one image without drawing it."""
@@ -204,25 +193,18 @@ class MegapixelDigits(Dataset[Sample]):
         size = (config.noise_patterns, 2)
         clutter_yx = rng.integers(0, config.canvas_px - config.noise_px, size=size, endpoint=True)
         return DigitLayout(
-            labels=labels,
-            glyphs=glyphs,
-            digit_box_l0_yxyx=np.hstack((digit_yx, digit_yx + config.digit_px)),
+            labels=labels, glyphs=glyphs, digit_box_l0_yxyx=np.hstack((digit_yx, digit_yx + config.digit_px)),
             clutter_patterns=rng.integers(0, CLUTTER_BANK, size=config.noise_patterns),
             clutter_box_l0_yxyx=np.hstack((clutter_yx, clutter_yx + config.noise_px)),
-        )
+        )  # fmt: skip
 
     def _draw(self, layout: DigitLayout) -> UInt8[np.ndarray, "canvas canvas"]:
         """Paste in the order of the variant; each piece hides everything under its box."""
         config = self.config
         bank, patterns = self._bank, clutter_bank(config.seed, config.noise_px)
-        digits = [
-            (bank.resized(glyph, config.digit_px), box)
-            for glyph, box in zip(layout.glyphs.tolist(), layout.digit_box_l0_yxyx.tolist(), strict=True)
-        ]
-        clutter = [
-            (patterns[pattern], box)
-            for pattern, box in zip(layout.clutter_patterns, layout.clutter_box_l0_yxyx.tolist(), strict=True)
-        ]
+        glyphs = [bank.resized(glyph, config.digit_px) for glyph in layout.glyphs.tolist()]
+        digits = [*zip(glyphs, layout.digit_box_l0_yxyx.tolist(), strict=True)]
+        clutter = [*zip(patterns[layout.clutter_patterns], layout.clutter_box_l0_yxyx.tolist(), strict=True)]
         canvas = np.zeros((config.canvas_px, config.canvas_px), dtype=np.uint8)
         for pixels, (y0, x0, y1, x1) in clutter + digits if config.variant == "ips" else digits + clutter:
             canvas[y0:y1, x0:x1] = pixels
@@ -233,7 +215,9 @@ def _draw_labels(rng: np.random.Generator, config: DigitsConfig) -> Int64[np.nda
     """Draw the target class, repeat it ``target_copies`` times, and draw others among the classes below their limit."""
     target = int(rng.integers(CLASSES))
     labels = [target] * config.target_copies
-    room = [0 if digit == target else config.other_copies_limit for digit in range(CLASSES)]
+    # Fewer copies of each other class than of the target's, if possible.
+    limit = config.target_copies - 1 if config.other_digits <= config.unique_majority_limit else config.other_digits
+    room = [0 if digit == target else limit for digit in range(CLASSES)]
     for _ in range(config.other_digits):
         open_classes = [digit for digit in range(CLASSES) if room[digit]]
         digit = open_classes[int(rng.integers(len(open_classes)))]

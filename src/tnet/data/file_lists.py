@@ -55,10 +55,8 @@ def read_rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         if not values:
             continue
         if len(values) < columns:
-            raise DataError(
-                f"{path} has {len(values)} values in line {number} ({line[:80]!r}), but needs {columns}; "
-                "correct the line, or download the file again"
-            )
+            problem = f"{path} has {len(values)} values in line {number} ({line[:80]!r}), but needs {columns}"
+            raise DataError(f"{problem}; correct the line, or download the file again")
         yield number, [*values[:-1], values[-1].rstrip()]
 
 
@@ -105,10 +103,8 @@ def resolve_within(folder: Path, relative: str, source: Path, line: int | None =
     parts = relative.split("/")
     if not relative or ".." in parts or relative.startswith("/") or any(sign in relative for sign in "\\:\0"):
         place = f" in line {line}" if line else ""
-        raise DataError(
-            f"{source} names the path {relative[:200]!r}{place}, which is not inside the dataset's folder; "
-            "give a relative path, with / between folders and without '..'"
-        )
+        problem = f"{source} names the path {relative[:200]!r}{place}, which is not inside the dataset's folder"
+        raise DataError(f"{problem}; give a relative path, with / between folders and without '..'")
     return folder.joinpath(*(part for part in parts if part not in ("", ".")))
 
 
@@ -141,14 +137,9 @@ class ListedDataset(PublishedDataset):
             raise DataError(f"{root / 'train_test_split.txt'} has no image of the {split} split; download it again")
         classes = self.classes(lists)
         index_of = {class_id: index for index, class_id in enumerate(classes)}
+        paths, labels = [lists.paths[row] for row in rows], [index_of[lists.class_ids[row]] for row in rows]
         boxes: list[Boxes] = [np.array([lists.boxes_yxyx[row]], dtype=np.float64) for row in rows]
-        return AnnotatedImages(
-            [lists.paths[row] for row in rows],
-            [index_of[lists.class_ids[row]] for row in rows],
-            list(classes.values()),
-            boxes=boxes,
-            **options,
-        )
+        return AnnotatedImages(paths, labels, list(classes.values()), boxes=boxes, **options)
 
     def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
         """Return the class names in the order of their ids."""
@@ -171,10 +162,8 @@ class ListedDataset(PublishedDataset):
 
 def read_image_lists(root: Path) -> ListedImages:
     """Read the lists of images, labels, splits, boxes and classes, or raise a :class:`DataError` naming the line."""
-    images_path, names_path, labels_path, split_path, boxes_path = (
-        root / f"{name}.txt"
-        for name in ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes")
-    )
+    files = ("images", "classes", "image_class_labels", "train_test_split", "bounding_boxes")
+    images_path, names_path, labels_path, split_path, boxes_path = (root / f"{file}.txt" for file in files)
     images = read_keyed_rows(images_path, 2)
     if not images:
         raise DataError(f"{images_path} lists no images; download it again")
@@ -190,20 +179,13 @@ def read_image_lists(root: Path) -> ListedImages:
         if value not in ("0", "1"):
             raise DataError(f"{split_path} has {value[:80]!r} in line {line}; it must be 1 or 0")
         in_training.append(value == "1")
-    return ListedImages(
-        [resolve_within(root / "images", name, images_path, line) for line, (name,) in images.values()],
-        class_ids,
-        in_training,
-        [
-            parse_box(" ".join(values).split(), f"line {line} of {boxes_path}")
-            for line, values in _rows_by_image(images, boxes_path, 5)
-        ],
-        class_names,
-    )
+    paths = [resolve_within(root / "images", name, images_path, line) for line, (name,) in images.values()]
+    box_rows = _rows_by_image(images, boxes_path, 5)
+    boxes = [parse_box(" ".join(values).split(), f"line {line} of {boxes_path}") for line, values in box_rows]
+    return ListedImages(paths, class_ids, in_training, boxes, class_names)
 
 
 def _rows_by_image(images: Mapping[str, Any], path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file in the order of the images."""
     rows = read_keyed_rows(path, columns)
     for key in images:
         if key not in rows:

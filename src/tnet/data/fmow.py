@@ -78,9 +78,8 @@ class Fmow(PublishedDataset):
         """List the images of a split; ``variant`` selects one of the two images of each place and time."""
         folder = root / split
         if not folder.is_dir():
-            raise DataError(
-                f"the folder {folder} of fMoW's {split} split is missing; download it, or correct data.root"
-            )
+            problem = f"the folder {folder} of fMoW's {split} split is missing"
+            raise DataError(f"{problem}; download it, or correct data.root")
         suffix = f"_{variant}.jpg"
         locate: Callable[[Path], Path] = _metadata_beside
         if split == "test" and not any((folder / category).is_dir() for category in CATEGORIES):
@@ -89,14 +88,9 @@ class Fmow(PublishedDataset):
             labelled = _sorted_images(folder, suffix)
         if not labelled:
             raise DataError(f"{folder} has no images that end with {suffix}; correct data.root")
-        paths = [path for path, _ in labelled]
-        return AnnotatedImages(
-            paths,
-            [_INDEX[category] for _, category in labelled],
-            CATEGORIES,
-            boxes=BoxFiles(paths, locate, read_boxes_json),
-            **options,
-        )
+        paths, labels = [path for path, _ in labelled], [_INDEX[category] for _, category in labelled]
+        boxes = BoxFiles(paths, locate, read_boxes_json)
+        return AnnotatedImages(paths, labels, CATEGORIES, boxes=boxes, **options)
 
     def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
         """Return missing metadata, and missing folders of test images that the mapping names."""
@@ -138,10 +132,8 @@ def read_boxes_json(path: Path, image: Path) -> Boxes:
         raise DataError(f"the metadata {path} has no bounding_boxes; download it again")
     category = path.parent.parent.name
     values = [box.get("box") for box in boxes if box.get("category") == category and box.get("ID") != -1]
-    corners = np.array(
-        [parse_box(box if isinstance(box, list) else [box], f"a box of the metadata {path}") for box in values],
-        dtype=np.float64,
-    ).reshape(-1, 4)
+    rows = [parse_box(box if isinstance(box, list) else [box], f"a box of the metadata {path}") for box in values]
+    corners = np.array(rows, dtype=np.float64).reshape(-1, 4)
     size_hw = metadata.get("img_height"), metadata.get("img_width")
     ends = [min(size, 10**9) if isinstance(size, int) and size > 0 else math.inf for size in size_hw]
     return corners[(corners[:, :2] < np.array(ends)).all(axis=1) & (corners[:, 2:] > 0).all(axis=1)]
@@ -160,13 +152,8 @@ def _sorted_images(folder: Path, suffix: str) -> list[tuple[Path, str]]:
     """Return images and their categories from a folder of category folders."""
     categories = [entry.name for entry in _entries(folder) if entry.is_dir() and entry.name != NO_CLASS]
     _check_categories(categories, folder)
-    return [
-        (path, category)
-        for category in categories
-        for place in _entries(folder / category)
-        if place.is_dir()
-        for path in _files(Path(place.path), suffix)
-    ]
+    places = [(place.path, name) for name in categories for place in _entries(folder / name) if place.is_dir()]
+    return [(path, name) for place, name in places for path in _files(Path(place), suffix)]
 
 
 def _metadata_beside(image: Path) -> Path:
@@ -200,9 +187,8 @@ def _read_mapping(root: Path) -> tuple[Path, dict[Path, Path]]:
     for entry in mapping:
         names: list[Any] = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
         if not names or not all(isinstance(name, str) and "/" in name for name in names):
-            raise DataError(
-                f"the mapping {source} has an entry {str(entry)[:120]} without input and output; download it again"
-            )
+            problem = f"the mapping {source} has an entry {str(entry)[:120]} without input and output"
+            raise DataError(f"{problem}; download it again")
         truth = resolve_within(base, names[0], source)
         folder = resolve_within(root, names[1], source)
         if truth.parent.name != NO_CLASS:

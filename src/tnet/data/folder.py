@@ -161,10 +161,9 @@ class LabelledImages(Dataset[Sample]):
         held_out: list[int] = []
         for label, members in strata.items():
             if len(members) < 2:
-                raise DataError(
-                    f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be used "
-                    "for both training and validation; add images, or provide separate validation images"
-                )
+                problem = f"class {self.classes[label]!r} has a single image, {self.paths[members[0]]}, which cannot be"
+                remedy = "add images, or provide separate validation images"
+                raise DataError(f"{problem} used for both training and validation; {remedy}")
             limit = min(fraction, hashes[members[-1]])  # not all of a class
             held_out += [index for index in members if hashes[index] < limit]
         held_out = held_out or [index for index in order if hashes[index] == hashes[order[0]]]
@@ -205,9 +204,8 @@ class ImageFolder(LabelledImages):
             if images or not left_out:
                 found[name] = images
         if not found:
-            raise DataError(
-                f"the folder {self.root} has only folders that tnet or the system wrote; add one folder per class"
-            )
+            problem = f"the folder {self.root} has only folders that tnet or the system wrote"
+            raise DataError(f"{problem}; add one folder per class")
         warn_passed_over(self.root, passed)
         names = check_classes(list(found) if classes is None else classes)
         _match_classes(self.root, list(found), names)
@@ -227,10 +225,8 @@ def check_split_folders(root: Path, train: str, val: str | None) -> None:
     for role, name in (("training", train), ("validation", val)):
         if name is not None and not (root / name).is_dir():
             hint = ", or set val to null to split off training images" if role == "validation" else ""
-            raise DataError(
-                f"the folder of {role} images {root / name} is missing; give one of the folders in {root} "
-                f"({', '.join(folders) or 'none'}){hint}"
-            )
+            remedy = f"give one of the folders in {root} ({', '.join(folders) or 'none'}){hint}"
+            raise DataError(f"the folder of {role} images {root / name} is missing; {remedy}")
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
@@ -252,10 +248,8 @@ def check_images_exist(paths: Sequence[Path], source: str, remedy: str) -> None:
     """Raise a :class:`DataError` if images listed in ``source`` are missing."""
     missing = [str(path) for path in paths if not image_exists(path)]
     if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(paths)} images listed in {source} are missing: {shorten(missing)}; restore "
-            f"them, or {remedy}"
-        )
+        problem = f"{len(missing)} of the {len(paths)} images listed in {source} are missing: {shorten(missing)}"
+        raise DataError(f"{problem}; restore them, or {remedy}")
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
@@ -288,10 +282,10 @@ def _class_folders(root: Path) -> list[str]:
     if folders:
         return folders
     if any(is_image_path(entry) for entry in root.iterdir()):
-        raise DataError(
-            f"the folder {root} has images but no class folders; move each image into a folder named after its class, "
-            "or list images and labels in a table (CSV or Parquet)"
+        remedy = (
+            "move each image into a folder named after its class, or list images and labels in a table (CSV or Parquet)"
         )
+        raise DataError(f"the folder {root} has images but no class folders; {remedy}")
     raise DataError(f"the folder {root} is empty; add one folder of images per class, or give another folder")
 
 
@@ -300,11 +294,9 @@ def _match_classes(root: Path, folders: Sequence[str], names: Sequence[str]) -> 
     extra = [name for name in folders if name not in set(names)]
     if not missing and not extra:
         return
-    problems = [
-        f"{problem}: {shorten(which, 10)}" for problem, which in (("missing", missing), ("extra", extra)) if which
-    ]
+    kinds = {"missing": missing, "extra": extra}
+    problems = [f"{kind}: {shorten(which, 10)}" for kind, which in kinds.items() if which]
     split = next((name for name in extra if name.lower() in ("val", "validation", "test", "train")), None)
     remedy = "add, remove or rename folders" if split is None else f"give the folder of a split, {root / split}"
-    raise DataError(
-        f"the class folders in {root} are not the {len(names)} expected classes ({'; '.join(problems)}); {remedy}"
-    )
+    what = f"the class folders in {root} are not the {len(names)} expected classes ({'; '.join(problems)})"
+    raise DataError(f"{what}; {remedy}")

@@ -77,10 +77,8 @@ def load_glyphs(mnist_dir: str | None, split: Split) -> GlyphBank:
     of_class = tuple(np.flatnonzero(labels == digit) for digit in range(CLASSES))
     empty = [str(digit) for digit, members in enumerate(of_class) if len(members) == 0]
     if empty:
-        raise DataError(
-            f"the {split} split in {mnist_dir} has {len(labels)} digits, but none of class {', '.join(empty)}; "
-            f"{_IDX_REMEDY}"
-        )
+        problem = f"the {split} split in {mnist_dir} has {len(labels)} digits, but none of class {', '.join(empty)}"
+        raise DataError(f"{problem}; {_IDX_REMEDY}")
     _freeze(pixels, labels, *of_class)
     return GlyphBank(pixels=pixels, labels=labels, of_class=of_class)
 
@@ -144,15 +142,13 @@ def _bundled_split(labels: Int64[np.ndarray, " glyphs"], split: Split) -> Int64[
 def _mnist_part(
     mnist_dir: str, part: Literal["train", "t10k"]
 ) -> tuple[UInt8[np.ndarray, "glyphs 28 28"], Int64[np.ndarray, " glyphs"]]:
-    """Return the images and labels of MNIST's train or test files."""
     image_path = _find_idx(mnist_dir, f"{part}-images-idx3-ubyte")
     label_path = _find_idx(mnist_dir, f"{part}-labels-idx1-ubyte")
     pixels = _read_idx(image_path, magic=2051, item_shape=(GLYPH_PX, GLYPH_PX))
     labels = _read_idx(label_path, magic=2049, item_shape=())
     if len(pixels) != len(labels):
-        raise DataError(
-            f"{label_path} has {len(labels)} labels, but {image_path.name} has {len(pixels)} images; {_IDX_REMEDY}"
-        )
+        problem = f"{label_path} has {len(labels)} labels, but {image_path.name} has {len(pixels)} images"
+        raise DataError(f"{problem}; {_IDX_REMEDY}")
     if len(labels) and labels.max() >= CLASSES:
         raise DataError(f"{label_path} has a label {labels.max()}, above {CLASSES - 1}; {_IDX_REMEDY}")
     return pixels, labels.astype(np.int64)
@@ -170,7 +166,6 @@ def _find_idx(mnist_dir: str, name: str) -> Path:
 
 
 def _read_idx(path: Path, magic: int, item_shape: tuple[int, ...]) -> UInt8[np.ndarray, "items ..."]:
-    """Read an IDX file of unsigned bytes, and check it against its header."""
     header_bytes = 4 * (2 + len(item_shape))
     try:
         with gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:

@@ -72,19 +72,12 @@ class ImageNet(PublishedDataset):
         index_of = {wnid: index for index, wnid in enumerate(classes)}
         images = [(path, index_of[wnid]) for path, wnid in labelled if wnid in index_of]
         if not images:
-            raise DataError(
-                f"{root} has no images of ImageNet's {split} split; list what is missing with: tnet data check imagenet"
-            )
-        paths = [path for path, _ in images]
-        names = _class_names(root)
-        return AnnotatedImages(
-            paths,
-            [label for _, label in images],
-            classes,
-            boxes=_boxes(root, split, paths),
-            class_names=[names.get(wnid, wnid) for wnid in classes],
-            **options,
-        )
+            remedy = "list what is missing with: tnet data check imagenet"
+            raise DataError(f"{root} has no images of ImageNet's {split} split; {remedy}")
+        paths, labels = [path for path, _ in images], [label for _, label in images]
+        readable = _class_names(root)
+        names, boxes = [readable.get(wnid, wnid) for wnid in classes], _boxes(root, split, paths)
+        return AnnotatedImages(paths, labels, classes, boxes=boxes, class_names=names, **options)
 
     def extra_findings(self, root: Path, split: str, images: AnnotatedImages) -> Sequence[str]:
         """Return missing boxes of the training images, and which of the numbered validation images are missing."""
@@ -95,10 +88,8 @@ class ImageNet(PublishedDataset):
             return missing_files("numbered images", missing, root)
         if images.boxes is not None:
             return []
-        return [
-            "boxes are missing, which recipes/published need (data.boxes: cover); unpack "
-            f"ILSVRC2012_bbox_train_v2.tar.gz into {root / 'Annotation'}"
-        ]
+        remedy = f"unpack ILSVRC2012_bbox_train_v2.tar.gz into {root / 'Annotation'}"
+        return [f"boxes are missing, which recipes/published need (data.boxes: cover); {remedy}"]
 
     def author_classes(self, root: str | os.PathLike[str]) -> Sequence[str]:
         """Return the synsets, sorted."""
@@ -142,11 +133,9 @@ def read_boxes_xml(path: Path, image: Path) -> Boxes:
         tree = ElementTree.fromstring(text)
         annotated = [_number(tree, f"size/{name}") for name in ("height", "width")]
         own = path.name.partition("_")[0]
-        boxes = [
-            [_number(item, f"bndbox/{name}") for name in ("ymin", "xmin", "ymax", "xmax")]
-            for item in tree.iter("object")
-            if not _is_other_synset(item.findtext("name", ""), own)
-        ]
+        items = [item for item in tree.iter("object") if not _is_other_synset(item.findtext("name", ""), own)]
+        sides = [f"bndbox/{name}" for name in ("ymin", "xmin", "ymax", "xmax")]
+        boxes = [[_number(item, side) for side in sides] for item in items]
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"the annotation {path} cannot be read ({error}); download it again") from error
     if not boxes or min(annotated) <= 0:
@@ -181,9 +170,8 @@ def _image_folder(root: Path, split: str) -> Path:
     for base in _IMAGES:
         if (root / base / split).is_dir():
             return root / base / split
-    raise DataError(
-        f"the folder {root / split} of ImageNet's images is missing; correct data.root, or unpack the archive there"
-    )
+    problem = f"the folder {root / split} of ImageNet's images is missing"
+    raise DataError(f"{problem}; correct data.root, or unpack the archive there")
 
 
 def _synset_folders(folder: Path) -> list[str]:

@@ -62,32 +62,24 @@ def open_data(
         if channels != 1:
             raise ConfigError(f"synthetic digits are grey, but model.in_channels is {channels}; set it to 1")
         if not config.digits.images_train or not config.digits.images_val:
-            raise ConfigError(
-                f"data.digits.images_train is {config.digits.images_train} and images_val {config.digits.images_val}; "
-                "give at least 1 of each for training"
-            )
+            counts = f"images_train is {config.digits.images_train} and images_val {config.digits.images_val}"
+            raise ConfigError(f"data.digits.{counts}; give at least 1 of each for training")
         return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
     if channels not in (1, 3) and config.read != "lazy":
-        raise ConfigError(
-            f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}; set it to 1 or 3, or "
-            "data.read to lazy (--read lazy)"
-        )
+        problem = f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}"
+        raise ConfigError(f"{problem}; set it to 1 or 3, or data.read to lazy (--read lazy)")
     colours = config.augment.brightness, config.augment.contrast, config.augment.saturation, config.augment.hue
     if channels not in (1, 3) and any(colours):
-        raise ConfigError(
-            f"data.augment changes colours, but images have {channels} channels (model.in_channels); set brightness, "
-            "contrast, saturation and hue to 0"
-        )
+        problem = f"data.augment changes colours, but images have {channels} channels (model.in_channels)"
+        raise ConfigError(f"{problem}; set brightness, contrast, saturation and hue to 0")
     augment = None if config.augment == AugmentConfig() else Augment(config.augment)
     train, val = _open_images(config, augment, read_options(config, channels, base_px=base_px), seed)
     if config.augment.resize_px is not None:
         # Crops are taken from the stored image, and resized by the augmentation.
         train.reading = replace(train.reading, prepare=None)
     if len(train.classes) < 2 and not train.multilabel:
-        raise DataError(
-            f"{Path(config.root) / config.train} has a single class, {train.classes[0]!r}; give at least two, each "
-            "with its own folder or label"
-        )
+        problem = f"{Path(config.root) / config.train} has a single class, {train.classes[0]!r}"
+        raise DataError(f"{problem}; give at least two, each with its own folder or label")
     return train, val
 
 
@@ -102,10 +94,8 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
         config = replace(config, val=name_of_test_images(config))
         folder = Path(config.root) / str(config.val)
         if config.kind == "folder" and not folder.is_dir():
-            raise DataError(
-                f"the folder of test images {folder} is missing; create it, with the class folders of the training "
-                "images, or use the validation images"
-            )
+            remedy = "create it, with the class folders of the training images, or use the validation images"
+            raise DataError(f"the folder of test images {folder} is missing; {remedy}")
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
 
@@ -134,15 +124,12 @@ def read_options(config: DataConfig, channels: int, *, base_px: int | None = Non
         overview_px = _overview_px(base_px, config.augment) if base_px else 0
     return ReadOptions(
         mode="memory" if any(change is not None for change in changes) else config.read,
-        lazy_above_px=config.lazy_above_px,
-        overview_px=overview_px,
+        lazy_above_px=config.lazy_above_px, overview_px=overview_px,
         overview_folder=Path(config.overview_folder) if config.overview_folder else None,
-        scene=config.scene,
-        channels=channels,
-        max_side_px=config.max_side_px,
-        max_short_side_px=config.max_short_side_px,
+        scene=config.scene, channels=channels,
+        max_side_px=config.max_side_px, max_short_side_px=config.max_short_side_px,
         prepare=None if config.preprocess is None else named_transform(config.preprocess),
-    )
+    )  # fmt: skip
 
 
 def _overview_px(base_px: int, augment: AugmentConfig) -> int:
@@ -156,7 +143,6 @@ def _overview_px(base_px: int, augment: AugmentConfig) -> int:
 def _open_images(
     config: DataConfig, augment: Augment | None, reading: ReadOptions, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Open images in folders, tables or published datasets."""
     root = Path(config.root)
     for given in (config.root, config.train, config.val or ""):
         check_local(given)
@@ -205,10 +191,9 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
         shown_hw = shrunk_size((height, width), reading.max_side_px, reading.max_short_side_px)
         if min(shown_hw) < base_px:
             downscaled = "" if shown_hw == (height, width) else f", downscaled to {shown_hw[1]} x {shown_hw[0]} px"
-            raise ImageError(
-                f"image {path} has {width} x {height} px{downscaled}, which is below the base resolution of {base_px} "
-                "px; lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
-            )
+            problem = f"image {path} has {width} x {height} px{downscaled}, below the base resolution of {base_px} px"
+            remedy = "lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
+            raise ImageError(f"{problem}; {remedy}")
 
 
 class Share(NamedTuple):

@@ -65,10 +65,8 @@ class NABirds(ListedDataset):
 
 def read_parents(path: Path) -> dict[int, int]:
     """Return the parent of each node of ``hierarchy.txt`` except the root."""
-    return {
-        file_lists.parse_whole_number(child, path, line): file_lists.parse_whole_number(parent, path, line)
-        for line, (child, parent) in file_lists.read_rows(path, 2)
-    }
+    rows, parse = file_lists.read_rows(path, 2), file_lists.parse_whole_number
+    return {parse(child, path, line): parse(parent, path, line) for line, (child, parent) in rows}
 
 
 def _unique_names(class_ids: Iterable[int], names: Mapping[int, str]) -> dict[int, str]:

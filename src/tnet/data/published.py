@@ -114,10 +114,9 @@ class PublishedDataset(ABC):
             ConfigError: the dataset has no such split.
         """
         if split not in self.images:
-            raise ConfigError(
-                f"{self.name} has no split {split!r}; set data.train and data.val to one of {', '.join(self.images)}, "
-                "or data.val to null to split off training images"
-            )
+            splits = ", ".join(self.images)
+            remedy = f"set data.train and data.val to one of {splits}, or data.val to null to split off training images"
+            raise ConfigError(f"{self.name} has no split {split!r}; {remedy}")
         folder = self.find_root(root)
         images = self.list_split(folder, split, options)
         if self.lists_images:
@@ -146,19 +145,15 @@ class PublishedDataset(ABC):
             missing = [path for path in images.paths if is_empty(path)]
             findings += [f"{split}: {text}" for text in (*missing_files("images", missing, folder), *more)]
             splits.append(SplitSummary(split, len(images), official, classes, len(missing)))
-        return DatasetSummary(
-            self.name, self.title, str(folder), self.home_page, self.licence, tuple(splits),
-            tuple(dict.fromkeys(findings)),
-        )  # fmt: skip
+        about = self.name, self.title, str(folder), self.home_page, self.licence
+        return DatasetSummary(*about, tuple(splits), tuple(dict.fromkeys(findings)))
 
     def find_root(self, root: str | os.PathLike[str]) -> Path:
         """Return the folder that holds ``marker``: ``root`` or its ``subfolder``; ``root`` if neither does."""
         root = Path(root)
         if not root.is_dir():
-            raise DataError(
-                f"the dataset folder {root} does not exist; correct the path (data.root), or get {self.title} from "
-                f"{self.home_page}"
-            )
+            remedy = f"correct the path (data.root), or get {self.title} from {self.home_page}"
+            raise DataError(f"the dataset folder {root} does not exist; {remedy}")
         return next((folder for folder in (root, root / self.subfolder) if (folder / self.marker).exists()), root)
 
     @abstractmethod
@@ -182,10 +177,8 @@ class PublishedDataset(ABC):
         """Write a synthetic copy for smoke runs: every split, two classes, boxes; see :func:`write_image`."""
 
 
-PUBLISHED: Registry[PublishedDataset] = Registry(
-    "published dataset",
-    lazy={name: f"tnet.data.{name}" for name in ("imagenet", "fmow", "cub", "nabirds")},
-)
+_MODULES = {name: f"tnet.data.{name}" for name in ("imagenet", "fmow", "cub", "nabirds")}
+PUBLISHED: Registry[PublishedDataset] = Registry("published dataset", lazy=_MODULES)
 
 
 def missing_files(what: str, paths: Sequence[Path], root: Path) -> list[str]:

@@ -73,8 +73,7 @@ def _content(path: Path, count: int, end: float) -> Hashable:
         if not count:
             return status.st_size
         with path.open("rb") as file:
-            return (
-                hashlib.sha256(file.read(count)).digest() if count > 0 else hashlib.file_digest(file, "sha256").digest()
-            )
+            found = hashlib.sha256(file.read(count)) if count > 0 else hashlib.file_digest(file, "sha256")
+            return found.digest()
     except OSError:
         return path

@@ -91,10 +91,8 @@ class ImageTable(LabelledImages):
             splits = [value.strip() for value in table[split_column]]
             rows = [row for row, value in enumerate(splits) if value == split]
             if not rows:
-                raise DataError(
-                    f"the table {path} has no row with {split!r} in column {split_column!r}; give one of "
-                    f"{shorten(sorted(set(splits)), 10)}"
-                )
+                problem = f"the table {path} has no row with {split!r} in column {split_column!r}"
+                raise DataError(f"{problem}; give one of {shorten(sorted(set(splits)), 10)}")
         paths = _image_paths(path, path_column, table[path_column], rows, root)
         super().__init__(paths, targets[rows], names, **options)
 
@@ -161,10 +159,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         if not row:  # empty lines are skipped
             continue
         if len(row) != width:
-            raise DataError(
-                f"the table {path} has {len(row)} values in line {reader.line_num}, but {width} columns; "
-                "correct the line (quote values that contain a comma)"
-            )
+            problem = f"the table {path} has {len(row)} values in line {reader.line_num}, but {width} columns"
+            raise DataError(f"{problem}; correct the line (quote values that contain a comma)")
         for append, place in places:
             append(unmarked(row[place]))
     return values
@@ -211,9 +207,8 @@ def _as_text(path: Path, name: str, column: pa.Array) -> list[str]:
     dtype = column.type.value_type if is_dictionary else column.type
     tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_null
     if not any(is_type(dtype) for is_type in tests):
-        raise DataError(
-            f"column {name!r} of the table {path} has values of type {dtype}; convert it to text or whole numbers"
-        )
+        problem = f"column {name!r} of the table {path} has values of type {dtype}"
+        raise DataError(f"{problem}; convert it to text or whole numbers")
     stored = column.dictionary if is_dictionary else column
     texts = ["" if value is None else str(value) for value in stored.to_pylist()]
     return ["" if at is None else texts[at] for at in column.indices.to_pylist()] if is_dictionary else texts
@@ -227,10 +222,9 @@ def _split_labels(path: Path, name: str, values: Sequence[str], separator: str |
     labels = [[label.strip() for label in cell] for cell in cells]
     empty = [str(row) for row, row_labels in enumerate(labels, start=1) if not all(row_labels)]
     if empty:
-        raise DataError(
-            f"the table {path} has an empty label (column {name!r}) in {len(empty)} rows, first row "
-            f"{', '.join(empty[:3])}; give each image a label (a separate class if none applies), or remove the rows"
-        )
+        problem = f"an empty label (column {name!r}) in {len(empty)} rows, first row {', '.join(empty[:3])}"
+        remedy = "give each image a label (a separate class if none applies), or remove the rows"
+        raise DataError(f"the table {path} has {problem}; {remedy}")
     return labels
 
 
@@ -240,10 +234,8 @@ def _targets(
     index_of = {name: index for index, name in enumerate(classes)}
     unknown = sorted({label for row in labels for label in row if label not in index_of})
     if unknown:
-        raise DataError(
-            f"the table {path} has labels that are not among the {len(classes)} classes: {shorten(unknown, 10)}; "
-            "correct the labels, or add them to the list of classes"
-        )
+        problem = f"the table {path} has labels that are not among the {len(classes)} classes: {shorten(unknown, 10)}"
+        raise DataError(f"{problem}; correct the labels, or add them to the list of classes")
     if multilabel and len(labels) * len(classes) > _MAX_TARGETS:
         size = f"{len(labels):,} rows and {len(classes):,} labels, more than {_MAX_TARGETS:,} targets"
         raise DataError(f"the table {path} has {size}; check the separator, or leave rare labels out")
@@ -263,9 +255,8 @@ def _image_paths(path: Path, name: str, values: Sequence[str], rows: Sequence[in
         bad = [f"row {row} ({value!r})" for row, value in enumerate(values, start=1) if is_bad(value)]
         if bad:
             first = ", ".join(bad[:3])
-            raise DataError(
-                f"the table {path} has {problem} (column {name!r}) in {len(bad)} rows, first {first}; {remedy}"
-            )
+            what = f"the table {path} has {problem} (column {name!r}) in {len(bad)} rows, first {first}"
+            raise DataError(f"{what}; {remedy}")
     paths = [root / values[row] for row in rows]
     remedy = f"correct the paths, which are relative to {root} (data.root in a recipe)"
     check_images_exist(paths, f"the table {path}", remedy)

@@ -46,7 +46,6 @@ def named_transform(name: str) -> ReferenceEval:
     """Return the preparation of that name: ``reference_448`` is :class:`ReferenceEval` to 448 pixels."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(
-            f"preprocess {name!r} is unknown; give reference_ and a size in pixels, such as reference_448"
-        )
+        remedy = "give reference_ and a size in pixels, such as reference_448"
+        raise ConfigError(f"preprocess {name!r} is unknown; {remedy}")
     return ReferenceEval(int(match[1]))

@@ -18,7 +18,6 @@ def image_loader(data: Any, batch_size: int | None, workers: int, **options: Any
 
 
 def _start(_: int) -> None:
-    """Prepare a worker."""
     for number in (signal.SIGINT, signal.SIGHUP):  # also sent to the process that owns the loader, which ends us
         signal.signal(number, signal.SIG_IGN)
     ForkingPickler.register(torch.UntypedStorage, _reduce)

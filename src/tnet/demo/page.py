@@ -50,34 +50,22 @@ def write_page(
     environment = Environment(loader=PackageLoader("tnet.demo"), autoescape=True, undefined=StrictUndefined)
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))
-    digits, model = recipe.data.digits, tnet_config(recipe)
+    digits, model, systems = recipe.data.digits, tnet_config(recipe), _systems(rows, tnet_config(recipe).looks[0])
     cell_px = axis_cells(digits.canvas_px, model.grid.cols, model.grid.cell_extent).cell_px
+    unit, letter = macs_unit(max(row.macs for _, row, _ in systems))
     text = environment.get_template("page.html.j2").render(
-        canvas_px=digits.canvas_px,
-        digit_px=digits.digit_px,
-        clutter=digits.noise_patterns,
-        base_px=model.base_px,
+        recipe=recipe, digits=digits, model=model,
         seen_px=f"{digits.digit_px * model.base_px / digits.canvas_px:.0f}",
         close_px=f"{digits.digit_px * model.base_px / cell_px:.0f}",
-        grid=model.grid,
-        looks=model.looks[0],
-        claims=claims,
-        systems=_systems(rows, model.looks[0]),
-        accuracy=_embedded(folder / "accuracy.png"),
-        curves=_embedded(folder / "tnet" / "curves.png"),
+        claims=claims, systems=systems, images=rows["TNet"][0].images, predictions=predictions,
+        macs_text=lambda macs: f"{short_number(macs / unit)} {letter}",
+        accuracy=_embedded(folder / "accuracy.png"), curves=_embedded(folder / "tnet" / "curves.png"),
         explained=[_embedded(path) for path in explained],
-        predictions=predictions,
-        train_minutes=f"{minutes:.1f}",
-        minutes=f"{seconds / 60:.1f}",
-        machine=machine(),
-        date=time.strftime("%Y-%m-%d"),
-        seed=recipe.seed,
-        images=rows["TNet"][0].images,
-        commands=next_commands(),
-    )
-    page = folder / "index.html"
-    write_text(page, text)
-    return page
+        train_minutes=f"{minutes:.1f}", minutes=f"{seconds / 60:.1f}",
+        machine=machine(), date=time.strftime("%Y-%m-%d"), commands=next_commands(),
+    )  # fmt: skip
+    write_text(folder / "index.html", text)
+    return folder / "index.html"
 
 
 def next_commands() -> list[tuple[str, str]]:
@@ -90,8 +78,8 @@ def next_commands() -> list[tuple[str, str]]:
     ]
 
 
-def _systems(rows: Rows, looks: int) -> list[dict[str, str | bool]]:
-    """Return the lines of the page's table."""
+def _systems(rows: Rows, looks: int) -> list[tuple[str, LooksRow, bool]]:
+    """Return name, measurement and emphasis of each line of the page's table."""
     systems = []
     for row in sorted(rows["TNet"], key=lambda row: row.policy == "random"):
         kind = "random" if row.policy == "random" else "learned"
@@ -99,22 +87,8 @@ def _systems(rows: Rows, looks: int) -> list[dict[str, str | bool]]:
         name = f"TNet, {count if row.total_looks else 'the whole image only'}"
         systems.append((name, row, kind == "learned" and row.total_looks == looks))
     systems.append(("plain backbone, downsized image", rows["downsized"][0], False))
-    systems.append(("plain backbone, full image", rows["full"][0], False))
-    unit, letter = macs_unit(max(row.macs for _, row, _ in systems))
-    return [
-        {
-            "name": name,
-            "accuracy": f"{100 * row.accuracy:.1f}",
-            "interval": f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}",
-            "macs": f"{short_number(row.macs / unit)} {letter}",
-            "parameters": f"{row.parameters / 1e6:.2f} M",
-            "time": f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})",
-            "strong": strong,
-        }
-        for name, row, strong in systems
-    ]
+    return [*systems, ("plain backbone, full image", rows["full"][0], False)]
 
 
 def _embedded(path: Path) -> str:
-    """Return a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -92,14 +92,11 @@ def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
     seen = settings.epochs * (settings.images_per_epoch or recipe.data.digits.images_train)
     macs, plain_macs = (multiply_adds(build_outline(model)) for model in (config, plain))
     images = max(1, seen * macs // plain_macs // batch) * batch
-    settings = replace(
-        settings, epochs=1, images_per_epoch=images, batch_size=batch, max_minutes=5 * minutes, overlays=0
-    )
-    return replace(recipe, model=plain, train=settings)
+    settings = replace(settings, epochs=1, images_per_epoch=images, batch_size=batch)
+    return replace(recipe, model=plain, train=replace(settings, max_minutes=5 * minutes, overlays=0))
 
 
 def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> Rows:
-    """Evaluate all systems on the test split, and write the results."""
     data = MegapixelDigits(tnet.recipe.data.digits, "test")
     rows = {
         "TNet": evaluate(tnet.model, data, looks=LOOKS, policies=("topk", "random"), progress=progress),
@@ -127,28 +124,17 @@ def check_claims(rows: Rows, looks: int) -> list[Claim]:
     over_none = round(100 * (chosen.accuracy - none.accuracy), 6)
     over_random = round(100 * (chosen.accuracy - random.accuracy), 6)
     share, accuracy = chosen.macs / full.macs, f"{100 * chosen.accuracy:.1f} % against"
-    return [
-        Claim(
-            f"{looks} looks are at least 30 points better than none",
-            f"{accuracy} {100 * none.accuracy:.1f} %: {over_none:+.1f} points",
-            over_none >= 30,
-        ),
-        Claim(
-            f"{looks} learned looks are at least 15 points better than {looks} random ones",
-            f"{accuracy} {100 * random.accuracy:.1f} %: {over_random:+.1f} points",
-            over_random >= 15,
-        ),
-        Claim(
-            "not below the full-image network trained with as many multiply-adds",
-            f"{accuracy} {100 * full.accuracy:.1f} %",
-            chosen.accuracy >= full.accuracy,
-        ),
-        Claim(
-            "under a quarter of the full-image network's multiply-adds",
-            f"{chosen.macs / 1e6:.1f} M against {full.macs / 1e6:.1f} M: 1/{1 / share:.0f}",
-            share < 0.25,
-        ),
-    ]
+    better = f"{looks} looks are at least 30 points better than none"
+    found = f"{accuracy} {100 * none.accuracy:.1f} %: {over_none:+.1f} points"
+    claims = [Claim(better, found, over_none >= 30)]
+    better = f"{looks} learned looks are at least 15 points better than {looks} random ones"
+    found = f"{accuracy} {100 * random.accuracy:.1f} %: {over_random:+.1f} points"
+    claims.append(Claim(better, found, over_random >= 15))
+    better = "not below the full-image network trained with as many multiply-adds"
+    claims.append(Claim(better, f"{accuracy} {100 * full.accuracy:.1f} %", chosen.accuracy >= full.accuracy))
+    found = f"{chosen.macs / 1e6:.1f} M against {full.macs / 1e6:.1f} M: 1/{1 / share:.0f}"
+    claims.append(Claim("under a quarter of the full-image network's multiply-adds", found, share < 0.25))
+    return claims
 
 
 def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
@@ -173,14 +159,10 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
 
 
 def _write_results(folder: Path, rows: Rows, claims: list[Claim], seed: int, seconds: float) -> None:
-    """Write all numbers as plain data, and the table as text."""
     results = {
-        "seed": seed,
-        "seconds": round(seconds, 1),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        "seed": seed, "seconds": round(seconds, 1), "machine": machine(), "date": time.strftime("%Y-%m-%d"),
         "claims": [asdict(claim) for claim in claims],
         "rows": {name: [asdict(row) for row in system] for name, system in rows.items()},
-    }
+    }  # fmt: skip
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(folder / "evaluation_tnet.md", looks_table(rows["TNet"]))

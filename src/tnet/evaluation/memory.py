@@ -50,15 +50,11 @@ def peak_memory_bytes(
         ConfigError: the process failed or exceeded the time limit.
     """
     job = {
-        "model": str(model),
-        "registered": isinstance(model, str) and not Path(model).is_dir(),
-        "size_hw": list(image_size_hw),
-        "looks": looks if looks is None or isinstance(looks, int) else list(looks),
-        "policy": policy,
-        "batch_size": batch_size,
-        "device": device,
+        "model": str(model), "registered": isinstance(model, str) and not Path(model).is_dir(),
+        "looks": looks if looks is None or isinstance(looks, int) else list(looks), "policy": policy,
+        "size_hw": list(image_size_hw), "batch_size": batch_size, "device": device,
         "threads": torch.get_num_threads(),
-    }
+    }  # fmt: skip
     # Blocks above 128 KiB always go back to the system when freed, so that the peak does not depend on earlier frees.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
     command = [sys.executable, "-P", "-m", "tnet.evaluation.memory"]
@@ -68,16 +64,13 @@ def peak_memory_bytes(
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"memory of {model} could not be measured within {timeout_s:g} s; set costs.memory_batch_size lower, or 0"
-        ) from None
+        problem = f"memory of {model} could not be measured within {timeout_s:g} s"
+        raise ConfigError(f"{problem}; set costs.memory_batch_size lower, or 0") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         reason = f"ended by signal {-done.returncode}" if done.returncode < 0 else last[:300]
-        raise ConfigError(
-            f"memory of {model} could not be measured with {batch_size} image(s) on {device} ({reason}); set "
-            "costs.memory_batch_size lower, or 0"
-        )
+        problem = f"memory of {model} could not be measured with {batch_size} image(s) on {device} ({reason})"
+        raise ConfigError(f"{problem}; set costs.memory_batch_size lower, or 0")
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
 
@@ -102,7 +95,6 @@ def _measure(job: dict[str, Any]) -> int:
 
 
 def _peak_bytes() -> int:
-    """Return the peak resident memory of this process."""
     with contextlib.suppress(OSError):
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

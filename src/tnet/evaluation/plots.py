@@ -58,7 +58,6 @@ def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
 
 
 def _plain_log_scale(axis: Axes) -> None:
-    """Make the horizontal axis logarithmic, with its numbers written out."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

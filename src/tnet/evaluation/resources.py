@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tnet.config import check_most
+from tnet.config import check_least, check_most
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import count_parameters, multiply_adds, time_per_image_ms
 from tnet.evaluation.evaluator import NO_POLICY, Looks, settings
@@ -47,9 +47,7 @@ class CostsConfig:
     controls: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("repeats", 1), ("warmup", 1), ("memory_batch_size", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"costs.{name} is {getattr(self, name)}; give at least {least}")
+        check_least(self, "costs.", {"repeats": 1, "warmup": 1, "memory_batch_size": 0})
         most = dict.fromkeys(("repeats", "warmup", "memory_batch_size", "batch_sizes"), 10**5)
         check_most(self, "costs.", {**most, "image_size_hw": 2**24})
         if any(size < 1 for size in self.batch_sizes):
@@ -96,12 +94,8 @@ class Cost:
 
 def machine() -> dict[str, str]:
     """Return what times depend on apart from the model: processor, threads, GPU and PyTorch version."""
-    info = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-    }
+    info = {"system": f"{platform.system()} {platform.machine()}", "cpu": _processor()}
+    info |= {"threads": str(torch.get_num_threads()), "torch": torch.__version__}
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
     return info
@@ -151,10 +145,9 @@ def measure_costs(
     height, width = image_size_hw
     batch_size = max(*config.batch_sizes, config.memory_batch_size, 0)
     if batch_size * model.config.in_channels * height * width > _MAX_NOISE_BYTES:
-        raise ConfigError(
-            f"images of {height} x {width} px in batches of up to {batch_size} need more than {_MAX_NOISE_BYTES} "
-            "bytes; give smaller costs.image_size_hw or batch sizes"
-        )
+        images, remedy = f"images of {height} x {width} px", "give smaller costs.image_size_hw or batch sizes"
+        needed = f"in batches of up to {batch_size} need more than {_MAX_NOISE_BYTES} bytes"
+        raise ConfigError(f"{images} {needed}; {remedy}")
     count = count_parameters(model)
     costs = []
     with progress_bar(progress) as bar:
@@ -164,14 +157,12 @@ def measure_costs(
             used = devices if config.controls or setting.policy in (policies[0], NO_POLICY) else ()
             times = _times(model, image_size_hw, options, config, used)
             options["batch_size"] = size = config.memory_batch_size
-            memory = tuple(
-                MemoryUse(device, size, peak_memory_bytes(source, image_size_hw, device=device, **options))
-                for device in (used if size else ())
-            )
-            costs.append(Cost(
-                looks_label(model.config.looks_at_each_level(setting.looks)), total_looks(setting.looks),
-                setting.policy, macs, count.trainable, count.total, image_size_hw, times, memory,
-            ))  # fmt: skip
+            measured = used if size else ()
+            peaks = [peak_memory_bytes(source, image_size_hw, device=device, **options) for device in measured]
+            memory = tuple(MemoryUse(device, size, peak) for device, peak in zip(measured, peaks, strict=True))
+            label = looks_label(model.config.looks_at_each_level(setting.looks))
+            how = label, total_looks(setting.looks), setting.policy
+            costs.append(Cost(*how, macs, count.trainable, count.total, image_size_hw, times, memory))
     model.to("cpu")
     return costs
 

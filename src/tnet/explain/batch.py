@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from tnet.data.folder import LabelledImages
 from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
-from tnet.explain.explanation import look
+from tnet.explain.explanation import Explanation, look
 from tnet.explain.figure import write_figure
 from tnet.explain.geojson import Coordinates, geojson_files, write_all_geojson
 from tnet.files import atomic_folder, check_outputs, name_after, write_text
-from tnet.inference.predictor import DEFAULT_READ, LoadedImage, load_input
+from tnet.inference.predictor import DEFAULT_READ, load_input
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable
 from tnet.models.base import Model
@@ -29,7 +28,13 @@ from tnet.traversal import Policy
 
 REGIONS_NAME = "regions.json"  # the prediction, regions and figure of each image
 
-_Item = tuple[LoadedImage, str | None] | Unreadable  # an image with its true label, if known
+T = TypeVar("T")
+
+
+class _Drawn(NamedTuple):
+    figure: Path
+    prediction: Prediction
+    georeference: GeoReference | None
 
 
 def explain_paths(
@@ -58,24 +63,23 @@ def explain_paths(
     """
     chosen = model.config.resolve_looks(looks)
 
-    def items() -> Iterator[_Item]:
-        for path in paths:
-            try:
-                yield load_input(path, model.config, looks=chosen, allow_small=allow_small, read=read), None
-            except ImageError as error:
-                if not skip_unreadable:
-                    raise
-                yield Unreadable(str(path), str(error))
+    def explained(path: str | os.PathLike[str]) -> Explanation:
+        loaded = load_input(path, model.config, looks=chosen, allow_small=allow_small, read=read)
+        return look(
+            model, loaded.image, looks=chosen, policy=policy, title=Path(loaded.path).name, source=loaded.path,
+            stored_size_hw=loaded.stored_size_hw,
+        )  # fmt: skip
 
     texts = list(map(str, paths))
     names, files = _outputs(Path(out), texts)
     more = [] if geojson is None else geojson_files(geojson, texts)
     check_outputs([*files, *more], inputs=[*paths, *inputs], overwrite=overwrite)
-    placed: list[tuple[Prediction, GeoReference | None]] = []
-    figures = _explain(model, items(), names, Path(out), chosen, policy, device, progress, placed, skip_unreadable)
+    model.to(device).eval()
+    results = _explain(explained, paths, names, Path(out), progress, skip_unreadable)
     if geojson is not None:
+        placed = [(item.prediction, item.georeference) for item in results if isinstance(item, _Drawn)]
         write_all_geojson(placed, geojson, coordinates=coordinates, overwrite=overwrite)
-    return figures
+    return [item.figure if isinstance(item, _Drawn) else item for item in results]
 
 
 def explain_samples(
@@ -96,17 +100,20 @@ def explain_samples(
     # Datasets are sorted by class: the first samples would all be of one.
     indices = [index * len(data) // count for index in range(count)]
 
-    def items() -> Iterator[_Item]:
-        for index in indices:
-            image, target, name = data[index]
-            # A model without looks may have been trained on small images, enlarged.
-            loaded = load_input(image, model.config, looks=chosen, allow_small=not chosen, name=name)
-            yield loaded, _true_label(target, data.classes)
+    def explained(index: int) -> Explanation:
+        image, target, name = data[index]
+        # A model without looks may have been trained on small images, enlarged.
+        loaded = load_input(image, model.config, looks=chosen, allow_small=not chosen, name=name)
+        present = target.nonzero().flatten() if target.ndim else target[None]
+        truth = "|".join(data.classes[label] for label in present)
+        return look(model, loaded.image, looks=chosen, policy=policy, truth=truth, title=name, source=name)
 
     sources = data.paths if isinstance(data, LabelledImages) else []
     names, files = _outputs(Path(out), [str(sources[index]) if sources else f"{index:06d}" for index in indices])
     check_outputs(files, inputs=sources, overwrite=overwrite)
-    return _explain(model, items(), names, Path(out), chosen, policy, device, progress, [], False)
+    model.to(device).eval()
+    results = _explain(explained, indices, names, Path(out), progress)
+    return [item.figure for item in results if isinstance(item, _Drawn)]
 
 
 def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -122,52 +129,30 @@ def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
     return names, [folder / name for name in (*names, regions)]
 
 
-def _true_label(target: Tensor, classes: Sequence[str]) -> str:
-    if target.ndim == 0:
-        return classes[int(target)]
-    return "|".join(name for name, present in zip(classes, target.tolist(), strict=True) if present)
-
-
 def _explain(
-    model: Model,
-    items: Iterable[_Item],
-    names: list[str],
-    out: Path,
-    looks: tuple[int, ...],
-    policy: Policy | str | None,
-    device: str | torch.device,
-    progress: bool,
-    placed: list[tuple[Prediction, GeoReference | None]],
-    skip_unreadable: bool,
-) -> list[Path | Unreadable]:
-    """Draw all figures in a temporary folder, and only then move them to ``out``; appends to ``placed``."""
+    explained: Callable[[T], Explanation], sources: Sequence[T], names: list[str], out: Path, progress: bool,
+    skip_unreadable: bool = False,
+) -> list[_Drawn | Unreadable]:  # fmt: skip
+    """Draw all figures in a temporary folder, and only then move them to ``out``."""
     single = out.suffix.lower() == ".png"
-    model = model.to(device).eval()
     folder = out.parent if single else out
-    results: list[Path | Unreadable] = []
+    results: list[_Drawn | Unreadable] = []
     records: list[dict[str, Any]] = []
     with atomic_folder(folder) as scratch, progress_bar(progress) as bar:
-        for item, name in zip(bar.track(items, total=len(names), description="explaining"), names, strict=True):
-            if not isinstance(item, Unreadable):
-                loaded, truth = item
-                try:
-                    title = Path(loaded.path).name if truth is None else loaded.path
-                    explanation = look(
-                        model, loaded.image, looks=looks, policy=policy, truth=truth, title=title,
-                        source=loaded.path, stored_size_hw=loaded.stored_size_hw,
-                    )  # fmt: skip
-                    write_figure(explanation, scratch / name)
-                except ImageError as error:  # a lazily read file that is damaged
-                    if not skip_unreadable:
-                        raise
-                    item = Unreadable(loaded.path, str(error))
-                else:
-                    placed.append((explanation.prediction, getattr(loaded.image, "georeference", None)))
-                    records.append({**asdict(explanation.prediction), "true_label": truth, "figure": name})
-                    results.append(folder / name)
-            if isinstance(item, Unreadable):
-                results.append(item)
-                records.append(asdict(item))
+        for source, name in zip(bar.track(sources, total=len(names), description="explaining"), names, strict=True):
+            try:
+                explanation = explained(source)
+                write_figure(explanation, scratch / name)
+            except ImageError as error:  # perhaps only when the figure reads a file that is read lazily
+                if not skip_unreadable:
+                    raise
+                unreadable = Unreadable(str(source), str(error))
+                results.append(unreadable)
+                records.append(asdict(unreadable))
+            else:
+                prediction, place = explanation.prediction, getattr(explanation.image, "georeference", None)
+                results.append(_Drawn(folder / name, prediction, place))
+                records.append({**asdict(prediction), "true_label": explanation.truth, "figure": name})
         lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
         text = f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
         write_text(scratch / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), text)

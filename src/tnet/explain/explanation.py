@@ -79,14 +79,10 @@ class Explanation:
         parent = self.output.regions.take(torch.tensor([row]))
         y0, x0, y1, x1 = parent.box_l0_yxyx[0].tolist()
         boxes = [(b[0] - y0, b[1] - x0, b[2] - y0, b[3] - x0) for b in cell_boxes(parent, grid)[0].tolist()]
-        return CellMap(
-            probs=self.output.location_probs[divided.index(row)].float().cpu().tolist(),
-            boxes=[shares(box, (y1 - y0, x1 - x0)) for box in boxes],
-            rows=grid.rows,
-            cols=grid.cols,
-            chosen=frozenset(region.cell for region in self.prediction.regions if region.parent == record),
-            level=int(parent.level) + 1,
-        )
+        probs = self.output.location_probs[divided.index(row)].float().cpu().tolist()
+        chosen = frozenset(region.cell for region in self.prediction.regions if region.parent == record)
+        inside = [shares(box, (y1 - y0, x1 - x0)) for box in boxes]
+        return CellMap(probs, inside, grid.rows, grid.cols, chosen, level=int(parent.level) + 1)
 
     def glimpses(self, records: Sequence[int]) -> list[np.ndarray]:
         """Return regions at the resolution at which the model saw them; indices as in :meth:`cell_map`."""
@@ -126,11 +122,11 @@ def look(
         policy = model.policy(policy)
     with torch.inference_mode():
         output: ModelOutput = model([image] if isinstance(image, Tensor) else image, looks, policy)
-    located = model.is_located(policy)
+    located, path, shown = model.is_located(policy), source or title or "", title or source or ""
     prediction = prediction_of(
-        output, 0, model.config, source or title or "", located=located, names=labels, stored_size_hw=stored_size_hw
+        output, 0, model.config, path, located=located, names=labels, stored_size_hw=stored_size_hw
     )
-    return Explanation(model, image, output, prediction, labels, located, title or source or "", truth)
+    return Explanation(model, image, output, prediction, labels, located, shown, truth)
 
 
 def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
@@ -142,6 +138,4 @@ def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
 def _display(image: UInt8[Tensor, "channels height width"]) -> np.ndarray:
     """Return a gray or RGB array: of two channels the first, of more than three the first three."""
     image = image.cpu()
-    if image.shape[0] < 3:
-        return image[0].numpy()
-    return image[:3].permute(1, 2, 0).contiguous().numpy()
+    return image[0].numpy() if image.shape[0] < 3 else image[:3].permute(1, 2, 0).contiguous().numpy()

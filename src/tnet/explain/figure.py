@@ -105,7 +105,6 @@ def draw(explanation: Explanation) -> Figure:
 
 
 def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
-    """Draw the prediction, the true label and a line of facts."""
     prediction, config = explanation.prediction, explanation.model.config
     room = 68
     if explanation.truth is not None:
@@ -114,11 +113,9 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
         truth = clip(f"{mark}  true: {label}", 36)
         sheet.text(layout.WIDTH_IN - layout.MARGIN_IN, 0.25, truth, 15, color, ha="right", weight="bold")
         room -= len(truth)
-    if config.multilabel:
-        verdict = f"Predicted: {', '.join(prediction.labels) or 'no label above 50%'}"
-    else:
-        verdict = f"Predicted: {clip(prediction.label, room - 18)} ({prediction.probability:.0%})"
-    sheet.text(layout.MARGIN_IN, 0.22, clip(verdict, room), 18, weight="bold")
+    verdict = f"{clip(prediction.label, room - 18)} ({prediction.probability:.0%})"
+    verdict = (", ".join(prediction.labels) or "no label above 50%") if config.multilabel else verdict
+    sheet.text(layout.MARGIN_IN, 0.22, clip(f"Predicted: {verdict}", room), 18, weight="bold")
     height, width = prediction.size_hw
     looks = len(prediction.regions)
     seen = (config.whole_px**2 + looks * config.look_px**2) / (height * width)
@@ -141,7 +138,6 @@ def _seen(config: ModelConfig, looks: int) -> str:
 
 
 def _draw_top(sheet: Sheet, explanation: Explanation, top: Top, numbered: set[str]) -> None:
-    """Draw the image, the location probabilities, the first glimpse and the classes."""
     prediction = explanation.prediction
     whole_px = explanation.model.config.whole_px
     base = f"{whole_px} × {whole_px} px"
@@ -178,13 +174,11 @@ def _draw_top(sheet: Sheet, explanation: Explanation, top: Top, numbered: set[st
 
 
 def _panel(sheet: Sheet, x: float, y: float, width: float, height: float, title: str) -> Axes:
-    """Add axes below a title."""
     sheet.text(x, y, title, 10.5, weight="bold")
     return sheet.axes(x, y + layout.TITLE_IN, width, height)
 
 
 def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> None:
-    """Draw the regions of one level, as the network saw them."""
     records, base_px = explanation.prediction.regions, explanation.model.config.look_px
     y0, x0, y1, x1 = row.records[0].box_l0_yxyx
     count = f"{row.total} regions" if row.total != 1 else "1 region"

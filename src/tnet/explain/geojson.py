@@ -49,22 +49,10 @@ def regions_geojson(
         identity = f"tnet:{prediction.path}:{region.number}:{region.box_l0_yxyx}".encode("utf-8", "backslashreplace")
         feature_id = str(uuid5(NAMESPACE_URL, identity.decode("utf-8")))
         features.append({"type": "Feature", "id": feature_id, "geometry": geometry, "properties": properties})
-    whole = {
-        "image": prediction.path,
-        "label": prediction.label,
-        "probability": prediction.probability,
-        "size_hw": list(prediction.size_hw),
-        "coordinates": kind,
-    }
+    whole = {"image": prediction.path, "label": prediction.label, "probability": prediction.probability}
+    whole |= {"size_hw": list(prediction.size_hw), "coordinates": kind}
     crs = _crs_members(georeference.crs) if kind == "native" and georeference is not None else {}
     return {"type": "FeatureCollection", **crs, "tnet": whole, "features": features}
-
-
-def _write(collection: dict[str, Any], path: str | Path) -> Path:
-    text = json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n"
-    # Names that are not UTF-8 keep their bytes, as escapes.
-    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-    return Path(path)
 
 
 def write_all_geojson(
@@ -83,7 +71,11 @@ def write_all_geojson(
     files = geojson_files(out, names)
     check_outputs(files, inputs=names, overwrite=overwrite)
     collections = [regions_geojson(prediction, place, coordinates=coordinates) for prediction, place in predictions]
-    return [_write(collection, file) for collection, file in zip(collections, files, strict=True)]
+    for collection, file in zip(collections, files, strict=True):
+        text = json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n"
+        # Names that are not UTF-8 keep their bytes, as escapes.
+        write_text(file, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return files
 
 
 def geojson_files(out: str | Path, images: Sequence[str]) -> list[Path]:
@@ -168,19 +160,9 @@ def _epsg_code(crs: str) -> int | None:
 
 
 def _annotation(region: RegionRecord, order: int) -> dict[str, Any]:
-    """Return the properties of a region as a QuPath annotation."""
-    measurements = {
-        "order": order,
-        "level": region.level,
-        "probability": region.probability,
-        "weight": region.weight,
-        "location probability": region.location_probability,
-    }
-    label = region.label
-    return {
-        "objectType": "annotation",
-        "name": region.number,
-        **({} if label is None else {"classification": {"name": label, "color": list(class_color(label))}}),
-        "isLocked": True,
-        "measurements": {name: value for name, value in measurements.items() if value is not None},
-    }
+    values = {"order": order, "level": region.level, "probability": region.probability, "weight": region.weight}
+    values |= {"location probability": region.location_probability}
+    known, label = {name: value for name, value in values.items() if value is not None}, region.label
+    annotation: dict[str, Any] = {"objectType": "annotation", "name": region.number}
+    annotation |= {} if label is None else {"classification": {"name": label, "color": list(class_color(label))}}
+    return {**annotation, "isLocked": True, "measurements": known}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,8 +24,7 @@ _MAP = matplotlib.colormaps["magma"]
 _SMALLEST_PT = 5.5
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A box to draw."""
 
     box: ShareBox
@@ -77,24 +77,15 @@ def badge(axes: Axes, box: ShareBox, number: str, level: int, size: float = 10, 
 
 def draw_frames(axes: Axes, frames: Sequence[Frame], numbered: set[str]) -> None:
     """Draw boxes over an image; those in ``numbered`` with their numbers."""
-    inside = [(frame, _clip_box(frame.box)) for frame in frames]
-    for frame, (y0, x0, y1, x1) in inside:
-        bold = frame.number in numbered
-        axes.add_patch(
-            Rectangle(
-                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=level_color(frame.level), clip_on=False, zorder=3,
-                linewidth=max(1.2, 2.6 - 0.5 * (frame.level - 1)) if bold else 0.8,
-                path_effects=_HALO if bold else None,
-            )
-        )  # fmt: skip
-    for frame, box in inside:
-        if frame.number in numbered:
-            badge(axes, box, frame.number, frame.level, 10 if frame.level == 1 else 8.5)
-
-
-def _clip_box(box: ShareBox) -> ShareBox:
-    y0, x0, y1, x1 = (min(max(value, 0.0), 1.0) for value in box)
-    return y0, x0, y1, x1
+    for box, number, level in frames:
+        y0, x0, y1, x1 = (min(max(value, 0.0), 1.0) for value in box)
+        width, effects = (max(1.2, 3.1 - 0.5 * level), _HALO) if number in numbered else (0.8, None)
+        axes.add_patch(Rectangle(
+            (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=level_color(level), clip_on=False, zorder=3,
+            linewidth=width, path_effects=effects,
+        ))  # fmt: skip
+        if number in numbered:
+            badge(axes, (y0, x0, y1, x1), number, level, 10 if level == 1 else 8.5)
 
 
 def draw_cell_map(axes: Axes, cells: CellMap, size_in: tuple[float, float]) -> None:

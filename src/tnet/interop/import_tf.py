@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from tnet.errors import CheckpointError
 from tnet.interop.tf_names import Family, family_of, tensorflow_shape, tensors_of, to_tensor, variable_names
@@ -29,8 +27,7 @@ _TRAINING_STATE = re.compile(
 _BASELINE, _STEPS = "baseline_var", ("iter" + _VALUE, "global_step")
 
 CLASS_INDICES = {
-    "imagenet": "ImageNet's 1,000 classes in the order of their synset numbers (n01440764 tench is 0), without a "
-    "background class",
+    "imagenet": "ImageNet's 1,000 classes by synset number (n01440764 tench is 0), without a background class",
     "fmow": "the 62 categories of Functional Map of the World, from 0",
     "cub": "the 200 species of CUB-200-2011 in the order of its classes.txt, from 0",
     "nabirds": "the 555 classes of NABirds with images, in the order of their first image in its images.txt, from 0",
@@ -121,17 +118,13 @@ def _check_shapes(variables: Variables, keys: Mapping[str, str], names: Mapping[
     raise CheckpointError(f"checkpoint {variables.path} {what} {counts}; {remedy}")
 
 
-def _test_images(config: TNetConfig) -> UInt8[Tensor, "batch channels side side"]:
-    """Return two noise images that are large enough for every level of the model."""
-    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
-    size = (2, config.in_channels, side, side)
-    return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
 def save_imported(imported: Imported, folder: str | Path, name: str, *, overwrite: bool = False) -> Path:
     """Save an imported model, and verify that the saved model gives the same finite output; see :func:`save_model`."""
-    model = imported.model
-    images = _test_images(model.config)
+    model, config = imported.model, imported.model.config
+    # Two images of noise, large enough for every level.
+    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1)) + 1
+    size, generator = (2, config.in_channels, side, side), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     with torch.inference_mode():
         expected = model(images).logits
     if not bool(torch.isfinite(expected).all()):
@@ -151,7 +144,6 @@ def tag_of(name: str) -> str:
 
 
 def _card(imported: Imported, name: str) -> str:
-    """Return the model card: source of the weights, meaning of the classes, preprocessing."""
     model = imported.model
     at_step = "" if imported.step is None else f" at step {imported.step:,}"
     author = "Google's EfficientNet" if imported.family == "google" else "the reference implementation's"

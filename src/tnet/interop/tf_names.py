@@ -34,12 +34,8 @@ _HEADS = {
 # Modules of the locator by its form, after "location_prediction_earlyLocs/" (context) or "location_prediction/".
 _SCALING = {"coordinates.scale_y": "height_scaling", "coordinates.scale_x": "width_scaling", "output": "output_linear"}
 _CONTEXT = _SCALING | {"hidden": "conv2d"}
-_SQUEEZE = _SCALING | {
-    "reduce": "init/conv2d",
-    "squeeze": "se/conv2d_1",
-    "excite": "se/conv2d_2",
-    "hidden": "final/conv2d",
-}
+_SQUEEZE = _SCALING | {"reduce": "init/conv2d", "hidden": "final/conv2d"}
+_SQUEEZE |= {"squeeze": "se/conv2d_1", "excite": "se/conv2d_2"}
 _BAGNET = {"reduce": "comp_1", "look": "comp_2", "expand": "comp_3", "shortcut": "shortcut_comp"}
 # Layers of a timm block without and with an expansion.
 _PLAIN_BLOCK = {"conv_dw": "depthwise", "bn1": "depthwise", "conv_pw": "bottleneck", "bn2": "bottleneck"}
@@ -59,10 +55,9 @@ def variable_names(model: TNet, family: Family) -> dict[str, str]:
         remedy = "choose a model with bagnet77 or tf_efficientnet_b0 to b7"
         raise ConfigError(f"there are no TensorFlow checkpoints of backbone {backbone}; {remedy}")
     if family == "google" and (model.config.levels > 1 or backbone == "bagnet77"):
-        raise ConfigError(
-            "checkpoints of Google's EfficientNet are plain classifiers; import them with --model "
-            "efficientnet_b0.imagenet (to b7), and use the result as model.backbone.weights of another model"
-        )
+        remedy = "import them with --model efficientnet_b0.imagenet (to b7)"
+        use = "and use the result as model.backbone.weights of another model"
+        raise ConfigError(f"checkpoints of Google's EfficientNet are plain classifiers; {remedy}, {use}")
     name_of: Callable[[str, TNet], str] = _google if family == "google" else _reference
     return {name: name_of(name, model) for name in tensors_of(model)}
 

@@ -45,7 +45,10 @@ class Variables:
         try:
             self._archive = zipfile.ZipFile(self.path)
             members = self._archive.infolist()
-            _check_size(self.path, members)
+            total = sum(member.file_size for member in members)
+            if len(members) > MAX_VARIABLES or total > MAX_BYTES:
+                found, limits = f"{len(members):,} arrays of {total:,}", f"{MAX_VARIABLES:,} arrays and {MAX_BYTES:,}"
+                raise CheckpointError(f"{self.path} holds {found} bytes; it must be at most {limits} bytes")
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 if name in self.shapes or not member.filename.endswith(".npy"):
@@ -81,24 +84,15 @@ class Variables:
 def _check_is_npz(path: Path) -> None:
     """Refuse files other than zip files, and TensorFlow's own files with the command that converts them."""
     if path.is_dir() or ".data-" in path.name or path.suffix in (".index", ".meta") or Path(f"{path}.index").exists():
-        raise CheckpointError(
-            f"{path} is a TensorFlow checkpoint; convert it to .npz where TensorFlow is installed: {CONVERT}"
-        )
+        remedy = f"convert it to .npz where TensorFlow is installed: {CONVERT}"
+        raise CheckpointError(f"{path} is a TensorFlow checkpoint; {remedy}")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file; give the .npz file of a checkpoint's variables")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is truncated or not an .npz file; write one from the checkpoint with: {CONVERT}")
 
 
-def _check_size(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    total = sum(member.file_size for member in members)
-    if len(members) > MAX_VARIABLES or total > MAX_BYTES:
-        limits = f"{MAX_VARIABLES:,} arrays and {MAX_BYTES:,} bytes"
-        raise CheckpointError(f"{path} holds {len(members):,} arrays of {total:,} bytes; it must be at most {limits}")
-
-
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type of an array, whose bytes must be in the file."""
     with archive.open(member) as file:
         read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)

@@ -19,9 +19,10 @@ Resize = Literal["antialias", "bilinear"]
 """How a region is resized: ``antialias`` (triangle filter as wide as the reduction; as Pillow does) or ``bilinear``
 (the reference implementation: half-pixel centres, two taps, whatever the reduction)."""
 
-# Both are (y0, x0, y1, x1), ends exclusive.
+# All are (y0, x0, y1, x1), ends exclusive.
 BoxL0 = tuple[int, int, int, int]  # in level-0 pixels; may reach past the image's edge
 Window = tuple[int, int, int, int]  # in a stored level's own pixels
+LevelBox = tuple[float, float, float, float]  # likewise, at fractions of pixels
 
 
 def check_look(box_yxyx: BoxL0, size_px: int) -> None:

@@ -30,8 +30,7 @@ def _after_fork() -> None:
     _executors, _executors_lock = {}, threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class LazyBatch:
@@ -97,7 +96,6 @@ class LazyBatch:
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    """Return the threads that all batches of this process share."""
     with _executors_lock:
         if threads not in _executors:
             _executors[threads] = ThreadPoolExecutor(threads, thread_name_prefix="tnet-read")

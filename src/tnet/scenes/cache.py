@@ -71,7 +71,12 @@ class ReaderPool:
     @contextmanager
     def lend(self, key: FileKey, opener: Callable[[], Reader]) -> Iterator[Reader]:
         """Lend a reader of a file, already open or opened now; one that failed is closed when it is returned."""
-        entry = self._take(key) or self._add(key, opener())
+        entry = self._take(key)
+        if entry is None:
+            entry = _Open(key, opener())
+            with self._lock:
+                self._entries.append(entry)
+            self._close_surplus()
         try:
             yield entry.reader
         except BaseException:
@@ -99,13 +104,6 @@ class ReaderPool:
                     self._entries.append(entry)
                     return entry
         return None
-
-    def _add(self, key: FileKey, reader: Reader) -> _Open:
-        entry = _Open(key, reader)
-        with self._lock:
-            self._entries.append(entry)
-        self._close_surplus()
-        return entry
 
     def _close_surplus(self) -> None:
         """Close idle readers that are unwanted or beyond the limit."""
@@ -183,5 +181,4 @@ def _after_fork() -> None:
     readers, decoded = ReaderPool(readers.limit), DecodedImages(decoded.budget_bytes)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

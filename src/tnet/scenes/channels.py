@@ -76,7 +76,11 @@ class ChannelMap:
         return pixels
 
     def _fractions(self, pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[Any]:
-        shown = self._scaled(pixels)
+        assert self.value_range is not None
+        low, high = self.value_range
+        # float32 holds integers of up to 24 bits: subtract a large offset before converting to it.
+        exact: NDArray[Any] = pixels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
+        shown = ((exact - low) / (high - low)).clip(0, 1).astype(np.float32)
         if self.alpha_at is not None:
             shown[..., self.alpha_at] = _share(pixels[..., self.alpha_at])
         pixels = shown
@@ -87,13 +91,6 @@ class ChannelMap:
         if self.mix == "luma":
             pixels = (pixels @ np.asarray(_LUMA, np.float32))[..., None]
         return pixels
-
-    def _scaled(self, values: NDArray[Any]) -> NDArray[Any]:
-        assert self.value_range is not None
-        low, high = self.value_range
-        # float32 holds integers of up to 24 bits: subtract a large offset before converting to it.
-        exact: NDArray[Any] = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        return ((exact - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
 def _share(alpha: NDArray[Any]) -> NDArray[np.float32]:

@@ -205,7 +205,6 @@ class FileScene:
 
     @contextmanager
     def _reader(self, key: cache.FileKey) -> Iterator[Reader]:
-        """Borrow a reader from the pool."""
         opener = partial(open_reader, self.path, self.options.read, self.options.reader)
         with guarded(self.path), cache.readers.lend(key, opener) as reader:
             yield reader
@@ -234,12 +233,9 @@ class FileScene:
         if not is_flat and math.prod(coarsest) <= _WARN_TILED_PX:
             return
         reason = "can only be decoded as a whole" if is_flat else "has no smaller versions stored with it"
-        warnings.warn(
-            f"{self.path} has {height:,} x {width:,} pixels and {reason}, which makes glimpses slow; "
-            f"`tnet pyramid {self.path} OUT.tif` writes a copy that is fast to read",
-            SlowImageWarning,
-            stacklevel=3,
-        )
+        problem = f"{self.path} has {height:,} x {width:,} pixels and {reason}, which makes glimpses slow"
+        remedy = f"`tnet pyramid {self.path} OUT.tif` writes a copy that is fast to read"
+        warnings.warn(f"{problem}; {remedy}", SlowImageWarning, stacklevel=3)
 
 
 def _tile_rows(info: ImageInfo) -> int | None:

@@ -52,9 +52,8 @@ def guarded(path: str | Path, remedy: str = RESTORE) -> Iterator[None]:
 def check_resources(path: str | Path, error: Exception) -> None:
     """Raise ``ResourceError`` if an image could not be read because of this process, not because of the image."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        raise ResourceError(
-            f"image {path} cannot be read: too many files are open; raise the limit (ulimit -n), or use fewer workers"
-        ) from error
+        problem = f"image {path} cannot be read: too many files are open"
+        raise ResourceError(f"{problem}; raise the limit (ulimit -n), or use fewer workers") from error
     reason = "there is not enough memory for it"
     if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
         try:

@@ -84,8 +84,7 @@ def _new_lock() -> None:
     overviews.lock = threading.Lock()  # another thread of the parent may have held it
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_new_lock)
+os.register_at_fork(after_in_child=_new_lock)
 
 
 class OverviewScene:
@@ -177,7 +176,9 @@ class OverviewScene:
         if self._key:
             overviews.put(self._key, overview)
             if self.folder is not None:
-                _save(overview, _file_of(self.folder, self._key))
+                with atomic_path(_file_of(self.folder, self._key)) as temporary:
+                    stored = {"pixels": overview.pixels.contiguous(), "levels": torch.tensor(levels)}
+                    temporary.write_bytes(save(stored))
         self._overview = overview
         return overview
 
@@ -199,7 +200,6 @@ def _restored(
 
 
 def _key_of(scene: Scene, px: int, channels: int) -> str:
-    """Return a key of the overview of a file; empty for other scenes."""
     if not isinstance(scene, FileScene):
         return ""
     path = scene.path.absolute()
@@ -216,12 +216,6 @@ def _key_of(scene: Scene, px: int, channels: int) -> str:
 
 def _file_of(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key[2:]}.safetensors"
-
-
-def _save(overview: Overview, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        levels = torch.tensor(overview.levels, dtype=torch.int64)
-        temporary.write_bytes(save({"pixels": overview.pixels.contiguous(), "levels": levels}))
 
 
 def _load(path: Path, px: int, channels: int) -> Overview | None:

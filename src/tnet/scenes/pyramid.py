@@ -77,7 +77,9 @@ def write_pyramid(
         raise ConfigError(f"quality is {quality}; give 1 to 100")
     if smallest_px < 1:
         raise ConfigError(f"smallest_px is {smallest_px}; give at least 1")
-    _check_out(out, source, overwrite)
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
+    check_outputs([out], inputs=[source] if isinstance(source, str | Path) else [], overwrite=overwrite)
     _require("tifffile", "write TIFF")
     if compression != "deflate":
         _require("imagecodecs", f"compress with {compression}")
@@ -96,12 +98,6 @@ def write_pyramid(
     return PyramidInfo(out, plan.sizes_hw, out.stat().st_size)
 
 
-def _check_out(out: Path, source: object, overwrite: bool) -> None:
-    if out.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"{out} ends with {out.suffix!r}; give a file that ends with .tif or .tiff")
-    check_outputs([out], inputs=[source] if isinstance(source, str | Path) else [], overwrite=overwrite)
-
-
 def _require(library: str, purpose: str, extra: str = "ome") -> None:
     if find_spec(library) is None:
         raise ImageError(f"{library} is needed to {purpose}, but is not installed; run: pip install 'tnet[{extra}]'")
@@ -110,15 +106,12 @@ def _require(library: str, purpose: str, extra: str = "ome") -> None:
 def _check_type(info: ImageInfo, compression: Compression, name: str) -> None:
     dtype = info.dtype
     if (dtype.kind, dtype.itemsize) not in {*product("ui", (1, 2, 4)), *product("f", (4, 8))}:
-        raise ImageError(
-            f"image {name} has pixels of {dtype}, which pyramids do not support; convert it to uint16 or float32"
-        )
+        problem = f"image {name} has pixels of {dtype}, which pyramids do not support"
+        raise ImageError(f"{problem}; convert it to uint16 or float32")
     if compression == "jpeg" and (dtype != np.uint8 or info.has_alpha or info.channels not in (1, 3)):
         alpha = ", one of them alpha" if info.has_alpha else ""
-        raise ImageError(
-            f"image {name} has {info.channels} channel(s) of {dtype}{alpha}, but JPEG needs 1 or 3 of uint8 without "
-            "alpha; use deflate or zstd"
-        )
+        problem = f"image {name} has {info.channels} channel(s) of {dtype}{alpha}"
+        raise ImageError(f"{problem}, but JPEG needs 1 or 3 of uint8 without alpha; use deflate or zstd")
 
 
 class _Plan:
@@ -146,10 +139,8 @@ class _Plan:
             folder = folder.parent
         wanted, free = sum(self.tile_counts[1:]) * self.tile_bytes, shutil.disk_usage(folder).free
         if wanted > free:
-            raise OutputError(
-                f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels need {wanted / 1e9:.2f} GB meanwhile; "
-                "make room, or choose another place"
-            )
+            problem = f"{folder} has {free / 1e9:.2f} GB free, but the coarser levels need {wanted / 1e9:.2f} GB"
+            raise OutputError(f"{problem} meanwhile; make room, or choose another place")
 
     def page(self, level: int) -> dict[str, Any]:
         """Return tifffile's arguments for one level."""
@@ -157,18 +148,13 @@ class _Plan:
         is_rgb = info.color == "rgb" and info.channels - info.has_alpha == 3
         extra = info.channels - (3 if is_rgb else 1)
         page: dict[str, Any] = {
-            "shape": size_hw if info.channels == 1 else (*size_hw, info.channels),
-            "dtype": self.dtype,
-            "tile": (TILE_PX, TILE_PX),
-            "photometric": "rgb" if is_rgb else "minisblack",
+            "shape": size_hw if info.channels == 1 else (*size_hw, info.channels), "dtype": self.dtype,
+            "tile": (TILE_PX, TILE_PX), "photometric": "rgb" if is_rgb else "minisblack",
             "planarconfig": "contig" if info.channels > 1 else None,
             "extrasamples": ["unspecified"] * (extra - info.has_alpha) + ["unassalpha"] * info.has_alpha or None,
-            "subfiletype": 1 if level else 0,
-            "extratags": [] if level else self._geo_tags,
-            "metadata": None,
-            "software": "tnet",
-            "buffersize": _ENCODE_BYTES,
-        }
+            "subfiletype": 1 if level else 0, "extratags": [] if level else self._geo_tags,
+            "metadata": None, "software": "tnet", "buffersize": _ENCODE_BYTES,
+        }  # fmt: skip
         if info.spacing_m_yx is not None:
             y, x = (0.01 / (spacing * 2**level) for spacing in info.spacing_m_yx)
             page |= {"resolution": (x, y), "resolutionunit": "centimeter"}

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from tnet.config import check_least
 from tnet.errors import ConfigError, ImageError
 from tnet.scenes.base import Scene
 from tnet.scenes.decode import DEFAULT_MAX_PIXELS, check_limits, image_size_hw, load_image
@@ -46,19 +47,15 @@ class ReadOptions:
     prepare: Prepare | None = None  # after downscaling
 
     def __post_init__(self) -> None:
-        for name in ("lazy_above_px", "overview_px"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 0")
+        check_least(self, "", {"lazy_above_px": 0, "overview_px": 0})
         check_limits(self.max_side_px, self.max_short_side_px, self.max_pixels)
         has_scene_options = self.scene != SceneOptions()
         if self.mode == "memory" and has_scene_options:
             raise ConfigError("bands, value_range and other scene options need lazy reading; set data.read or --read")
         if self.changes_images and (self.mode == "lazy" or has_scene_options):
-            raise ConfigError(
-                "images that are read lazily (--read lazy, --bands, --value-range) are neither downscaled nor "
-                "prepared; leave those options out, or data.max_side_px (--max-side-px), data.max_short_side_px and "
-                "data.preprocess (--preprocess)"
-            )
+            changes = "data.max_side_px (--max-side-px), data.max_short_side_px and data.preprocess (--preprocess)"
+            lazily = "images that are read lazily (--read lazy, --bands, --value-range)"
+            raise ConfigError(f"{lazily} are neither downscaled nor prepared; leave those options out, or {changes}")
 
     @property
     def changes_images(self) -> bool:
@@ -103,11 +100,6 @@ class ReadOptions:
     def _decode(self, path: str | os.PathLike[str]) -> UInt8[Tensor, "channels height width"]:
         if self.channels not in (1, 3):
             raise ConfigError(f"images are decoded with 1 or 3 channels, not {self.channels}; read them lazily")
-        image = load_image(
-            path,
-            channels=cast(Literal[1, 3], self.channels),
-            max_side_px=self.max_side_px,
-            max_short_side_px=self.max_short_side_px,
-            max_pixels=self.max_pixels,
-        )
+        limits = {"max_side_px": self.max_side_px, "max_short_side_px": self.max_short_side_px}
+        image = load_image(path, channels=cast(Literal[1, 3], self.channels), max_pixels=self.max_pixels, **limits)
         return image if self.prepare is None else self.prepare(image)

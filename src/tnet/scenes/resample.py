@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tnet.scenes.base import Resize, Window
+from tnet.scenes.base import LevelBox, Resize, Window
 
 # Smaller windows are resized in one go; larger ones have their columns resized in bands of rows first, then their rows,
 # so that the extra memory of a glimpse hardly depends on the size of the image.
@@ -81,12 +81,7 @@ def _rows_between(height: int, size: int) -> Int[Tensor, " rows"]:
 
 
 def resample(
-    level: LevelPixels,
-    box_yxyx: tuple[float, float, float, float],
-    size_px: int,
-    *,
-    resize: Resize,
-    fill: Sequence[float],
+    level: LevelPixels, box_yxyx: LevelBox, size_px: int, *, resize: Resize, fill: Sequence[float]
 ) -> Float[Tensor, "channels size size"]:
     """Resample a box, in fractional pixels of a level, to a glimpse ``size_px`` squared: ``float32`` in [0, 1].
 
@@ -164,27 +159,21 @@ def _read(level: LevelPixels, window: Window) -> NDArray[Any]:
 
 
 def _filled(
-    level: LevelPixels,
-    stored: NDArray[Any] | None,
-    size_hw: tuple[int, int],
-    at_yx: tuple[int, int],
-    fill_values: NDArray[Any],
+    level: LevelPixels, rows: NDArray[Any] | None, size_hw: tuple[int, int], at_yx: tuple[int, int], fill: NDArray[Any]
 ) -> NDArray[Any]:
-    """Prepare pixels for resizing, with ``fill_values`` around the stored ones."""
-    pixels = level.prepare(stored) if stored is not None and stored.size else None
+    """Prepare rows for resizing, with ``fill`` around them."""
+    pixels = level.prepare(rows) if rows is not None and rows.size else None
     if pixels is not None and pixels.shape[:2] == size_hw:
         return pixels
     filled = np.empty((*size_hw, level.channels), level.dtype)
-    filled[:] = fill_values
+    filled[:] = fill
     if pixels is not None:
         (y, x), (height, width) = at_yx, pixels.shape[:2]
         filled[y : y + height, x : x + width] = pixels
     return filled
 
 
-def _resized(
-    pixels: NDArray[Any], box_yxyx: tuple[float, float, float, float], size_hw: tuple[int, int], resize: Resize
-) -> NDArray[Any]:
+def _resized(pixels: NDArray[Any], box_yxyx: LevelBox, size_hw: tuple[int, int], resize: Resize) -> NDArray[Any]:
     """Resize a box of an array: the whole array in its own type, any other box of a ``float32`` array."""
     if box_yxyx == (0, 0, *pixels.shape[:2]):
         whole = _tensor(pixels).permute(2, 0, 1)[None]

@@ -133,10 +133,9 @@ class TransformedScene:
 
     def __init__(self, scene: Scene, change: ImageChange) -> None:
         if change.pixels is not None:
-            raise ConfigError(
-                f"{scene.name} is read lazily, but resize_px, colour_cases, rotation_fill: black, translation and "
-                "rand_augment need all pixels in memory; turn them off, or set data.read to memory"
-            )
+            changes = "resize_px, colour_cases, rotation_fill: black, translation and rand_augment"
+            problem = f"{scene.name} is read lazily, but {changes} need all pixels in memory"
+            raise ConfigError(f"{problem}; turn them off, or set data.read to memory")
         self.scene = scene
         self.change = change
         self.name = scene.name
@@ -173,7 +172,6 @@ class TransformedScene:
         self, box_yxyx: BoxL0, size_px: int, channels: int, resize: Resize, fill: Sequence[float],
         colours: Sequence[tuple[Colour, float]], mean: float | None,
     ) -> Tensor:  # fmt: skip
-        """Glimpse with some of the colour changes."""
         check_look(box_yxyx, size_px)
         top, left, bottom, right = self.change.crop_of(self.scene.size_hw)
         y0, x0, y1, x1 = box = _unmirrored(box_yxyx, (bottom - top, right - left), self.change)

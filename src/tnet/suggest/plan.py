@@ -11,6 +11,7 @@ import timm
 from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
+from tnet.evaluation.report import macs_unit
 from tnet.geometry import Grid, GridFit, fit_grid, total_looks
 from tnet.models.config import TNetConfig
 from tnet.models.tnet import TNet
@@ -26,7 +27,7 @@ _LOOKS = 3  # with one level of regions; with two, 2 and 2 inside each; with mor
 
 def format_macs(macs: int) -> str:
     """Return a number of multiply-adds with three digits: ``1.20 G``, ``55.4 M``."""
-    unit, letter = (1e9, "G") if macs >= 1e9 else (1e6, "M")
+    unit, letter = macs_unit(macs)
     number = macs / unit
     return f"{number:,.0f} {letter}" if number >= 99.95 else f"{number:#.3g} {letter}"
 
@@ -127,10 +128,9 @@ def choose_plan(survey: Survey, weights: Weights, budget_macs: int | None) -> Lo
         sides = ", ".join(map(str, whole_macs))
         raise first_error or ConfigError(f"{weights.name} does not support glimpses of {sides} px; choose another")
     macs, base_px = min(needed)
-    raise ConfigError(
-        f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small for one glimpse of the whole image "
-        f"with {weights.name} ({format_macs(macs)} at {base_px} px); raise it, or choose a smaller backbone"
-    )
+    problem = f"the budget of {format_macs(budget_macs or 0)} multiply-adds is too small"
+    least = f"one glimpse of the whole image with {weights.name} ({format_macs(macs)} at {base_px} px)"
+    raise ConfigError(f"{problem} for {least}; raise it, or choose a smaller backbone")
 
 
 def _whole_macs(plan: LookPlan) -> int | None:
@@ -142,6 +142,15 @@ def _whole_macs(plan: LookPlan) -> int | None:
 
 def _plans(survey: Survey, weights: Weights) -> Iterator[LookPlan]:
     """Yield plans, best first: large glimpses and all looks, then fewer looks, then fewer levels, then none."""
+
+    def plan(base_px: int, fit: GridFit | None, looks: tuple[int, ...], wanted_steps: int) -> LookPlan:
+        config = TNetConfig(
+            backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)), num_classes=len(survey.classes),
+            multilabel=survey.multilabel, base_px=base_px, levels=1 + len(looks),
+            grid=Grid() if fit is None else fit.grid, looks=looks,
+        )  # fmt: skip
+        return LookPlan(config, fit, wanted_steps, survey.median_hw)
+
     longer = max(survey.median_hw)
     # Training refuses images smaller than the base.
     largest = min(weights.side_px, min(survey.smallest.size_hw))
@@ -152,16 +161,16 @@ def _plans(survey: Survey, weights: Weights) -> Iterator[LookPlan]:
         for base, fit in full.items():
             for looks in _looks(fit.levels - 1):
                 if looks[0] >= least:
-                    yield _plan(survey, weights, base, fit, looks)
+                    yield plan(base, fit, looks, len(looks))
     for base, fit in full.items():
         for steps in range(fit.levels - 2, 0, -1):
             side = round(base / _LEAST_EXTENT**steps)
             short = replace(fit_grid((side, side), base, min_cell_extent=_LEAST_EXTENT), finest_scale=longer / side)
             for looks in _looks(steps):
-                yield _plan(survey, weights, base, short, looks, wanted_steps=fit.levels - 1)
+                yield plan(base, short, looks, fit.levels - 1)
     small = [base for base in BASES_PX if base <= min(longer, weights.side_px)]
     for base in bases or small or [BASES_PX[-1]]:
-        yield _plan(survey, weights, base, None, (), wanted_steps=1 if bases else 0)
+        yield plan(base, None, (), 1 if bases else 0)
 
 
 def _looks(steps: int) -> list[tuple[int, ...]]:
@@ -169,23 +178,3 @@ def _looks(steps: int) -> list[tuple[int, ...]]:
     # The locator learns by comparing regions with the same parent; more than two levels of them would cost too much.
     compared = [(2, 2)] if steps == 2 else []
     return compared + [(first, *(1,) * (steps - 1)) for first in range(_LOOKS if steps == 1 else 2, 0, -1)]
-
-
-def _plan(
-    survey: Survey,
-    weights: Weights,
-    base_px: int,
-    fit: GridFit | None,
-    looks: tuple[int, ...],
-    wanted_steps: int | None = None,
-) -> LookPlan:
-    config = TNetConfig(
-        backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)),
-        num_classes=len(survey.classes),
-        multilabel=survey.multilabel,
-        base_px=base_px,
-        levels=1 + len(looks),
-        grid=Grid() if fit is None else fit.grid,
-        looks=looks,
-    )
-    return LookPlan(config, fit, len(looks) if wanted_steps is None else wanted_steps, survey.median_hw)

@@ -52,16 +52,11 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     scale = plan.fit.finest_scale
     resolution = "native resolution" if scale < 1.05 else f"1/{scale:.1f} of native resolution"
     power = f"^{deepest}" if deepest > 1 else ""
-    text = (
-        f"{config.levels}, including the whole image: regions of the last level have {longer} x {grid.cell_extent:.3f}"
-        f"{power} = {longer * grid.cell_extent**deepest:.0f} px and are seen at {base_px} px: {resolution}"
-    )
-    yield Reason("levels", "model", text)
-    text = (
-        f"{grid.rows} x {grid.cols} cells of {grid.cell_extent:.3f} of a side: neighbours overlap by half or more, so "
-        "that anything up to half a cell in size is whole in one of them"
-    )
-    yield Reason("grid", "model", text)
+    sides = f"{longer} x {grid.cell_extent:.3f}{power} = {longer * grid.cell_extent**deepest:.0f} px"
+    text = f"regions of the last level have {sides} and are seen at {base_px} px: {resolution}"
+    yield Reason("levels", "model", f"{config.levels}, including the whole image: {text}")
+    cells = f"{grid.rows} x {grid.cols} cells of {grid.cell_extent:.3f} of a side: neighbours overlap by half or more"
+    yield Reason("grid", "model", f"{cells}, so that anything up to half a cell in size is whole in one of them")
     limit = ""
     if budget_macs is not None:
         limit = f", within the budget of {format_macs(budget_macs)}"
@@ -71,11 +66,9 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     text = f"{looks}{inside}, {1 + looks} glimpses with the whole image{limit}; the number can be changed at inference"
     yield Reason("looks", "model", text)
     same_px = 16 * round(base_px * math.sqrt(1 + looks) / 16)  # as many pixels as all glimpses together
-    text = (
-        f"the plain backbone costs as much with levels: 1, looks: [], base_px: {same_px}; it can be better if the "
-        "subject fills the image, so train it too"
-    )
-    yield Reason("compare", "model", text)
+    text = f"the plain backbone costs as much with levels: 1, looks: [], base_px: {same_px}"
+    advice = "it can be better if the subject fills the image, so train it too"
+    yield Reason("compare", "model", f"{text}; {advice}")
 
 
 def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) -> Iterator[Reason]:
@@ -116,11 +109,9 @@ def _data_reasons(survey: Survey, recipe: Recipe) -> Iterator[Reason]:
     crops = f"cropped to {augment.crop_area[0]:.0%} of their area or more"
     yield Reason("augment", "data", f"training images are {turns}, {crops}{light}{unless}")
     if recipe.data.val is None:
-        text = (
-            f"{survey.val_images} images are set aside, {recipe.data.val_fraction:.0%} of each class, by a hash of "
-            "their names; if several show one patient, place or film, split by hand"
-        )
-        yield Reason("validation", "data", text)
+        text = f"{survey.val_images} images are set aside, {recipe.data.val_fraction:.0%} of each class"
+        advice = "if several show one patient, place or film, split by hand"
+        yield Reason("validation", "data", f"{text}, by a hash of their names; {advice}")
 
 
 def data_warnings(survey: Survey) -> Iterator[str]:
@@ -132,30 +123,25 @@ def data_warnings(survey: Survey) -> Iterator[str]:
         yield f"fewer than {_FEW_IMAGES} training images: {shown}; add some, as little can be learned from these"
     (least, rare), (most, common) = counts[0], counts[-1]
     if most > _IMBALANCED * max(1, least):
-        yield (
-            f"{common} has {most} training images, {rare} only {least}, so that accuracy says little about rare "
-            "classes; balance them, or compare predictions (tnet predict) per class"
-        )
+        counted = f"{common} has {most} training images, {rare} only {least}"
+        advice = "balance them, or compare predictions (tnet predict) per class"
+        yield f"{counted}, so that accuracy says little about rare classes; {advice}"
     yield from survey.repeats
     if survey.left_out:
         shown = ", ".join(f"{count} {suffix}" for suffix, count in survey.left_out)
         yield f"unsupported formats are left out: {shown}; convert them, for example to JPEG or TIFF"
     low, high = survey.longer_side_px(0.05), survey.longer_side_px(0.95)
     if high > _SIZES_VARY * low:
-        yield (
-            f"sizes vary: 9 in 10 images have a longer side of {low} to {high} px; levels suit the median, so small "
-            "images are magnified and large ones not seen at full resolution; one scale is better"
-        )
+        effect = "levels suit the median, so small images are magnified and large ones not seen at full resolution"
+        yield f"sizes vary: 9 in 10 images have a longer side of {low} to {high} px; {effect}; one scale is better"
     bands = max(image.bands for image in survey.images)
     if bands > 3:
         yield f"images have up to {bands} bands, of which the first three are used; choose with data.scene.bands"
     large = survey.data.lazy_above_px
     flat = sum(image.is_flat and image.size_hw[0] * image.size_hw[1] > large for image in survey.images)
     if flat:
-        yield (
-            f"{flat} of {len(survey.images)} images are large and not tiled, so that each glimpse decodes all of it; "
-            "convert them once with tnet pyramid"
-        )
+        problem = f"{flat} of {len(survey.images)} images are large and not tiled"
+        yield f"{problem}, so that each glimpse decodes all of it; convert them once with tnet pyramid"
 
 
 def model_warnings(survey: Survey, plan: LookPlan, weights: Weights, budget_macs: int | None) -> Iterator[str]:
@@ -165,33 +151,24 @@ def model_warnings(survey: Survey, plan: LookPlan, weights: Weights, budget_macs
     smallest, median_hw = survey.smallest, survey.median_hw
     short, longer = min(smallest.size_hw), max(median_hw)
     if short < 0.5 * min(median_hw) and short < min(BASES_PX[0], longer / GAIN):
-        yield (
-            f"{smallest.path} ({smallest.size_hw[0]} x {smallest.size_hw[1]} px) is far smaller than most images, and "
-            "none may be smaller than the base; remove such images and run tnet suggest again"
-        )
+        where = f"{smallest.path} ({smallest.size_hw[0]} x {smallest.size_hw[1]} px)"
+        problem = f"{where} is far smaller than most images, and none may be smaller than the base"
+        yield f"{problem}; remove such images and run tnet suggest again"
     if plan.fit is None and not plan.wanted_steps:
-        yield (
-            f"the images are too small to gain from looks, which take a longer side of {LEAST_GAIN} times the base and "
-            f"a shorter one of the base, at least {BASES_PX[-1]} px; use larger originals if there are any"
-        )
+        needed = f"a longer side of {LEAST_GAIN} times the base and a shorter one of the base"
+        problem = f"the images are too small to gain from looks, which take {needed}, at least {BASES_PX[-1]} px"
+        yield f"{problem}; use larger originals if there are any"
     elif plan.fit is None:
-        yield (
-            f"the budget of {format_macs(budget_macs or 0)} leaves nothing for looks: this is the plain network on the "
-            "downscaled image; raise --macs"
-        )
+        problem = f"the budget of {format_macs(budget_macs or 0)} leaves nothing for looks"
+        yield f"{problem}: this is the plain network on the downscaled image; raise --macs"
     elif plan.config.levels - 1 < plan.wanted_steps:
-        yield (
-            f"the budget does not reach native resolution, which takes {1 + plan.wanted_steps} levels: the last level "
-            f"is downscaled {plan.fit.finest_scale:.1f} times; raise --macs"
-        )
+        problem = f"the budget does not reach native resolution, which takes {1 + plan.wanted_steps} levels"
+        yield f"{problem}: the last level is downscaled {plan.fit.finest_scale:.1f} times; raise --macs"
     full = plan.macs_full
     if full is not None and plan.fit is not None and plan.macs > full / 2:
-        yield (
-            f"the plain backbone at full resolution costs {format_ratio(full / plan.macs)} times as much, less than "
-            "twice; train it too, and keep the better one"
-        )
+        times = format_ratio(full / plan.macs)
+        problem = f"the plain backbone at full resolution costs {times} times as much, less than twice"
+        yield f"{problem}; train it too, and keep the better one"
     if weights.hub_id and constants.HF_HUB_OFFLINE and not weights.is_cached:
-        yield (
-            f"HF_HUB_OFFLINE is set and the weights of {weights.name} are not in the cache; train with "
-            "model.backbone.pretrained=false model.backbone.weights=FILE"
-        )
+        problem = f"HF_HUB_OFFLINE is set and the weights of {weights.name} are not in the cache"
+        yield f"{problem}; train with model.backbone.pretrained=false model.backbone.weights=FILE"

@@ -88,14 +88,9 @@ def propose(survey: Survey, *, budget_macs: int | None = None, backbone: str = D
     plan = choose_plan(survey, weights, budget_macs)
     # Training sets the classes.
     model = replace(plan.config, num_classes=TNetConfig.num_classes, multilabel=False)
-    recipe = Recipe(
-        title=f"{on_one_line(survey.place)}, {len(survey.classes)} classes",
-        model=model,
-        objective=_objective(model),
-        optim=OPTIM if weights.hub_id else replace(OPTIM, backbone_lr=None),
-        data=_data(survey),
-        train=_train(survey, model),
-    )
+    title = f"{on_one_line(survey.place)}, {len(survey.classes)} classes"
+    optim = OPTIM if weights.hub_id else replace(OPTIM, backbone_lr=None)
+    recipe = Recipe(title, 0, model, _objective(model), optim, _data(survey), _train(survey, model))
     reasons = (*model_reasons(survey, plan, weights, budget_macs), *other_reasons(survey, recipe, weights, _STEPS))
     warnings = (*data_warnings(survey), *model_warnings(survey, plan, weights, budget_macs))
     return Proposal(survey, recipe, reasons, warnings, plan.macs, plan.macs_whole, plan.macs_full)
@@ -120,14 +115,9 @@ def _train(survey: Survey, model: TNetConfig) -> TrainConfig:
 
 def _data(survey: Survey) -> DataConfig:
     turns, few = survey.count("has_no_up") > 0, survey.train_images < _FEW_TO_TRAIN
-    augment = AugmentConfig(
-        horizontal_flip=True,
-        vertical_flip=turns,
-        quarter_turns=turns,
-        crop_area=(0.6 if few else 0.8, 1.0),
-        brightness=0.2 if few else 0.0,
-        contrast=0.2 if few else 0.0,
-    )
+    augment = AugmentConfig(horizontal_flip=True, vertical_flip=turns, quarter_turns=turns, crop_area=(0.8, 1.0))
+    if few:
+        augment = replace(augment, crop_area=(0.6, 1.0), brightness=0.2, contrast=0.2)
     all_lazy = survey.count("is_lazy") == len(survey.images)
     return replace(survey.data, read="lazy" if all_lazy else survey.data.read, augment=augment)
 
@@ -216,7 +206,6 @@ def _changed(value: Any, default: Any) -> Any:
 
 
 def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

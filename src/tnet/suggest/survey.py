@@ -30,8 +30,20 @@ _TABLES = (".csv", ".parquet", ".pq")
 _DTYPES_WITH_RANGE = ("uint8", "uint16", "bool")
 # Formats of phones and cameras, which folders skip silently, as most files in other formats are not images.
 _UNSUPPORTED = {
-    ".heic", ".heif", ".hif", ".jxl", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".psd"
-}  # fmt: skip
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
+    ".dng",
+    ".raw",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".rw2",
+    ".psd",
+}
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 
@@ -135,20 +147,11 @@ def survey_images(data: DataConfig) -> Survey:
             except ImageError as error:
                 errors.append(str(error))
     if errors:
-        raise DataError(
-            f"{len(errors)} of {len(paths)} images cannot be read; repair or remove them, starting with: {errors[0]}"
-        )
-    return Survey(
-        data=data,
-        classes=tuple(train.classes),
-        multilabel=train.multilabel,
-        train_counts=tuple(counts.tolist()),
-        train_images=len(train),
-        val_images=len(val),
-        images=tuple(images),
-        left_out=_count_unsupported(data),
-        repeats=tuple(find_repeats(train, val)),
-    )
+        problem = f"{len(errors)} of {len(paths)} images cannot be read"
+        raise DataError(f"{problem}; repair or remove them, starting with: {errors[0]}")
+    left_out, repeats = _count_unsupported(data), tuple(find_repeats(train, val))
+    labels = tuple(train.classes), train.multilabel, tuple(counts.tolist())
+    return Survey(data, *labels, len(train), len(val), tuple(images), left_out, repeats)
 
 
 def _count_unsupported(data: DataConfig) -> tuple[tuple[str, int], ...]:
@@ -168,20 +171,12 @@ def _read_facts(path: Path, reading: ReadOptions) -> ImageFacts:
     try:
         info = scene.info
         if info.dtype.name not in _DTYPES_WITH_RANGE and reading.scene.value_range is None:
-            raise unreadable(
-                path,
-                f"it holds {info.dtype.name} values, whose range is unknown",
-                "convert it to 8 or 16 bits, or set data.scene.value_range: [black, white] in a recipe",
-            )
+            remedy = "convert it to 8 or 16 bits, or set data.scene.value_range: [black, white] in a recipe"
+            raise unreadable(path, f"it holds {info.dtype.name} values, whose range is unknown", remedy)
         has_bands = info.color == "bands" and reading.scene.bands is None
-        return ImageFacts(
-            path,
-            scene.size_hw,
-            is_lazy=True,
-            is_flat=info.tile_hw is None,
-            is_grey=info.color == "grey",
-            bands=info.channels - info.has_alpha if has_bands else 0,
-            has_no_up=info.georeference is not None or any(name.startswith("openslide.") for name in info.properties),
-        )
+        bands = info.channels - info.has_alpha if has_bands else 0
+        no_up = info.georeference is not None or any(name.startswith("openslide.") for name in info.properties)
+        is_flat, is_grey = info.tile_hw is None, info.color == "grey"
+        return ImageFacts(path, scene.size_hw, True, is_flat, is_grey, bands, no_up)
     finally:
         scene.close()

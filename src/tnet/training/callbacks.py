@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import signal
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -75,21 +74,16 @@ class LogTraining(Callback):
                 logger.save()
 
 
-class TimeLimit(Callback):
+class TimeLimit(Timer):
     """Ends training after some minutes, validation and time before a resume included; the schedule follows it."""
 
     def __init__(self, minutes: float) -> None:
+        super().__init__(verbose=False)
         self.seconds = minutes * 60
-        self.before = 0.0
-        self.started: float | None = None
-
-    def elapsed(self) -> float:
-        """Return seconds of training so far."""
-        return self.before + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and set the share before a resume."""
-        self.started = time.monotonic()
+        super().on_train_start(trainer, pl_module)
         self._set_share(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -100,16 +94,8 @@ class TimeLimit(Callback):
     def _set_share(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
         assert isinstance(module, TNetModule)
         # One clock for all processes, which must stop at the same step.
-        module.elapsed_share = trainer.strategy.broadcast(min(1.0, self.elapsed() / self.seconds))
+        module.elapsed_share = trainer.strategy.broadcast(min(1.0, self.time_elapsed() / self.seconds))
         return module.elapsed_share
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the time so far."""
-        return {"seconds": self.elapsed()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
-        self.before = float(state_dict["seconds"])
 
 
 class KeepSignals(Callback):

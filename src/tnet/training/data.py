@@ -23,12 +23,8 @@ class TNetData(pl.LightningDataModule):
         if model.default_looks:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, model.look_px)
-
-        self._check_devices()
-
-    def _check_devices(self) -> None:
-        """Refuse more devices than there is work for, on which training would have no step."""
-        train = self.recipe.train
+        # On more devices than there is work for, training would have no step.
+        train = recipe.train
         images, step = train.images_per_epoch or len(self.train_data), train.batch_size * train.devices
         if train.devices > 1 and images < step:
             sizes = f"{train.devices} devices with train.batch_size {train.batch_size} take {step} images per step"
@@ -41,16 +37,6 @@ class TNetData(pl.LightningDataModule):
     def share(self) -> Share:
         """This process among those of the trainer."""
         return ALONE if self.trainer is None else Share(self.trainer.global_rank, self.trainer.world_size)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, by index."""
-        return self.train_data.classes
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether an image can have several labels."""
-        return self.train_data.multilabel
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Loader of the current epoch."""

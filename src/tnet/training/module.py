@@ -65,10 +65,9 @@ class TNetModule(pl.LightningModule):
         theirs, ours = teacher.config, self.recipe.model
         compared = ("num_classes", "class_names", "multilabel", "in_channels")
         if any(getattr(theirs, name) != getattr(ours, name) for name in compared):
-            raise ConfigError(
-                f"train.teacher {folder} has {theirs.num_classes} classes and {theirs.in_channels} channel(s), the "
-                f"recipe {ours.num_classes} classes and {ours.in_channels} channel(s); give a model of the same classes"
-            )
+            forms = [f"{config.num_classes} classes and {config.in_channels} channel(s)" for config in (theirs, ours)]
+            problem = f"train.teacher {folder} has {forms[0]}, the recipe {forms[1]}"
+            raise ConfigError(f"{problem}; give a model of the same classes")
         return teacher
 
     @property
@@ -94,10 +93,9 @@ class TNetModule(pl.LightningModule):
         output, loss = self._mixed_step(batch) if self.recipe.train.mixup_alpha else self._plain_step(batch)
         if not torch.isfinite(loss.total):
             bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)] or ["total"]
-            raise TrainingError(
-                f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)}); lower "
-                "optim.lr or optim.clip_norm and train again; the last good checkpoint and model/ are kept"
-            )
+            problem = f"the loss became {float(loss.total.detach())} at step {self.global_step} (in {', '.join(bad)})"
+            remedy = "lower optim.lr or optim.clip_norm and train again; the last good checkpoint and model/ are kept"
+            raise TrainingError(f"{problem}; {remedy}")
         logged = {f"train/{name}": term.detach() for name, term in loss.terms.items()}
         logged |= {"train/loss": loss.total.detach(), "train/accuracy": loss.reward}
         if output.has_looks and output.region_logits is not None:
@@ -133,10 +131,10 @@ class TNetModule(pl.LightningModule):
     def _mixed_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
         """Mix each image with the one before it; the loss is linear in the target, so losses are mixed likewise."""
         if not isinstance(batch.images, Tensor):
-            raise ConfigError(
-                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but images are lazily read or of different "
-                "sizes; set data.augment.resize_px, or mixup_alpha to 0"
+            problem = (
+                f"train.mixup_alpha is {self.recipe.train.mixup_alpha}, but images are lazily read or differ in size"
             )
+            raise ConfigError(f"{problem}; set data.augment.resize_px, or mixup_alpha to 0")
         alpha = torch.tensor(float(self.recipe.train.mixup_alpha))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         # Rounded to 8 bits, as floating point means normalized pixels.

@@ -52,15 +52,12 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             groups.setdefault((name.startswith("backbone."), parameter.ndim >= 2), []).append(parameter)
     decay = config.weight_decay if config.name == "adamw" else 0.0
     backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
-    return [
-        {
-            "params": parameters,
-            "lr": backbone_lr if is_backbone else config.lr,
-            "weight_decay": decay if is_matrix else 0.0,
-            "name": f"{'backbone' if is_backbone else 'new'}{'' if is_matrix else '_bias'}",
-        }
-        for (is_backbone, is_matrix), parameters in groups.items()
-    ]
+    settings = []
+    for (is_backbone, is_matrix), parameters in groups.items():
+        name, lr = ("backbone", backbone_lr) if is_backbone else ("new", config.lr)
+        name, decayed = (name, decay) if is_matrix else (f"{name}_bias", 0.0)
+        settings.append({"params": parameters, "lr": lr, "weight_decay": decayed, "name": name})
+    return settings
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -108,7 +108,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
         if model is not None and not Path(model).exists():
             raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
     data = TNetData(recipe)
-    recipe = with_classes(recipe, data.classes, data.multilabel)
+    recipe = with_classes(recipe, data.train_data.classes, data.train_data.multilabel)
     data.recipe = recipe
     if checkpoint is not None:
         _check_same_recipe(recipe, folder)
@@ -231,28 +231,18 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         return pl.Trainer(
-            accelerator=train.accelerator,
-            devices=train.devices,
+            accelerator=train.accelerator, devices=train.devices, precision=train.precision, max_epochs=train.epochs,
             # Processes may validate different numbers of batches, and a stage may leave parameters out.
             strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
-            use_distributed_sampler=False,
-            precision=train.precision,
-            max_epochs=train.epochs,
-            callbacks=active,
+            use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1,
+            callbacks=active, plugins=[callbacks.AtomicCheckpointIO()], gradient_clip_val=recipe.optim.clip_norm,
             logger=[
                 callbacks.AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
                 TensorBoardLogger(folder / "logs", name="tensorboard"),
             ],
-            plugins=[callbacks.AtomicCheckpointIO()],
-            gradient_clip_val=recipe.optim.clip_norm,
-            reload_dataloaders_every_n_epochs=1,
-            num_sanity_val_steps=0,
-            limit_val_batches=val_batches,
-            log_every_n_steps=10**9,
-            enable_progress_bar=is_bar,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
+            num_sanity_val_steps=0, limit_val_batches=val_batches, log_every_n_steps=10**9,
+            enable_progress_bar=is_bar, enable_model_summary=False, default_root_dir=folder,
+        )  # fmt: skip
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         device, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
         remedy = "change train.accelerator, train.devices or train.precision"
@@ -260,7 +250,6 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:
-    """Run the trainer, and translate its errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
         try:

@@ -66,7 +66,6 @@ def _synthetic(data: DataConfig, model: ModelConfig, root: Path) -> DataConfig:
 
 
 def _write_images(folder: Path, size_hw: tuple[int, int]) -> list[tuple[str, str]]:
-    """Write two images of noise per class; return their classes and names."""
     if size_hw[0] * size_hw[1] > _MAX_PIXELS:
         images = f"{size_hw[1]:,} x {size_hw[0]:,} px, which suit the model"
         raise ConfigError(f"synthetic images of {images}, are too large; use fewer model.levels or larger cells")

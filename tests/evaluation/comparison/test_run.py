@@ -54,7 +54,7 @@ class Log:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest; the command's own test draws."""
-    monkeypatch.setattr(compare_module, "plot_comparison", lambda lines, folder: [])
+    monkeypatch.setattr(compare_module.report, "plot_comparison", lambda lines, folder: [])
     monkeypatch.setattr(compare_module, "plot_training", lambda curves, path: path.touch())
 
 

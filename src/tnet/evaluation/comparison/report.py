@@ -102,13 +102,12 @@ def lines_of(
         columns = zip(*((e.steps, e.images, e.minutes) for e in efforts), strict=True)
         steps, images, minutes = (statistics.mean(values) for values in columns)
         effort = Effort(round(steps), round(images), float(minutes))
-    return [
-        Line(
-            row, *setting, max(1, len(accuracies)), over_seeds(items, "right"), over_seeds(items, "right_top5"),
-            over_seeds(items, "right_without_context"), by_setting.get(setting), effort,
-        )
-        for setting, items in measured.items()
-    ]  # fmt: skip
+    lines = []
+    for setting, items in measured.items():
+        names, seeds = ("right", "right_top5", "right_without_context"), max(1, len(accuracies))
+        top1, top5, regions = (over_seeds(items, name) for name in names)
+        lines.append(Line(row, *setting, seeds, top1, top5, regions, by_setting.get(setting), effort))
+    return lines
 
 
 def _percent(value: Share | None) -> str:
@@ -155,11 +154,10 @@ def comparison_table(lines: Sequence[Line]) -> str:
 
 def effort_table(lines: Sequence[Line]) -> str:
     """Return the training effort, one line per row; empty if nothing was trained."""
-    trained = {line.row: (line.seeds, line.effort) for line in lines if line.effort is not None}
-    body = [
-        [markdown(name), str(seeds), f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"]
-        for name, (seeds, effort) in trained.items()
-    ]
+    trained = {line.row: (str(line.seeds), line.effort) for line in lines if line.effort is not None}
+    body = []
+    for name, (seeds, effort) in trained.items():
+        body.append([markdown(name), seeds, f"{effort.steps:,}", f"{effort.images:,}", f"{effort.minutes:.1f}"])
     return markdown_table(["row", "seeds", "steps", "images seen", "minutes"], body) if body else ""
 
 
@@ -171,16 +169,12 @@ def comparison_notes(lines: Sequence[Line], skipped: Sequence[str], machine: dic
     notes = []
     if images:
         over = f"; ± standard deviation over up to {seeds} seeds [least to most]" if seeds > 1 else ""
-        notes += [
-            f"Accuracy on {' or '.join(map(str, images))} images, with its 95 % bootstrap interval (images resampled, "
-            f"fixed seed){over}.",
-            "Without context: the prediction from the attended regions alone, without the whole image's feature, for "
-            "models that have such a feature.",
-        ]
-    notes.append(
-        "FLOPs: multiply-adds per image, as in the published tables; 1 multiply-add is 2 operations. Parameters: "
-        "trainable."
-    )
+        interval = "with its 95 % bootstrap interval (images resampled, fixed seed)"
+        notes.append(f"Accuracy on {' or '.join(map(str, images))} images, {interval}{over}.")
+        alone = "the prediction from the attended regions alone, without the whole image's feature"
+        notes.append(f"Without context: {alone}, for models that have such a feature.")
+    macs = "multiply-adds per image, as in the published tables; 1 multiply-add is 2 operations"
+    notes.append(f"FLOPs: {macs}. Parameters: trainable.")
     if sizes:
         notes += [
             f"Costs at {' and '.join(f'{height} x {width}' for height, width in sizes)} px, images in memory. Time: "
@@ -256,11 +250,8 @@ def _curves(lines: Sequence[Line], x_of: Callable[[Line], float | None]) -> list
         own = [line for line in lines if line.row == name]
         if policy == NO_POLICY and {line.policy for line in own} != {NO_POLICY}:
             continue
-        points = [
-            Point(x, line.top1.mean, line.top1.low, line.top1.high)
-            for line in own
-            if line.policy in (policy, NO_POLICY) and line.top1 is not None and (x := x_of(line)) is not None
-        ]
+        shown = [(x_of(line), line.top1) for line in own if line.policy in (policy, NO_POLICY)]
+        points = [Point(x, top1.mean, top1.low, top1.high) for x, top1 in shown if x is not None and top1 is not None]
         if points:
             control = policy not in (LEARNED, NO_POLICY)
             marker = _MARKERS.get(policy, "s" if control else "o")

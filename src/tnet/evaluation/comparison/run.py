@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnet.errors import ConfigError, TnetError
-from tnet.evaluation.comparison.report import (
-    Line,
-    comparison_notes,
-    comparison_table,
-    effort_table,
-    lines_of,
-    plot_comparison,
-    write_comparison_csv,
-)
+from tnet.evaluation.comparison import report
+from tnet.evaluation.comparison.report import Line
 from tnet.evaluation.comparison.suite import RowConfig, Suite
 from tnet.evaluation.comparison.work import NotCachedError, Work
 from tnet.evaluation.plots import RunCurve, plot_training
@@ -108,7 +101,7 @@ def _row_lines(work: Work, row: RowConfig, make: bool, renew: bool) -> list[Line
     # The cost of a model does not depend on its weights.
     costs = work.costs(row, entries[0], make=make)
     efforts = [entry.effort for entry in entries if entry.effort is not None]
-    return lines_of(row.name, accuracies, costs, efforts, work.suite.bootstrap)
+    return report.lines_of(row.name, accuracies, costs, efforts, work.suite.bootstrap)
 
 
 def _write(
@@ -118,8 +111,8 @@ def _write(
     parts = []
     if lines:
         skipped = [name for name in suite.costs.devices if name not in devices_here(suite.costs.devices)]
-        parts += [comparison_table(lines), comparison_notes(lines, skipped, machine())]
-        if effort := effort_table(lines):
+        parts += [report.comparison_table(lines), report.comparison_notes(lines, skipped, machine())]
+        if effort := report.effort_table(lines):
             parts += [f"Training effort per seed (mean), including earlier stages:\n\n{effort}"]
     parts += [f"Failed: {markdown(name)}: {markdown(reason)}\n" for name, reason in failures.items()]
     if missing:
@@ -128,8 +121,8 @@ def _write(
     files = [folder / "comparison.md"]
     plots: list[Path] = []
     if lines:
-        write_comparison_csv(lines, folder / "comparison.csv")
-        plots = plot_comparison(lines, folder)
+        report.write_comparison_csv(lines, folder / "comparison.csv")
+        plots = report.plot_comparison(lines, folder)
         if curves:
             plots.append(folder / "training.png")
             plot_training(curves, plots[-1])

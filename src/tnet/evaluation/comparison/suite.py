@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tnet.config import parse_dataclass
+from tnet.config import check_least, parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError, RecipeError
 from tnet.evaluation.evaluator import LEARNED
@@ -49,9 +49,8 @@ class RowConfig:
             raise ConfigError("name is empty; give the row one")
         given = [key for key in ("recipe", "model", "registered") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ConfigError(
-                f"{' and '.join(given) or 'none of recipe, model, registered'} given; give exactly one of them"
-            )
+            problem = f"{' and '.join(given) or 'none of recipe, model, registered'} given"
+            raise ConfigError(f"{problem}; give exactly one of them")
         for key in ("after", "overrides"):
             if getattr(self, key) and self.recipe is None:
                 raise ConfigError(f"{key} applies to rows with a recipe only; remove it")
@@ -94,9 +93,7 @@ class Suite:
             raise ConfigError(f"seeds is {list(self.seeds)}; give at least one, each once and 0 or more")
         if not self.policies:
             raise ConfigError(f"policies is empty; give at least one, such as {LEARNED}")
-        for name, least in (("batch_size", 1), ("workers", 0), ("bootstrap", 100)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}")
+        check_least(self, "", {"batch_size": 1, "workers": 0, "bootstrap": 100})
 
     def policies_of(self, row: RowConfig) -> tuple[str, ...]:
         """Return the policies to measure a row with; time and memory are measured for the first."""
@@ -147,8 +144,6 @@ def _check_rows(rows: Sequence[RowConfig], source: str) -> None:
         if row.name in earlier:
             raise ConfigError(f"{source}: two rows have the name {row.name!r}; rename one")
         if row.after is not None and (row.after not in earlier or earlier[row.after].recipe is None):
-            raise ConfigError(
-                f"{source}: row {row.name!r}: after is {row.after!r}, which is not an earlier row with a recipe; "
-                f"give the name of one{': ' + ', '.join(earlier) if earlier else ''}"
-            )
+            problem = f"{source}: row {row.name!r}: after is {row.after!r}, which is not an earlier row with a recipe"
+            raise ConfigError(f"{problem}; give the name of one{': ' + ', '.join(earlier) if earlier else ''}")
         earlier[row.name] = row

@@ -15,10 +15,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tnet
 from tnet.config import parse_dataclass, to_plain
 from tnet.data.loading import LabelledData, number_classes_as, open_data, open_split
 from tnet.errors import ConfigError, DataError, TnetError
@@ -28,7 +28,7 @@ from tnet.evaluation.plots import RunCurve, run_curve
 from tnet.evaluation.resources import Cost, devices_here, machine, measure_costs
 from tnet.files import make_folder, write_text
 from tnet.models.base import Model
-from tnet.models.io import CONFIG_NAME, RECIPE_NAME, WEIGHTS_NAME, load_model, recipe_path
+from tnet.models.io import CONFIG_NAME, RECIPE_NAME, WEIGHTS_NAME, load_model, model_folder, recipe_path
 from tnet.models.kind import kind_of
 from tnet.models.registry import create_model
 from tnet.training.curves import read_metrics
@@ -63,16 +63,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _Accuracies:
-    rows: tuple[LooksRow, ...]
-
-
-@dataclass(frozen=True)
-class _Costs:
-    rows: tuple[Cost, ...]
-
-
-@dataclass(frozen=True)
 class _Effort:
     """Effort of a run without its earlier stages; only the time so far while it is unfinished."""
 
@@ -90,13 +80,6 @@ def content_key(*content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _version() -> str:
-    try:
-        return version("tnet")
-    except PackageNotFoundError:  # not installed
-        return "unknown"
-
-
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -108,8 +91,7 @@ def model_digest(folder: Path) -> str:
     Raises:
         ConfigError: the folder does not contain a model.
     """
-    if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
-        folder = folder / "model"
+    folder = model_folder(folder)
     files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -123,11 +105,10 @@ def recipe_key(recipe: Recipe) -> str:
     train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
     sources = recipe.train.start_from, recipe.train.teacher
-    return content_key(
-        _FORMAT, _version(), kind_of(recipe.model), replace(recipe, title="", train=train_config),
-        *(None if folder is None else model_digest(Path(folder)) for folder in sources),
-        _file_digest(Path(weights)) if weights and Path(weights).is_file() else None,
-    )  # fmt: skip
+    digests = [None if folder is None else model_digest(Path(folder)) for folder in sources]
+    digests.append(_file_digest(Path(weights)) if weights and Path(weights).is_file() else None)
+    plain = replace(recipe, title="", train=train_config)
+    return content_key(_FORMAT, tnet.__version__, kind_of(recipe.model), plain, *digests)
 
 
 class Work:
@@ -140,12 +121,7 @@ class Work:
         self._recipes: dict[tuple[str, int], Recipe] = {}
 
     def entries(self, row: RowConfig, *, make: bool = True, renew: bool = False) -> list[Entry]:
-        """Return the models of a row: one per seed for a recipe, otherwise one.
-
-        Args:
-            row: the row.
-            make: train models that are not in the cache.
-            renew: delete cached results first.
+        """Return the models of a row: one per seed for a recipe, otherwise one; ``renew`` deletes cached results first.
 
         Raises:
             NotCachedError: a model is not trained and ``make`` is false.
@@ -155,7 +131,7 @@ class Work:
             return [self._trained(row, seed, make, renew) for seed in self.suite.seeds]
         model = None if row.model is None else Path(row.model)
         content = {"registered": row.registered} if model is None else model_digest(model)
-        folder = self._cache_folder(content_key(_FORMAT, _version(), content), renew)
+        folder = self._cache_folder(content_key(_FORMAT, tnet.__version__, content), renew)
         return [Entry(folder, self.suite.seeds[0], model, None)]
 
     def _cache_folder(self, key: str, renew: bool) -> Path:
@@ -179,7 +155,7 @@ class Work:
         if before is not None:
             recipe = replace(recipe, train=replace(recipe.train, start_from=str(before.model)))
         folder = self._cache_folder(recipe_key(recipe), renew)
-        kept = _read_cached(folder / "effort.json", _Effort)
+        kept = _read_cached(folder / "effort.json", lambda data: parse_dataclass(_Effort, data, "effort"))
         if kept is None or not kept.finished:
             if not make:
                 raise NotCachedError
@@ -188,7 +164,6 @@ class Work:
         return Entry(folder, seed, folder / "run" / "model", effort)
 
     def _train(self, row: RowConfig, recipe: Recipe, folder: Path, kept: _Effort | None) -> _Effort:
-        """Train, or resume an interrupted run."""
         run, note = folder / "run", make_folder(folder) / "effort.json"
         minutes = (kept.effort.minutes if kept else 0.0) + _minutes_kept(run)
         # The run writes it again when it starts; until then its age must not be counted a second time.
@@ -234,9 +209,8 @@ class Work:
         recipe = self._recipe_of(row, seed)
         config = self.suite.data or (recipe.data if recipe else None)
         if config is None:
-            raise DataError(
-                f"{row.model} has no {RECIPE_NAME}, so its images are unknown; give the suite a data section"
-            )
+            problem = f"{row.model} has no {RECIPE_NAME}, so its images are unknown"
+            raise DataError(f"{problem}; give the suite a data section")
         channels = recipe.model.in_channels if recipe else load_model(row.model or "").config.in_channels
         return open_split(config, channels, recipe.seed if recipe else seed, self.suite.split)
 
@@ -258,23 +232,21 @@ class Work:
         suite = self.suite
         policies = suite.policies_of(row)
         recipe = None if suite.data else self._recipe_of(row, entry.seed)
-        key = content_key(
-            recipe.data if recipe else suite.data, suite.split, row.looks, policies, suite.batch_size, entry.seed
-        )
-        path = entry.folder / f"accuracy-{key}.json"
+        data = recipe.data if recipe else suite.data
+        key = content_key(data, suite.split, row.looks, policies, suite.batch_size, entry.seed)
 
-        def measure() -> _Accuracies:
+        def measure() -> list[LooksRow]:
             images = self.data(row, entry.seed)
             assert images is not None
             model = self.model(row, entry)
             number_classes_as(model.config.class_names, images)
             self.say(f"{row.name}, seed {entry.seed}: evaluating on {len(images)} images")
-            return _Accuracies(tuple(evaluate(
+            return evaluate(
                 model, images, looks=row.looks, policies=policies, batch_size=suite.batch_size,
                 workers=suite.workers, device=self.device, seed=entry.seed, progress=self.progress,
-            )))  # fmt: skip
+            )  # fmt: skip
 
-        return list(_cached(path, _Accuracies, measure, make).rows)
+        return _cached(entry.folder / f"accuracy-{key}.json", LooksRow, measure, make)
 
     def costs(self, row: RowConfig, entry: Entry, *, make: bool = True) -> list[Cost]:
         """Measure the cost of a model, or read it from the cache; see :meth:`accuracies`."""
@@ -283,29 +255,26 @@ class Work:
         config = replace(suite.costs, devices=here)
         sizes_from = None if suite.costs.image_size_hw else [suite.data, suite.split]
         key = content_key(config, row.looks, policies, machine(), sizes_from)
-        path = entry.folder / f"costs-{key}.json"
 
-        def measure() -> _Costs:
+        def measure() -> list[Cost]:
             model = self.model(row, entry)
             size_hw = suite.costs.image_size_hw or self._image_size(row, entry, model)
             self.say(f"{row.name}: measuring costs on {', '.join(here)} at {size_hw[0]} x {size_hw[1]} px")
-            return _Costs(tuple(measure_costs(
-                model, entry.model or row.registered or "", size_hw, looks=row.looks, policies=policies, config=config,
-                progress=self.progress,
-            )))  # fmt: skip
+            source, progress = entry.model or row.registered or "", self.progress
+            return measure_costs(
+                model, source, size_hw, looks=row.looks, policies=policies, config=config, progress=progress
+            )
 
-        return list(_cached(path, _Costs, measure, make).rows)
+        return _cached(entry.folder / f"costs-{key}.json", Cost, measure, make)
 
     def _image_size(self, row: RowConfig, entry: Entry, model: Model) -> tuple[int, int]:
-        """Return height and width of the first image to evaluate on."""
         images = self.data(row, entry.seed)
         if images is None and self.suite.data is not None:
             seed, channels = self.suite.seeds[0], model.config.in_channels
             images = open_split(self.suite.data, channels, seed, self.suite.split)
         if images is None:
-            raise ConfigError(
-                f"row {row.name!r} has no images to take the size for cost measurements from; set costs.image_size_hw"
-            )
+            problem = f"row {row.name!r} has no images to take the size for cost measurements from"
+            raise ConfigError(f"{problem}; set costs.image_size_hw")
         image = images[0].image
         height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
         return int(height), int(width)
@@ -319,22 +288,20 @@ def _minutes_kept(run: Path) -> float:
     return max(0.0, end.stat().st_mtime - start.stat().st_mtime) / 60
 
 
-def _cached(path: Path, type_: type[T], compute: Callable[[], T], make: bool) -> T:
-    """Return the result cached at ``path``; compute and store it if it is missing and ``make`` is true."""
-    cached = _read_cached(path, type_)
-    if cached is not None:
-        return cached
-    if not make:
-        raise NotCachedError
-    result = compute()
-    write_text(path, json.dumps(to_plain(result)))
-    return result
+def _cached(path: Path, type_: type[T], compute: Callable[[], list[T]], make: bool) -> list[T]:
+    """Return the rows cached at ``path``; compute and store them if they are missing and ``make`` is true."""
+    rows = _read_cached(path, lambda data: [parse_dataclass(type_, row, str(path)) for row in data["rows"]])
+    if rows is None:
+        if not make:
+            raise NotCachedError
+        rows = compute()
+        write_text(path, json.dumps({"rows": to_plain(rows)}))
+    return rows
 
 
-def _read_cached(path: Path, type_: type[T]) -> T | None:
+def _read_cached(path: Path, parse: Callable[[Any], T]) -> T | None:
     """Return a cached result; ``None`` if the file is missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return parse_dataclass(type_, data, str(path)) if isinstance(data, dict) else None
-    except (OSError, ValueError, RecursionError, TnetError):
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, TnetError):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,22 +136,15 @@ class ReaderEntry:
         """Whether its modules are present, whether or not they work."""
         return all(find_spec(module) is not None for module in self.modules)
 
-    @property
+    @cached_property
     def is_installed(self) -> bool:
         """Whether its modules can be imported."""
-        return _is_installed(self)
-
-
-@cache
-def _is_installed(entry: ReaderEntry) -> bool:
-    if not entry.has_modules:
-        return False
-    try:
-        for module in entry.modules if entry.has_library else ():
-            import_module(module)
-    except (ImportError, OSError):
-        return False
-    return True
+        try:
+            for module in self.modules if self.has_library and self.has_modules else ():
+                import_module(module)
+        except (ImportError, OSError):
+            return False
+        return self.has_modules
 
 
 READERS: Registry[ReaderEntry] = Registry("reader")

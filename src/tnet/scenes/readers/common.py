@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,18 +120,14 @@ class SrgbTransform:
     def __init__(self, profile: bytes) -> None:
         source, intent = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.Intent.RELATIVE_COLORIMETRIC
         # Without LittleCMS's one-pixel cache, which threads would share.
-        self._transform = ImageCms.buildTransform(source, _srgb(), "RGB", "RGB", intent, ImageCms.Flags.NOCACHE)
+        srgb, flags = ImageCms.createProfile("sRGB"), ImageCms.Flags.NOCACHE
+        self._transform = ImageCms.buildTransform(source, srgb, "RGB", "RGB", intent, flags)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert ``[height, width, 3 or 4]``; alpha is kept."""
         image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
         colors = np.asarray(ImageCms.applyTransform(image, self._transform))
         return np.concatenate([colors, pixels[..., 3:]], axis=2)
-
-
-@cache
-def _srgb() -> Any:
-    return ImageCms.createProfile("sRGB")
 
 
 def oriented(reader: Reader, orientation: int) -> Reader:
@@ -155,13 +150,10 @@ class OrientedReader:
         turned = [StoredLevel(self._turned(each.size_hw), self._turned(each.downsample_yx)) for each in info.levels]
         levels = {index: level for index, level in enumerate(turned) if self._is_exact(level, full_hw)}
         self._stored_levels = list(levels)
-        self.info = replace(
-            info,
-            levels=tuple(levels.values()),
-            spacing_m_yx=self._turned(info.spacing_m_yx) if info.spacing_m_yx else None,
-            tile_hw=self._turned(info.tile_hw) if info.tile_hw else None,
-            georeference=None,
-        )
+        spacing = self._turned(info.spacing_m_yx) if info.spacing_m_yx else None
+        tile_hw = self._turned(info.tile_hw) if info.tile_hw else None
+        kept = tuple(levels.values())
+        self.info = replace(info, levels=kept, spacing_m_yx=spacing, tile_hw=tile_hw, georeference=None)
 
     @property
     def bytes_read(self) -> int:

@@ -31,8 +31,6 @@ _FLAT_PX = 1 << 24  # a flat TIFF of more pixels is better read by rows than as 
 
 
 class _Form(NamedTuple):
-    """How an image of one Pillow mode is returned."""
-
     mode: str  # to convert to; empty for none
     dtype: np.dtype[Any]
     color: Color
@@ -82,9 +80,8 @@ class PillowReader:
             spacing = (spacing[1], spacing[0])
         (width, height), form = self._size_px, self._form
         levels = tuple(StoredLevel((-(-height // n), -(-width // n)), (float(n), float(n))) for n in self._factors)
-        self.info = ImageInfo(
-            levels, form.channels, form.dtype, form.color, form.has_alpha, spacing, properties=properties
-        )
+        described = (levels, form.channels, form.dtype, form.color, form.has_alpha)
+        self.info = ImageInfo(*described, spacing, properties=properties)
 
     def read(self, level: int, box_yxyx: Window) -> NDArray[Any]:
         """Read a window; see :class:`~tnet.scenes.readers.base.Reader`."""

@@ -109,7 +109,6 @@ class Samples:
         return out
 
     def _stretched(self, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Stretch the range of the stored bits to that of the channels."""
         top = 2**self.bits - 1 if self.bits and self.stored.kind == "u" else opaque(self.stored)
         if top == opaque(dtype):
             return values

@@ -284,7 +284,6 @@ class TifffileReader:
 
 
 def _tags(page: TiffPage) -> dict[int, tuple[int, ...] | bytes]:
-    """Return the tags of a page as a header takes them."""
     texts = {tag.code: tag.value.encode("utf-8", "replace") for tag in page.tags if isinstance(tag.value, str)}
     return {tag.code: texts.get(tag.code) or tuple(np.ravel(tag.value).tolist()) for tag in page.tags}
 
@@ -296,13 +295,9 @@ def _aperio_spacing_m_yx(page: TiffPage) -> tuple[float, float] | None:
 
 
 def _properties(series: TiffPageSeries, page: TiffPage) -> dict[str, str]:
-    properties = {
-        "kind": series.kind,
-        "axes": series.axes,
-        "shape": " x ".join(map(str, series.shape)),
-        "compression": str(getattr(page.compression, "name", page.compression)),
-        "bits_per_sample": str(page.bitspersample),
-    }
+    properties = {"kind": series.kind, "axes": series.axes, "shape": " x ".join(map(str, series.shape))}
+    properties["compression"] = str(getattr(page.compression, "name", page.compression))
+    properties["bits_per_sample"] = str(page.bitspersample)
     texts = {"name": series.name, "software": page.software, "description": page.description}
     return properties | {name: common.clip_text(text) for name, text in texts.items() if text}
 

@@ -119,10 +119,8 @@ class ZarrReader:
         texts["name"] = clip_text(image.get("name", ""))
         levels, color = self._levels(scales), _color(attributes, channels, dtype)
         spacing, tile_hw = _spacing_m_yx(image, self._axes, scales[0]), (chunk["y"], chunk["x"])
-        described_by = tuple(self._read_files.items())
-        self.info = ImageInfo(
-            levels, channels, dtype, color, False, spacing, None, tile_hw, texts, described_by=described_by
-        )
+        form, files = (levels, channels, dtype, color, False), tuple(self._read_files.items())
+        self.info = ImageInfo(*form, spacing, tile_hw=tile_hw, properties=texts, described_by=files)
 
     def _json(self, file: Path) -> dict[str, Any]:
         if not file.is_file():
