@@ -22,15 +22,17 @@ _MAX_ITEMS = 100_000  # of a list, which may be the names of classes
 _MAX_NUMBERS = 1024  # in a list of sizes
 
 
-def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str) -> T:
+def parse_dataclass(cls: type[T], data: Mapping[Any, Any], source: str, *, max_characters: int = _MAX_CHARACTERS) -> T:
     """Build a dataclass with nested dataclasses from nested mappings; missing fields take their default.
+
+    A text may have ``max_characters``.
 
     Raises:
         RecipeError: a key is unknown, or a value has the wrong type; the message starts with ``source``.
         TnetError: the dataclass rejects a value.
     """
     _check_keys(cls, data, source, "")
-    _check_values(data, source, "")
+    _check_values(data, source, "", max_characters)
     parser = _parser(cls)  # type: ignore[arg-type]
     try:
         # Without the parser's defaults, which takes less than half the time: the dataclasses know their own.
@@ -69,7 +71,7 @@ def _check_keys(cls: type, data: object, source: str, path: str) -> None:
             raise RecipeError(f"{source}: {where} is null; give a value, or leave the key out")
 
 
-def _check_values(value: object, source: str, path: str, depth: int = 0) -> None:
+def _check_values(value: object, source: str, path: str, max_characters: int, depth: int = 0) -> None:
     """Raise RecipeError for absurd numbers and depths, which libraries do not expect."""
     if depth > _MAX_DEPTH:
         raise RecipeError(f"{source}: {path[:80]} is nested too deeply; give at most {_MAX_DEPTH} levels")
@@ -77,16 +79,16 @@ def _check_values(value: object, source: str, path: str, depth: int = 0) -> None
         if len(value) > _MAX_NUMBERS:
             raise RecipeError(f"{source}: {path} has {len(value):,} keys; give at most {_MAX_NUMBERS:,}")
         for key, item in value.items():
-            _check_values(item, source, f"{path}.{key}" if path else str(key), depth + 1)
+            _check_values(item, source, f"{path}.{key}" if path else str(key), max_characters, depth + 1)
     elif isinstance(value, list | tuple):
         if len(value) > _MAX_ITEMS:
             raise RecipeError(f"{source}: {path} has {len(value):,} values; give at most {_MAX_ITEMS:,}")
         for item in value:
-            _check_values(item, source, path, depth + 1)
+            _check_values(item, source, path, max_characters, depth + 1)
     elif isinstance(value, int | float) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
         raise RecipeError(f"{source}: {path} is {str(value)[:40]}; give a finite number of at most 2^63")
-    elif isinstance(value, str) and len(value) > _MAX_CHARACTERS:
-        raise RecipeError(f"{source}: {path} has {len(value):,} characters; give at most {_MAX_CHARACTERS:,}")
+    elif isinstance(value, str) and len(value) > max_characters:
+        raise RecipeError(f"{source}: {path} has {len(value):,} characters; give at most {max_characters:,}")
 
 
 def check_most(config: Any, section: str, limits: Mapping[str, float]) -> None:

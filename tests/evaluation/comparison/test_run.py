@@ -18,7 +18,8 @@ from tnet.errors import ConfigError, TrainingError
 from tnet.evaluation.comparison import work
 from tnet.evaluation.comparison.run import Comparison, compare
 from tnet.evaluation.comparison.suite import RowConfig, Suite
-from tnet.evaluation.comparison.work import _minutes_kept, content_key, model_digest, recipe_key
+from tnet.evaluation.comparison.work import _cached, _minutes_kept, content_key, model_digest, recipe_key
+from tnet.evaluation.evaluator import LooksRow
 from tnet.evaluation.resources import CostsConfig
 from tnet.files import make_folder
 from tnet.models import build_model
@@ -264,6 +265,16 @@ def test_an_interruption_says_how_to_go_on(tiny: str, tmp_path: Path, log: Log, 
     assert log.take() == ALL[:2]
     run(a_suite(tiny), tmp_path / "out", log)
     assert log.take() == ALL[1:]
+
+
+def test_rows_of_many_images_are_cached(tmp_path: Path) -> None:
+    measures = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "confidence"), 0.5)
+    times = dict.fromkeys(("time_ms", "time_ms_min", "time_ms_max"), 1.0)
+    counts = {"total_looks": 0, "images": 10_000, "macs": 1, "parameters": 1, "batch_size": 1}
+    unknown = dict.fromkeys(("top5", "auc", "jaccard"))
+    row = LooksRow((), policy="none", device="cpu", right="01" * 5000, **counts, **measures, **times, **unknown)
+    path = tmp_path / "rows.json"
+    assert _cached(path, LooksRow, lambda: [row], make=True) == _cached(path, LooksRow, lambda: [], make=False) == [row]
 
 
 def test_keys_are_of_content(tmp_path: Path) -> None:

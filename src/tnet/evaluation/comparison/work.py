@@ -35,6 +35,7 @@ from tnet.training.curves import read_metrics
 from tnet.training.recipe import Recipe, load_recipe
 from tnet.training.run import LAST_CHECKPOINT, train
 
+_MAX_IMAGES = 10_000_000
 T = TypeVar("T")
 
 _FORMAT = 3  # version of the cache; a new number measures everything again
@@ -290,7 +291,11 @@ def _minutes_kept(run: Path) -> float:
 
 def _cached(path: Path, type_: type[T], compute: Callable[[], list[T]], make: bool) -> list[T]:
     """Return the rows cached at ``path``; compute and store them if they are missing and ``make`` is true."""
-    rows = _read_cached(path, lambda data: [parse_dataclass(type_, row, str(path)) for row in data["rows"]])
+
+    def parse(data: Any) -> list[T]:  # a row has a character per image
+        return [parse_dataclass(type_, row, str(path), max_characters=_MAX_IMAGES) for row in data["rows"]]
+
+    rows = _read_cached(path, parse)
     if rows is None:
         if not make:
             raise NotCachedError
