@@ -34,8 +34,8 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from tnet.allocator import keep_freed_memory
+from tnet.cost import multiply_adds, time_per_image_ms
 from tnet.data.loading import eval_loader, open_split
-from tnet.evaluation.cost import multiply_adds, time_per_image_ms
 from tnet.evaluation.report import looks_label
 from tnet.evaluation.resources import machine
 from tnet.models.base import Model

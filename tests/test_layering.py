@@ -27,6 +27,7 @@ LAYERS = (
     ("models",),
     ("objectives",),
     ("baselines",),
+    ("cost",),
     ("data",),
     ("interop",),
     ("inference",),

@@ -46,7 +46,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1:
-            raise GeometryError(f"grid has {self.rows} x {self.cols} cells; give at least 1 row and 1 column")
+            raise GeometryError(f"grid.rows x grid.cols is {self.rows} x {self.cols}; give at least 1 each")
         if max(self.rows, self.cols) > _MAX_CELLS:
             sizes = f"{str(self.rows)[:20]} x {str(self.cols)[:20]}"
             raise GeometryError(f"grid.rows x grid.cols is {sizes}; give at most {_MAX_CELLS} each")

@@ -217,6 +217,7 @@ def test_create_backbone() -> None:
         ({"pretrained": True}, 77, "pretrained"),
         ({}, 26, "base_px 26 .* at least 27"),
         ({"kwargs": {"depth": 3}}, 77, "depth"),
+        ({"kwargs": {"spatial_dropout": -1}}, 77, "spatial_dropout"),
         ({"kwargs": {"planes": [4, 4, 4]}}, 77, r"planes \(4, 4, 4\)"),
         ({"kwargs": {"blocks": [1, 1, 0, 1]}}, 77, r"blocks \(1, 1, 0, 1\)"),
     ],

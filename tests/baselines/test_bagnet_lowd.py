@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.baselines.bagnet_lowd import BagNetLowD, NormBottleneck, PositionGrid, ShortcutNorm
+from tnet.cost import count_parameters
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import count_parameters
 
 CLASSIFIER = 512 * 1001 + 1001
 

@@ -21,8 +21,8 @@ from tnet.baselines.dram import (
 )
 from tnet.baselines.geometry import crop_boxes
 from tnet.config import parse_dataclass, to_plain
+from tnet.cost import count_parameters
 from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.evaluation.cost import count_parameters
 from tnet.geometry import whole_images
 from tnet.scenes import TensorBatch
 

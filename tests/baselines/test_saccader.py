@@ -25,8 +25,8 @@ from tnet.baselines.saccader import (
     ordered_positions,
 )
 from tnet.config import parse_dataclass
+from tnet.cost import count_parameters
 from tnet.errors import ConfigError, GeometryError, RecipeError
-from tnet.evaluation.cost import count_parameters
 
 LEARNED = ("learned", "topk", "sample")
 STAGES: tuple[Stage, ...] = ("representation", "location", "joint")

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tnet.backbones import BackboneConfig
 from tnet.cli.main import app
-from tnet.evaluation.cost import cost_by_module, count_parameters, multiply_adds
+from tnet.cost import cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
 from tnet.models import registry
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig

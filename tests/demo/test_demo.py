@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tnet.data.digits import MegapixelDigits
 from tnet.demo.page import next_commands, write_page
 from tnet.demo.run import FRESH_IMAGES, LOOKS, RECIPE, Claim, check_claims, find_row, plain_recipe, run_demo
 from tnet.errors import OutputError
 from tnet.evaluation.report import LooksRow
+from tnet.training.effort import within_effort
 from tnet.training.recipe import load_recipe
 
 
@@ -114,8 +116,9 @@ def test_the_plain_networks_differ_in_what_they_must() -> None:
         assert (plain.model.levels, plain.model.looks, plain.model.base_px) == (1, (), base_px)
         assert plain.train.batch_size == batch and plain.train.max_minutes == 7.5 and plain.train.epochs == 1
         # The TNet sees 4 glimpses of 64 px of each of its 6 x 1920 images: as many pixels, in whole batches.
-        assert plain.train.images_per_epoch is not None and plain.train.images_per_epoch % batch == 0
-        assert plain.train.images_per_epoch == pytest.approx(6 * 1920 * 4 * (64 / base_px) ** 2, rel=0.05)
+        images = within_effort(plain, MegapixelDigits(plain.data.digits, "train")).train.images_per_epoch
+        assert images is not None and images % batch == 0
+        assert images == pytest.approx(6 * 1920 * 4 * (64 / base_px) ** 2, rel=0.05)
         same = ("data", "optim", "objective", "seed")
         assert all(getattr(plain, name) == getattr(recipe, name) for name in same)
         assert plain.model.backbone == recipe.model.backbone

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.helpers import make_unsure, three_levels
 
+from tnet.cost import multiply_adds
 from tnet.data.digits import DigitsConfig, MegapixelDigits
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import multiply_adds
 from tnet.evaluation.frontier import Curves, fit_calibration, frontier, looks_at, measure_curves, step_costs
 from tnet.models import TNet
 from tnet.traversal import BestFirst, Certain

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.evaluation.test_evaluator import a_model
 
+from tnet.cost import count_parameters, multiply_adds
 from tnet.errors import ConfigError
 from tnet.evaluation import resources
-from tnet.evaluation.cost import count_parameters, multiply_adds
 from tnet.evaluation.resources import CostsConfig, devices_here, measure_costs
 
 

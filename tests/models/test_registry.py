@@ -12,8 +12,8 @@ from tests.helpers import TINY_RESNET
 
 from tnet.baselines.dram import DRAMConfig
 from tnet.baselines.saccader import SaccaderConfig
+from tnet.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.errors import ConfigError, GeometryError
-from tnet.evaluation.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import Grid
 from tnet.models import registry
 from tnet.models.base import ModelConfig

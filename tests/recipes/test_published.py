@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tnet.evaluation.cost import build_outline, cost_by_module, count_parameters, multiply_adds
+from tnet.cost import build_outline, cost_by_module, count_parameters, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.base import Model, ModelConfig
 from tnet.models.config import TNetConfig

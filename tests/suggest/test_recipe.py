@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tnet.backbones import BackboneConfig
+from tnet.cost import build_outline, multiply_adds
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.models.registry import model_config

@@ -40,15 +40,20 @@ train: {epochs: 2, batch_size: 4, devices: 2, accelerator: cpu, overlays: 1, eva
 """
 
 
+def train_two(folder: Path, *arguments: str) -> str:
+    """Train by the recipe in two processes, and return what they print."""
+    (folder / "two.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "tnet", "train", "two.yaml", "--no-progress", *arguments]
+    two = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    assert two.returncode == 0, two.stderr
+    return two.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
     train(parse_recipe(RECIPE, ["train.devices=1", "train.batch_size=8"]), tmp_path / "one", progress=False)
-    (tmp_path / "two.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "tnet", "train", "two.yaml", "--out", "two", "--no-progress"]
-    two = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("run directory: two") == 1  # only the first process speaks
+    assert train_two(tmp_path, "--out", "two").count("run directory: two") == 1  # only the first process speaks
     texts = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
     rows = [list(csv.DictReader(text)) for text in texts]
     assert [len(part) for part in rows] == [2, 2]
@@ -64,6 +69,22 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     measured = evaluate(models[1], TNetData(recipe).val_data, looks=(2,), policies=["topk"], progress=False)[0]
     assert float(rows[1][-1]["val/accuracy"]) == pytest.approx(measured.accuracy, abs=1e-6)
     assert (tmp_path / "two" / "overlays").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_resumed_run_of_two_processes_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    # Random looks and dropout too, which each process draws for itself.
+    drawn = ("model.policy.train=sample", "model.dropout=0.5", "objective.reinforce_weight=0.1", "train.overlays=0")
+    train_two(tmp_path, "--out", "whole", *drawn)
+    train_two(tmp_path, "--out", "cut", *drawn, "train.epochs=1")
+    half = load_model(tmp_path / "cut").state_dict()
+    train_two(tmp_path, "--out", "cut", "--resume", *drawn)
+    whole, cut = (load_model(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert not all(torch.equal(value, half[name]) for name, value in whole.items())
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
 
 
 def test_processes_share_the_batches_of_one() -> None:

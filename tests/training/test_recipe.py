@@ -194,7 +194,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("eps", 0.0), ("weight_decay", -1.0), ("drop_factor", -1.0), ("clip_norm", 0.0), ("clip_norm", -1.0)]]
     + [(TrainConfig, {name: value}) for name, value in [
         ("epochs", 0), ("batch_size", 0), ("devices", 0), ("workers", -1), ("overlays", -1), ("images_per_epoch", 0),
-        ("max_minutes", 0.0), ("recalibrate_batches", -1), ("ema_decay", 0.0), ("ema_decay", 1.0),
+        ("max_minutes", 0.0), ("max_gmacs", 0.0), ("recalibrate_batches", -1), ("ema_decay", 0.0), ("ema_decay", 1.0),
         ("mixup_alpha", -0.1), ("mixup_alpha", float("nan")),
         ("teacher_weight", 0.0), ("teacher_temperature", float("nan"))]],
 )  # fmt: skip

@@ -24,7 +24,9 @@ AUGMENT = AugmentConfig(
 
 
 def a_recipe(**data: Any) -> Recipe:
-    recipe = tiny_recipe(train={"max_minutes": 60.0, "workers": 3, "start_from": "none", "recalibrate_batches": 9})
+    recipe = tiny_recipe(
+        train={"max_minutes": 60.0, "max_gmacs": 1e6, "workers": 3, "start_from": "none", "recalibrate_batches": 9}
+    )
     return replace(recipe, model=tiny_config(in_channels=3), data=DataConfig(**data))
 
 
@@ -55,7 +57,8 @@ def test_what_a_recipe_says_stays_but_its_size(tmp_path: Path) -> None:
     small = smoke_recipe(recipe, tmp_path)
     assert (small.objective, small.optim, small.seed) == (recipe.objective, recipe.optim, 5)
     assert small.data.augment == AUGMENT and small.model == recipe.model
-    assert (small.train.start_from, small.train.max_minutes, small.train.workers) == (None, None, 0)
+    assert (small.train.start_from, small.train.max_minutes, small.train.max_gmacs) == (None, None, None)
+    assert small.train.workers == 0
 
 
 def test_pictures_of_other_channels_cannot_be_made(tmp_path: Path) -> None:

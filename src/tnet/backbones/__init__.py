@@ -9,7 +9,7 @@ import timm
 from tnet.backbones.bagnet import BagNet77
 from tnet.backbones.base import Backbone, BackboneConfig, BatchNormMode, Described, PopulationNorms
 from tnet.backbones.timm_backbone import TimmBackbone
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, TnetError
 
 __all__ = [
     "Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "TimmBackbone",
@@ -27,7 +27,9 @@ def create_backbone(config: BackboneConfig, in_channels: int, base_px: int, grid
         raise ConfigError(f"base_px {base_px} is too small for bagnet77; give at least {BagNet77.min_px}")
     try:
         return BagNet77(in_channels, **cast("dict[str, Any]", config.kwargs))
-    except TypeError as error:
+    except TnetError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"backbone bagnet77 does not take kwargs {config.kwargs}: {error}") from None
 
 

@@ -61,7 +61,8 @@ class TimmBackbone(Backbone):
             problem = f"does not support {base_px} px glimpses ({_reason(error)})"
             own_px = (getattr(self.model, "pretrained_cfg", None) or {}).get("input_size", (base_px,))[-1]
             other = "another base_px" if own_px == base_px else f"another base_px, such as {own_px},"
-            raise ConfigError(f"backbone {config.name} {problem}; choose {other} or another backbone") from None
+            remedy = f"{'correct backbone.kwargs, or ' if config.kwargs else ''}choose {other} or another backbone"
+            raise ConfigError(f"backbone {config.name} {problem}; {remedy}") from None
         if len(pooled) != 2:
             remedy = "remove arguments such as global_pool, or choose another backbone"
             raise ConfigError(f"backbone {config.name} gives features of shape {list(pooled[1:])}; {remedy}")

@@ -75,7 +75,7 @@ class PatchModel(Model):
 
     @staticmethod
     def count_macs(run: Callable[[], object]) -> int:
-        """Count the multiply-adds of a call, as :mod:`tnet.evaluation.cost` does."""
+        """Count the multiply-adds of a call, as :mod:`tnet.cost` does."""
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             run()

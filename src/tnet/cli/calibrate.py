@@ -45,7 +45,7 @@ def calibrate(
     from tnet.evaluation.frontier import fit_calibration, frontier, measure_curves
     from tnet.evaluation.plots import plot_frontier
     from tnet.evaluation.report import frontier_table, write_csv
-    from tnet.files import check_outputs, make_folder, write_text
+    from tnet.files import write_text
     from tnet.geometry import total_looks
     from tnet.models.calibration import CALIBRATION_NAME
     from tnet.models.io import load_model, model_folder
@@ -60,11 +60,7 @@ def calibrate(
     images, source = open_labelled(model.config, run, data, recipe, split)
     search = BestFirst(looks or 2 * total_looks(model.config.looks), levels or model.config.levels, score=score)
     folder = out or run / "calibration"
-    page = make_folder(folder) / "calibration.md"
-    is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
-    files = [page, folder / "calibration.csv", folder / "calibration.png"]
-    given = [data] if data is not None and data.is_file() else []
-    check_outputs(files, inputs=given, overwrite=overwrite or is_own)
+    page = common.results_page(folder, "calibration", _TITLE, data, overwrite)
     common.say(f"{model.config.line()}\n{source}: {len(images)} images, up to {search.looks} looks\n")
     curves = measure_curves(
         model, images, search, batch_size=batch_size, workers=workers, device=place, progress=progress

@@ -184,3 +184,17 @@ def recipe_of(run: Path) -> Recipe | None:
 
     path = recipe_path(run)
     return None if path is None else load_recipe(path)
+
+
+def results_page(folder: Path, name: str, title: str, data: Path | None, overwrite: bool) -> Path:
+    """Return the page of results (``NAME.md``), after checking that it, a table and a figure may be written.
+
+    Results of before, which the ``title`` at the head of their page shows, are replaced.
+    """
+    from tnet.files import check_outputs, make_folder
+
+    page = make_folder(folder) / f"{name}.md"
+    is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(title)
+    files = [page, page.with_suffix(".csv"), page.with_suffix(".png")]
+    check_outputs(files, inputs=[data] if data is not None and data.is_file() else [], overwrite=overwrite or is_own)
+    return page

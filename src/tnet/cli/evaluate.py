@@ -11,6 +11,8 @@ from tnet.cli import common
 from tnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
     from tnet.models.base import ModelConfig
@@ -72,51 +74,40 @@ def evaluate(
     from dataclasses import replace
 
     from tnet.data.folder import shorten
-    from tnet.data.loading import number_classes_as
     from tnet.evaluation.evaluator import evaluate as measure
     from tnet.evaluation.plots import plot_looks
     from tnet.evaluation.report import looks_notes, looks_table, write_rows_csv
-    from tnet.files import check_outputs, make_folder, write_text
+    from tnet.files import write_text
     from tnet.models.io import load_model
     from tnet.text import markdown
-    from tnet.training.recipe import load_recipe
 
-    place, given = common.pick_device(device), data
-    model = load_model(run)
-    if recipe is None:
-        described = common.recipe_of(run)
-    else:
-        described = load_recipe(recipe)
-        if data is not None:
-            described, data = replace(described, data=replace(described.data, root=str(data))), None
-    config = common.data_of(described)
-    config = replace(
-        config,
-        path_column=path_column or config.path_column,
-        label_column=label_column or config.label_column,
-        label_separator=label_separator or config.label_separator,
-        preprocess=preprocess or config.preprocess,
-    )
-    if read is not None or bands is not None or value_range is not None:
-        digits = config.kind == "digits" and data is None
+    def as_asked(config: DataConfig) -> DataConfig:
+        config = replace(
+            config,
+            path_column=path_column or config.path_column,
+            label_column=label_column or config.label_column,
+            label_separator=label_separator or config.label_separator,
+            preprocess=preprocess or config.preprocess,
+        )
+        if read is None and bands is None and value_range is None:
+            return config
+        digits = config.kind == "digits" and (data is None or recipe is not None)
         if digits or config.max_side_px or config.max_short_side_px or config.preprocess:
             raise ConfigError(
                 "--read, --bands and --value-range need images in files that are neither preprocessed nor downscaled; "
                 "omit them, or --preprocess and the recipe's data.max_side_px and data.max_short_side_px"
             )
         scene = common.parse_scene(config.scene, bands, value_range)
-        config = replace(config, read=read or config.read, scene=scene, overview_px=0)
-    images, source = _open_images(model.config, described, config, run, data, split)
-    number_classes_as(model.config.class_names, images)
+        return replace(config, read=read or config.read, scene=scene, overview_px=0)
+
+    place = common.pick_device(device)
+    model = load_model(run)
+    images, source = open_labelled(model.config, run, data, recipe, split, as_asked)
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         common.say(f"{note}: {shorten(images.classes)}", err=True)
     folder = out or run / "evaluation"
-    names = ["evaluation.md", "evaluation.csv", "evaluation.png"]
-    page = make_folder(folder) / names[0]
-    is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
-    inputs = [] if given is None or given.is_dir() else [given]
-    check_outputs([folder / name for name in names], inputs=inputs, overwrite=overwrite or is_own)
+    page = common.results_page(folder, "evaluation", _TITLE, data, overwrite)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
     rows = measure(
@@ -129,25 +120,33 @@ def evaluate(
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
     title = f"{_TITLE}: {markdown(run.resolve().name)}"
-    write_text(folder / "evaluation.md", f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
-    common.say(f"written: {folder / 'evaluation.md'}, evaluation.csv, evaluation.png")
+    write_text(page, f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
+    common.say(f"written: {page}, evaluation.csv, evaluation.png")
 
 
 def open_labelled(
-    model: ModelConfig, run: Path, data: Path | None, recipe: Path | None, split: Split
+    model: ModelConfig,
+    run: Path,
+    data: Path | None,
+    recipe: Path | None,
+    split: Split,
+    change: Callable[[DataConfig], DataConfig] = lambda config: config,
 ) -> tuple[LabelledData, str]:
-    """Open labelled images for a run as its recipe, or another, says; the second value describes them."""
+    """Open labelled images for a run, and describe them.
+
+    They are read as its recipe, or another ``recipe``, says after the ``change`` of its data section; ``data`` replaces
+    its images, and of another recipe the root.
+    """
     from dataclasses import replace
 
     from tnet.data.loading import number_classes_as
     from tnet.training.recipe import load_recipe
 
-    described = common.recipe_of(run)
-    if recipe is not None:
-        described = load_recipe(recipe)
-        if data is not None:
-            described, data = replace(described, data=replace(described.data, root=str(data))), None
-    images, source = _open_images(model, described, common.data_of(described), run, data, split)
+    described = common.recipe_of(run) if recipe is None else load_recipe(recipe)
+    config = common.data_of(described)
+    if recipe is not None and data is not None:
+        config, data = replace(config, root=str(data)), None
+    images, source = _open_images(model, described, change(config), run, data, split)
     number_classes_as(model.class_names, images)
     return images, source
 

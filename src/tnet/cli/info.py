@@ -55,7 +55,7 @@ def info(
 
 def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | None) -> str:
     """Describe one recipe or model."""
-    from tnet.evaluation.cost import build_outline
+    from tnet.cost import build_outline
     from tnet.models.tnet import TNet
 
     config, kind = _read_config(target)
@@ -70,7 +70,7 @@ def _single(target: str, chosen: Sequence[Looks], size_hw: tuple[int, int] | Non
 
 def _table(pattern: str, progress: bool) -> str:
     """Return a table of sizes and costs of the registered models that match a pattern."""
-    from tnet.evaluation.cost import build_outline, count_parameters, multiply_adds
+    from tnet.cost import build_outline, count_parameters, multiply_adds
     from tnet.evaluation.report import looks_label, markdown_table, short_number
     from tnet.inference.progress import progress_bar
     from tnet.models.registry import list_models, model_config
@@ -116,7 +116,7 @@ def _read_config(target: str) -> tuple[ModelConfig, str]:
 
 def _costs(model: Model, settings: list[tuple[int, ...]], size_hw: tuple[int, int] | None) -> str:
     """Return a table of parameters and multiply-adds of each part, for each number of looks."""
-    from tnet.evaluation.cost import cost_by_module, count_parameters
+    from tnet.cost import cost_by_module, count_parameters
     from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
 
     # A TNet costs the same for images of any size, and --image-size has a table of its own.
@@ -144,7 +144,7 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
     """Describe images of one size: their regions, the cost of processing them whole, and a suggested geometry."""
     import torch
 
-    from tnet.evaluation.cost import full_image_multiply_adds, multiply_adds
+    from tnet.cost import full_image_multiply_adds, multiply_adds
     from tnet.evaluation.report import macs_unit, markdown_table, short_number
     from tnet.geometry import choose_cells, fit_grid, whole_images
 

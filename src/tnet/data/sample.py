@@ -20,6 +20,12 @@ class Sample(NamedTuple):
     target: Int[Tensor, ""] | Float[Tensor, " classes"]  # class index, or one 0/1 value per class (multi-label)
     name: str  # path of the image, or made/<split>/<index> for synthetic images
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        image = self.image
+        return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else image.size_hw
+
 
 class Batch(NamedTuple):
     """A batch of samples: one tensor of images if all have one size, or a list; scenes if any of them is a scene."""

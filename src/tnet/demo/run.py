@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from tnet.cost import build_outline, multiply_adds
 from tnet.data.digits import MegapixelDigits
 from tnet.demo.page import Claim, Rows, machine, tnet_config, write_page
 from tnet.errors import OutputError
-from tnet.evaluation.cost import build_outline, multiply_adds
 from tnet.evaluation.evaluator import LooksRow, evaluate
 from tnet.evaluation.plots import plot_looks
 from tnet.evaluation.report import looks_table, write_rows_csv
@@ -82,18 +82,18 @@ def run_demo(
 def plain_recipe(recipe: Recipe, base_px: int, minutes: float) -> Recipe:
     """Return the recipe for the plain backbone on the whole image resized to ``base_px``.
 
-    It sees as many images as make the multiply-adds of the TNet's training, in whole batches. Only a training of five
-    times the TNet's ``minutes`` is stopped: time says little about effort on a busy machine. If ``base_px`` differs
-    from the recipe's, the batch size is reduced so that the larger image fits in memory.
+    It is trained with as many multiply-adds as the TNet, in one epoch. Only a training of five times the TNet's
+    ``minutes`` is stopped: time says little about effort on a busy machine. If ``base_px`` differs from the recipe's,
+    the batch size is reduced so that the larger image fits in memory.
     """
     config, settings = tnet_config(recipe), recipe.train
     plain = replace(config, levels=1, looks=(), base_px=base_px)
     batch = settings.batch_size if base_px == config.base_px else max(4, settings.batch_size // 4)
     seen = settings.epochs * (settings.images_per_epoch or recipe.data.digits.images_train)
-    macs, plain_macs = (multiply_adds(build_outline(model)) for model in (config, plain))
-    images = max(1, seen * macs // plain_macs // batch) * batch
-    settings = replace(settings, epochs=1, images_per_epoch=images, batch_size=batch)
-    return replace(recipe, model=plain, train=replace(settings, max_minutes=5 * minutes, overlays=0))
+    effort = seen * multiply_adds(build_outline(config)) / 1e9
+    settings = replace(settings, epochs=1, images_per_epoch=None, max_gmacs=effort)
+    settings = replace(settings, batch_size=batch, max_minutes=5 * minutes, overlays=0)
+    return replace(recipe, model=plain, train=settings)
 
 
 def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool) -> Rows:

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC, MultilabelJaccardIndex
 
+from tnet.cost import count_parameters, multiply_adds, synchronize, time_per_image_ms
 from tnet.data.folder import shorten
 from tnet.data.loading import LabelledData, eval_loader
 from tnet.data.sample import Batch
 from tnet.errors import CheckpointError, ConfigError, DataError
-from tnet.evaluation.cost import count_parameters, multiply_adds, synchronize, time_per_image_ms
 from tnet.geometry import total_looks
 from tnet.inference.progress import track_images
 from tnet.models.base import Model, ModelConfig, ModelOutput

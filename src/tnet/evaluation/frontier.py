@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tnet.cost import multiply_adds
 from tnet.data.loading import LabelledData, eval_loader
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import multiply_adds
 from tnet.evaluation.evaluator import check_data_fits, is_right, wilson_interval
 from tnet.inference.progress import track_images
 from tnet.models.calibration import Calibration

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from tnet.config import check_least, check_most
+from tnet.cost import count_parameters, multiply_adds, time_per_image_ms
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import count_parameters, multiply_adds, time_per_image_ms
 from tnet.evaluation.evaluator import NO_POLICY, Looks, settings
 from tnet.evaluation.memory import peak_memory_bytes
 from tnet.evaluation.report import looks_label
@@ -86,7 +86,7 @@ class Cost:
     policy: str  # "none" for 0 looks
     macs: int  # multiply-adds per image
     parameters: int  # trainable
-    total_parameters: int  # see tnet.evaluation.cost.ParameterCount
+    total_parameters: int  # see tnet.cost.ParameterCount
     image_size_hw: tuple[int, int]
     times: tuple[TimeUse, ...]  # one per device and batch size; empty if not measured
     memory: tuple[MemoryUse, ...]  # one per device; empty if not measured

@@ -9,8 +9,8 @@ from functools import cached_property
 import timm
 
 from tnet.backbones import BackboneConfig
+from tnet.cost import build_outline, full_image_multiply_adds, multiply_adds
 from tnet.errors import ConfigError
-from tnet.evaluation.cost import build_outline, full_image_multiply_adds, multiply_adds
 from tnet.evaluation.report import macs_unit
 from tnet.geometry import Grid, GridFit, fit_grid, total_looks
 from tnet.models.config import TNetConfig

@@ -32,8 +32,8 @@ _MAX_DIGITS = 400
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 _MOST: dict[str, float] = {
-    "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "workers": 256,
-    "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
+    "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "max_gmacs": 10**15,
+    "workers": 256, "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
     "teacher_temperature": 10**6, "mixup_alpha": 10**6,
 }  # fmt: skip
 
@@ -86,7 +86,10 @@ class TrainConfig:
         batch_size: images per step and device.
         images_per_epoch: length of an epoch; ``null`` for all training images.
         max_minutes: time limit, validation included; the schedule follows it if it ends the run. ``null`` for none.
-            To compare models give ``epochs``: time also depends on what else the machine does.
+            Time also depends on what else the machine does; to compare models use ``max_gmacs``.
+        max_gmacs: limit of multiply-adds, in 10^9: images seen times the cost of one at the recipe's looks (the mean
+            of the first 16, if it depends on their size), without gradients and validation. Fewer epochs, of equal
+            length, keep it; there is at least one step. ``null`` for none.
         workers: processes that load images; 0 loads them in the main process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
@@ -114,6 +117,7 @@ class TrainConfig:
     batch_size: int = 32
     images_per_epoch: int | None = None
     max_minutes: float | None = None
+    max_gmacs: float | None = None
     workers: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -133,7 +137,7 @@ class TrainConfig:
         counts = ("epochs", "batch_size", "devices", "images_per_epoch")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
         _require(self, "train", ("workers", "overlays", "recalibrate_batches"), lambda value: value >= 0, "0 or more")
-        _require(self, "train", ("max_minutes",), lambda value: value > 0, "a number above 0")
+        _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")
         _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")
         _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
         scales = ("teacher_weight", "teacher_temperature")

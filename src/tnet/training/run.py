@@ -45,6 +45,7 @@ from tnet.scenes.find import listed_figures
 from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
+from tnet.training.effort import within_effort
 from tnet.training.module import TNetModule
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
@@ -109,7 +110,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
             raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
     data = TNetData(recipe)
     recipe = with_classes(recipe, data.train_data.classes, data.train_data.multilabel)
-    data.recipe = recipe
+    data.recipe = within_effort(recipe, data.train_data)
     if checkpoint is not None:
         _check_same_recipe(recipe, folder)
     for repeat in find_repeats(data.train_data, data.val_data) if is_first() and val_batches is None else ():
@@ -120,7 +121,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
     if is_first():
         save_recipe(recipe, folder / RECIPE_NAME)
-    trainer = _trainer(recipe, folder, module, progress, val_batches)
+    trainer = _trainer(data.recipe, folder, module, progress, val_batches)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
         for part in module.modules():
@@ -179,7 +180,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Refuse to resume a run of another recipe; only its length, and the place of the images, may change."""
 
     def compared(recipe: Recipe) -> dict[str, Any]:
-        train = replace(recipe.train, epochs=1, max_minutes=None, workers=0, overlays=0)
+        train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, workers=0, overlays=0)
         data = replace(recipe.data, root="", overview_folder=None)
         return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 

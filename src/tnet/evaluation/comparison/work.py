@@ -276,9 +276,7 @@ class Work:
         if images is None:
             problem = f"row {row.name!r} has no images to take the size for cost measurements from"
             raise ConfigError(f"{problem}; set costs.image_size_hw")
-        image = images[0].image
-        height, width = image.shape[-2:] if hasattr(image, "shape") else image.size_hw
-        return int(height), int(width)
+        return images[0].size_hw
 
 
 def _minutes_kept(run: Path) -> float:

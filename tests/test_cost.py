@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from tnet.backbones import BackboneConfig
-from tnet.errors import ConfigError, GeometryError
-from tnet.evaluation.cost import (
+from tnet.cost import (
     build_outline,
     cost_by_module,
     count_parameters,
@@ -16,6 +15,7 @@ from tnet.evaluation.cost import (
     multiply_adds,
     time_per_image_ms,
 )
+from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig, PositionConfig, TNetConfig
 from tnet.models.tnet import PARTS, TNet

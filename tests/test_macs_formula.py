@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from tests.evaluation.macs_formula import (
+from tests.macs_formula import (
     Traversal,
     bagnet77,
     birds_tnet,
@@ -19,7 +19,7 @@ from tests.evaluation.macs_formula import (
     plain,
 )
 
-from tnet.evaluation.cost import build_outline, count_parameters, full_image_multiply_adds, multiply_adds
+from tnet.cost import build_outline, count_parameters, full_image_multiply_adds, multiply_adds
 from tnet.models.registry import list_models, model_config
 from tnet.models.tnet import TNet
 

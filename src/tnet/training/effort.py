@@ -1,0 +1,36 @@
+"""Training effort in multiply-adds, which unlike time does not depend on what else the machine does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from tnet.cost import build_outline, multiply_adds
+from tnet.data.loading import LabelledData
+from tnet.training.recipe import Recipe
+
+_IMAGES_MEASURED = 16
+
+
+def within_effort(recipe: Recipe, data: LabelledData) -> Recipe:
+    """Return the recipe with no more epochs and images per epoch than ``train.max_gmacs`` allows."""
+    train = recipe.train
+    if train.max_gmacs is None:
+        return recipe
+    images = train.images_per_epoch or len(data)
+    batch = min(images, train.batch_size * train.devices)
+    steps = max(1, round(train.max_gmacs * 1e9) // (batch * _macs_per_image(recipe, data)))
+    # Equal epochs, so that the schedule, which counts epochs, needs no length of its own.
+    epochs = -(-steps // (images // batch))
+    if epochs > train.epochs:
+        return recipe
+    return replace(recipe, train=replace(train, epochs=epochs, images_per_epoch=steps // epochs * batch))
+
+
+def _macs_per_image(recipe: Recipe, data: LabelledData) -> int:
+    """Return the cost of a training image, the mean of some if it depends on their sizes."""
+    model = build_outline(recipe.model)
+    if not recipe.model.cost_depends_on_size:
+        return multiply_adds(model)
+    sizes = Counter(data[index].size_hw for index in range(min(len(data), _IMAGES_MEASURED)))
+    return sum(count * multiply_adds(model, image_size_hw=size) for size, count in sizes.items()) // sizes.total()
