@@ -114,7 +114,7 @@ def _logits_by_look(model: TNet, output: TNetOutput) -> Float[Tensor, "images n 
     answers = []
     for j in range(n):
         first = (valid & (torch.arange(n) <= j)).to(features.device)
-        answers.append(model.classify(features, first).float().cpu())
+        answers.append(model.classify(features, first, output.places).float().cpu())
     return torch.stack(answers, dim=1)
 
 
