@@ -61,6 +61,17 @@ def test_costs_are_those_of_the_published_traversal(model: TNet) -> None:
         assert total == pytest.approx(multiply_adds(model, looks), rel=1e-4)
 
 
+def test_costs_of_a_canvas_add_up() -> None:
+    torch.manual_seed(1)
+    costs = step_costs(model := TNet(three_levels(aggregation="canvas")).eval())
+    for looks, scored in (((2,), 1), ((2, 2), 3)):
+        seen = 1 + looks[0] + (looks[0] * looks[1] if len(looks) > 1 else 0)
+        total = costs.image + seen * costs.region + scored * costs.scored
+        assert total == pytest.approx(multiply_adds(model, looks), rel=1e-4)
+    head = 2 * 16 * 16 * 9 * 32 * 32  # once per answer
+    assert costs.image > head and costs.region < 2 * step_costs(TNet(three_levels()).eval()).region
+
+
 def test_rows(curves: Curves) -> None:
     rows = frontier(curves, "confidence", [0.0, 2.0])
     assert [row.kind for row in rows] == ["fixed"] * 6 + ["stopping"] * 2

@@ -33,7 +33,7 @@ class Places(NamedTuple):
     """Where features were seen, for a canvas."""
 
     boxes: Float[Tensor, "batch n 4"]  # (y0, x0, y1, x1) as shares of the image's height and width, within it
-    start: Float[Tensor, "batch channels h w"] | None  # of the canvas, from the whole image; None without it
+    start: Float[Tensor, "batch channels side side"] | None  # of the canvas, from the whole image; None without it
 
     def at(self, columns: Int[Tensor, "groups n"]) -> Places:
         """Return the places of groups of features of each image, one image's groups after another."""

@@ -74,7 +74,7 @@ class Traversable(Model):
         """Return the location logits of rows with drafts, from everything seen so far."""
         raise NotImplementedError
 
-    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels h w"] | None:
+    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
         """Return the start of the canvas of whole images, if the model has one."""
         return None
 

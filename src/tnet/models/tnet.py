@@ -316,7 +316,7 @@ class TNet(Traversable):
         return self.locator.finish(drafts, collected)
 
     @override
-    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels h w"] | None:
+    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
         return self.aggregation.begin(cell_map) if isinstance(self.aggregation, CanvasAggregation) else None
 
     @override
