@@ -10,7 +10,7 @@ from torch import Tensor
 from tnet.models import LocatorConfig, PolicyConfig, TNet
 from tnet.models.engine import traverse_all
 from tnet.models.tnet import TNetOutput
-from tnet.traversal import BestFirst, LevelByLevel, TopK
+from tnet.traversal import BestFirst, Choice, LevelByLevel, Search, Step, TopK, Trail
 
 KINDS = [("mean", "squeeze"), ("canvas", "squeeze"), ("canvas", "context")]
 kinds = pytest.mark.parametrize(("aggregation", "kind"), KINDS)
@@ -81,6 +81,19 @@ def test_the_output_has_the_scores_from_when_a_region_was_seen() -> None:
     list(traversal)
     assert torch.equal(traversal.output().location_logits, before)  # type: ignore[attr-defined]
     assert not torch.allclose(traversal.trail.scores(torch.tensor([0, 1])), before)
+
+
+def test_a_search_that_asks_for_nothing_gets_each_score_once() -> None:
+    class Twice(Search):
+        def __call__(self, trail: Trail) -> Step | None:
+            counts.append(len(trail.scored_rows))
+            return (
+                trail.step(torch.tensor([0]), Choice.of_cells(torch.tensor([[len(trail)]]))) if len(trail) < 3 else None
+            )
+
+    counts: list[int] = []
+    output = awaken(build("mean"))(torch.rand(1, 1, 96, 96), search=Twice())
+    assert counts == [1, 2, 3] and output.location_logits.shape == (3, 9)
 
 
 # --- training

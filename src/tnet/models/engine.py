@@ -165,13 +165,11 @@ class Traversal(Iterator[Look]):
         step, self._pixels = self.pending, None
         assert step is not None
         if self.model.sees_collected:
-            new = len(self.trail) + scored.nonzero().flatten()
-            self.trail.append(step, features)
             if scores is not None:
-                self.trail.drafts.append(scores)
-            again = self.search.wants_again(self.trail)
-            if len(rows := torch.cat([again, new])):
-                self.trail.rescore(again, new, self.model.relocate(self.trail, rows))
+                self.trail.drafts.append((len(self.trail) + scored.nonzero().flatten(), scores))
+            self.trail.append(step, features)
+            if len(rows := self.search.wants_now(self.trail)):
+                self.trail.rescore(rows, self.model.relocate(self.trail, rows))
         else:
             self.trail.append(step, features, scores, scored)
         if self.search.wants_logits:

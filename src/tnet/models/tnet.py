@@ -311,9 +311,8 @@ class TNet(Traversable):
                 collected = pool_cells(canvas, shares[:, :, 0, 0::2], shares[:, 0, :, 1::2])
             else:
                 collected = mean_of(features, seen).feature[image.to(features.device), :, None, None]
-        drafted = torch.cat([trail.scored_rows, rows]).unique()  # those scored before, and now
-        drafts = torch.cat(trail.drafts)[torch.searchsorted(drafted, rows).to(features.device)]
-        return self.locator.finish(drafts, collected)
+        drafts, place = torch.cat([draft for _, draft in trail.drafts]), torch.searchsorted(trail.drafted_rows, rows)
+        return self.locator.finish(drafts[place.to(drafts.device)], collected)
 
     @override
     def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:

@@ -67,8 +67,8 @@ class BestFirst(Search):
         return (regions.level < self.levels - 1) & (self.looks > 0)
 
     @override
-    def wants_again(self, trail: Trail) -> Int[Tensor, " rows"]:
-        rows = trail.scored_rows
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        rows = trail.drafted_rows
         return rows[trail.looks[trail.regions.image[rows]] < self.looks]
 
     @override

@@ -39,9 +39,10 @@ class Search(ABC):
         """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)
 
-    def wants_again(self, trail: Trail) -> Int[Tensor, " rows"]:
-        """Return the scored rows, ascending, whose scores should take in what was seen since; none by default."""
-        return trail.scored_rows[:0]
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        """Return the drafted rows, ascending, to score (again) from everything seen so far; by default the new ones."""
+        rows = trail.drafted_rows
+        return rows[~torch.isin(rows, trail.scored_rows)]
 
     @abstractmethod
     def __call__(self, trail: Trail) -> Step | None:
@@ -64,9 +65,9 @@ class LevelByLevel(Search):
         return (regions.level < len(self.looks)) & self.policy.needs_logits
 
     @override
-    def wants_again(self, trail: Trail) -> Int[Tensor, " rows"]:
-        rows = trail.scored_rows
-        return rows[(trail.regions.level[rows] == self._unfinished(trail)) & self.one_by_one]
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        rows = trail.drafted_rows
+        return rows[trail.regions.level[rows] == self._unfinished(trail)]
 
     @override
     def __call__(self, trail: Trail) -> Step | None:

@@ -43,7 +43,9 @@ class Trail:
         self._scored_rows: list[Tensor] = []
         self._latest_scores: Tensor | None = None  # if any row was scored again
         self.start: Tensor | None = None  # of the canvas of each image, if the model has one
-        self.drafts: list[Tensor] = []  # of the scores of scored rows, if the model scores them again
+        self.drafts: list[
+            tuple[Tensor, Tensor]
+        ] = []  # rows, and drafts of their scores, if the model scores them again
         self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
         self.started_s = self._appended_s = time.monotonic()
         self.slowest_step_ms = 0.0
@@ -75,6 +77,11 @@ class Trail:
     def scored_rows(self) -> Int[Tensor, " scored"]:
         """Rows whose cells have scores, in the order of :attr:`all_scores`."""
         return torch.cat(self._scored_rows) if self._scored_rows else torch.zeros(0, dtype=torch.long)
+
+    @property
+    def drafted_rows(self) -> Int[Tensor, " drafted"]:
+        """Rows with :attr:`drafts`, ascending."""
+        return torch.cat([torch.zeros(0, dtype=torch.long), *(rows for rows, _ in self.drafts)])
 
     @property
     def all_scores(self) -> Float[Tensor, "scored cells"]:
@@ -150,15 +157,14 @@ class Trail:
             self._scores.append(scores)
             self._scored_rows.append(start + scored.nonzero().flatten())
 
-    def rescore(
-        self, again: Int[Tensor, " again"], new: Int[Tensor, " new"], scores: Float[Tensor, "again_new cells"]
-    ) -> None:
-        """Set the location logits of rows that have some ``again``, and of ``new`` rows, the last of the trail."""
-        place = torch.searchsorted(self.scored_rows, again).to(scores.device)
-        latest = self.all_scores.index_put((place,), scores[: len(again)])
-        self._latest_scores = torch.cat([latest, scores[len(again) :]])
-        self._scores.append(scores[len(again) :])
-        self._scored_rows.append(new)
+    def rescore(self, rows: Int[Tensor, " rows"], scores: Float[Tensor, "rows cells"]) -> None:
+        """Set the location logits of ascending rows; those without any so far come after those that have some."""
+        old = int(torch.isin(rows, self.scored_rows).sum())
+        place = torch.searchsorted(self.scored_rows, rows[:old]).to(scores.device)
+        latest = self.all_scores.index_put((place,), scores[:old])
+        self._latest_scores = torch.cat([latest, scores[old:]])
+        self._scores.append(scores[old:])
+        self._scored_rows.append(rows[old:])
 
     def joint_log_prob(self) -> Float[Tensor, " images"]:
         """Return the log-probability of all choices in each image."""
