@@ -12,7 +12,7 @@ from tnet.models.engine import traverse_all
 from tnet.models.tnet import TNetOutput
 from tnet.traversal import BestFirst, Choice, LevelByLevel, Search, Step, TopK, Trail
 
-KINDS = [("mean", "squeeze"), ("canvas", "squeeze"), ("canvas", "context")]
+KINDS = [("mean", "squeeze"), ("canvas", "context")]
 kinds = pytest.mark.parametrize(("aggregation", "kind"), KINDS)
 
 
@@ -119,6 +119,14 @@ def test_one_by_one_sees_as_much_as_all_at_once(policy: str) -> None:
     assert len(places.unique(dim=0)) == len(places) - 1  # the whole images are alike
     assert output.joint_log_prob.shape == (2,) and bool(torch.isfinite(output.log_prob).all())
     assert output.features.shape[1] == 1 + 4 + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    model = awaken(build("canvas")).train()
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(torch.rand(2, 1, 96, 96), policy="sample")
+    assert bool(torch.isfinite(output.logits).all()) and bool(torch.isfinite(output.joint_log_prob).all())
 
 
 # --- one image or many

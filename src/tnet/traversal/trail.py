@@ -161,7 +161,7 @@ class Trail:
         """Set the location logits of ascending rows; those without any so far come after those that have some."""
         old = int(torch.isin(rows, self.scored_rows).sum())
         place = torch.searchsorted(self.scored_rows, rows[:old]).to(scores.device)
-        latest = self.all_scores.index_put((place,), scores[:old])
+        latest = self.all_scores.to(scores).index_put((place,), scores[:old])
         self._latest_scores = torch.cat([latest, scores[old:]])
         self._scores.append(scores[old:])
         self._scored_rows.append(rows[old:])
