@@ -43,9 +43,7 @@ class Trail:
         self._scored_rows: list[Tensor] = []
         self._latest_scores: Tensor | None = None  # if any row was scored again
         self.start: Tensor | None = None  # of the canvas of each image, if the model has one
-        self.drafts: list[
-            tuple[Tensor, Tensor]
-        ] = []  # rows, and drafts of their scores, if these depend on later looks
+        self.drafts: list[tuple[Tensor, Tensor]] = []  # rows and drafts of their scores, if the model scores them again
         self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
         self.started_s = self._appended_s = time.monotonic()
         self.slowest_step_ms = 0.0
