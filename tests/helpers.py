@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnet.backbones import BackboneConfig
 from tnet.data.config import DataConfig
@@ -14,6 +14,8 @@ from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
 from tnet.training.recipe import Recipe, TrainConfig
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
 TINY_RESNET = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
@@ -126,3 +128,11 @@ def make_unsure(model: TNet, image: Tensor) -> TNet:
     model.classifier.weight.mul_(100)
     model.classifier.bias.sub_(model(image, looks=0).logits[0])
     return model
+
+
+def awaken(module: Module) -> Module:
+    """Give the layers that start at zero random weights, as after some training."""
+    for parameter in module.parameters():
+        if not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.5)
+    return module

@@ -103,6 +103,7 @@ def test_counting_leaves_the_model_and_the_random_numbers_alone() -> None:
     {"levels": 1, "looks": ()},
     {"aggregation": "weighted", "locator": LocatorConfig("squeeze", cells="area")},
     {"batch_norm": "per_level", "backbone": BackboneConfig("resnet10t", kwargs={"channels": [8] * 4})},
+    {"levels": 3, "looks": (2, 1), "aggregation": "canvas", "locator": LocatorConfig(context="collected")},
     {"in_channels": 3, "backbone": BackboneConfig("vit_tiny_patch16_224", kwargs={"embed_dim": 24, "depth": 1})},
 ])  # fmt: skip
 def test_an_outline_costs_what_the_model_does(changes: dict[str, object]) -> None:

@@ -22,6 +22,7 @@ from tnet.geometry import (
     choose_cells,
     covered_shares,
     fit_grid,
+    image_shares,
     resolve_looks,
     total_looks,
     whole_images,
@@ -257,6 +258,19 @@ def test_spans_are_the_cells_without_padding(axis: tuple[int, int, float]) -> No
         # Never empty: that would be an average over nothing.
         assert 0 <= low < high <= 1
         assert high - low >= 0.99 / size
+
+
+@given(st.tuples(sides, sides), st.lists(st.integers(-5000, 9000), min_size=4, max_size=4))
+def test_shares_of_an_image_keep_a_pixel_of_it(size_hw: tuple[int, int], sides_px: list[int]) -> None:
+    (y0, y1), (x0, x1) = sorted(sides_px[:2]), sorted(sides_px[2:])
+    box = y0, x0, y1 + 1, x1 + 1
+    shares = image_shares(torch.tensor([[box]]), torch.tensor([size_hw]))[0, 0].tolist()
+    for axis, size in enumerate(size_hw):
+        low, high = shares[axis], shares[axis + 2]
+        assert 0 <= low < high <= 1 and high - low >= 0.99 / size
+        first, last = max(box[axis], 0), min(box[axis + 2], size)
+        if first < last:
+            assert low == pytest.approx(first / size, abs=1e-6) and high == pytest.approx(last / size, abs=1e-6)
 
 
 # --- numbers of looks

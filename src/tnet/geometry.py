@@ -257,6 +257,14 @@ def cell_spans(parents: Regions, grid: Grid) -> tuple[Float[Tensor, "regions row
     return spans[0], spans[1]
 
 
+def image_shares(boxes_yxyx: Int[Tensor, "rows n 4"], sizes_hw: Int[Tensor, "rows 2"]) -> Float[Tensor, "rows n 4"]:
+    """Return boxes as shares of the height and width of their images; clipped, with a pixel of the image at least."""
+    size = sizes_hw[:, None, :]
+    low = torch.minimum(boxes_yxyx[..., :2].clamp_min(0), size - 1)
+    high = torch.minimum(boxes_yxyx[..., 2:].clamp_min(1), size)
+    return torch.cat([low / size, high / size], dim=-1)
+
+
 def resolve_looks(looks: int | Sequence[int], default: Sequence[int], grid: Grid, levels: int) -> tuple[int, ...]:
     """Expand a number of looks to locations per region for levels 1, 2, ...; empty for 0 looks.
 

@@ -146,9 +146,10 @@ class Objective(ModelObjective):
         seen. Dropout is not applied.
         """
         features = output.features.detach()
-        pairs = torch.stack([features[:, :1].expand_as(features[:, 1:]), features[:, 1:]], dim=2)
-        batch, looks = pairs.shape[:2]
-        logits = model.classify(pairs.flatten(0, 1))
+        batch, looks = len(features), features.shape[1] - 1
+        with_whole = torch.stack([torch.zeros(looks, dtype=torch.long), torch.arange(1, looks + 1)], dim=1)
+        places = None if output.places is None else output.places.at(with_whole)
+        logits = model.classify(features[:, with_whole].flatten(0, 1), places=places)
         return -classification_loss(logits, repeat_target(target, looks).flatten(0, 1)).unflatten(0, (batch, looks))
 
     def _expected_worth(self, output: TNetOutput, target: Target, model: nn.Module | None) -> Float[Tensor, ""]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers import make_unsure, three_levels
+from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.cost import multiply_adds
 from tnet.data.digits import DigitsConfig, MegapixelDigits
 from tnet.errors import ConfigError
 from tnet.evaluation.frontier import Curves, fit_calibration, frontier, looks_at, measure_curves, step_costs
-from tnet.models import TNet
+from tnet.models import LocatorConfig, TNet
 from tnet.traversal import BestFirst, Certain
 
 DIGITS = DigitsConfig(
@@ -59,6 +60,29 @@ def test_costs_are_those_of_the_published_traversal(model: TNet) -> None:
         total = costs.image + seen * costs.region + scored * costs.scored
         # Not to the last one: the coordinates of cells are encoded once per step, whatever its number of regions.
         assert total == pytest.approx(multiply_adds(model, looks), rel=1e-4)
+
+
+def test_costs_of_a_canvas_add_up() -> None:
+    torch.manual_seed(1)
+    costs = step_costs(model := TNet(three_levels(aggregation="canvas")).eval())
+    for looks, scored in (((2,), 1), ((2, 2), 3)):
+        seen = 1 + looks[0] + (looks[0] * looks[1] if len(looks) > 1 else 0)
+        total = costs.image + seen * costs.region + scored * costs.scored
+        assert total == pytest.approx(multiply_adds(model, looks), rel=1e-4)
+    head = 2 * 16 * 16 * 9 * 32 * 32  # once per answer
+    assert costs.image > head and costs.region < 2 * step_costs(TNet(three_levels()).eval()).region
+
+
+def test_costs_of_a_locator_that_sees_what_was_collected() -> None:
+    torch.manual_seed(1)
+    locator = LocatorConfig(context="collected")
+    model = TNet(three_levels(aggregation="canvas", locator=locator)).eval()
+    costs, search = step_costs(model), BestFirst(4, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        regions = model(torch.rand(1, 1, 96, 96), search=search).regions
+    scored = int(search.wants_scores(regions).sum())
+    total = costs.image + len(regions) * costs.region + scored * costs.scored
+    assert total == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
 
 
 def test_rows(curves: Curves) -> None:

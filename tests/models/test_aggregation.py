@@ -8,7 +8,9 @@ import torch
 from tnet.models.aggregation import AGGREGATIONS
 
 
-@pytest.mark.parametrize("name", list(AGGREGATIONS))
+@pytest.mark.parametrize(
+    "name", sorted({*AGGREGATIONS} - {"canvas"})
+)  # which needs places: tests/models/test_canvas.py
 def test_unseen_features_do_not_count(name: str) -> None:
     torch.manual_seed(0)
     aggregation = AGGREGATIONS[name](16)

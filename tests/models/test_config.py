@@ -52,7 +52,7 @@ def test_model_config_stores_the_normalization() -> None:
         tiny_config(class_names=("a", "b", "c", "1", "null")),
         three_levels(
             backbone=BackboneConfig("bagnet77", tap=-2, kwargs={"planes": [1, 2, 3, 4], "feature_dim": 7}),
-            locator=LocatorConfig("context", 3, "none", 1.0, "positions", 1, 2),
+            locator=LocatorConfig("context", 3, "none", 1.0, "positions", 1, 2, "collected"),
             position=PositionConfig("concat"),
             policy=PolicyConfig("sample", "random", "set", 0.5),
             aggregation="weighted",

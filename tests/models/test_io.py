@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import TINY_RESNET, three_levels, tiny_config
 
 from tnet.errors import CheckpointError, ClassesWarning, OutputError
-from tnet.models.config import TNetConfig
+from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.io import default_card, fill_from, load_model, read_config, save_model
 from tnet.models.tnet import TNet
 from tnet.weights import read_tensors
@@ -45,6 +45,7 @@ def edit(folder: Path, **changes: Any) -> None:
     [
         tiny_config(batch_norm="per_level", class_names=("1", "null", "a b", "é", "1e3")),
         three_levels(aggregation="weighted", multilabel=True),
+        three_levels(aggregation="canvas", locator=LocatorConfig(context="collected")),
     ],
 )
 def test_loaded_model_gives_the_same_answers(config: TNetConfig, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.helpers import three_levels, tiny_config
+from tests.helpers import awaken, three_levels, tiny_config
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
 from tnet.models import PolicyConfig, TNet
-from tnet.models.aggregation import AGGREGATIONS, Aggregated
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Places
 from tnet.objectives import Objective, ObjectiveConfig
 from tnet.traversal import POLICIES, Choice, FixedCells, LevelByLevel, Policy, Search, Step, TopK, Trail
 
@@ -74,8 +74,8 @@ class Deeper(Search):
 
 def test_custom_search_with_different_looks_per_image() -> None:
     images = torch.rand(3, 1, 128, 128)
-    for aggregation in ("mean", "max", "weighted", "attention"):
-        model = build(aggregation=aggregation)
+    for aggregation in ("mean", "max", "weighted", "attention", "canvas"):
+        model = awaken(build(aggregation=aggregation))
         together = model(images, search=Deeper(1, 0, 3))
         assert together.regions.level.tolist() == [0, 0, 0, 1, 1, 2, 3]
         assert together.regions.image.tolist() == [0, 1, 2, 0, 2, 2, 2]
@@ -178,10 +178,12 @@ def test_level_by_level_is_the_default_search() -> None:
 # --- export
 
 
-def test_tensor_parts_can_be_exported() -> None:
+@pytest.mark.parametrize("aggregation", ["mean", "canvas"])
+def test_tensor_parts_can_be_exported(aggregation: str) -> None:
     """See, locate and answer take tensors only; exported programs give the same numbers."""
-    model = build(batch_norm="shared")
+    model = build(batch_norm="shared", aggregation=aggregation)
     output = model(torch.rand(2, 1, 96, 96), looks=2)
+    places = () if output.places is None else tuple(output.places)
     pixels, position = torch.rand(3, 1, 32, 32), torch.rand(3, 3)
 
     class See(nn.Module):
@@ -198,8 +200,8 @@ def test_tensor_parts_can_be_exported() -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, features: Tensor) -> Tensor:
-            return self.model.decide(features)[0]
+        def forward(self, features: Tensor, *places: Tensor) -> Tensor:
+            return self.model.decide(features, None, Places(*places) if places else None)[0]
 
     class Locate(nn.Module):
         def __init__(self) -> None:
@@ -214,7 +216,7 @@ def test_tensor_parts_can_be_exported() -> None:
     for part, inputs in (
         (See(), (pixels, position)),
         (Locate(), (cell_map, pooled, spans, spans)),
-        (Answer(), (output.features,)),
+        (Answer(), (output.features, *places)),
     ):
         part.eval()
         with torch.no_grad():

@@ -63,6 +63,17 @@ def test_missing_rows_and_cells(parents: list[int], cells: list[list[int]]) -> N
         started().step(torch.tensor(parents), Choice.of_cells(torch.tensor(cells)))
 
 
+def test_scores_are_replaced_and_the_first_stay() -> None:
+    trail = Trail([(32, 32)] * 2, GRID)
+    trail.append(trail.first_step(), torch.zeros(2, 3))
+    trail.rescore(torch.tensor([0]), torch.full((1, 4), 1.0))
+    trail.rescore(torch.tensor([0, 1]), torch.tensor([[2.0] * 4, [3.0] * 4]))
+    trail.rescore(torch.tensor([1]), torch.full((1, 4), 4.0))
+    assert trail.scored_rows.tolist() == [0, 1]
+    assert trail.scores(torch.tensor([1, 0]))[:, 0].tolist() == [4.0, 2.0]
+    assert trail.scores(torch.tensor([1, 0]), first=True)[:, 0].tolist() == [3.0, 1.0]
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20))
 def test_group_rows(groups: list[int]) -> None:
     rows, seen = group_rows(torch.tensor(groups), 5)

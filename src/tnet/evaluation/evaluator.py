@@ -24,6 +24,7 @@ from tnet.data.sample import Batch
 from tnet.errors import CheckpointError, ConfigError, DataError
 from tnet.geometry import total_looks
 from tnet.inference.progress import track_images
+from tnet.models.aggregation import Places
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.scenes.base import Scene
@@ -161,7 +162,8 @@ def without_context(model: Model, output: ModelOutput) -> Float[Tensor, "batch c
     if not (isinstance(model, TNet) and isinstance(output, TNetOutput)) or output.features.shape[1] < 2:
         return None
     seen = None if output.seen is None else output.seen[:, 1:].to(output.features.device)
-    return model.classify(output.features[:, 1:], seen)
+    places = None if output.places is None else Places(output.places.boxes[:, 1:], None)
+    return model.classify(output.features[:, 1:], seen, places)
 
 
 def is_right(

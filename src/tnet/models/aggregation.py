@@ -1,7 +1,8 @@
 """Aggregations of the features of an image into the one that is classified.
 
 An aggregation is an ``nn.Module`` built with the feature size. ``forward(features, seen)`` ignores features where
-``seen`` is false; ``None`` stands for all. It is independent of regions, levels and classes.
+``seen`` is false; ``None`` stands for all. It is independent of regions, levels and classes. Only the canvas
+(:mod:`tnet.models.canvas`) also knows where features were seen.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tnet.registry import Registry
 
-_Features = Float[Tensor, "batch n dim"]
-_Seen = Bool[Tensor, "batch n"] | None
+Features = Float[Tensor, "batch n dim"]
+Mask = Bool[Tensor, "batch n"] | None
 
 
 class Aggregated(NamedTuple):
@@ -28,7 +29,19 @@ class Aggregated(NamedTuple):
     weights: Float[Tensor, "batch n"]
 
 
-AGGREGATIONS: Registry[Callable[[int], nn.Module]] = Registry("aggregation")
+class Places(NamedTuple):
+    """Where features were seen, for a canvas."""
+
+    boxes: Float[Tensor, "batch n 4"]  # (y0, x0, y1, x1) as shares of the image's height and width, within it
+    start: Float[Tensor, "batch channels side side"] | None  # of the canvas, from the whole image; None without it
+
+    def at(self, columns: Int[Tensor, "groups n"]) -> Places:
+        """Return the places of groups of features of each image, one image's groups after another."""
+        start = None if self.start is None else self.start.repeat_interleave(len(columns), dim=0)
+        return Places(self.boxes[:, columns].flatten(0, 1), start)
+
+
+AGGREGATIONS: Registry[Callable[..., nn.Module]] = Registry("aggregation")
 """Aggregations by name: values of ``model.aggregation`` in a recipe."""
 
 
@@ -39,11 +52,9 @@ class MeanAggregation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+    def forward(self, features: Features, seen: Mask = None) -> Aggregated:
         """Average the features."""
-        if seen is None:
-            return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
-        return _weighted_sum(features, seen / seen.sum(1, keepdim=True).to(features.dtype))
+        return mean_of(features, seen)
 
 
 @AGGREGATIONS.register("max")
@@ -57,7 +68,7 @@ class MaxAggregation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
 
-    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+    def forward(self, features: Features, seen: Mask = None) -> Aggregated:
         """Take the maximum of the features."""
         if seen is not None:
             features = features.masked_fill(~seen[:, :, None], -torch.inf)
@@ -80,7 +91,7 @@ class FeatureWeighting(nn.Module):
         self.excite = nn.Linear(squeezed, dim)
         self.rate = nn.Linear(dim, 1)
 
-    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+    def forward(self, features: Features, seen: Mask = None) -> Aggregated:
         """Sum the features by their weights."""
         if seen is None:
             mean = features.mean(dim=1)
@@ -113,7 +124,7 @@ class AttentionAggregation(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: _Features, seen: _Seen = None) -> Aggregated:
+    def forward(self, features: Features, seen: Mask = None) -> Aggregated:
         """Sum the features in context."""
         hidden = self.norm(features)
         batch, n, dim = features.shape
@@ -127,6 +138,13 @@ class AttentionAggregation(nn.Module):
         if seen is not None:
             rates = rates.masked_fill(~seen, -torch.inf)
         return _weighted_sum(features + context, rates.softmax(dim=1))
+
+
+def mean_of(features: Features, seen: Mask) -> Aggregated:
+    """Average the features where ``seen`` is true."""
+    if seen is None:
+        return _weighted_sum(features, features.new_full(features.shape[:2], 1 / features.shape[1]))
+    return _weighted_sum(features, seen / seen.sum(1, keepdim=True).to(features.dtype))
 
 
 def _weighted_sum(features: Float[Tensor, "batch n dim"], weights: Float[Tensor, "batch n"]) -> Aggregated:

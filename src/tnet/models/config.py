@@ -22,6 +22,7 @@ LocatorKind = Literal["context", "squeeze"]
 LogitNorm = Literal["l2", "l2_scaled", "none"]
 Activation = Literal["relu", "silu", "leaky_relu", "gelu"]
 CellPooling = Literal["area", "positions"]
+LocatorContext = Literal["none", "collected"]
 _MOST_CHANNELS = 8192
 _MOST_LEVELS = 16
 _MOST_REGIONS = 16_384  # per image
@@ -63,6 +64,9 @@ class LocatorConfig:
         cells: ``area``, a cell's feature is the average of the map over the cell's true extent; or ``positions``,
             single positions ``start::step`` of the map (the paper's).
         position_start, position_step: first position and step between positions, for ``positions``.
+        context: what scores depend on besides the region: ``none`` (the paper's), or ``collected``, what was seen of
+            the image so far: the canvas at the cell, or the mean feature without a canvas. Looks are then taken one by
+            one, and regions scored again after each.
     """
 
     kind: LocatorKind = "squeeze"
@@ -72,6 +76,7 @@ class LocatorConfig:
     cells: CellPooling = "area"
     position_start: int = 0
     position_step: int = 1
+    context: LocatorContext = "none"
 
     def __post_init__(self) -> None:
         if not self.initial_scale > 0:
@@ -97,8 +102,8 @@ class TNetConfig(ModelConfig):
         locator: scoring of cells.
         policy: choice of locations.
         aggregation: ``mean`` of the features; their elementwise ``max``, for classes decided by a single region (a
-            lesion, a defect); ``weighted`` (the paper's feature weighting); or ``attention``, each region in context of
-            the others.
+            lesion, a defect); ``weighted`` (the paper's feature weighting); ``attention``, each region in context of
+            the others; or ``canvas``, the mean and a map of the image into which each region is written at its place.
         dropout: dropout probability before the classifier.
         batch_norm: running statistics ``shared`` by whole images and regions, or separate: ``per_level``.
         mean, std: as in :class:`ModelConfig`, but those of the backbone's pretrained weights if ``None``.
@@ -208,11 +213,12 @@ class TNetConfig(ModelConfig):
         ]
         if self.levels == 1:
             return facts
+        context = "" if locator.context == "none" else f", context {locator.context}"
         return [
             *facts,
             ("grid", f"{grid.rows} x {grid.cols} cells, each {grid.cell_extent:g} of the side of its region"),
             ("looks", f"{'x'.join(map(str, self.looks))} by default"),
-            ("locator", f"{locator.kind}, logits {locator.logits}, cells by {locator.cells}"),
+            ("locator", f"{locator.kind}, logits {locator.logits}, cells by {locator.cells}{context}"),
             ("tap", str(self.backbone.tap)),
             ("policy", f"{self.policy.train} in training, {self.policy.eval} in evaluation"),
             ("position", self.position.kind),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tnet.errors import ConfigError, ImageError
@@ -20,7 +20,6 @@ from tnet.geometry import Grid, Regions
 from tnet.models.base import Images, Model, ModelOutput
 from tnet.scenes import Scene, SceneBatch
 from tnet.traversal import Search, Step, Trail
-from tnet.traversal.trail import gather_rows
 
 SingleImage = Num[Tensor, "_ _ _ _"] | Sequence[Num[Tensor, "_ _ _"]] | Scene | Sequence[Scene] | SceneBatch
 """A model's input that holds one image; images of a stream may differ in size."""
@@ -60,18 +59,32 @@ class Traversable(Model):
     @abstractmethod
     def locate(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
-    ) -> Float[Tensor, "scored cells"] | None:
-        """Return the location logits of the cells of ``scored`` regions; ``None`` if there are none."""
+    ) -> Float[Tensor, "scored ..."] | None:
+        """Return the location logits of the cells of ``scored`` regions; ``None`` if there are none.
+
+        If the model :attr:`sees_collected`, these are drafts, which :meth:`relocate` turns into logits.
+        """
+
+    @property
+    def sees_collected(self) -> bool:
+        """Whether location logits depend on everything seen so far."""
+        return False
+
+    def relocate(self, trail: Trail, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows cells"]:
+        """Return the location logits of rows with drafts, from everything seen so far."""
+        raise NotImplementedError
+
+    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
+        """Return the start of the canvas of whole images, if the model has one."""
+        return None
 
     @abstractmethod
     def answer(self, trail: Trail) -> ModelOutput:
         """Aggregate and classify the features of a trail."""
 
     @abstractmethod
-    def classify(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
-    ) -> Float[Tensor, "batch classes"]:
-        """Return the class logits of features (where ``seen`` is true) of each image together, without dropout."""
+    def logits_of(self, trail: Trail) -> Float[Tensor, "images classes"]:
+        """Return the class logits of :meth:`answer`, without dropout."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +130,7 @@ class Traversal(Iterator[Look]):
     @property
     def logits(self) -> Float[Tensor, "images classes"]:
         """Class logits from everything seen so far."""
-        rows, seen = self.trail.by_image()
-        features = gather_rows(self.trail.features, rows, seen)
-        return self.model.classify(features, None if seen is None else seen.to(features.device))
+        return self.model.logits_of(self.trail)
 
     def look_at(self, box_l0_yxyx: Sequence[int], image: int = 0) -> None:
         """Make a region the next look, before those that the search chooses.
@@ -153,7 +164,14 @@ class Traversal(Iterator[Look]):
         """Add the pending step to the trail and ask the search for the next."""
         step, self._pixels = self.pending, None
         assert step is not None
-        self.trail.append(step, features, scores, scored)
+        if self.model.sees_collected:
+            if scores is not None:
+                self.trail.drafts.append((len(self.trail) + scored.nonzero().flatten(), scores))
+            self.trail.append(step, features)
+            if len(rows := self.search.wants_now(self.trail)):
+                self.trail.rescore(rows, self.model.relocate(self.trail, rows))
+        else:
+            self.trail.append(step, features, scores, scored)
         if self.search.wants_logits:
             self.trail.logits = self.logits
         if self._asked:
@@ -175,11 +193,13 @@ def advance(traversals: Sequence[Traversal]) -> None:
         pixels, all_scored = torch.cat([traversal.read() for traversal in traversals]), torch.cat(scored)
     seen = model.encode(pixels, regions)
     scores, features = model.locate(seen, regions, all_scored), seen.feature
-    del seen, pixels  # the largest tensors
+    del pixels  # the largest tensor
     row = score_row = 0
     for traversal, step, mask in zip(traversals, steps, scored, strict=True):
         count, score_count = len(step.regions), int(mask.sum())
         mine = None if scores is None or not score_count else scores[score_row : score_row + score_count]
+        if not len(traversal.trail):
+            traversal.trail.start = model.begin(seen.cell_map[row : row + count])
         traversal.append(features[row : row + count], mine, mask)
         row, score_row = row + count, score_row + score_count
 

@@ -134,10 +134,11 @@ def normalize_logits(
 class Locator(nn.Module):
     """Scores of the cells of a region; ``context_dim`` is the size of the pooled feature, for the ``context`` form.
 
-    The input is detached from the backbone: the locator learns without affecting the features (paper, training).
+    The input is detached from the backbone: the locator learns without affecting the features (paper, training). If it
+    sees what was collected, ``collected_dim`` channels, :meth:`finish` adds that; before training it has no effect.
     """
 
-    def __init__(self, config: LocatorConfig, cell_dim: int, context_dim: int) -> None:
+    def __init__(self, config: LocatorConfig, cell_dim: int, context_dim: int, collected_dim: int = 0) -> None:
         super().__init__()
         self.kind = config.kind
         self.logits = config.logits
@@ -153,20 +154,34 @@ class Locator(nn.Module):
             self.excite = nn.Conv2d(squeezed, hidden, 1)
             self.hidden = nn.Conv2d(hidden + 2, hidden, 1)
         self.output = nn.Conv2d(hidden, 1, 1)
+        self.collected = nn.Conv2d(collected_dim, hidden, 1, bias=False) if collected_dim else None
+        if self.collected is not None:
+            nn.init.zeros_(self.collected.weight)
         scaled = config.logits == "l2_scaled"
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale))) if scaled else None
 
     def forward(
         self, cells: Float[Tensor, "regions dim rows cols"], context: Float[Tensor, "regions features"]
-    ) -> Float[Tensor, "regions cells"]:
-        """Return location logits, normalised as configured, of cells in raster order."""
+    ) -> Float[Tensor, "regions ..."]:
+        """Return location logits, normalised as configured, of cells in raster order, or their draft."""
         cells, context = cells.detach(), context.detach()
         if self.kind == "context":
             tiled = context[:, :, None, None].expand(-1, -1, *cells.shape[2:])
-            x = F.leaky_relu(self.hidden(torch.cat([cells, tiled, self.coordinates(cells)], dim=1)), 0.2)
+            x = self.hidden(torch.cat([cells, tiled, self.coordinates(cells)], dim=1))
         else:
             x = F.silu(self.reduce(cells))
             gate = self.excite(F.silu(self.squeeze(x.mean(dim=(2, 3), keepdim=True))))
             x = x * gate.sigmoid()
-            x = F.silu(self.hidden(torch.cat([x, self.coordinates(x)], dim=1)))
+            x = self.hidden(torch.cat([x, self.coordinates(x)], dim=1))
+        return x if self.collected is not None else self.finish(x)
+
+    def finish(
+        self,
+        draft: Float[Tensor, "regions hidden rows cols"],
+        collected: Float[Tensor, "regions dim _ _"] | None = None,
+    ) -> Float[Tensor, "regions cells"]:
+        """Return location logits from their draft and what was collected, at each cell or the same for all."""
+        if self.collected is not None and collected is not None:
+            draft = draft + self.collected(collected.detach())
+        x = F.leaky_relu(draft, 0.2) if self.kind == "context" else F.silu(draft)
         return normalize_logits(self.output(x).flatten(1), self.logits, self.log_scale)

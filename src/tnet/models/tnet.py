@@ -13,10 +13,11 @@ from typing_extensions import override
 
 from tnet.backbones import Described, PopulationNorms, create_backbone
 from tnet.errors import ConfigError
-from tnet.geometry import Regions, cell_spans
-from tnet.models.aggregation import AGGREGATIONS
+from tnet.geometry import Regions, cell_boxes, cell_spans, image_shares
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, Places, mean_of
 from tnet.models.base import Images, ModelOutput, mean_entropy
 from tnet.models.calibration import Calibration
+from tnet.models.canvas import CHANNELS, CanvasAggregation
 from tnet.models.config import TNetConfig
 from tnet.models.engine import Seen, Traversable, Traversal, advance
 from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
@@ -45,10 +46,12 @@ class TNetOutput(ModelOutput):
         regions: table of all regions that were seen, whole images first.
         rows: row of ``regions`` of each feature.
         seen: mask of valid features; ``None`` if all images have ``n``. Other features are 0.
-        location_logits: location logits of the cells of each divided region, normalised as configured.
+        location_logits: location logits of the cells of each divided region, normalised as configured, from when the
+            region was seen.
         divided: row of ``regions`` of each divided region.
         log_prob: log-probability of each chosen location.
         joint_log_prob: log-probability of all choices in an image.
+        places: where features were seen, if the aggregation is a canvas.
     """
 
     is_ranked: ClassVar[bool] = True
@@ -65,6 +68,7 @@ class TNetOutput(ModelOutput):
     divided: Int[Tensor, " divided"]
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
+    places: Places | None = None
 
     @property
     def location_probs(self) -> Float[Tensor, "divided cells"]:
@@ -148,8 +152,11 @@ class TNet(Traversable):
         self.backbone = create_backbone(config.backbone, config.in_channels, config.base_px, grid_side)
         dim = self.backbone.feature_dim
         self.position = PositionModule(config.position, dim)
-        self.locator = Locator(config.locator, self.backbone.cell_dim, dim) if config.levels > 1 else None
-        self.aggregation = AGGREGATIONS[config.aggregation](dim)
+        cell_dim, make = self.backbone.cell_dim, AGGREGATIONS[config.aggregation]
+        is_canvas = make is CanvasAggregation
+        collected_dim = (CHANNELS if is_canvas else dim) if self.sees_collected else 0
+        self.locator = Locator(config.locator, cell_dim, dim, collected_dim) if config.levels > 1 else None
+        self.aggregation = make(dim, cell_dim) if is_canvas else make(dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
         per_level = config.batch_norm == "per_level" and config.levels > 1
@@ -201,7 +208,8 @@ class TNet(Traversable):
     def _search(self, looks: int | Sequence[int] | None, policy: Policy | str | None, search: Search | None) -> Search:
         if search is None:
             chosen = self.config.resolve_looks(looks)
-            return LevelByLevel(chosen, policy if isinstance(policy, Policy) else self.policy(policy))
+            policy = policy if isinstance(policy, Policy) else self.policy(policy)
+            return LevelByLevel(chosen, policy, one_by_one=self.sees_collected)
         if looks is not None or policy is not None:
             raise ConfigError("forward got both a search and looks or a policy; give one of the two")
         self._check_search()
@@ -254,8 +262,11 @@ class TNet(Traversable):
     @override
     def locate(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
-    ) -> Float[Tensor, "scored cells"] | None:
-        """Return the location logits of the cells of ``scored`` regions (default: all); ``None`` if there are none."""
+    ) -> Float[Tensor, "scored ..."] | None:
+        """Return the location logits of the cells of ``scored`` regions (default: all); ``None`` if there are none.
+
+        With ``model.locator.context: collected`` these are drafts; see :meth:`relocate`.
+        """
         if scored is not None and not bool(scored.any()):
             return None
         cell_map, pooled = seen.cell_map, seen.pooled
@@ -271,7 +282,7 @@ class TNet(Traversable):
         pooled: Float[Tensor, "regions dim"],
         y_spans: Float[Tensor, "regions rows 2"],
         x_spans: Float[Tensor, "regions cols 2"],
-    ) -> Float[Tensor, "regions cells"]:
+    ) -> Float[Tensor, "regions ..."]:
         """Compute the tensor part of :meth:`locate`; spans are those of :func:`tnet.geometry.cell_spans`."""
         assert self.locator is not None
         config = self.config
@@ -281,24 +292,73 @@ class TNet(Traversable):
             cells = sample_cells(cell_map, config.grid, config.locator.position_start, config.locator.position_step)
         return self.locator(cells, pooled)
 
+    @property
+    @override
+    def sees_collected(self) -> bool:
+        return self.config.locator.context == "collected"
+
+    @override
+    def relocate(self, trail: Trail, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows cells"]:
+        assert self.locator is not None
+        regions, grid = trail.regions.take(rows), self.config.grid
+        images, image = regions.image.unique(return_inverse=True)
+        with torch.no_grad():
+            features, seen, places = self._collected(trail, images)
+            if isinstance(self.aggregation, CanvasAggregation):
+                shares = image_shares(cell_boxes(regions, grid), torch.tensor(trail.sizes_hw)[regions.image])
+                shares = shares.unflatten(1, (grid.rows, grid.cols))
+                canvas = self.aggregation.read(features, seen, places)[image.to(features.device)]
+                collected = pool_cells(canvas, shares[:, :, 0, 0::2], shares[:, 0, :, 1::2])
+            else:
+                collected = mean_of(features, seen).feature[image.to(features.device), :, None, None]
+        drafts, place = torch.cat([draft for _, draft in trail.drafts]), torch.searchsorted(trail.drafted_rows, rows)
+        return self.locator.finish(drafts[place.to(drafts.device)], collected)
+
+    @override
+    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
+        return self.aggregation.begin(cell_map) if isinstance(self.aggregation, CanvasAggregation) else None
+
     @override
     def answer(self, trail: Trail) -> TNetOutput:
         """Aggregate and classify the features of a trail."""
         rows, seen = trail.by_image()
-        features = gather_rows(trail.features, rows, seen)
-        on_device = None if seen is None else seen.to(features.device)
-        logits, feature_logits, aggregate, weights = self.decide(features, on_device)
+        features, on_device, places = self._collected(trail)
+        logits, feature_logits, aggregate, weights = self.decide(features, on_device, places)
         divided = trail.divided_rows()
         return TNetOutput(
             logits, feature_logits, features, aggregate, weights, trail.regions, rows, seen,
-            location_logits=trail.scores(divided),
+            location_logits=trail.scores(divided, first=True),
             divided=divided,
             log_prob=gather_rows(trail.log_prob, rows, seen)[:, 1:],
             joint_log_prob=trail.joint_log_prob(),
+            places=places,
         )  # fmt: skip
 
+    def _collected(
+        self, trail: Trail, images: Int[Tensor, " images"] | None = None
+    ) -> tuple[Features, Mask, Places | None]:
+        """Return the features of images (default: all), their mask and places, on the model's device."""
+        rows, seen = trail.by_image()
+        if images is not None:
+            rows, seen = rows[images], None if seen is None else seen[images]
+        features = gather_rows(trail.features, rows, seen)
+        places, start = None, trail.start
+        if start is not None:
+            image = trail.regions.image[rows[:, 0]]
+            boxes = image_shares(trail.regions.box_l0_yxyx[rows], torch.tensor(trail.sizes_hw)[image])
+            places = Places(boxes.to(start.device), start[image.to(start.device)])
+        return features, None if seen is None else seen.to(features.device), places
+
+    @override
+    def logits_of(self, trail: Trail) -> Float[Tensor, "images classes"]:
+        return self.classify(*self._collected(trail))
+
+    def _aggregate(self, features: Features, seen: Mask, places: Places | None) -> Aggregated:
+        is_canvas = isinstance(self.aggregation, CanvasAggregation)
+        return self.aggregation(features, seen, places) if is_canvas else self.aggregation(features, seen)
+
     def decide(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
+        self, features: Features, seen: Mask = None, places: Places | None = None
     ) -> tuple[
         Float[Tensor, "batch classes"],
         Float[Tensor, "batch n classes"],
@@ -306,13 +366,15 @@ class TNet(Traversable):
         Float[Tensor, "batch n"],
     ]:
         """Compute the tensor part of :meth:`answer`: logits, logits of single features, aggregate and its weights."""
-        aggregate, weights = self.aggregation(features, seen)
+        aggregate, weights = self._aggregate(features, seen, places)
         # Dropout is independent for each single feature (as in the reference implementation).
         return self.classifier(self.dropout(aggregate)), self.classifier(self.dropout(features)), aggregate, weights
 
-    @override
     def classify(
-        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
+        self, features: Features, seen: Mask = None, places: Places | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Return the class logits of any features (where ``seen`` is true) of each image together, without dropout."""
-        return self.classifier(self.aggregation(features, seen).feature)
+        """Return the class logits of any features (where ``seen`` is true) of each image together, without dropout.
+
+        A canvas needs their ``places``, from the output.
+        """
+        return self.classifier(self._aggregate(features, seen, places).feature)

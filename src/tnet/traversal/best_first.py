@@ -67,6 +67,11 @@ class BestFirst(Search):
         return (regions.level < self.levels - 1) & (self.looks > 0)
 
     @override
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        rows = trail.drafted_rows
+        return rows[trail.looks[trail.regions.image[rows]] < self.looks]
+
+    @override
     def __call__(self, trail: Trail) -> Step | None:
         left = (self.looks - trail.looks).clamp(0, self.at_once)
         for rule in self.stop:

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
 from tnet.geometry import Regions
-from tnet.traversal.policies import Policy
+from tnet.traversal.policies import Policy, TopK
 from tnet.traversal.trail import Step, Trail
 
 
@@ -39,26 +39,61 @@ class Search(ABC):
         """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)
 
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        """Return the drafted rows, ascending, to score (again) from everything seen so far; by default the new ones."""
+        rows = trail.drafted_rows
+        return rows[~torch.isin(rows, trail.scored_rows)]
+
     @abstractmethod
     def __call__(self, trail: Trail) -> Step | None:
         """Return the next step, built by :meth:`Trail.step`, or ``None`` when every image is done."""
 
 
 class LevelByLevel(Search):
-    """The published traversal: level by level, ``looks[level]`` cells of every region of a level."""
+    """The published traversal: level by level, ``looks[level]`` cells of every region of a level.
 
-    def __init__(self, looks: Sequence[int], policy: Policy) -> None:
+    ``one_by_one`` (not published): one cell of every region per step, for scores that depend on what was seen.
+    """
+
+    def __init__(self, looks: Sequence[int], policy: Policy, one_by_one: bool = False) -> None:
         self.looks = tuple(looks)
         self.policy = policy
+        self.one_by_one = one_by_one and policy.needs_logits
 
     @override
     def wants_scores(self, regions: Regions) -> Bool[Tensor, " regions"]:
         return (regions.level < len(self.looks)) & self.policy.needs_logits
 
     @override
+    def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
+        rows = trail.drafted_rows
+        return rows[trail.regions.level[rows] == self._unfinished(trail)]
+
+    @override
     def __call__(self, trail: Trail) -> Step | None:
-        level = trail.regions.depth
+        level = self._unfinished(trail)
         if level == len(self.looks):
             return None
         parents = trail.rows_at(level)
-        return trail.step(parents, self.policy(trail.scores(parents), self.looks[level]))
+        scores, count = trail.scores(parents), self.looks[level]
+        if self.one_by_one:
+            scores, count = scores - self._handicap(trail, parents).to(scores), 1
+        return trail.step(parents, self.policy(scores, count))
+
+    def _unfinished(self, trail: Trail) -> int:
+        """Return the level whose regions are divided next."""
+        level = trail.regions.depth
+        if not self.one_by_one or not 0 < level <= len(self.looks):
+            return level
+        wanted = len(trail.rows_at(level - 1)) * self.looks[level - 1]
+        return level - (len(trail.rows_at(level)) < wanted)
+
+    def _handicap(self, trail: Trail, parents: Int[Tensor, " parents"]) -> Float[Tensor, "parents cells"]:
+        """Return what puts cells that were seen last, after those that cover seen ones too much."""
+        handicap = torch.zeros(len(parents), trail.grid.cells)
+        children = (torch.isin(trail.regions.parent, parents) & (trail.regions.cell >= 0)).nonzero().flatten()
+        row, cell = torch.searchsorted(parents, trail.regions.parent[children]), trail.regions.cell[children]
+        if isinstance(self.policy, TopK) and self.policy.apart is not None:
+            handicap.index_put_((row,), 1e4 * self.policy.apart[cell].float(), accumulate=True)
+        handicap[row, cell] = 1e9
+        return handicap

@@ -41,6 +41,9 @@ class Trail:
         self._joint: list[tuple[Tensor, Tensor]] = []
         self._scores: list[Tensor] = []
         self._scored_rows: list[Tensor] = []
+        self._latest_scores: Tensor | None = None  # if any row was scored again
+        self.start: Tensor | None = None  # of the canvas of each image, if the model has one
+        self.drafts: list[tuple[Tensor, Tensor]] = []  # rows and drafts of their scores, if the model scores them again
         self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
         self.started_s = self._appended_s = time.monotonic()
         self.slowest_step_ms = 0.0
@@ -74,25 +77,34 @@ class Trail:
         return torch.cat(self._scored_rows) if self._scored_rows else torch.zeros(0, dtype=torch.long)
 
     @property
+    def drafted_rows(self) -> Int[Tensor, " drafted"]:
+        """Rows with :attr:`drafts`, ascending."""
+        return torch.cat([torch.zeros(0, dtype=torch.long), *(rows for rows, _ in self.drafts)])
+
+    @property
     def all_scores(self) -> Float[Tensor, "scored cells"]:
-        """Location logits of the cells of all scored rows."""
+        """Location logits of the cells of all scored rows, the latest of each."""
+        return self.first_scores if self._latest_scores is None else self._latest_scores
+
+    @property
+    def first_scores(self) -> Float[Tensor, "scored cells"]:
+        """Location logits of the cells of all scored rows from when the row was seen."""
         return torch.cat(self._scores) if self._scores else self._features[0].new_zeros(0, self.grid.cells)
 
     def rows_at(self, level: int) -> Int[Tensor, " rows"]:
         """Return the rows of one level."""
         return (self.regions.level == level).nonzero().flatten()
 
-    def scores(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows cells"]:
-        """Return the location logits of the cells of some rows; zeros for rows without scores."""
-        scored = self.scored_rows
+    def scores(self, rows: Int[Tensor, " rows"], *, first: bool = False) -> Float[Tensor, "rows cells"]:
+        """Return the location logits (the latest, or the first) of the cells of rows; zeros for rows without scores."""
+        scored, scores = self.scored_rows, self.first_scores if first else self.all_scores
         if len(rows) == len(scored) and torch.equal(rows, scored):
-            return self.all_scores
+            return scores
         index = torch.full((len(self),), -1, dtype=torch.long)
         index[scored] = torch.arange(len(scored))
         index = index[rows]
         if bool((index < 0).all()):
             return self._features[0].new_zeros(len(rows), self.grid.cells)
-        scores = self.all_scores
         index = index.to(scores.device)
         return scores[index.clamp_min(0)].masked_fill((index < 0)[:, None], 0.0)
 
@@ -142,6 +154,15 @@ class Trail:
         if scores is not None and scored is not None:
             self._scores.append(scores)
             self._scored_rows.append(start + scored.nonzero().flatten())
+
+    def rescore(self, rows: Int[Tensor, " rows"], scores: Float[Tensor, "rows cells"]) -> None:
+        """Set the location logits of ascending rows; those without any so far come after those that have some."""
+        old = int(torch.isin(rows, self.scored_rows).sum())
+        place = torch.searchsorted(self.scored_rows, rows[:old]).to(scores.device)
+        latest = self.all_scores.to(scores).index_put((place,), scores[:old])
+        self._latest_scores = torch.cat([latest, scores[old:]])
+        self._scores.append(scores[old:])
+        self._scored_rows.append(rows[old:])
 
     def joint_log_prob(self) -> Float[Tensor, " images"]:
         """Return the log-probability of all choices in each image."""

@@ -1,0 +1,75 @@
+"""Aggregation on a canvas: what was seen is written into a map of the image at its place, and the map is read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnet.errors import ConfigError
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, Places, mean_of
+
+SIDE = 16  # cells of the canvas per axis
+CHANNELS = 32
+
+Canvas = Float[Tensor, "batch channels side side"]
+
+
+def cover(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
+    """Return which share of each of ``SIDE`` equal parts of [0, 1] spans cover.
+
+    A span shorter than a part is as heavy as a whole part, split over those that it touches: small is not faint.
+    """
+    edges = torch.arange(SIDE + 1, device=spans.device) / SIDE
+    shared = torch.minimum(spans[..., 1:], edges[1:]) - torch.maximum(spans[..., :1], edges[:-1])
+    return shared.clamp_min(0) / spans.diff(dim=-1).clamp(1e-9, 1 / SIDE)
+
+
+@AGGREGATIONS.register("canvas")
+class CanvasAggregation(nn.Module):
+    """Mean of all features plus what a map of the image says, into which each was written at its place.
+
+    The map starts as the cell map of the whole image. A small convolutional head reads it: regions that show one place,
+    or neighbours, are read together, and one lesion stands out among healthy regions. Before training the result equals
+    ``mean``, whose weights it reports: what the map adds is not divided among features.
+    """
+
+    def __init__(self, dim: int, cell_dim: int) -> None:
+        super().__init__()
+        self.start = nn.Conv2d(cell_dim, CHANNELS, 1)
+        self.write = nn.Linear(dim, CHANNELS)
+        layers: list[nn.Module] = []
+        for _ in range(2):  # normalised per image: the batch does not matter
+            layers += [nn.GroupNorm(1, CHANNELS), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.SiLU()]
+        self.head = nn.Sequential(*layers)
+        self.evidence = nn.Linear(2 * CHANNELS, dim)
+        nn.init.zeros_(self.evidence.weight)
+        nn.init.zeros_(self.evidence.bias)
+
+    def begin(self, cell_map: Float[Tensor, "batch cell_dim h w"]) -> Canvas:
+        """Return the start of the canvas from the cell map of the whole image."""
+        return F.adaptive_avg_pool2d(self.start(cell_map), SIDE)
+
+    def written(self, features: Features, seen: Mask, places: Places) -> Canvas:
+        """Return the canvas with features added at their places."""
+        down, across = cover(places.boxes[..., 0::2]), cover(places.boxes[..., 1::2])
+        if seen is not None:
+            down = down * seen[:, :, None]
+        values = self.write(features).transpose(1, 2)
+        shares = (down[..., :, None] * across[..., None, :]).flatten(2).to(values.dtype)
+        canvas = (values @ shares).unflatten(2, (SIDE, SIDE))
+        return canvas if places.start is None else canvas + places.start
+
+    def read(self, features: Features, seen: Mask, places: Places | None) -> Canvas:
+        """Return what the head makes of the canvas."""
+        if places is None:
+            raise ConfigError("aggregation canvas got features without their places; give those of the output")
+        return self.head(self.written(features, seen, places))
+
+    def forward(self, features: Features, seen: Mask = None, places: Places | None = None) -> Aggregated:
+        """Add what the canvas says to the mean of the features."""
+        canvas = self.read(features, seen, places)
+        pooled = torch.cat([canvas.mean(dim=(2, 3)), canvas.amax(dim=(2, 3))], dim=1)
+        mean, weights = mean_of(features, seen)
+        return Aggregated(mean + self.evidence(pooled), weights)
