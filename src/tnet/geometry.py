@@ -167,6 +167,14 @@ def _starts_and_sizes(
     return starts, torch.tensor([axis.cell_px for axis in cells], dtype=torch.long)
 
 
+def divisible(regions: Regions, grid: Grid) -> Bool[Tensor, " regions"]:
+    """Return which regions have at least a pixel for each cell."""
+    size = regions.size_hw.double()
+    cell = (size * grid.cell_extent).round()
+    single = torch.tensor([grid.rows == 1, grid.cols == 1])
+    return ((cell >= 1) & ((size - cell >= 1) | single)).all(dim=1)
+
+
 def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
     """Return the boxes of all cells of each parent in raster order, in level-0 pixels."""
     size = parents.size_hw

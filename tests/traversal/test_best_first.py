@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.helpers import dividing_threshold, looks_until, make_unsure, three_levels, tiny_config
 
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, LooksWarning
 from tnet.geometry import box_overlap
 from tnet.models import TNet
 from tnet.models.tnet import TNetOutput
@@ -82,7 +82,10 @@ def test_two_levels_and_one_step_are_the_published_traversal(images: torch.Tenso
 
 
 def test_every_cell_of_every_level_is_seen_once_at_most(model: TNet, images: torch.Tensor) -> None:
-    output = model(images[:1], search=BestFirst(looks=1000, levels=3, at_once=50))
+    with pytest.warns(
+        LooksWarning, match=r"search.looks is 1,000, but 3 levels of 3 x 3 cells have 90 places; all are"
+    ):
+        output = model(images[:1], search=BestFirst(looks=1000, levels=3, at_once=50))
     assert len(output.regions) == 1 + 9 + 81
     assert len(set(paths(output, 0))) == 91
 

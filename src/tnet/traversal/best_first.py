@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, LooksWarning
 from tnet.geometry import Regions, box_overlap, cell_boxes
 from tnet.traversal.policies import Choice
 from tnet.traversal.search import Search
@@ -65,6 +66,16 @@ class BestFirst(Search):
     @override
     def wants_scores(self, regions: Regions) -> Bool[Tensor, " regions"]:
         return (regions.level < self.levels - 1) & (self.looks > 0)
+
+    @override
+    def first_step(self, trail: Trail) -> Step:
+        step = trail.first_step()
+        grid = trail.grid
+        places = sum(grid.cells**level for level in range(1, self.levels))
+        if self.looks > places and not self.stop:
+            cells = f"{self.levels} levels of {grid.rows} x {grid.cols} cells have {places:,} places"
+            warnings.warn(f"search.looks is {self.looks:,}, but {cells}; all are seen", LooksWarning, stacklevel=4)
+        return step
 
     @override
     def __call__(self, trail: Trail) -> Step | None:

@@ -39,6 +39,10 @@ class Search(ABC):
         """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)
 
+    def first_step(self, trail: Trail) -> Step:
+        """Return the step that begins a traversal; the whole images by default."""
+        return trail.first_step()
+
     @abstractmethod
     def __call__(self, trail: Trail) -> Step | None:
         """Return the next step, built by :meth:`Trail.step`, or ``None`` when every image is done."""
