@@ -1,4 +1,4 @@
-"""Throughput of adaptive inference: a stream with full batches of glimpses, and batches that wait for the slowest image.
+"""Throughput of adaptive inference: a stream with full batches of glimpses, and batches that wait for the slowest.
 
     python benchmarks/stream.py [--images 64] [--batch 16] [--repeats 7] [--device cpu] [--profile]
 

@@ -288,6 +288,17 @@ def test_images_too_small_for_cells_are_seen_whole_by_a_search(model: TNet, tmp_
     same(refused[2:3], found[2:3])
 
 
+def test_a_strip_in_squares(model: TNet, tmp_path: Path) -> None:
+    path = put(tmp_path / "strip.png", 64, 256)
+    (found,) = predict(model, [path], search=BestFirst(looks=5, levels=2, aspect="keep"))
+    assert isinstance(found, Prediction) and found.size_hw == (64, 256)
+    assert [region.level for region in found.regions] == [1] * 5
+    assert {region.number for region in found.regions} == {"1", "2", "3", "4", "5"}
+    assert sum(region.weight or 0.0 for region in found.regions) == pytest.approx(5 / 9, abs=1e-4)
+    sides = {(r.box_l0_yxyx[2] - r.box_l0_yxyx[0], r.box_l0_yxyx[3] - r.box_l0_yxyx[1]) for r in found.regions}
+    assert sides == {(32, 32)}
+
+
 def test_a_scene_that_fails_in_mid_search_is_skipped_alone(model: TNet) -> None:
     class Broken(MemoryScene):
         def glimpse(self, box: Any, *args: Any, **options: Any) -> Tensor:

@@ -20,6 +20,7 @@ from tnet.traversal.stopping import StoppingRule
 from tnet.traversal.trail import Step, Trail
 
 Score = Literal["path", "density"]
+Aspect = Literal["squeeze", "keep"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class BestFirst(Search):
         explore: share of looks at a random unseen cell, in [0, 1].
         stop: rules, any of which ends an image's looks.
         generator: source of the random looks.
+        aspect: how an image that is 1.5 times as long as wide, or longer, is seen whole: ``squeeze``, as a square, like
+            all others; or ``keep``, as squares side by side, of which there are at most 16 and which do not count as
+            looks. Each square is divided into cells as a whole image is.
     """
 
     looks: int
@@ -49,6 +53,7 @@ class BestFirst(Search):
     explore: float = 0.0
     stop: tuple[StoppingRule, ...] = ()
     generator: torch.Generator | None = None
+    aspect: Aspect = "squeeze"
 
     def __post_init__(self) -> None:
         for name, least in (("looks", 0), ("levels", 1), ("at_once", 1)):
@@ -69,9 +74,9 @@ class BestFirst(Search):
 
     @override
     def first_step(self, trail: Trail) -> Step:
-        step = trail.first_step()
-        grid = trail.grid
-        places = sum(grid.cells**level for level in range(1, self.levels))
+        step, grid = trail.first_step(squares=self.aspect == "keep"), trail.grid
+        squares = int(torch.bincount(step.regions.image).max())
+        places = squares * sum(grid.cells**level for level in range(1, self.levels))
         if self.looks > places and not self.stop:
             cells = f"{self.levels} levels of {grid.rows} x {grid.cols} cells have {places:,} places"
             warnings.warn(f"search.looks is {self.looks:,}, but {cells}; all are seen", LooksWarning, stacklevel=4)
