@@ -21,9 +21,11 @@ from tnet.geometry import (
     cell_spans,
     choose_cells,
     covered_shares,
+    divisible,
     fit_grid,
     image_shares,
     resolve_looks,
+    square_boxes,
     total_looks,
     whole_images,
 )
@@ -131,6 +133,51 @@ def test_invalid_grid(rows: int, cols: int, extent: float, message: str) -> None
 
 
 # --- boxes
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "boxes"),
+    [
+        ((100, 149), [(0, 0, 100, 149)]),
+        ((100, 150), [(0, 0, 100, 75), (0, 75, 100, 150)]),
+        ((100, 400), [(0, 0, 100, 100), (0, 100, 100, 200), (0, 200, 100, 300), (0, 300, 100, 400)]),
+        ((250, 100), [(0, 0, 83, 100), (83, 0, 166, 100), (166, 0, 250, 100)]),
+        ((1, 1), [(0, 0, 1, 1)]),
+        ((1, 2), [(0, 0, 1, 1), (0, 1, 1, 2)]),
+    ],
+)
+def test_squares(size_hw: tuple[int, int], boxes: list[tuple[int, int, int, int]]) -> None:
+    assert square_boxes(size_hw) == boxes
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_squares_cover_an_image_once_and_are_nearly_square(height: int, width: int) -> None:
+    boxes = square_boxes((height, width))
+    assert sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes) == height * width
+    assert all(a[2] == b[0] or a[3] == b[1] for a, b in pairwise(boxes))
+    for y0, x0, y1, x1 in boxes if max(height, width) <= 16 * min(height, width) else []:
+        # Up to rounding to whole pixels.
+        assert max(y1 - y0, x1 - x0) - 1 <= 1.5 * min(y1 - y0 + 1, x1 - x0 + 1)
+    assert len(boxes) <= 16
+
+
+def test_level_0_in_squares() -> None:
+    regions = whole_images([(100, 200), (50, 50)], squares=True)
+    assert regions.image.tolist() == [0, 0, 1] and regions.level.tolist() == [0, 0, 0]
+    assert regions.box_l0_yxyx.tolist() == [[0, 0, 100, 100], [0, 100, 100, 200], [0, 0, 50, 50]]
+    assert regions.position_yx.tolist() == [[0, 0]] * 3 and regions.parent.tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize("grid", [Grid(3, 3, 0.5), Grid(5, 5, 0.2), Grid(1, 2, 0.5), Grid(1, 1, 0.1)])
+def test_divisible_regions_are_those_whose_cells_can_be_placed(grid: Grid) -> None:
+    for size in ((1, 1), (1, 9), (2, 2), (3, 40), (4, 5), (40, 2)):
+        regions = whole_images([size])
+        try:
+            cell_boxes(regions, grid)
+            fits = True
+        except GeometryError:
+            fits = False
+        assert divisible(regions, grid).tolist() == [fits]
 
 
 def test_whole_images() -> None:

@@ -65,6 +65,10 @@ class RepeatedImagesWarning(UserWarning):
     """The same image among training and validation images, or with two labels."""
 
 
+class LooksWarning(UserWarning):
+    """More looks than there are places to look at."""
+
+
 class PassedOverWarning(UserWarning):
     """Folders or images that are not the user's, and are left out."""
 

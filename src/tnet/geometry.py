@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from tnet.errors import GeometryError
 
 _MAX_CELLS = 64  # per axis: some policies compare every cell with every other
+_MOST_SQUARES = 16  # of one image
 _FINE_PX = 10**6  # an axis long enough for rounding to whole pixels not to matter
 
 
@@ -148,14 +150,30 @@ class Regions:
         return Regions(*(torch.cat([getattr(table, field.name) for table in tables]) for field in fields(Regions)))
 
 
-def whole_images(sizes_hw: Sequence[tuple[int, int]]) -> Regions:
-    """Return level 0: one region per image, of height and width ``sizes_hw`` in pixels."""
+def square_boxes(size_hw: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Divide an image along its longer side into nearly square boxes without overlap; one below an aspect of 1.5.
+
+    The sides of a box differ by less than half, except in images more than 16 times as long as wide: those have 16.
+    """
+    longer, shorter = max(size_hw), min(size_hw)
+    count = min(max((2 * longer + shorter) // (2 * shorter), 1), _MOST_SQUARES)
+    edges = [longer * part // count for part in range(count + 1)]
+    is_wide = size_hw[1] == longer
+    return [(0, low, shorter, high) if is_wide else (low, 0, high, shorter) for low, high in pairwise(edges)]
+
+
+def whole_images(sizes_hw: Sequence[tuple[int, int]], *, squares: bool = False) -> Regions:
+    """Return level 0 of images of height and width ``sizes_hw`` in pixels, image by image.
+
+    One region per image, or with ``squares`` one per :func:`square_boxes`, each with the position of a whole image.
+    """
     if not sizes_hw or min(min(size) for size in sizes_hw) < 1:
         raise GeometryError(f"image sizes {list(sizes_hw)[:4]} are empty; each side needs at least 1 px")
-    sizes = torch.tensor([tuple(size) for size in sizes_hw], dtype=torch.long)
-    image = torch.arange(len(sizes))
-    none, zeros = torch.full_like(image, -1), torch.zeros_like(sizes)
-    return Regions(zeros[:, 0], image, torch.cat([zeros, sizes], dim=1), none, none.clone(), zeros)
+    listed = [square_boxes(size) if squares else [(0, 0, *size)] for size in sizes_hw]
+    image = torch.tensor([index for index, boxes in enumerate(listed) for _ in boxes])
+    boxes = torch.tensor([box for boxes in listed for box in boxes], dtype=torch.long)
+    none, position = torch.full_like(image, -1), torch.zeros(len(image), 2, dtype=torch.long)
+    return Regions(position[:, 0], image, boxes, none, none.clone(), position)
 
 
 def _starts_and_sizes(
@@ -165,6 +183,14 @@ def _starts_and_sizes(
     cells = [axis_cells(size, count, cell_extent) for size in sizes_px.tolist()]
     starts = torch.tensor([axis.starts_px for axis in cells], dtype=torch.long).reshape(-1, count)
     return starts, torch.tensor([axis.cell_px for axis in cells], dtype=torch.long)
+
+
+def divisible(regions: Regions, grid: Grid) -> Bool[Tensor, " regions"]:
+    """Return which regions have at least a pixel for each cell."""
+    size = regions.size_hw.double()
+    cell = (size * grid.cell_extent).round()
+    single = torch.tensor([grid.rows == 1, grid.cols == 1])
+    return ((cell >= 1) & ((size - cell >= 1) | single)).all(dim=1)
 
 
 def cell_boxes(parents: Regions, grid: Grid) -> Int[Tensor, "regions cells 4"]:
@@ -206,21 +232,32 @@ def box_overlap(boxes_yxyx: Int[Tensor, "*boxes 4"], other_yxyx: Int[Tensor, "4"
     return (high - low).clamp_min(0).prod(dim=-1) / size.prod(dim=-1).clamp_min(1)
 
 
-def region_at(image: int, whole: Regions, row: int, grid: Grid, box_l0_yxyx: Sequence[int], deepest: int) -> Regions:
+def region_at(
+    wholes: Regions,
+    rows: Int[Tensor, " wholes"],
+    size_hw: tuple[int, int],
+    grid: Grid,
+    box_l0_yxyx: Sequence[int],
+    deepest: int,
+) -> Regions:
     """Return a region at any place of an image, as a child of the whole image but none of its cells.
 
-    Its level (at most ``deepest``) and position are those of the nearest cell of a similar size. ``whole`` is the table
-    with the whole image alone, ``row`` its row.
+    Its level (at most ``deepest``) and position are those of the nearest cell of a similar size. ``wholes`` are the
+    image's regions of level 0, usually one, and ``rows`` their rows; the parent is the one that shows most of the box.
 
     Raises:
         GeometryError: the box is empty or outside the image.
     """
     y0, x0, y1, x1 = (int(side) for side in box_l0_yxyx)
-    height, width = whole.size_hw[0].tolist()
+    height, width = size_hw
     if y0 >= y1 or x0 >= x1 or y1 <= 0 or x1 <= 0 or y0 >= height or x0 >= width:
-        problem = f"box {(y0, x0, y1, x1)} (y0, x0, y1, x1) shows nothing of image {image}, {height} x {width} px"
+        where = f"image {int(wholes.image[0])}, {height} x {width} px"
+        problem = f"box {(y0, x0, y1, x1)} (y0, x0, y1, x1) shows nothing of {where}"
         raise GeometryError(f"{problem}; give a box that overlaps it")
-    share = math.sqrt((y1 - y0) * (x1 - x0) / (height * width))
+    box, area = torch.tensor([[y0, x0, y1, x1]]), wholes.size_hw.prod(dim=1)
+    most = (box_overlap(wholes.box_l0_yxyx, box[0]) * area).argmax().reshape(1)
+    whole, parent = wholes.take(most), rows[most]
+    share = math.sqrt((y1 - y0) * (x1 - x0) / int(area[most]))
     extent = min(grid.cell_extent, 0.99)
     level = min(max(round(math.log(max(share, 1e-9)) / math.log(extent)), 1), max(deepest, 1))
     centre = torch.tensor([y0 + y1, x0 + x1])
@@ -230,7 +267,6 @@ def region_at(image: int, whole: Regions, row: int, grid: Grid, box_l0_yxyx: Seq
         distance = (boxes[:, :2] + boxes[:, 2:] - centre).float().square().sum(dim=1)
         cell = int(distance.argmin())
         nearest = choose_cells(nearest, grid, torch.tensor([[cell]]))
-    box, parent = torch.tensor([[y0, x0, y1, x1]]), torch.tensor([row])
     return replace(nearest, box_l0_yxyx=box, parent=parent, cell=torch.tensor([-1]))
 
 

@@ -100,6 +100,25 @@ def test_pictures_are_prepared_as_they_were_in_training(
     assert all(y1 <= 64 + 4 and x1 <= 48 + 4 for _, _, y1, x1 in (r["box_l0_yxyx"] for r in answers[0]["regions"]))
 
 
+def test_more_levels_and_strips(model: Path, tmp_path: Path) -> None:
+    for name, size in {"large": (300, 320), "strip": (64, 256)}.items():
+        noise = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    out, images = tmp_path / "p.jsonl", (tmp_path / "large.png", tmp_path / "strip.png")
+    options = ("--levels", 4, "--aspect", "keep", "--looks", 30, "--out", out)
+    code, _, err = predict(model, *images, *options)
+    assert code == 0, err
+    large, strip = (json.loads(line)["regions"] for line in out.read_text(encoding="utf-8").splitlines())
+    assert len(large) == len(strip) == 30
+    assert all(2 * (y1 - y0) <= 64 and y1 - y0 == x1 - x0 for y0, x0, y1, x1 in (r["box_l0_yxyx"] for r in strip))
+    code, _, err = predict(model, *images, "--levels", 3, "--looks", "2x1")
+    assert code == 2 and "one number of looks" in err
+    code, _, err = predict(model, *images, "--aspect", "keep", "--policy", "topk")
+    assert code == 2
+    code, _, err = predict(model, *images, "--levels", 1)
+    assert code == 2
+
+
 def test_what_is_given_comes_before_the_recipe(model: Path, pictures: Path, tmp_path: Path) -> None:
     save_recipe(tiny_recipe(data={"max_side_px": 50}), tmp_path / "recipe.yaml")
     own, given = (predict(model, pictures / "a.png", *more)[1] for more in ([], ["--max-side-px", 64]))

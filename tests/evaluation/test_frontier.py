@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.cost import multiply_adds
 from tnet.data.digits import DigitsConfig, MegapixelDigits
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, LooksWarning
 from tnet.evaluation.frontier import Curves, fit_calibration, frontier, looks_at, measure_curves, step_costs
 from tnet.models import LocatorConfig, TNet
 from tnet.traversal import BestFirst, Certain
@@ -46,7 +46,8 @@ def test_curves_are_those_of_single_calls(model: TNet, digits: MegapixelDigits, 
 
 
 def test_an_image_without_more_cells_keeps_its_answer(model: TNet, digits: MegapixelDigits) -> None:
-    curves = measure_curves(model, digits, BestFirst(12, 2), batch_size=5, progress=False)
+    with pytest.warns(LooksWarning, match="9 places"):
+        curves = measure_curves(model, digits, BestFirst(12, 2), batch_size=5, progress=False)
     assert curves.looks[:, 9:].unique().tolist() == [9]
     assert torch.equal(curves.certainty["margin"][:, 9], curves.certainty["margin"][:, 12])
     assert torch.equal(curves.macs[:, 9], curves.macs[:, 12])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import three_levels, tiny_config
+from tests.helpers import pictures, three_levels, tiny_config
 from torch import Tensor
 
 import tnet
@@ -24,7 +24,9 @@ from tnet.models.io import save_model
 from tnet.models.tnet import TNet
 from tnet.scenes import FileScene
 from tnet.scenes.decode import load_image
+from tnet.scenes.memory import MemoryScene
 from tnet.scenes.reading import ReadOptions
+from tnet.traversal import BestFirst
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 CONFIG = tiny_config(class_names=NAMES, locator=LocatorConfig("squeeze", logits="none"))
@@ -271,6 +273,46 @@ def test_a_picture_without_a_pixel_for_each_cell_is_refused(tmp_path: Path) -> N
         check_image_size((40, 2), config, "tiny", allow_small=True)
     check_image_size((40, 2), config, "tiny", looks=(2,), allow_small=True)
     check_image_size((40, 2), config, "tiny", looks=(), allow_small=True)
+
+
+def test_images_too_small_for_cells_are_seen_whole_by_a_search(model: TNet, tmp_path: Path) -> None:
+    sizes = [(1, 1), (1, 500), (64, 64), (500, 1), (4, 40)]
+    paths = [put(tmp_path / f"{i}.png", *size, seed=i) for i, size in enumerate(sizes)]
+    search = BestFirst(looks=12, levels=3)
+    found = predict(model, paths, search=search, allow_small=True)
+    assert [item.size_hw for item in found if isinstance(item, Prediction)] == sizes
+    counts = [len(item.regions) for item in found if isinstance(item, Prediction)]
+    assert counts == [0, 0, 12, 0, 12]
+    refused = predict(model, paths, search=search, skip_unreadable=True)
+    assert [isinstance(item, Unreadable) for item in refused] == [True, True, False, True, True]
+    same(refused[2:3], found[2:3])
+
+
+def test_a_strip_in_squares(model: TNet, tmp_path: Path) -> None:
+    path = put(tmp_path / "strip.png", 64, 256)
+    (found,) = predict(model, [path], search=BestFirst(looks=5, levels=2, aspect="keep"))
+    assert isinstance(found, Prediction) and found.size_hw == (64, 256)
+    assert [region.level for region in found.regions] == [1] * 5
+    assert {region.number for region in found.regions} == {"1", "2", "3", "4", "5"}
+    assert sum(region.weight or 0.0 for region in found.regions) == pytest.approx(5 / 9, abs=1e-4)
+    sides = {(r.box_l0_yxyx[2] - r.box_l0_yxyx[0], r.box_l0_yxyx[3] - r.box_l0_yxyx[1]) for r in found.regions}
+    assert sides == {(32, 32)}
+
+
+def test_a_scene_that_fails_in_mid_search_is_skipped_alone(model: TNet) -> None:
+    class Broken(MemoryScene):
+        def glimpse(self, box: Any, *args: Any, **options: Any) -> Tensor:
+            if box[0] > 0:
+                raise ImageError("bad.tif cannot be read: damaged; copy it again")
+            return super().glimpse(box, *args, **options)
+
+    pixels = pictures((64, 64), (64, 96), (80, 80))
+    scenes = [kind(image) for kind, image in zip((MemoryScene, Broken, MemoryScene), pixels, strict=True)]
+    search = BestFirst(looks=9, levels=2)
+    found = list(iter_predictions(model, scenes, search=search, progress=False, skip_unreadable=True))
+    assert [isinstance(item, Unreadable) for item in found] == [False, True, False]
+    with pytest.raises(ImageError, match=r"bad\.tif"):
+        list(iter_predictions(model, scenes, search=search, progress=False))
 
 
 @pytest.mark.parametrize(

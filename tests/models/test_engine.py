@@ -13,8 +13,9 @@ from tnet.errors import ConfigError, GeometryError, ImageError
 from tnet.models import TNet
 from tnet.models.engine import Traversal, traverse_all
 from tnet.models.tnet import TNetOutput
+from tnet.scenes import FileScene
 from tnet.scenes.memory import MemoryScene
-from tnet.traversal import BestFirst, Certain, LevelByLevel, TopK
+from tnet.traversal import BestFirst, Certain, Choice, LevelByLevel, Search, Step, TopK, Trail
 from tnet.traversal.stopping import confidence
 
 
@@ -149,6 +150,31 @@ def test_an_image_that_fails_in_mid_search_harms_no_other(
         if i != 3:
             assert isinstance(result, TNetOutput)
             torch.testing.assert_close(result.logits, model([scenes[i]], search=search).logits, atol=1e-5, rtol=0)
+
+
+def test_a_file_that_cannot_be_opened_harms_no_other(model: TNet, images: list[Tensor], tmp_path: Path) -> None:
+    scenes = [MemoryScene((image[0] * 255).byte(), f"{i}.png") for i, image in enumerate(images[:2])]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    stream = [[scenes[0]], [FileScene(tmp_path / "bad.png")], [scenes[1]]]
+    first, bad, last = traverse_all(model, stream, BestFirst(looks=2, levels=2))  # type: ignore[arg-type]
+    assert isinstance(bad, ImageError) and "bad.png" in str(bad)
+    assert isinstance(first, TNetOutput) and isinstance(last, TNetOutput)
+
+
+def test_a_search_of_ten_lines_runs_on_a_stream(model: TNet, images: list[Tensor]) -> None:
+    class Deeper(Search):
+        """Three looks per image, each at the best cell of the one before."""
+
+        def __call__(self, trail: Trail) -> Step | None:
+            if int(trail.looks.max()) == 3:
+                return None
+            last = trail.rows_at(trail.regions.depth)
+            return trail.step(last, Choice.of_cells(trail.scores(last).argmax(1, keepdim=True)))
+
+    with torch.no_grad():
+        for output, image in zip(traverse_all(model, images, Deeper(), glimpses=4), images, strict=True):
+            assert isinstance(output, TNetOutput) and output.regions.level.tolist() == [0, 1, 2, 3]
+            torch.testing.assert_close(output.logits, model(image, search=Deeper()).logits, atol=1e-5, rtol=0)
 
 
 def test_an_empty_stream(model: TNet) -> None:

@@ -74,6 +74,18 @@ def test_the_last_look_shows_native_resolution(size_hw: tuple[int, int], base_px
     assert "native resolution" in explain(proposal) and not proposal.warnings
 
 
+def test_larger_and_longer_images_at_inference() -> None:
+    proposal = ask(*[(320, 320)] * 8, (1200, 1200), (320, 900))
+    model, text = model_of(proposal), " ".join(explain(proposal).split())
+    region_px = [1200 * model.grid.cell_extent**level for level in (2, 3)]
+    assert model.levels == 2 and region_px[0] > model.base_px > region_px[1]
+    assert "the largest images have 1200 px and take 4 levels to native resolution, 2 are trained" in text
+    assert "add --levels 4 and --looks 3 or more to tnet predict" in text
+    assert "1 of 10 images are 1.5 times as long as wide" in text and "--aspect keep" in text
+    text = " ".join(explain(ask((320, 320))).split())
+    assert "--levels" not in text and "--aspect" not in text
+
+
 def test_the_paper_sizes() -> None:
     """Fundus photographs, with the backbone that is taken by default: 224 px, 3 levels of 5 x 5 cells of 0.34."""
     model = model_of(ask((1296, 1936), backbone="mobilenetv2_100"))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tests.helpers import dividing_threshold, looks_until, make_unsure, three_levels, tiny_config
 
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, GeometryError, LooksWarning
 from tnet.geometry import box_overlap
 from tnet.models import TNet
+from tnet.models.engine import traverse_all
 from tnet.models.tnet import TNetOutput
 from tnet.traversal import BestFirst, Certain, StoppingRule, TimeLimit, Trail
 from tnet.traversal.stopping import confidence, margin
@@ -82,7 +83,10 @@ def test_two_levels_and_one_step_are_the_published_traversal(images: torch.Tenso
 
 
 def test_every_cell_of_every_level_is_seen_once_at_most(model: TNet, images: torch.Tensor) -> None:
-    output = model(images[:1], search=BestFirst(looks=1000, levels=3, at_once=50))
+    with pytest.warns(
+        LooksWarning, match=r"search.looks is 1,000, but 3 levels of 3 x 3 cells have 90 places; all are"
+    ):
+        output = model(images[:1], search=BestFirst(looks=1000, levels=3, at_once=50))
     assert len(output.regions) == 1 + 9 + 81
     assert len(set(paths(output, 0))) == 91
 
@@ -133,6 +137,57 @@ def test_impossible_settings(changes: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         BestFirst(**({"looks": 3, "levels": 2} | changes))  # type: ignore[arg-type]
     assert key in str(error.value)
+
+
+# --- long images
+
+
+def test_a_strip_is_seen_as_squares(model: TNet) -> None:
+    """Each square is divided into square cells as a whole image is, and all are answered together."""
+    torch.manual_seed(3)
+    strip, square = torch.rand(1, 1, 64, 256), torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        output = model([strip[0], square[0]], search=BestFirst(looks=6, levels=3, aspect="keep"))
+        regions = output.regions.take(output.regions.image == 0)
+        assert regions.level.tolist()[:4] == [0] * 4 and int((regions.level > 0).sum()) == 6
+        assert regions.box_l0_yxyx[:4].tolist() == [[0, x, 64, x + 64] for x in range(0, 256, 64)]
+        sizes = regions.size_hw
+        assert torch.equal(sizes[:, 0], sizes[:, 1])
+        # The second image is no longer than wide: as before, and beside a strip.
+        plain = model(square, search=BestFirst(looks=6, levels=3))
+        torch.testing.assert_close(output.logits[1], plain.logits[0])
+        torch.testing.assert_close(output.whole_logits[1], plain.whole_logits[0])
+        # The wholes of the strip are those of its squares as images.
+        pieces = model(torch.stack(strip[0].split(64, dim=2)), looks=0)
+        torch.testing.assert_close(output.whole_logits[0], pieces.logits.mean(0))
+        torch.testing.assert_close(output.whole_weights[0], output.weights[0, :4].sum())
+
+
+def test_a_tall_strip_alone_and_in_a_stream(model: TNet) -> None:
+    torch.manual_seed(3)
+    images, search = [torch.rand(1, 1, 256, 64), torch.rand(1, 1, 64, 96)], BestFirst(looks=3, levels=2, aspect="keep")
+    with torch.no_grad():
+        for output, image, wholes in zip(traverse_all(model, images, search), images, (4, 2), strict=True):
+            assert isinstance(output, TNetOutput) and output.regions.level.tolist() == [0] * wholes + [1] * 3
+            torch.testing.assert_close(output.logits, model(image, search=search).logits, atol=1e-5, rtol=0)
+
+
+def test_a_place_in_a_strip_belongs_to_its_square(model: TNet) -> None:
+    traversal = model.search(torch.rand(1, 1, 64, 256), BestFirst(looks=2, levels=2, aspect="keep"))
+    next(traversal)
+    traversal.look_at((10, 140, 42, 172))
+    look = next(traversal)
+    assert look.regions.parent.tolist() == [2] and look.regions.level.tolist() == [1]
+    assert look.regions.position_yx.tolist() == [[1, 1]]
+    with pytest.raises(GeometryError, match="nothing of image 0, 64 x 256 px"):
+        traversal.look_at((0, 256, 9, 300))
+
+
+def test_every_place_of_a_strip(model: TNet) -> None:
+    search = BestFirst(looks=100, levels=2, at_once=50, aspect="keep")
+    with pytest.warns(LooksWarning, match="have 36 places"):
+        output = model(torch.rand(1, 1, 64, 256), search=search)
+    assert len(output.regions) == 4 + 36
 
 
 # --- stopping

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tnet.models.tnet import TNet
     from tnet.traversal import BestFirst
 
+Aspect = Literal["squeeze", "keep"]
 IMAGES_HELP = (
     "Images, folders of images (searched recursively), or manifests: a table (.csv, .parquet) with a column 'path', or "
     "a .txt file with one path per line; relative paths start from the manifest's folder."
@@ -32,6 +34,14 @@ _BUDGET_HELP = (
     "more. Needs a model calibrated by `tnet calibrate`."
 )
 _AT_LEAST_HELP = "Look until this accuracy (0 to 1), as measured by `tnet calibrate`, is reached."
+_LEVELS_HELP = (
+    "Levels for the search, including the whole image; more than in training show larger images at full resolution. "
+    "Every look goes to the most promising place on any level, and --looks is the number per image."
+)
+_ASPECT_HELP = (
+    "How images that are 1.5 times as long as wide, or longer, are seen whole: squeeze, as a square; or keep, as up to "
+    "16 squares side by side, each searched like an image. The looks are chosen as with --levels."
+)
 _MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
 
@@ -43,6 +53,8 @@ def predict(
     budget: Annotated[str | None, typer.Option(help=_BUDGET_HELP)] = None,
     at_least: Annotated[float | None, typer.Option(metavar="SHARE", help=_AT_LEAST_HELP)] = None,
     max_ms: Annotated[float | None, typer.Option(metavar="MS", help=_MAX_MS_HELP)] = None,
+    levels: Annotated[int | None, typer.Option(min=2, max=16, help=_LEVELS_HELP)] = None,
+    aspect: Annotated[Aspect | None, typer.Option(help=_ASPECT_HELP, show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP)] = None,
     batch_size: common.BatchSizeOption = 8,
     workers: common.WorkersOption = 0,
@@ -81,10 +93,13 @@ def predict(
     progress = progress and (out is not None or not sys.stdout.isatty())
     network = load_model(model)
     search = None
-    if budget is not None or at_least is not None or max_ms is not None:
-        if chosen is not None or policy is not None:
+    is_limited = budget is not None or at_least is not None or max_ms is not None
+    if is_limited or levels is not None or aspect is not None:
+        if policy is not None or (is_limited and chosen is not None):
             raise typer.BadParameter("--budget, --at-least and --max-ms choose the looks; omit --looks and --policy")
-        search = _search(network, model, budget, at_least, max_ms)
+        search = _search(network, model, budget, at_least, max_ms, chosen)
+        search = replace(search, levels=levels or search.levels, aspect=aspect or search.aspect)
+        chosen = None
         batch_size = batch_size if max_ms is None else 1
     predictions = iter_predictions(
         network, paths, looks=chosen, policy=policy.value if policy else None, search=search, batch_size=batch_size,
@@ -110,22 +125,32 @@ def predict(
         common.say(f"written: {out} ({count} images, {skipped} skipped)", err=True)
 
 
-def _search(model: Model, folder: Path, budget: str | None, at_least: float | None, max_ms: float | None) -> BestFirst:
-    """Return the best-first search that keeps these limits."""
+def _search(
+    model: Model,
+    folder: Path,
+    budget: str | None,
+    at_least: float | None,
+    max_ms: float | None,
+    looks: common.Looks | None,
+) -> BestFirst:
+    """Return the best-first search that keeps these limits; without any, of this number of looks."""
     from tnet.geometry import total_looks
     from tnet.models.tnet import TNet
     from tnet.traversal import BestFirst, TimeLimit
 
     if not isinstance(model, TNet) or model.locator is None:
         raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
-    calibration = model.calibration
+    calibration, config = model.calibration, model.config
+    if budget is None and at_least is None and max_ms is None:
+        if isinstance(looks, tuple):
+            raise typer.BadParameter("--levels and --aspect take one number of looks per image; give --looks 5")
+        return BestFirst(total_looks(config.looks) if looks is None else looks, config.levels)
     if calibration is None:
         if budget is None and at_least is None and max_ms is not None:
-            config = model.config
             return BestFirst(2 * total_looks(config.looks), config.levels, stop=(TimeLimit(max_ms),))
         raise ConfigError(f"{folder} is not calibrated; run: tnet calibrate {folder}")
-    looks = None if budget is None else _mean_looks(model, budget)
-    return calibration.search(looks, at_least, max_ms, model.config.multilabel)
+    mean_looks = None if budget is None else _mean_looks(model, budget)
+    return calibration.search(mean_looks, at_least, max_ms, model.config.multilabel)
 
 
 def _mean_looks(model: TNet, budget: str) -> float:

@@ -249,7 +249,8 @@ def iter_predictions(
     chosen = model.config.resolve_looks(looks)
     model = model.to(device).eval()
     policy = model.policy(policy) if policy is None or isinstance(policy, str) else policy
-    load = partial(load_input, config=model.config, looks=chosen, allow_small=allow_small, read=read)
+    needed = chosen if search is None else ()  # a search leaves regions whole that are too small for cells
+    load = partial(load_input, config=model.config, looks=needed, allow_small=allow_small, read=read)
     # Images come one by one, so that a batch can be closed by its size in memory.
     loader = image_loader(_Images(images, load), None, workers)
 

@@ -122,7 +122,8 @@ def prediction_of(
     if config.multilabel:
         order = probs.sort(descending=True, stable=True).indices.tolist()
         present = tuple(labels[index] for index in order if probs[index] > LABEL_THRESHOLD)
-    y1, x1 = output.regions.box_l0_yxyx[image, 2:].tolist()  # whole images come first
+    is_whole = (output.regions.image == image) & (output.regions.level == 0)
+    y1, x1 = output.regions.box_l0_yxyx[is_whole, 2:].amax(dim=0).tolist()
     size_hw = (y1, x1) if stored_size_hw is None else stored_size_hw
     scale_yx = (size_hw[0] / y1, size_hw[1] / x1)
     return Prediction(
@@ -145,13 +146,17 @@ def _records(
     located: bool,
     scale_yx: tuple[float, float],
 ) -> list[RegionRecord]:
-    """Return the regions of one image after the whole, in the order of looking."""
-    alone = None if output.region_logits is None else class_probs(output.region_logits[image], config).max(dim=1)
+    """Return the regions of one image after the whole, or the squares that it was seen as, in the order of looking."""
+    rows = (output.regions.image == image).nonzero().flatten()[1:]
+    looks = (output.regions.level[rows] > 0).nonzero().flatten()
+    rows = rows[looks]
+    alone = None
+    if output.region_logits is not None:
+        alone = class_probs(output.region_logits[image].cpu()[looks], config).max(dim=1)
     weights, probs = (
-        None if values is None else values[image].detach().float().cpu().tolist()
+        None if values is None else values[image].detach().float().cpu()[looks].tolist()
         for values in (output.region_weights, output.region_probs if located else None)
     )
-    rows = (output.regions.image == image).nonzero().flatten()[1:]
     regions = output.regions.take(rows)
     place = {row: n for n, row in enumerate(rows.tolist())}
     parents = [place.get(row, -1) for row in regions.parent.tolist()]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from tnet.errors import ConfigError, ImageError
-from tnet.geometry import Grid, Regions
+from tnet.geometry import Grid, Regions, divisible
 from tnet.models.base import Images, Model, ModelOutput
 from tnet.scenes import Scene, SceneBatch
 from tnet.traversal import Search, Step, Trail
@@ -116,7 +116,7 @@ class Traversal(Iterator[Look]):
     def __init__(self, model: Traversable, scene: SceneBatch, search: Search) -> None:
         self.model, self.scene, self.search = model, scene, search
         self.trail = Trail(scene.sizes_hw, model.grid)
-        self.step: Step | None = self.trail.first_step()
+        self.step: Step | None = search.first_step(self.trail)
         self._asked: deque[Step] = deque()
         self._pixels: Tensor | None = None
 
@@ -185,7 +185,10 @@ def advance(traversals: Sequence[Traversal]) -> None:
     """Take the pending step of each traversal of one model, all regions in one batch of the network."""
     model = traversals[0].model
     steps = [step for traversal in traversals if (step := traversal.pending) is not None]
-    scored = [traversal.search.wants_scores(step.regions) for traversal, step in zip(traversals, steps, strict=True)]
+    scored = [
+        traversal.search.wants_scores(step.regions) & divisible(step.regions, model.grid)
+        for traversal, step in zip(traversals, steps, strict=True)
+    ]
     if len(steps) == 1:
         regions, pixels, all_scored = steps[0].regions, traversals[0].read(), scored[0]
     else:
@@ -215,7 +218,7 @@ def traverse_all(
     """Run a search over a stream of images with full batches of glimpses, and yield the outputs in order.
 
     Images that are done make place for the next, so that easy images do not wait for hard ones; a batch of the network
-    mixes images and levels. The outputs are those of one image at a time.
+    mixes images, and levels of regions. The outputs are those of one image at a time.
 
     Args:
         model: a model in evaluation mode.
@@ -230,21 +233,26 @@ def traverse_all(
     if glimpses < 1 or active < 1:
         raise ConfigError(f"glimpses is {glimpses} and active {active}; give at least 1 of each")
     source, exhausted = iter(images), False
-    running: deque[tuple[int, Traversal]] = deque()  # by place in the stream
+    fresh: deque[tuple[int, Traversal]] = deque()  # by place in the stream; nothing is seen of them
+    running: deque[tuple[int, Traversal]] = deque()
     done: dict[int, ModelOutput | ImageError] = {}
-    started = given = 0
+    started = given = waiting = 0
     while True:
-        waiting = sum(len(t.pending.regions) for _, t in running if t.pending is not None)
-        while not exhausted and waiting < glimpses and started - given < active:
+        # Whole images are seen in batches of their own, since separate batch norm statistics would divide a mixed one.
+        while not exhausted and waiting < glimpses and len(fresh) < glimpses and started - given < active:
             image = next(source, None)
             if image is None:
                 exhausted = True
                 break
-            running.append((started, model.search(image, search)))
-            started, waiting = started + 1, waiting + 1
+            try:
+                fresh.append((started, model.search(image, search)))
+            except ImageError as error:
+                done[started] = error
+            started += 1
+        queue = fresh or running
         batch, count = [], 0
-        while running and count < glimpses:
-            place, traversal = running.popleft()
+        while queue and count < glimpses:
+            place, traversal = queue.popleft()
             try:
                 count += len(traversal.read())
             except ImageError as error:
@@ -253,14 +261,16 @@ def traverse_all(
             batch.append((place, traversal))
         if batch:
             advance([traversal for _, traversal in batch])
-            # Those that go on come first, so that images finish in about the order in which they started.
-            for place, traversal in reversed(batch):
-                if traversal.pending is None:
-                    done[place] = traversal.output()
-                else:
-                    running.appendleft((place, traversal))
+        going_on = [(place, traversal) for place, traversal in batch if traversal.pending is not None]
+        done |= {place: traversal.output() for place, traversal in batch if traversal.pending is None}
+        # Those that were seen first stay first, so that images finish in about the order in which they started.
+        if queue is fresh:
+            running.extend(going_on)
+        else:
+            running.extendleft(reversed(going_on))
+        waiting = sum(len(t.pending.regions) for _, t in running if t.pending is not None)
         while given in done:
             yield done.pop(given)
             given += 1
-        if exhausted and not running:
+        if exhausted and not fresh and not running:
             return

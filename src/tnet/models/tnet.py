@@ -109,12 +109,19 @@ class TNetOutput(ModelOutput):
     @property
     @override
     def whole_logits(self) -> Float[Tensor, "batch classes"]:
-        return self.feature_logits[:, 0]
+        whole = self._is_whole.to(self.feature_logits)
+        return (self.feature_logits * (whole / whole.sum(dim=1, keepdim=True))[:, :, None]).sum(dim=1)
 
     @property
     @override
     def whole_weights(self) -> Float[Tensor, " batch"]:
-        return self.weights[:, 0]
+        return (self.weights * self._is_whole.to(self.weights)).sum(dim=1)
+
+    @property
+    def _is_whole(self) -> Bool[Tensor, "batch n"]:
+        """Which features are of level 0: the first, and others if a long image was seen as squares."""
+        is_whole = self.regions.level[self.rows] == 0
+        return is_whole if self.seen is None else is_whole & self.seen
 
     @property
     @override

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tnet.geometry import total_looks
+from tnet.geometry import square_boxes, total_looks
 from tnet.objectives import ObjectiveConfig
 from tnet.suggest.plan import BASES_PX, GAIN, LEAST_GAIN, LookPlan, Weights, format_macs
 from tnet.suggest.survey import Survey
@@ -14,6 +14,9 @@ from tnet.training.recipe import Recipe
 
 _FEW_IMAGES = 20  # training images of a class
 _IMBALANCED = 10.0  # ratio of the largest class to the smallest
+_MOST_IMAGES = 0.95  # quantile of the longer sides that inference should show at native resolution
+_MOST_LEVELS = 16  # that `tnet predict` takes
+_ROUNDING = 0.05  # of a level, below which it is not worth one more
 _SIZES_VARY = 3.0  # ratio of the 95 % quantile of the longer sides to the 5 % quantile
 
 
@@ -55,6 +58,7 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     sides = f"{longer} x {grid.cell_extent:.3f}{power} = {longer * grid.cell_extent**deepest:.0f} px"
     text = f"regions of the last level have {sides} and are seen at {base_px} px: {resolution}"
     yield Reason("levels", "model", f"{config.levels}, including the whole image: {text}")
+    yield from _inference_reasons(survey, plan)
     cells = f"{grid.rows} x {grid.cols} cells of {grid.cell_extent:.3f} of a side: neighbours overlap by half or more"
     yield Reason("grid", "model", f"{cells}, so that anything up to half a cell in size is whole in one of them")
     limit = ""
@@ -69,6 +73,26 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     text = f"the plain backbone costs as much with levels: 1, looks: [], base_px: {same_px}"
     advice = "it can be better if the subject fills the image, so train it too"
     yield Reason("compare", "model", f"{text}; {advice}")
+
+
+def _inference_reasons(survey: Survey, plan: LookPlan) -> Iterator[Reason]:
+    """Yield what large or long images gain from a search that the trained model needs no retraining for."""
+    config, largest = plan.config, survey.longer_side_px(_MOST_IMAGES)
+    steps = math.log(largest / config.base_px) / -math.log(config.grid.cell_extent)
+    needed = min(1 + math.ceil(steps - _ROUNDING), _MOST_LEVELS)
+    if needed > config.levels:
+        text = (
+            f"the largest images have {largest} px and take {needed} levels to native resolution, {config.levels} are "
+            f"trained: add --levels {needed} and --looks {needed - 1} or more to tnet predict; it needs no retraining"
+        )
+        yield Reason("larger", "model", text)
+    long = sum(len(square_boxes(image.size_hw)) > 1 for image in survey.images)
+    if long:
+        text = (
+            f"{long} of {len(survey.images)} images are 1.5 times as long as wide, or longer, and are squeezed into a "
+            "square: add --aspect keep to tnet predict to see them as several squares, and compare"
+        )
+        yield Reason("aspect", "model", text)
 
 
 def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) -> Iterator[Reason]:

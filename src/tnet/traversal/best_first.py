@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, LooksWarning
 from tnet.geometry import Regions, box_overlap, cell_boxes
 from tnet.traversal.policies import Choice
 from tnet.traversal.search import Search
@@ -19,6 +20,7 @@ from tnet.traversal.stopping import StoppingRule
 from tnet.traversal.trail import Step, Trail
 
 Score = Literal["path", "density"]
+Aspect = Literal["squeeze", "keep"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class BestFirst(Search):
         explore: share of looks at a random unseen cell, in [0, 1].
         stop: rules, any of which ends an image's looks.
         generator: source of the random looks.
+        aspect: how an image that is 1.5 times as long as wide, or longer, is seen whole: ``squeeze``, as a square, like
+            all others; or ``keep``, as squares side by side, of which there are at most 16 and which do not count as
+            looks. Each square is divided into cells as a whole image is.
     """
 
     looks: int
@@ -48,6 +53,7 @@ class BestFirst(Search):
     explore: float = 0.0
     stop: tuple[StoppingRule, ...] = ()
     generator: torch.Generator | None = None
+    aspect: Aspect = "squeeze"
 
     def __post_init__(self) -> None:
         for name, least in (("looks", 0), ("levels", 1), ("at_once", 1)):
@@ -70,6 +76,16 @@ class BestFirst(Search):
     def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
         rows = trail.drafted_rows
         return rows[trail.looks[trail.regions.image[rows]] < self.looks]
+
+    @override
+    def first_step(self, trail: Trail) -> Step:
+        step, grid = trail.first_step(squares=self.aspect == "keep"), trail.grid
+        squares = int(torch.bincount(step.regions.image).max())
+        places = squares * sum(grid.cells**level for level in range(1, self.levels))
+        if self.looks > places and not self.stop:
+            cells = f"{self.levels} levels of {grid.rows} x {grid.cols} cells have {places:,} places"
+            warnings.warn(f"search.looks is {self.looks:,}, but {cells}; all are seen", LooksWarning, stacklevel=4)
+        return step
 
     @override
     def __call__(self, trail: Trail) -> Step | None:

@@ -39,6 +39,10 @@ class Search(ABC):
         """Return which regions need location scores for their cells; all by default."""
         return torch.ones(len(regions), dtype=torch.bool)
 
+    def first_step(self, trail: Trail) -> Step:
+        """Return the step that begins a traversal; the whole images by default."""
+        return trail.first_step()
+
     def wants_now(self, trail: Trail) -> Int[Tensor, " rows"]:
         """Return the drafted rows, ascending, to score (again) from everything seen so far; by default the new ones."""
         rows = trail.drafted_rows

@@ -28,6 +28,8 @@ class Step:
 class Trail:
     """Everything seen of a batch of images; row ``i`` of ``regions`` is the ``i``-th region seen, whole images first.
 
+    A whole image is one row of level 0, or several if a search divides long images into squares.
+
     Rows are appended step by step, so a parent always comes before its children. Images may have different numbers of
     rows. Geometry is on the CPU, features and scores on the model's device. ``sizes_hw`` are in level-0 pixels.
     """
@@ -113,10 +115,10 @@ class Trail:
         parents = self.regions.parent[self.regions.parent >= 0]
         return torch.cat([self.scored_rows, parents]).unique()
 
-    def first_step(self) -> Step:
-        """Return the step of the whole images, the first of every traversal."""
-        count, none = self.images, torch.zeros(0)
-        return Step(whole_images(self.sizes_hw), torch.zeros(count), none, none.long())
+    def first_step(self, *, squares: bool = False) -> Step:
+        """Return the step of the whole images, the first of every traversal; see :func:`whole_images`."""
+        regions, none = whole_images(self.sizes_hw, squares=squares), torch.zeros(0)
+        return Step(regions, torch.zeros(len(regions)), none, none.long())
 
     def step(self, parents: Int[Tensor, " parents"], choice: Choice) -> Step:
         """Return the step of the cells chosen in each of these rows, for a search to return."""
@@ -128,10 +130,11 @@ class Trail:
 
     def step_to(self, box_l0_yxyx: Sequence[int], image: int, deepest: int) -> Step:
         """Return the step of a region at any place of an image; see :func:`tnet.geometry.region_at`."""
-        if not 0 <= image < self.images or image >= len(self):
+        rows = ((self.regions.image == image) & (self.regions.level == 0)).nonzero().flatten()
+        if not len(rows):
             raise GeometryError(f"image {image} is not one of the {self.images} seen; give its index in the batch")
-        whole = self.regions.take(torch.tensor([image]))
-        region = region_at(image, whole, image, self.grid, box_l0_yxyx, deepest)
+        wholes = self.regions.take(rows)
+        region = region_at(wholes, rows, self.sizes_hw[image], self.grid, box_l0_yxyx, deepest)
         return Step(region, torch.zeros(1), torch.zeros(0), torch.zeros(0).long())
 
     def append(
