@@ -14,6 +14,7 @@ from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
 from tnet.training.recipe import Recipe, TrainConfig
+from tnet.traversal import Calibrated, LookGain
 
 # 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
 TINY_RESNET = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
@@ -112,6 +113,11 @@ def looks_until(certainty: Tensor, threshold: float) -> list[int]:
     """Per image, the first number of looks at which it is certain; ``certainty``: [images, numbers of looks]."""
     last = certainty.shape[1] - 1
     return [next((n for n, value in enumerate(row) if value >= threshold), last) for row in certainty.tolist()]
+
+
+def until_certain(threshold: float, measure: str = "confidence") -> Calibrated:
+    """The rule that stops when the answer is that certain, after any number of looks."""
+    return Calibrated(1 - threshold + 1e-9, (LookGain((0.0, 1.0), (1.0, 0.0)),), measure)
 
 
 def dividing_threshold(certainty: Tensor) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import make_unsure, three_levels
+from tests.helpers import make_unsure, three_levels, until_certain
 
 from tnet.data.digits import DigitsConfig, MegapixelDigits
 from tnet.errors import ConfigError
 from tnet.evaluation.cost import multiply_adds
 from tnet.evaluation.frontier import Curves, best_first_rows, frontier_row, measure_curves, step_costs
 from tnet.models import TNet
-from tnet.traversal import BestFirst, Certain
+from tnet.traversal import BestFirst
 
 DIGITS = DigitsConfig(
     task="max", canvas_px=96, target_copies=1, other_digits=0, noise_patterns=2, images_train=4, images_val=12
@@ -73,4 +73,4 @@ def test_rows(curves: Curves) -> None:
 
 def test_a_search_that_stops_cannot_be_measured(model: TNet, digits: MegapixelDigits) -> None:
     with pytest.raises(ConfigError, match="stops"):
-        measure_curves(model, digits, BestFirst(5, 3, stop=(Certain(0.5),)), progress=False)
+        measure_curves(model, digits, BestFirst(5, 3, stop=(until_certain(0.5),)), progress=False)

@@ -14,6 +14,7 @@ from tnet.errors import ConfigError
 _TITLE = "# Accuracy against mean cost"
 _LOOKS_HELP = "Largest number of looks per image. [default: twice the model's own]"
 _LEAST_HELP = "Looks that every image takes before it may be done."
+_SCORE_HELP = "Order of best-first search: path probability, the same per area, or gain as the model predicts it."
 _LEVELS_HELP = "Levels to search, including the whole image; more than in training are allowed. [default: the model's]"
 
 
@@ -26,9 +27,7 @@ def calibrate(
     measure: Annotated[
         Literal["confidence", "margin"], typer.Option(help="What must be large for an image to be done.")
     ] = "confidence",
-    score: Annotated[
-        Literal["path", "density"], typer.Option(help="Order of best-first search: path probability, or per area.")
-    ] = "path",
+    score: Annotated[Literal["path", "density", "gain"], typer.Option(help=_SCORE_HELP)] = "path",
     recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
     split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     batch_size: common.BatchSizeOption = 16,
@@ -53,14 +52,11 @@ def calibrate(
     from tnet.geometry import total_looks
     from tnet.models.calibration import CALIBRATION_NAME
     from tnet.models.io import load_model, model_folder
-    from tnet.models.tnet import TNet
     from tnet.text import markdown
     from tnet.traversal import BestFirst
 
     place = common.pick_device(device)
-    model = load_model(run, calibrated=False)
-    if not isinstance(model, TNet) or model.locator is None:
-        raise ConfigError(f"{run} is a {model.config.title} without a search; calibrate a TNet of 2 or more levels")
+    model = common.searchable(load_model(run, calibrated=False), run)
     images, source = open_labelled(model.config, run, data, recipe, split)
     search = BestFirst(looks or 2 * total_looks(model.config.looks), levels or model.config.levels, score=score)
     if least >= search.looks:

@@ -15,6 +15,8 @@ from tnet.text import visible
 
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
+    from tnet.models.base import Model
+    from tnet.models.tnet import TNet
     from tnet.scenes.file import SceneOptions
     from tnet.scenes.reading import ReadOptions
     from tnet.training.recipe import Recipe
@@ -184,3 +186,12 @@ def recipe_of(run: Path) -> Recipe | None:
 
     path = recipe_path(run)
     return None if path is None else load_recipe(path)
+
+
+def searchable(model: Model, folder: Path) -> TNet:
+    """Return the model if best-first search can use it; raise ConfigError otherwise."""
+    from tnet.models.tnet import TNet
+
+    if not isinstance(model, TNet) or model.locator is None:
+        raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
+    return model

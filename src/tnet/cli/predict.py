@@ -113,11 +113,9 @@ def predict(
 def _search(model: Model, folder: Path, budget: str | None, at_least: float | None, max_ms: float | None) -> BestFirst:
     """Return the best-first search that keeps these limits."""
     from tnet.geometry import total_looks
-    from tnet.models.tnet import TNet
     from tnet.traversal import BestFirst, TimeLimit
 
-    if not isinstance(model, TNet) or model.locator is None:
-        raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
+    model = common.searchable(model, folder)
     calibration = model.calibration
     if calibration is None:
         if budget is None and at_least is None and max_ms is not None:

@@ -14,7 +14,7 @@ from tnet.errors import ConfigError
 from tnet.evaluation.cost import multiply_adds
 from tnet.evaluation.evaluator import check_data_fits, is_right, wilson_interval
 from tnet.inference.progress import track_images
-from tnet.models.tnet import TNet, TNetOutput
+from tnet.models.tnet import TNet
 from tnet.traversal import CERTAINTIES, BestFirst
 
 
@@ -90,7 +90,7 @@ def measure_curves(
             if output.seen is not None or output.features.shape[1] <= search.looks:
                 counts = torch.bincount(output.regions.image, minlength=len(batch.targets))
                 taken = torch.minimum(taken, counts[:, None] - 1)
-            logits = _logits_by_look(model, output)
+            logits = model.answers(output.features, output.seen).float().cpu()
             logits = logits.gather(1, taken[:, :, None].expand(-1, -1, logits.shape[2]))
             targets = batch.targets.repeat_interleave(len(n), dim=0)
             right = is_right(logits.flatten(0, 1), targets).reshape(taken.shape)
@@ -100,18 +100,6 @@ def measure_curves(
             parts.append((right, taken, macs, *sure))
     right, taken, macs, *sure = (torch.cat(column) for column in zip(*parts, strict=True))
     return Curves(right, dict(zip(CERTAINTIES, sure, strict=True)), taken, macs)
-
-
-def _logits_by_look(model: TNet, output: TNetOutput) -> Float[Tensor, "images n classes"]:
-    """Class logits from the first ``j + 1`` features of each image, for each ``j``, on the CPU."""
-    features, seen = output.features, output.seen
-    n = features.shape[1]
-    valid = torch.ones(features.shape[:2], dtype=torch.bool) if seen is None else seen
-    answers = []
-    for j in range(n):
-        first = (valid & (torch.arange(n) <= j)).to(features.device)
-        answers.append(model.classify(features, first).float().cpu())
-    return torch.stack(answers, dim=1)
 
 
 class StepCosts(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,10 +92,9 @@ class Fit(NamedTuple):
     """A calibration, and what it is worth on images left out of the fit.
 
     Attributes:
-        calibration: fitted to all images; for equal numbers of looks if stopping does not pay.
-        rows: best-first search with each number of looks, then stopping within each whole budget, as fitted to one half
-            of the images and measured on the other, both ways.
-        advantage: accuracy of stopping above that of equal numbers of looks, mean over the budgets.
+        calibration: fitted to all images; for equal looks if stopping does not pay.
+        rows: equal looks, then stopping as fitted to one half of the images and measured on the other, both ways.
+        advantage: accuracy of stopping above that of equal looks, mean over the budgets.
     """
 
     calibration: Calibration
@@ -105,26 +104,14 @@ class Fit(NamedTuple):
     @property
     def note(self) -> str:
         """Sentences on whether stopping pays."""
-        text = "Stopping is fitted to one half of the images and measured on the other, both ways. On average over the "
-        side = "above" if self.advantage >= 0 else "below"
-        text += f"budgets it is {100 * abs(self.advantage):.1f} points {side} the same number of looks for every image"
-        remedy = "; since it does not pay, every image will get the same number of looks within a budget, or one more"
+        gap = f"{100 * self.advantage:+.1f} points of accuracy on average over the budgets"
+        text = f"Stopping, fitted to one half of the images and measured on the other, brings {gap}"
+        remedy = ": it does not pay, so that every image will get the same number of looks within a budget, or one more"
         return f"{text}{'' if self.advantage >= 0 else remedy}.\n"
 
 
 def fit_calibration(curves: Curves, model: TNet, search: BestFirst, measure: str, least: int = 0) -> Fit:
-    """Fit when to stop, and measure it on images left out of the fit.
-
-    Args:
-        curves: answers of the model and the search.
-        model: the model.
-        search: the search.
-        measure: name in :data:`tnet.traversal.CERTAINTIES`.
-        least: looks that every image takes.
-
-    Raises:
-        DataError: there is a single image.
-    """
+    """Fit when to stop after ``least`` looks, from curves of a model and a search; raise DataError for one image."""
     right, certainty, last = curves.right, curves.certainty[measure], curves.right.shape[1] - 1
     if len(right) < 2:
         raise DataError("stopping is fitted to one half of the images, but there is 1; give 2 or more, better hundreds")
@@ -142,7 +129,7 @@ def fit_calibration(curves: Curves, model: TNet, search: BestFirst, measure: str
     rows, budgets = best_first_rows(curves), range(max(1, least), last)
     fitted = [fit_gains(right[half], certainty[half], least) for half in halves]
     taken = left_out(fitted, budgets)
-    stopping = [frontier_row("stopping", budget, curves, at) for budget, at in zip(budgets, taken, strict=True)]
+    stopping = _rows(curves, budgets, taken)
     gaps = [row.accuracy - rows[int(row.setting)].accuracy for row in stopping]
     advantage = sum(gaps) / max(1, len(gaps))
     gains = fit_gains(right, certainty, least)
@@ -150,35 +137,27 @@ def fit_calibration(curves: Curves, model: TNet, search: BestFirst, measure: str
         gains = equal_looks(last, least)
         fitted = [gains, gains]
     prices, mean_looks = _prices(gains_by_look(gains, certainty))
+    accuracy = right.gather(1, left_out(fitted, mean_looks).T).double().mean(0).tolist()
     calibration = Calibration(
-        measure=measure,
-        looks=last,
-        levels=search.levels,
-        score=search.score,
-        gains=gains,
-        prices=tuple(prices),
-        mean_looks=tuple(mean_looks),
-        accuracy=tuple(right.gather(1, left_out(fitted, mean_looks).T).double().mean(0).tolist()),
-        images=len(right),
-        class_names=model.config.class_names,
-    )
+        measure, last, search.levels, search.score, gains, tuple(prices), tuple(mean_looks), tuple(accuracy),
+        len(right), model.config.class_names,
+    )  # fmt: skip
     return Fit(calibration, rows + stopping, advantage)
 
 
 def frontier(model: TNet, curves: Curves, measured: Sequence[LooksRow]) -> list[FrontierRow]:
     """Return what was measured level by level, then best-first search, then stopping if the model is calibrated."""
-    rows = [
-        FrontierRow(
-            "level by level", row.total_looks, row.total_looks, row.macs, row.accuracy, row.accuracy_low,
-            row.accuracy_high, row.images,
-        )
-        for row in measured
-    ]  # fmt: skip
-    rows += best_first_rows(curves)
+    rows = best_first_rows(curves)
+    for row in reversed(measured):
+        interval = row.accuracy, row.accuracy_low, row.accuracy_high
+        rows.insert(0, FrontierRow("level by level", row.total_looks, row.total_looks, row.macs, *interval, row.images))
     calibration = model.calibration
     if calibration is not None:
         by_look = gains_by_look(calibration.gains, curves.certainty[calibration.measure])
-        budgets = [budget for budget in range(1, calibration.looks) if budget >= calibration.mean_looks[0]]
-        taken = [looks_at(by_look, calibration.for_looks(budget)) for budget in budgets]
-        rows += [frontier_row("stopping", budget, curves, at) for budget, at in zip(budgets, taken, strict=True)]
+        budgets = range(max(1, round(calibration.mean_looks[0])), calibration.looks)
+        rows += _rows(curves, budgets, [looks_at(by_look, calibration.for_looks(budget)) for budget in budgets])
     return rows
+
+
+def _rows(curves: Curves, budgets: Sequence[float], taken: Iterable[Int[Tensor, " images"]]) -> list[FrontierRow]:
+    return [frontier_row("stopping", budget, curves, at) for budget, at in zip(budgets, taken, strict=True)]

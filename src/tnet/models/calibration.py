@@ -87,10 +87,6 @@ class Calibration:
             )
         return price
 
-    def rule(self, price: float, multilabel: bool = False) -> Calibrated:
-        """Return the rule that stops at a price."""
-        return Calibrated(price, self.gains, self.measure, multilabel)
-
     def search(
         self,
         mean_looks: float | None = None,
@@ -99,11 +95,9 @@ class Calibration:
         multilabel: bool = False,
     ) -> BestFirst:
         """Return the search that keeps a budget of looks, reaches an accuracy, or both, whichever stops first."""
-        rules: list[StoppingRule] = []
-        if mean_looks is not None:
-            rules.append(self.rule(self.for_looks(mean_looks), multilabel))
-        if accuracy is not None:
-            rules.append(self.rule(self.for_accuracy(accuracy), multilabel))
+        prices = [] if mean_looks is None else [self.for_looks(mean_looks)]
+        prices += [] if accuracy is None else [self.for_accuracy(accuracy)]
+        rules: list[StoppingRule] = [Calibrated(price, self.gains, self.measure, multilabel) for price in prices]
         if max_ms is not None:
             rules.append(TimeLimit(max_ms))
         return BestFirst(self.looks, self.levels, score=self.score, stop=tuple(rules))

@@ -63,6 +63,8 @@ class LocatorConfig:
         cells: ``area``, a cell's feature is the average of the map over the cell's true extent; or ``positions``,
             single positions ``start::step`` of the map (the paper's).
         position_start, position_step: first position and step between positions, for ``positions``.
+        value: whether a second locator predicts what looking at each cell gains, in nats of log-likelihood of the right
+            answer, for search and stopping by gain; trained by ``objective.gain_weight``.
     """
 
     kind: LocatorKind = "squeeze"
@@ -72,6 +74,7 @@ class LocatorConfig:
     cells: CellPooling = "area"
     position_start: int = 0
     position_step: int = 1
+    value: bool = False
 
     def __post_init__(self) -> None:
         if not self.initial_scale > 0:

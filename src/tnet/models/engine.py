@@ -63,6 +63,12 @@ class Traversable(Model):
     ) -> Float[Tensor, "scored cells"] | None:
         """Return the location logits of the cells of ``scored`` regions; ``None`` if there are none."""
 
+    def gains(
+        self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
+    ) -> Float[Tensor, "scored cells"] | None:
+        """Return the predicted gains of the cells of ``scored`` regions, in nats; ``None`` if it predicts none."""
+        return None
+
     @abstractmethod
     def answer(self, trail: Trail) -> ModelOutput:
         """Aggregate and classify the features of a trail."""
@@ -149,11 +155,13 @@ class Traversal(Iterator[Look]):
             self._pixels = self.model.look_pixels(self.scene, self.pending.regions)
         return self._pixels
 
-    def append(self, features: Tensor, scores: Tensor | None, scored: Bool[Tensor, " regions"]) -> None:
+    def append(
+        self, features: Tensor, scores: Tensor | None, scored: Bool[Tensor, " regions"], gains: Tensor | None
+    ) -> None:
         """Add the pending step to the trail and ask the search for the next."""
         step, self._pixels = self.pending, None
         assert step is not None
-        self.trail.append(step, features, scores, scored)
+        self.trail.append(step, features, scores, scored, gains)
         if self.search.wants_logits:
             self.trail.logits = self.logits
         if self._asked:
@@ -174,13 +182,15 @@ def advance(traversals: Sequence[Traversal]) -> None:
         regions = Regions.concat([step.regions for step in steps])
         pixels, all_scored = torch.cat([traversal.read() for traversal in traversals]), torch.cat(scored)
     seen = model.encode(pixels, regions)
-    scores, features = model.locate(seen, regions, all_scored), seen.feature
+    tables = model.locate(seen, regions, all_scored), model.gains(seen, regions, all_scored)
+    features = seen.feature
     del seen, pixels  # the largest tensors
     row = score_row = 0
     for traversal, step, mask in zip(traversals, steps, scored, strict=True):
         count, score_count = len(step.regions), int(mask.sum())
-        mine = None if scores is None or not score_count else scores[score_row : score_row + score_count]
-        traversal.append(features[row : row + count], mine, mask)
+        mine = slice(score_row, score_row + score_count)
+        scores, gains = (None if table is None or not score_count else table[mine] for table in tables)
+        traversal.append(features[row : row + count], scores, mask, gains)
         row, score_row = row + count, score_row + score_count
 
 

@@ -47,6 +47,7 @@ class TNetOutput(ModelOutput):
         seen: mask of valid features; ``None`` if all images have ``n``. Other features are 0.
         location_logits: location logits of the cells of each divided region, normalised as configured.
         divided: row of ``regions`` of each divided region.
+        gains: predicted gains of the cells of each divided region, in nats; ``None`` if they are not predicted.
         log_prob: log-probability of each chosen location.
         joint_log_prob: log-probability of all choices in an image.
     """
@@ -63,6 +64,7 @@ class TNetOutput(ModelOutput):
     seen: Bool[Tensor, "batch n"] | None
     location_logits: Float[Tensor, "divided cells"]
     divided: Int[Tensor, " divided"]
+    gains: Float[Tensor, "divided cells"] | None
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
 
@@ -71,11 +73,10 @@ class TNetOutput(ModelOutput):
         """Probabilities of the cells of each divided region."""
         return self.location_logits.softmax(dim=1)
 
-    @property
-    def chosen_logits(self) -> Float[Tensor, " rows"]:
-        """Location logit of each row of ``regions`` in its parent; 0 for whole images."""
+    def of_chosen(self, values: Float[Tensor, "divided cells"]) -> Float[Tensor, " rows"]:
+        """Return the value of the cell of each row of ``regions`` in its parent; 0 for whole images."""
         children = (self.regions.parent >= 0).nonzero().flatten()
-        chosen = self.location_logits[self._cell_of(children)]
+        chosen = values[self._cell_of(children)]
         return self.logits.new_zeros(len(self.regions)).index_put((children.to(chosen.device),), chosen)
 
     def _cell_of(self, rows: Int[Tensor, "*rows"]) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
@@ -252,10 +253,20 @@ class TNet(Traversable):
         return Described(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
     @override
-    def locate(
+    def gains(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
     ) -> Float[Tensor, "scored cells"] | None:
-        """Return the location logits of the cells of ``scored`` regions (default: all); ``None`` if there are none."""
+        value = None if self.locator is None else self.locator.value
+        return None if value is None else self.locate(seen, regions, scored, value)
+
+    @override
+    def locate(
+        self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None, head: Locator | None = None
+    ) -> Float[Tensor, "scored cells"] | None:
+        """Return the location logits, or the output of another head, of the cells of ``scored`` regions (default: all).
+
+        ``None`` if there are none.
+        """
         if scored is not None and not bool(scored.any()):
             return None
         cell_map, pooled = seen.cell_map, seen.pooled
@@ -263,7 +274,7 @@ class TNet(Traversable):
             rows = scored.nonzero().flatten()
             regions = regions.take(rows)
             cell_map, pooled = cell_map[rows.to(cell_map.device)], pooled[rows.to(pooled.device)]
-        return self.score(cell_map, pooled, *cell_spans(regions, self.config.grid))
+        return self.score(cell_map, pooled, *cell_spans(regions, self.config.grid), head)
 
     def score(
         self,
@@ -271,15 +282,16 @@ class TNet(Traversable):
         pooled: Float[Tensor, "regions dim"],
         y_spans: Float[Tensor, "regions rows 2"],
         x_spans: Float[Tensor, "regions cols 2"],
+        head: Locator | None = None,
     ) -> Float[Tensor, "regions cells"]:
         """Compute the tensor part of :meth:`locate`; spans are those of :func:`tnet.geometry.cell_spans`."""
-        assert self.locator is not None
-        config = self.config
+        head, config = head or self.locator, self.config
+        assert head is not None
         if config.locator.cells == "area":
             cells = pool_cells(cell_map.detach(), y_spans, x_spans)
         else:
             cells = sample_cells(cell_map, config.grid, config.locator.position_start, config.locator.position_step)
-        return self.locator(cells, pooled)
+        return head(cells, pooled)
 
     @override
     def answer(self, trail: Trail) -> TNetOutput:
@@ -293,6 +305,7 @@ class TNet(Traversable):
             logits, feature_logits, features, aggregate, weights, trail.regions, rows, seen,
             location_logits=trail.scores(divided),
             divided=divided,
+            gains=trail.gains if len(trail.scored_rows) == len(divided) else None,
             log_prob=gather_rows(trail.log_prob, rows, seen)[:, 1:],
             joint_log_prob=trail.joint_log_prob(),
         )  # fmt: skip
@@ -316,3 +329,12 @@ class TNet(Traversable):
     ) -> Float[Tensor, "batch classes"]:
         """Return the class logits of any features (where ``seen`` is true) of each image together, without dropout."""
         return self.classifier(self.aggregation(features, seen).feature)
+
+    def answers(
+        self, features: Float[Tensor, "batch n dim"], seen: Bool[Tensor, "batch n"] | None = None
+    ) -> Float[Tensor, "batch n classes"]:
+        """Return the class logits from the first 1, 2, ... features of each image together, without dropout."""
+        n = features.shape[1]
+        first = torch.ones(n, n, dtype=torch.bool, device=features.device).tril()
+        masks = (first[None] if seen is None else first & seen[:, None].to(features.device)).expand(len(features), n, n)
+        return torch.stack([self.classify(features, masks[:, j]) for j in range(n)], dim=1)

@@ -63,30 +63,6 @@ CERTAINTIES.register("margin")(margin)
 
 
 @dataclass(frozen=True)
-class Certain(StoppingRule):
-    """Stop as soon as the answer so far is certain.
-
-    Attributes:
-        threshold: certainty at which an image is done, in [0, 1].
-        measure: name in :data:`CERTAINTIES`.
-        multilabel: whether labels are independent.
-    """
-
-    threshold: float
-    measure: str = "confidence"
-    multilabel: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"the stopping threshold is {self.threshold}; give a number from 0 to 1")
-        CERTAINTIES[self.measure]  # raises if unknown
-
-    @override
-    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
-        return (CERTAINTIES[self.measure](trail.logits, self.multilabel) >= self.threshold).cpu()
-
-
-@dataclass(frozen=True)
 class LookGain:
     """Expected gain of further looks by the certainty of the answer so far, a line through points.
 
@@ -101,9 +77,7 @@ class LookGain:
     def __post_init__(self) -> None:
         pairs = zip(self.certainty, self.certainty[1:], strict=False)
         if not 0 < len(self.certainty) == len(self.gain) or any(low >= high for low, high in pairs):
-            raise ConfigError(
-                "the certainties of a gain do not ascend, or are not as many as its values; calibrate again"
-            )
+            raise ConfigError("the certainties of a gain do not ascend, or lack values; calibrate again")
 
     def of(self, certainty: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
         """Return the expected gain at these certainties, on the CPU."""
@@ -138,6 +112,24 @@ class Calibrated(StoppingRule):
         at = trail.looks.clamp_max(len(self.gains) - 1)
         by_looks = torch.stack([gain.of(certainty) for gain in self.gains])
         return by_looks.gather(0, at[None])[0] < self.price
+
+
+@dataclass(frozen=True)
+class ExpectedGain(StoppingRule):
+    """Stop when no unseen cell has a predicted gain above the price of a look (``model.locator.value``).
+
+    ``price`` is in nats of log-likelihood of the right answer.
+    """
+
+    price: float
+
+    @override
+    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
+        done = torch.ones(trail.images, dtype=torch.bool)
+        if len(trail.scored_rows):
+            worth = (trail.unseen(trail.gains) > self.price).any(dim=1)
+            done[trail.regions.image[trail.scored_rows[worth]]] = False
+        return done
 
 
 @dataclass(frozen=True)
