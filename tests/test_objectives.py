@@ -654,5 +654,5 @@ def test_gains_without_a_second_locator_or_scores() -> None:
         objective(output, TARGET)
     valued = TNet(three_levels(locator=VALUED)).double()
     blind = valued(torch.randn(BATCH, 1, 96, 96, dtype=torch.float64), policy="random")
-    with pytest.raises(ConfigError, match="no predicted gains"):
+    with pytest.raises(ConfigError, match="needs predicted gains"):
         objective(blind, TARGET, valued)

@@ -206,9 +206,7 @@ class Objective(ModelObjective):
     def _gain_error(self, output: TNetOutput, target: Target, model: nn.Module | None) -> Float[Tensor, ""]:
         """Return the Huber error of the predicted gains of the looks, which are of few large and many small sizes."""
         if output.gains is None or not isinstance(model, TNet):
-            raise ConfigError(
-                "objective.gain_weight has no predicted gains; use model.locator.value and a policy of it"
-            )
+            raise ConfigError("objective.gain_weight needs predicted gains; set model.locator.value and use its policy")
         predicted = output.of_chosen(output.gains)[output.rows.to(output.gains.device)]
         used = torch.ones_like(output.rows, dtype=torch.bool) if output.seen is None else output.seen
         chosen = _indices(used[:, 1:], predicted.device)

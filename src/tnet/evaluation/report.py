@@ -44,11 +44,8 @@ def frontier_table(rows: Sequence[FrontierRow]) -> str:
     header = ["search", "setting", "mean looks", f"mean multiply-adds ({letter})", "accuracy % (95 % interval)"]
     lines = []
     for row in rows:
-        setting = (
-            f"budget of {row.setting:g}"
-            if row.kind == "stopping"
-            else f"{row.setting:g} look{'s' * (row.setting != 1)}"
-        )
+        number = f"{row.setting:g}"
+        setting = f"budget of {number}" if row.kind == "stopping" else f"{number} look{'s' * (number != '1')}"
         interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
         cost = [f"{row.mean_looks:.2f}", short_number(row.mean_macs / unit)]
         lines.append([row.kind, setting, *cost, f"{100 * row.accuracy:.1f} ({interval})"])
