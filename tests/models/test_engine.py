@@ -94,7 +94,7 @@ def test_a_stream_by_gain_gives_what_single_images_do(images: list[Tensor]) -> N
     model = TNet(three_levels(locator=LocatorConfig(value=True))).eval()
     output = model(images[0], search=BestFirst(9, 3, score="gain"))
     assert output.gains is not None
-    search = BestFirst(9, 3, score="gain", stop=(ExpectedGain(float(output.gains.flatten().sort().values[-8])),))
+    search = BestFirst(9, 3, score="gain", stop=(ExpectedGain(output.gains.flatten().sort().values[-8].item()),))
     expected = [model(image, search=search) for image in images]
     assert len({len(output.regions) for output in expected}) > 1
     for one, alone in zip(traverse_all(model, images, search, glimpses=8), expected, strict=True):
