@@ -14,6 +14,7 @@ from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
 from tnet.training.recipe import Recipe, TrainConfig
+from tnet.traversal import Calibrated, LookGain
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -114,6 +115,11 @@ def looks_until(certainty: Tensor, threshold: float) -> list[int]:
     """Per image, the first number of looks at which it is certain; ``certainty``: [images, numbers of looks]."""
     last = certainty.shape[1] - 1
     return [next((n for n, value in enumerate(row) if value >= threshold), last) for row in certainty.tolist()]
+
+
+def until_certain(threshold: float, measure: str = "confidence") -> Calibrated:
+    """The rule that stops when the answer is that certain, after any number of looks."""
+    return Calibrated(1 - threshold + 1e-9, (LookGain((0.0, 1.0), (1.0, 0.0)),), measure)
 
 
 def dividing_threshold(certainty: Tensor) -> float:

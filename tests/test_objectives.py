@@ -24,6 +24,7 @@ from tnet.losses import classification_loss, contrastive_loss, penalised_paramet
 from tnet.models.config import LocatorConfig, TNetConfig
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Loss, Objective, ObjectiveConfig
+from tnet.traversal import BestFirst, StoppingRule, Trail
 from tnet.traversal.trail import group_rows
 
 BATCH, CLASSES = 4, 5
@@ -59,6 +60,7 @@ def output_of(
         seen=None,
         location_logits=torch.cat(location_logits) if location_logits else logits.new_zeros(0, 9),
         divided=torch.arange(sum(len(item) for item in location_logits)),
+        gains=None,
         log_prob=log_prob,
         joint_log_prob=joint_log_prob,
     )
@@ -554,3 +556,103 @@ def test_loss_matches_the_reference_implementation(name: str) -> None:
 def test_invalid_setting(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"objective\.{name} is {value}"):
         ObjectiveConfig(**{name: value})
+
+
+# --- predicted gains of looks
+
+VALUED = LocatorConfig("squeeze", logits="l2", value=True)
+
+
+def gain_by_loops(model: TNet, output: TNetOutput, image: int) -> dict[int, float]:
+    """Gain of each row: levels in turn, and in each the largest predicted gain first."""
+    assert output.gains is not None
+    regions, divided, values = output.regions, output.divided.tolist(), output.gains.tolist()
+    rows = [row for row, one in enumerate(regions.image.tolist()) if one == image]
+    feature = dict(zip(output.rows[image].tolist(), output.features[image], strict=True))
+
+    def promise(row: int) -> tuple[int, float]:
+        level = int(regions.level[row])
+        if level == 0:
+            return 0, 0.0
+        return level, -values[divided.index(int(regions.parent[row]))][regions.cell[row]]
+
+    gains, likelihood = {}, 0.0
+    order = sorted(rows, key=promise)
+    for count in range(1, len(order) + 1):
+        logits = model.classify(torch.stack([feature[row] for row in order[:count]])[None])[0]
+        now = float(logits.detach().log_softmax(0)[TARGET[image]])
+        if count > 1:
+            gains[order[count - 1]] = now - likelihood
+        likelihood = now
+    return gains
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "attention"])
+def test_gains_are_those_of_one_more_look(aggregation: Any) -> None:
+    model, output = traverse(three_levels(aggregation=aggregation, locator=VALUED))
+    gains = Objective.gains(output, TARGET, model)
+    assert gains.shape == (BATCH, 2 + 4) and not gains.requires_grad
+    for image in range(BATCH):
+        expected = gain_by_loops(model, output, image)
+        for row, gain in zip(output.rows[image, 1:].tolist(), gains[image].tolist(), strict=True):
+            assert gain == pytest.approx(expected[row], rel=1e-9)
+    total = output.logits.new_tensor([sum(gain_by_loops(model, output, image).values()) for image in range(BATCH)])
+    whole, full = (model.classify(output.features[:, :n]) for n in (1, 7))
+    rise = classification_loss(whole, TARGET) - classification_loss(full, TARGET)
+    torch.testing.assert_close(total, rise.detach())
+
+
+def test_gains_of_different_numbers_of_looks() -> None:
+    """Features that are padding have no part in them, and no error."""
+    torch.manual_seed(3)
+    model = TNet(three_levels(locator=VALUED)).double().eval()
+
+    class Fewer(StoppingRule):
+        def __call__(self, trail: Trail) -> Tensor:
+            return trail.looks >= torch.arange(trail.images)
+
+    images = torch.randn(BATCH, 1, 96, 96, dtype=torch.float64)
+    output = model(images, search=BestFirst(looks=4, levels=2, stop=(Fewer(),)))
+    assert output.seen is not None and output.seen.sum(1).tolist() == [1, 2, 3, 4] and output.gains is not None
+    gains, errors = Objective.gains(output, TARGET, model), []
+    for image in range(BATCH):
+        for row, gain in gain_by_loops(model, output, image).items():
+            column = output.rows[image].tolist().index(row, 1)
+            assert float(gains[image, column - 1]) == pytest.approx(gain, rel=1e-9)
+            parent = output.divided.tolist().index(int(output.regions.parent[row]))
+            error = abs(gain - output.gains[parent].tolist()[output.regions.cell[row]])
+            errors.append(error**2 / 2 if error < 1 else error - 0.5)
+    loss = Objective(ObjectiveConfig(gain_weight=0.3))(output, TARGET, model)
+    assert float(loss.terms["gain"].detach()) == pytest.approx(0.3 * sum(errors) / len(errors), rel=1e-6)
+
+
+def test_only_the_second_locator_learns_from_gains() -> None:
+    model, output = traverse(three_levels(locator=VALUED))
+    Objective(ObjectiveConfig(gain_weight=1.0))(output, TARGET, model).terms["gain"].backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned and all(name.startswith("locator.value.") for name in learned)
+
+
+def test_a_second_locator_changes_nothing_else() -> None:
+    plain, valued = TNet(three_levels()).double().eval(), TNet(three_levels(locator=VALUED)).double().eval()
+    own = {name: value for name, value in valued.state_dict().items() if ".value." not in name}
+    assert own.keys() == plain.state_dict().keys()
+    plain.load_state_dict(own)
+    images = torch.randn(BATCH, 1, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = plain(images), valued(images)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.location_logits, theirs.location_logits)
+    assert ours.gains is None and theirs.gains is not None
+
+
+def test_gains_without_a_second_locator_or_scores() -> None:
+    objective = Objective(ObjectiveConfig(gain_weight=1.0))
+    model, output = traverse(three_levels())
+    with pytest.raises(ConfigError, match=r"model\.locator\.value"):
+        objective(output, TARGET, model)
+    with pytest.raises(ConfigError, match="gain_weight needs the model"):
+        objective(output, TARGET)
+    valued = TNet(three_levels(locator=VALUED)).double()
+    blind = valued(torch.randn(BATCH, 1, 96, 96, dtype=torch.float64), policy="random")
+    with pytest.raises(ConfigError, match="needs predicted gains"):
+        objective(blind, TARGET, valued)

@@ -124,7 +124,7 @@ class ModelObjective(nn.Module):
 
     def check_model(self, model: nn.Module | None) -> None:
         """Raise ConfigError if a term needs the model and it was not passed."""
-        for name in ("worth_weight", "l2_weight"):
+        for name in ("worth_weight", "gain_weight", "l2_weight"):
             if model is None and getattr(self.config, name, None):
                 raise ConfigError(f"objective.{name} needs the model; call objective(output, target, model)")
 

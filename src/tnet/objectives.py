@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -45,6 +46,8 @@ class ObjectiveConfig:
         worth_weight: weight of the worth of the locator's choice among sibling regions (:meth:`Objective.worth`), which
             lets it learn from every look, not only from whether the answer was correct (not in the paper). Needs 2 or
             more looks at some level.
+        gain_weight: weight of the error of the predicted gains of looks (:meth:`Objective.gains`, not in the paper).
+            Needs ``model.locator.value``.
         entropy_weight: weight of an entropy bonus on the location probabilities (0 in the paper).
         per_feature_levels: number of levels whose single features are used, 0 for all (paper: 2 in fMoW stage 2).
         contrastive_weight: weight of the contrastive term (paper: 100 CUB, 50 NABirds).
@@ -58,6 +61,7 @@ class ObjectiveConfig:
     joint_weight_reinforce: float = 0.3
     reinforce_weight: float = 0.1
     worth_weight: float = 0.0
+    gain_weight: float = 0.0
     entropy_weight: float = 0.0
     per_feature_levels: int = 0
     contrastive_weight: float = 0.0
@@ -72,7 +76,7 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective.{name} is {getattr(self, name)}; give a share between 0 and 1")
         if not -1 <= self.contrastive_margin <= 1:
             raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
-        weights = "reinforce_weight", "worth_weight", "entropy_weight", "contrastive_weight", "l2_weight"
+        weights = "reinforce_weight", "worth_weight", "gain_weight", "entropy_weight", "contrastive_weight", "l2_weight"
         check_weights(self, *weights, "per_feature_levels")
 
 
@@ -126,6 +130,8 @@ class Objective(ModelObjective):
                 terms["entropy"] = -config.entropy_weight * -(probs * log_probs).sum(1).mean()
         if config.worth_weight and looks:
             terms["worth"] = -config.worth_weight * self._expected_worth(output, target, model)
+        if config.gain_weight and looks:
+            terms["gain"] = config.gain_weight * self._gain_error(output, target, model)
         if config.contrastive_weight:
             same = (target[:, None] == target[None, :]) if target.ndim == 1 else (target @ target.T) > 0
             contrastive = contrastive_loss(output.aggregate, same, config.contrastive_margin)
@@ -166,7 +172,7 @@ class Objective(ModelObjective):
         valid = slice(None) if seen is None else seen[:, 1:]
         by_row = worth.new_zeros(len(regions))
         by_row[rows[valid].flatten()] = worth[valid].flatten()
-        chosen_logits, gains = output.chosen_logits, []
+        chosen_logits, gains = output.of_chosen(output.location_logits), []
         for level in range(1, regions.depth + 1):
             children = (regions.level == level).nonzero().flatten()
             parents, group = regions.parent[children].unique(return_inverse=True)
@@ -178,6 +184,36 @@ class Objective(ModelObjective):
                 siblings = children[members]
                 gains.append(_expected_gain(chosen_logits[siblings], by_row[siblings], mask))
         return torch.stack(gains).mean() if gains else output.logits.new_zeros(())
+
+    @staticmethod
+    @torch.no_grad()
+    def gains(output: TNetOutput, target: Target, model: TNet) -> Float[Tensor, "batch looks"]:
+        """Return the gain of each look: log-likelihood of the label with it, above that without it, in nats.
+
+        Looks count level by level and in the order of their predicted gains, as a search by gain takes them. Dropout is
+        not applied.
+        """
+        assert output.gains is not None
+        rows, seen, features = output.rows, output.seen, output.features.detach()
+        level = output.regions.level[rows] if seen is None else output.regions.level[rows].masked_fill(~seen, 2**30)
+        order = output.of_chosen(output.gains.detach()).cpu()[rows].argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, level.gather(1, order).argsort(dim=1, stable=True))
+        ordered = features.gather(1, order.to(features.device)[:, :, None].expand_as(features))
+        places = None if output.places is None else output.places.ordered(order)
+        logits = model.answers(ordered, None if seen is None else seen.gather(1, order), places)
+        repeated = repeat_target(target, logits.shape[1]).flatten(0, 1)
+        likelihood = -classification_loss(logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2])
+        return likelihood.diff(dim=1).gather(1, (order.argsort(dim=1)[:, 1:] - 1).to(likelihood.device))
+
+    def _gain_error(self, output: TNetOutput, target: Target, model: nn.Module | None) -> Float[Tensor, ""]:
+        """Return the Huber error of the predicted gains of the looks, which are of few large and many small sizes."""
+        if output.gains is None or not isinstance(model, TNet):
+            raise ConfigError("objective.gain_weight needs predicted gains; set model.locator.value and use its policy")
+        predicted = output.of_chosen(output.gains)[output.rows.to(output.gains.device)]
+        used = torch.ones_like(output.rows, dtype=torch.bool) if output.seen is None else output.seen
+        chosen = _indices(used[:, 1:], predicted.device)
+        measured = self.gains(output, target, model)
+        return F.smooth_l1_loss(predicted[:, 1:].flatten()[chosen], measured.flatten()[chosen])
 
     def _used_features(self, output: TNetOutput) -> Bool[Tensor, "batch n"]:
         """Return the mask, on the CPU, of the features used by the per-feature terms: the first levels if capped."""

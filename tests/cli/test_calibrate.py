@@ -72,10 +72,10 @@ def looks_of(table: Path) -> list[int]:
 
 def test_from_calibration_to_budgets(calibrated: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
     run, out = calibrated
-    assert "stopping" in out
+    assert "measured on the other" in " ".join(out.split())
     with (run / "calibration" / "calibration.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["kind"] for row in rows] == ["fixed"] * 7 + ["stopping"] * 5
+    assert [row["kind"] for row in rows] == ["best-first"] * 7 + ["stopping"] * 5
     assert (run / "calibration" / "calibration.png").is_file() and (run / "model" / CALIBRATION_NAME).is_file()
     mean = {}
     for name, options in {
@@ -104,6 +104,25 @@ def test_a_budget_in_multiply_adds(calibrated: tuple[Path, str], photos: Path, t
     assert code == 0 and set(looks_of(tmp_path / "all.jsonl")) == {6}
 
 
+def test_the_frontier_of_a_calibrated_run(calibrated: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = calibrated
+    code, out = tnet("evaluate", run, "--looks", 0, "--looks", "2x1", "--frontier", "--out", tmp_path)
+    assert code == 0 and "stopping looks better than it is" in out
+    with (tmp_path / "frontier.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kinds = ["level by level"] * 2 + ["best-first"] * 7 + ["stopping"] * 5
+    assert [row["kind"] for row in rows] == kinds
+    assert [row["setting"] for row in rows[:2]] == ["0", "4"]
+    with (tmp_path / "evaluation.csv").open(newline="", encoding="utf-8") as file:
+        measured = list(csv.DictReader(file))
+    assert [(row["accuracy"], row["mean_macs"]) for row in rows[:2]] == [
+        (row["accuracy"], row["macs"]) for row in measured
+    ]
+    assert rows[0]["accuracy"] == rows[2]["accuracy"]  # nothing but the whole image in both
+    assert (tmp_path / "frontier.png").is_file()
+    assert "frontier.png" in (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -126,8 +145,9 @@ def test_without_calibration(run: Path, photos: Path, options: tuple[str, ...], 
         (("--budget", "0"), "budget is 0"),
         (("--budget", "-1"), "not a budget"),
         (("--budget", "many"), "not a budget"),
-        (("--at-least", "1.1"), "never reached"),
-        (("--at-least", "0"), "never reached"),
+        (("--at-least", "1.1"), "at most 1"),
+        (("--at-least", "0"), "more than 0"),
+        (("--at-least", "0.9999"), "never reached"),
     ],
 )
 def test_impossible_budgets(calibrated: tuple[Path, str], photos: Path, options: tuple[str, ...], words: str) -> None:
@@ -162,7 +182,25 @@ def test_results_of_before_are_replaced_and_nothing_else(run: Path) -> None:
     assert tnet("calibrate", run, "--looks", 1, "--overwrite")[0] == 0
 
 
+def test_an_older_file_is_replaced(run: Path, photos: Path) -> None:
+    (run / "model" / CALIBRATION_NAME).write_text('{"measure": "confidence", "thresholds": [0.5]}')
+    assert tnet("calibrate", run, "--looks", 2, "--least", 1)[0] == 0
+    code, out = tnet("predict", run, photos, "--budget", "0.5")
+    assert code == 1 and "below the 1" in out
+
+
+def test_a_search_by_gain_needs_gains(run: Path) -> None:
+    code, out = tnet("calibrate", run, "--looks", 2, "--score", "gain")
+    assert code == 1 and "model.locator.value" in out
+
+
+def test_more_looks_at_least_than_at_most(run: Path) -> None:
+    code, out = tnet("calibrate", run, "--looks", 2, "--least", 2)
+    assert code == 1 and "--least is 2 of at most 2" in out
+
+
 def test_a_plain_network_cannot_be_calibrated(tmp_path: Path) -> None:
     save_model(TNet(tiny_config(levels=1, looks=())), tmp_path / "model")
-    code, out = tnet("calibrate", tmp_path / "model", tmp_path)
-    assert code == 1 and "2 or more levels" in out
+    for verb, *options in (["calibrate"], ["evaluate", "--frontier"]):
+        code, out = tnet(verb, tmp_path / "model", tmp_path, *options)
+        assert code == 1 and "2 or more levels" in out

@@ -1,18 +1,18 @@
-"""Fixed looks and stopping: measured curves against single calls, calibration on unseen images."""
+"""Measured curves against single calls, their costs, and rows of the frontier."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import make_unsure, three_levels
+from tests.helpers import make_unsure, three_levels, until_certain
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.cost import multiply_adds
 from tnet.data.digits import DigitsConfig, MegapixelDigits
 from tnet.errors import ConfigError, LooksWarning
-from tnet.evaluation.frontier import Curves, fit_calibration, frontier, looks_at, measure_curves, step_costs
+from tnet.evaluation.frontier import Curves, best_first_rows, frontier_row, measure_curves, step_costs
 from tnet.models import LocatorConfig, TNet
-from tnet.traversal import BestFirst, Certain
+from tnet.traversal import BestFirst
 
 DIGITS = DigitsConfig(
     task="max", canvas_px=96, target_copies=1, other_digits=0, noise_patterns=2, images_train=4, images_val=12
@@ -87,29 +87,15 @@ def test_costs_of_a_locator_that_sees_what_was_collected() -> None:
 
 
 def test_rows(curves: Curves) -> None:
-    rows = frontier(curves, "confidence", [0.0, 2.0])
-    assert [row.kind for row in rows] == ["fixed"] * 6 + ["stopping"] * 2
-    assert [row.mean_looks for row in rows] == [0, 1, 2, 3, 4, 5, 0, 5]
-    assert rows[0].accuracy == rows[6].accuracy and rows[5].mean_macs == rows[7].mean_macs
-    assert [row.accuracy for row in rows[:6]] == pytest.approx(curves.right.float().mean(0).tolist())
-
-
-def test_looks_at() -> None:
-    certainty = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.2, 0.3], [0.8, 0.0, 0.0]])
-    assert looks_at(certainty, 0.8).tolist() == [1, 2, 0]
-
-
-def test_calibrated_stopping_does_what_was_measured(model: TNet, digits: MegapixelDigits, curves: Curves) -> None:
-    calibration = fit_calibration(curves, model, BestFirst(5, 3), "confidence")
-    assert calibration.mean_looks == tuple(sorted(calibration.mean_looks))
-    assert (calibration.mean_looks[0], calibration.mean_looks[-1]) == (0.0, 5.0)
-    images = torch.stack([digits[i].image for i in range(12)])
-    place = len(calibration.thresholds) // 2
-    search = BestFirst(5, 3, stop=(Certain(calibration.thresholds[place]),))
-    regions = model(images, search=search).regions
-    assert (len(regions) - 12) / 12 == pytest.approx(calibration.mean_looks[place], abs=0.1)
+    rows = best_first_rows(curves)
+    assert [(row.kind, row.setting, row.mean_looks) for row in rows] == [("best-first", n, n) for n in range(6)]
+    assert [row.accuracy for row in rows] == pytest.approx(curves.right.float().mean(0).tolist())
+    at = torch.tensor([0, 5] * 6)
+    mixed = frontier_row("stopping", 2.5, curves, at)
+    assert mixed.mean_looks == 2.5 and mixed.mean_macs == pytest.approx((rows[0].mean_macs + rows[5].mean_macs) / 2)
+    assert mixed.accuracy == (int(curves.right[::2, 0].sum()) + int(curves.right[1::2, 5].sum())) / 12
 
 
 def test_a_search_that_stops_cannot_be_measured(model: TNet, digits: MegapixelDigits) -> None:
     with pytest.raises(ConfigError, match="stops"):
-        measure_curves(model, digits, BestFirst(5, 3, stop=(Certain(0.5),)), progress=False)
+        measure_curves(model, digits, BestFirst(5, 3, stop=(until_certain(0.5),)), progress=False)

@@ -14,18 +14,20 @@ from tnet.errors import CheckpointError, ConfigError
 from tnet.models import TNet
 from tnet.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
 from tnet.models.io import load_model, save_model
-from tnet.traversal import Certain, TimeLimit
+from tnet.traversal import Calibrated, LookGain, TimeLimit
 
+GAINS = tuple(LookGain((0.0, 1.0), (1.0 - looks / 4, 0.75 - looks / 4)) for looks in range(4))
 CALIBRATION = Calibration(
-    "margin", 4, 3, "density", (0.0, 0.5, 0.75, 1.0), (0.0, 1.0, 3.0, 4.0), (0.5, 0.8, 0.9, 0.88), 50, tuple("abcde")
-)
+    "margin", 4, 3, "density", GAINS, (1.1, 0.75, 0.5, 0.0), (0.0, 1.0, 3.0, 4.0), (0.5, 0.8, 0.9, 0.88), 50,
+    tuple("abcde"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("looks", "threshold"), [(1, 0.5), (2, 0.625), (3, 0.75), (3.5, 0.875), (4, 1.0), (99, 1.0), (0.5, 0.25)]
+    ("looks", "price"), [(1, 0.75), (2, 0.625), (3, 0.5), (3.5, 0.25), (4, 0.0), (99, 0.0), (0.5, 0.925)]
 )
-def test_budgets_are_interpolated(looks: float, threshold: float) -> None:
-    assert CALIBRATION.for_looks(looks) == pytest.approx(threshold)
+def test_budgets_are_interpolated(looks: float, price: float) -> None:
+    assert CALIBRATION.for_looks(looks) == pytest.approx(price)
 
 
 @pytest.mark.parametrize("looks", [0, -1, float("nan")])
@@ -34,9 +36,22 @@ def test_budgets_are_positive(looks: float) -> None:
         CALIBRATION.for_looks(looks)
 
 
-@pytest.mark.parametrize(("accuracy", "threshold"), [(0.3, 0.0), (0.8, 0.5), (0.85, 0.75)])
-def test_accuracy(accuracy: float, threshold: float) -> None:
-    assert CALIBRATION.for_accuracy(accuracy) == threshold
+def test_budgets_below_the_fewest_looks() -> None:
+    least = replace(CALIBRATION, mean_looks=(2.0, 2.5, 3.0, 4.0))
+    assert least.for_looks(2) == 1.1
+    with pytest.raises(ConfigError, match=r"1\.5 looks per image, below the 2 "):
+        least.for_looks(1.5)
+
+
+@pytest.mark.parametrize(("accuracy", "price"), [(0.3, 1.1), (0.8, 0.75), (0.85, 0.5)])
+def test_accuracy(accuracy: float, price: float) -> None:
+    assert CALIBRATION.for_accuracy(accuracy) == price
+
+
+@pytest.mark.parametrize("accuracy", [0, -0.5, 1.01, float("nan")])
+def test_accuracies_are_shares(accuracy: float) -> None:
+    with pytest.raises(ConfigError, match="more than 0 and at most 1"):
+        CALIBRATION.for_accuracy(accuracy)
 
 
 def test_what_was_never_reached() -> None:
@@ -48,7 +63,9 @@ def test_what_was_never_reached() -> None:
 def test_search() -> None:
     search = CALIBRATION.search(2, 0.9, 30.0)
     assert (search.looks, search.levels, search.score) == (4, 3, "density")
-    assert search.stop == (Certain(0.625, "margin"), Certain(0.75, "margin"), TimeLimit(30.0))
+    assert search.stop == (
+        Calibrated(0.625, GAINS, "margin"), Calibrated(0.5, GAINS, "margin"), TimeLimit(30.0),
+    )  # fmt: skip
 
 
 def test_a_model_keeps_its_calibration(tmp_path: Path) -> None:
@@ -59,6 +76,7 @@ def test_a_model_keeps_its_calibration(tmp_path: Path) -> None:
     model.calibration = CALIBRATION
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
+    assert load_model(tmp_path / "model", calibrated=False).calibration is None  # type: ignore[union-attr]
     assert isinstance(loaded, TNet) and loaded.calibration == CALIBRATION
 
 
@@ -74,7 +92,18 @@ def test_other_classes(tmp_path: Path) -> None:
     ["", "[]", "{", "[" * 5000, '{"measure": 3}', '{"more": 3}', " " * 2**21]
     + [
         json.dumps(json.loads(replace(CALIBRATION).text()) | changes)
-        for changes in ({"thresholds": [0.0]}, {"thresholds": [1.0, 0.5, 0.75, 0.0]}, {"looks": "x"})
+        for changes in (
+            {"prices": [0.0]},
+            {"prices": [1.1, 0.5, 0.75, 0.0]},
+            {"mean_looks": [0, 3, 1, 4]},
+            {"looks": "x"},
+            {"looks": 3},
+            {"score": "x"},
+            {"gains": [{"certainty": [0.5, 0.5], "gain": [0, 0]}] * 4},
+            {"gains": [{"certainty": [], "gain": []}] * 4},
+            {"version": 1},
+            {"version": None},
+        )
     ],
 )
 def test_damaged_files(tmp_path: Path, text: str) -> None:

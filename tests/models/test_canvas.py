@@ -201,3 +201,26 @@ def test_worth_is_that_of_the_whole_image_and_one_region() -> None:
         )
         expected = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
         torch.testing.assert_close(worth[:, look - 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_canvas_starts_as_the_cell_maps_of_the_views_at_their_places() -> None:
+    torch.manual_seed(0)
+    canvas = CanvasAggregation(8, cell_dim=3)
+    maps, whole = torch.rand(3, 3, 4, 4), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    left, right = torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.tensor([0.0, 0.5, 1.0, 1.0])
+    start = canvas.begin(maps, torch.stack([left, right, whole]), torch.tensor([0, 0, 1]))
+    filled = canvas.start(maps).repeat_interleave(4, dim=2)
+    halves = [filled[view].repeat_interleave(2, dim=2) for view in (0, 1)]
+    assert torch.allclose(start[0], torch.cat(halves, dim=2), atol=1e-6)
+    assert torch.allclose(start[1], filled[2].repeat_interleave(4, dim=2), atol=1e-6)
+
+
+def test_a_long_image_is_seen_as_squares_on_a_canvas() -> None:
+    torch.manual_seed(0)
+    model = TNet(three_levels(aggregation="canvas")).eval()
+    images = [torch.rand(1, 64, 256), torch.rand(1, 96, 96)]
+    together = model(images, search=BestFirst(3, 3, aspect="keep"))
+    assert together.places is not None and together.places.start is not None
+    for index, image in enumerate(images):
+        alone = model([image], search=BestFirst(3, 3, aspect="keep"))
+        assert torch.allclose(alone.logits[0], together.logits[index], atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from tests.helpers import awaken, three_levels, tiny_config
 from torch import Tensor
 
+from tnet.errors import LooksWarning
 from tnet.models import LocatorConfig, PolicyConfig, TNet
 from tnet.models.engine import traverse_all
 from tnet.models.tnet import TNetOutput
@@ -152,5 +153,6 @@ def test_images_that_end_early_harm_no_other() -> None:
     locator = LocatorConfig("squeeze", context="collected")
     model = awaken(TNet(tiny_config(aggregation="canvas", locator=locator)).eval())
     images = torch.rand(2, 1, 96, 96)
-    output = model(images, search=BestFirst(12, 2))
+    with pytest.warns(LooksWarning):
+        output = model(images, search=BestFirst(12, 2))
     assert torch.bincount(output.regions.image).tolist() == [10, 10]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import dividing_threshold, make_unsure, three_levels
+from tests.helpers import dividing_threshold, make_unsure, three_levels, until_certain
 from torch import Tensor
 
 from tnet.errors import ConfigError, GeometryError, ImageError
-from tnet.models import TNet
+from tnet.models import LocatorConfig, TNet
 from tnet.models.engine import Traversal, traverse_all
 from tnet.models.tnet import TNetOutput
 from tnet.scenes import FileScene
 from tnet.scenes.memory import MemoryScene
-from tnet.traversal import BestFirst, Certain, Choice, LevelByLevel, Search, Step, TopK, Trail
+from tnet.traversal import BestFirst, Choice, ExpectedGain, LevelByLevel, Search, Step, TopK, Trail
 from tnet.traversal.stopping import confidence
 
 
@@ -90,6 +90,20 @@ def test_the_whole_image_comes_first(model: TNet, images: list[Tensor]) -> None:
 # --- streams
 
 
+def test_a_stream_by_gain_gives_what_single_images_do(images: list[Tensor]) -> None:
+    torch.manual_seed(5)
+    model = TNet(three_levels(locator=LocatorConfig(value=True))).eval()
+    output = model(images[0], search=BestFirst(9, 3, score="gain"))
+    assert output.gains is not None
+    search = BestFirst(9, 3, score="gain", stop=(ExpectedGain(output.gains.flatten().sort().values[-8].item()),))
+    expected = [model(image, search=search) for image in images]
+    assert len({len(output.regions) for output in expected}) > 1
+    for one, alone in zip(traverse_all(model, images, search, glimpses=8), expected, strict=True):
+        assert isinstance(one, TNetOutput)
+        torch.testing.assert_close(one.logits, alone.logits)
+        assert torch.equal(one.regions.box_l0_yxyx, alone.regions.box_l0_yxyx)
+
+
 @pytest.mark.parametrize(("glimpses", "active"), [(1, 1), (4, 8), (8, 3), (64, 256)])
 def test_a_stream_gives_what_single_images_do(
     model: TNet, images: list[Tensor], glimpses: int, active: int, monkeypatch: pytest.MonkeyPatch
@@ -97,7 +111,7 @@ def test_a_stream_gives_what_single_images_do(
     with torch.no_grad():
         sure = [[confidence(look.logits) for look in model.search(image, BestFirst(6, 3))] for image in images]
     threshold = dividing_threshold(torch.tensor(sure))
-    search = BestFirst(looks=6, levels=3, stop=(Certain(threshold),))
+    search = BestFirst(looks=6, levels=3, stop=(until_certain(threshold),))
     expected = [model(image, search=search) for image in images]
     looks = {len(output.regions) for output in expected}
     assert len(looks) > 1  # easy and hard images

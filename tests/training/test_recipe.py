@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import tiny_recipe
 
 from tnet.errors import ConfigError, GeometryError, RecipeError
+from tnet.models import LocatorConfig
 from tnet.training.recipe import (
     OptimConfig,
     Recipe,
@@ -228,6 +229,15 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     text = (tmp_path / "recipe.yaml").read_text()
     for key in ("joint_weight_ce", "clip_norm", "images_per_epoch", "cell_extent", "canvas_px"):
         assert f"{key}: " in text  # every value spelled out, defaults too
+
+
+def test_predicted_gains_are_trained_or_absent() -> None:
+    value = LocatorConfig(value=True)
+    tiny_recipe(model={"locator": value}, objective={"gain_weight": 1.0})
+    with pytest.raises(ConfigError, match=r"model\.locator\.value .* objective\.gain_weight"):
+        tiny_recipe(model={"locator": value})
+    with pytest.raises(ConfigError, match="both of them, or neither"):
+        tiny_recipe(objective={"gain_weight": 1.0})
 
 
 def test_worth_needs_two_looks_or_none_and_a_teacher_excludes_mixup() -> None:

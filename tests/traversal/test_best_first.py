@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from tests.helpers import dividing_threshold, looks_until, make_unsure, three_levels, tiny_config
+from tests.helpers import (
+    dividing_threshold,
+    looks_until,
+    make_unsure,
+    regions,
+    three_levels,
+    tiny_config,
+    until_certain,
+)
 
 from tnet.errors import ConfigError, GeometryError, LooksWarning
-from tnet.geometry import box_overlap
-from tnet.models import TNet
+from tnet.geometry import Regions, box_overlap, cell_spans, whole_images
+from tnet.models import LocatorConfig, TNet
 from tnet.models.engine import traverse_all
+from tnet.models.parts import pool_cells
 from tnet.models.tnet import TNetOutput
-from tnet.traversal import BestFirst, Certain, StoppingRule, TimeLimit, Trail
+from tnet.traversal import BestFirst, Calibrated, ExpectedGain, LookGain, StoppingRule, TimeLimit, Trail
 from tnet.traversal.stopping import confidence, margin
 
 
@@ -213,7 +224,7 @@ def test_images_stop_when_they_are_certain(model: TNet, images: torch.Tensor, me
     threshold = dividing_threshold(sure)
     expected = looks_until(sure, threshold)
     assert len(set(expected)) > 1
-    stopped = model(images, search=BestFirst(looks=6, levels=3, stop=(Certain(threshold, measure),)))
+    stopped = model(images, search=BestFirst(looks=6, levels=3, stop=(until_certain(threshold, measure),)))
     looks = torch.bincount(stopped.regions.image[stopped.regions.level > 0], minlength=3)
     assert looks.tolist() == expected
     for i, n in enumerate(expected):
@@ -238,15 +249,85 @@ def test_time_limit() -> None:
         TimeLimit(0)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
-def test_impossible_thresholds(threshold: float) -> None:
-    with pytest.raises(ConfigError, match="threshold"):
-        Certain(threshold)
+def test_gains_are_those_after_as_many_looks(model: TNet, images: torch.Tensor) -> None:
+    """After the last number of looks that was measured, those of that number."""
+    gains = (LookGain((0.5,), (0.3,)), LookGain((0.2, 0.6), (0.3, 0.1)))
+    trail = model.search(images, BestFirst(looks=6, levels=3, stop=(Calibrated(0.15, gains),))).trail
+    trail.regions = Regions.concat([whole_images([(9, 9)] * 5), regions([(0, 0, 3, 3)] * 8, [1, 2, 2, 3, 4, 4, 4, 4])])
+    trail.sizes_hw = [(9, 9)] * 5
+    certainty = torch.tensor([0.99, 0.6, 0.5, 0.3, 0.55])
+    trail.logits = torch.stack([certainty, 1 - certainty], 1).log()
+    # confidence is that of the larger class: 0.99, 0.6, 0.5, 0.7 and 0.55; the last three gain 0.15, 0.1 and 0.125
+    assert Calibrated(0.2, gains)(trail).tolist() == [False, True, True, True, True]
+    assert Calibrated(0.14, gains)(trail).tolist() == [False, True, False, True, True]
+    assert Calibrated(0.301, gains)(trail).tolist() == [True] * 5
+
+
+@pytest.mark.parametrize(("certainty", "gain"), [((), ()), ((0.5, 0.5), (0.1, 0.0)), ((0.1, 0.5), (0.1,))])
+def test_impossible_gains(certainty: tuple[float, ...], gain: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="calibrate again"):
+        LookGain(certainty, gain)
 
 
 def test_unknown_measure() -> None:
     with pytest.raises(ConfigError, match="confidence"):
-        Certain(0.5, "confidense")
+        Calibrated(0.5, (), "confidense")
+
+
+# --- by predicted gain
+
+
+@pytest.fixture(scope="module")
+def valued() -> TNet:
+    torch.manual_seed(4)
+    return TNet(three_levels(locator=LocatorConfig(value=True))).eval()
+
+
+def predicted(model: TNet, images: torch.Tensor, output: TNetOutput) -> dict[int, list[float]]:
+    """Gains of the cells of every row above the last level, by the second locator alone."""
+    found = {}
+    for row in (output.regions.level < 2).nonzero().flatten().tolist():
+        region = output.regions.take(torch.tensor([row]))
+        seen = model.see(model.scene(images), region)
+        spans = cell_spans(region, model.config.grid)
+        assert model.locator is not None and model.locator.value is not None
+        found[row] = model.locator.value(pool_cells(seen.cell_map, *spans), seen.pooled)[0].tolist()
+    return found
+
+
+def test_search_by_gain(valued: TNet, images: torch.Tensor) -> None:
+    """Every look is the unseen cell of the largest predicted gain, on any level."""
+    output = valued(images, search=BestFirst(looks=7, levels=3, score="gain"))
+    gains, regions = predicted(valued, images, output), output.regions
+    for image in range(3):
+        rows = (regions.image == image).nonzero().flatten().tolist()
+        frontier: dict[tuple[int, int], float] = {}
+        for before, row in pairwise(rows):
+            frontier |= {(before, cell): gain for cell, gain in enumerate(gains.get(before, []))}
+            place = (int(regions.parent[row]), int(regions.cell[row]))
+            assert frontier.pop(place) == pytest.approx(max([*frontier.values(), -99.0, gains[place[0]][place[1]]]))
+
+
+def test_stopping_by_gain(valued: TNet, images: torch.Tensor) -> None:
+    """An image is done at the first look after which no unseen cell is worth the price."""
+    everything = valued(images, search=BestFirst(looks=7, levels=3, score="gain"))
+    gains = predicted(valued, images, everything)
+    price = sorted(gain for row in gains.values() for gain in row)[-12]
+    output = valued(images, search=BestFirst(looks=7, levels=3, score="gain", stop=(ExpectedGain(price),)))
+    for image in range(3):
+        rows = (everything.regions.image == image).nonzero().flatten().tolist()
+        taken = [gains[int(everything.regions.parent[row])][int(everything.regions.cell[row])] for row in rows[1:]]
+        expected = next((n for n, gain in enumerate(taken) if gain <= price + 1e-6), 7)
+        assert int((output.regions.image == image).sum()) == 1 + expected
+    none = valued(images, search=BestFirst(looks=7, levels=3, stop=(ExpectedGain(1e9),)))
+    assert len(none.regions) == 3
+    assert len(valued(images, search=BestFirst(looks=0, levels=3, stop=(ExpectedGain(0.0),))).regions) == 3
+
+
+@pytest.mark.parametrize("options", [{"score": "gain"}, {"stop": (ExpectedGain(0.1),)}])
+def test_a_model_without_gains(model: TNet, images: torch.Tensor, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.locator\.value"):
+        model(images, search=BestFirst(looks=3, levels=3, **options))
 
 
 def test_box_overlap() -> None:

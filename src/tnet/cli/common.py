@@ -15,6 +15,8 @@ from tnet.text import visible
 
 if TYPE_CHECKING:
     from tnet.data.config import DataConfig
+    from tnet.models.base import Model
+    from tnet.models.tnet import TNet
     from tnet.scenes.file import SceneOptions
     from tnet.scenes.reading import ReadOptions
     from tnet.training.recipe import Recipe
@@ -186,8 +188,10 @@ def recipe_of(run: Path) -> Recipe | None:
     return None if path is None else load_recipe(path)
 
 
-def results_page(folder: Path, name: str, title: str, data: Path | None, overwrite: bool) -> Path:
-    """Return the page of results (``NAME.md``), after checking that it, a table and a figure may be written.
+def results_page(
+    folder: Path, name: str, title: str, data: Path | None, overwrite: bool, more: Sequence[str] = ()
+) -> Path:
+    """Return the page of results (``NAME.md``), after checking that it, a table, a figure and more may be written.
 
     Results of before, which the ``title`` at the head of their page shows, are replaced.
     """
@@ -195,6 +199,15 @@ def results_page(folder: Path, name: str, title: str, data: Path | None, overwri
 
     page = make_folder(folder) / f"{name}.md"
     is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(title)
-    files = [page, page.with_suffix(".csv"), page.with_suffix(".png")]
+    files = [page, page.with_suffix(".csv"), page.with_suffix(".png"), *(folder / other for other in more)]
     check_outputs(files, inputs=[data] if data is not None and data.is_file() else [], overwrite=overwrite or is_own)
     return page
+
+
+def searchable(model: Model, folder: Path) -> TNet:
+    """Return the model if best-first search can use it; raise ConfigError otherwise."""
+    from tnet.models.tnet import TNet
+
+    if not isinstance(model, TNet) or model.locator is None:
+        raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
+    return model

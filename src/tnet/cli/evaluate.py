@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
+    from tnet.evaluation.evaluator import LooksRow
     from tnet.models.base import ModelConfig
+    from tnet.models.tnet import TNet
     from tnet.training.recipe import Recipe
 
 Split = Literal["val", "test"]
 _TITLE = "# Accuracy against looks"
+_FRONTIER_HELP = "Also measure accuracy against mean cost, of best-first search and of stopping if it is calibrated."
 _POLICY_HELP = (
     "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
     "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
@@ -41,6 +44,7 @@ def evaluate(
     policy: Annotated[
         list[common.PolicyName] | None, typer.Option(metavar="[topk|sample|random|centre|...]", help=_POLICY_HELP)
     ] = None,
+    frontier: Annotated[bool, typer.Option("--frontier", help=_FRONTIER_HELP)] = False,
     recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
     split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
@@ -67,7 +71,8 @@ def evaluate(
     """Measure accuracy against the number of looks.
 
     Prints a table of accuracy, multiply-adds, parameters and time per image for each number of looks, and writes it as
-    evaluation.md, evaluation.csv and evaluation.png, replacing those of an earlier evaluation.
+    evaluation.md, evaluation.csv and evaluation.png, replacing those of an earlier evaluation. With --frontier, also
+    frontier.csv and frontier.png.
     """
     chosen = common.parse_looks_list(looks or [])
 
@@ -102,26 +107,52 @@ def evaluate(
 
     place = common.pick_device(device)
     model = load_model(run)
+    searched = common.searchable(model, run) if frontier else None
     images, source = open_labelled(model.config, run, data, recipe, split, as_asked)
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         common.say(f"{note}: {shorten(images.classes)}", err=True)
     folder = out or run / "evaluation"
-    page = common.results_page(folder, "evaluation", _TITLE, data, overwrite)
+    more = ["frontier.csv", "frontier.png"] if frontier else []
+    page = common.results_page(folder, "evaluation", _TITLE, data, overwrite, more)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": place, "progress": progress}
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
-        policies=[item.value for item in policy] if policy else None,
-        batch_size=batch_size, workers=workers, device=place, progress=progress, seed=seed,
+        policies=[item.value for item in policy] if policy else None, seed=seed, **options,
     )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
     common.say(f"{table}\n{notes}")
     write_rows_csv(rows, folder / "evaluation.csv")
     plot_looks(rows, folder / "evaluation.png")
+    text = f"{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n"
+    if searched is not None:
+        text += _frontier(searched, images, rows, folder, options)
     title = f"{_TITLE}: {markdown(run.resolve().name)}"
-    write_text(page, f"{title}\n\n{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n")
-    common.say(f"written: {page}, evaluation.csv, evaluation.png")
+    write_text(page, f"{title}\n\n{text}")
+    common.say(f"written: {', '.join([str(page), 'evaluation.csv', 'evaluation.png', *more])}")
+
+
+def _frontier(model: TNet, images: LabelledData, rows: list[LooksRow], folder: Path, options: dict[str, Any]) -> str:
+    """Measure accuracy against mean cost, write it, and return its section of the page."""
+    from tnet.evaluation.frontier import measure_curves
+    from tnet.evaluation.plots import plot_frontier
+    from tnet.evaluation.report import frontier_table, write_csv
+    from tnet.evaluation.stopping import frontier
+    from tnet.geometry import total_looks
+    from tnet.traversal import BestFirst
+
+    config, calibration = model.config, model.calibration
+    search = calibration.search() if calibration else BestFirst(2 * total_looks(config.looks), config.levels)
+    own = [row for row in rows if not row.looks or row.policy == config.eval_policy]
+    points = frontier(model, measure_curves(model, images, search, **options), own)
+    note = "On the images of its own calibration, stopping looks better than it is.\n" if calibration else ""
+    table = f"{frontier_table(points)}\n{note}"
+    common.say(table)
+    write_csv([vars(point) for point in points], folder / "frontier.csv")
+    plot_frontier(points, folder / "frontier.png")
+    return f"\n## Accuracy against mean cost\n\n{table}\n![frontier.png](frontier.png)\n"
 
 
 def open_labelled(

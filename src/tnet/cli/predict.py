@@ -135,11 +135,9 @@ def _search(
 ) -> BestFirst:
     """Return the best-first search that keeps these limits; without any, of this number of looks."""
     from tnet.geometry import total_looks
-    from tnet.models.tnet import TNet
     from tnet.traversal import BestFirst, TimeLimit
 
-    if not isinstance(model, TNet) or model.locator is None:
-        raise ConfigError(f"{folder} is a {model.config.title} without a search; give a TNet of 2 or more levels")
+    model = common.searchable(model, folder)
     calibration, config = model.calibration, model.config
     if budget is None and at_least is None and max_ms is None:
         if isinstance(looks, tuple):

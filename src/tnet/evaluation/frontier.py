@@ -1,8 +1,7 @@
-"""Accuracy against mean cost: fixed numbers of looks beside stopping per image; fit of a calibration."""
+"""Accuracy against mean cost: the same number of looks for every image, or stopping per image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +14,8 @@ from tnet.data.loading import LabelledData, eval_loader
 from tnet.errors import ConfigError
 from tnet.evaluation.evaluator import check_data_fits, is_right, wilson_interval
 from tnet.inference.progress import track_images
-from tnet.models.calibration import Calibration
-from tnet.models.tnet import TNet, TNetOutput
+from tnet.models.tnet import TNet
 from tnet.traversal import CERTAINTIES, BestFirst
-
-_MAX_THRESHOLDS = 200
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,8 @@ class FrontierRow:
     """One point of the frontier.
 
     Attributes:
-        kind: ``fixed`` (the same number of looks for every image) or ``stopping``.
-        setting: number of looks, or threshold.
+        kind: ``level by level`` or ``best-first`` (the same number of looks for every image), or ``stopping``.
+        setting: number of looks, or budget of mean looks.
         mean_looks: mean looks per image.
         mean_macs: mean multiply-adds per image.
         accuracy: share of images answered rightly.
@@ -94,7 +90,7 @@ def measure_curves(
             if output.seen is not None or output.features.shape[1] <= search.looks:
                 counts = torch.bincount(output.regions.image, minlength=len(batch.targets))
                 taken = torch.minimum(taken, counts[:, None] - 1)
-            logits = _logits_by_look(model, output)
+            logits = model.answers(output.features, output.seen, output.places).float().cpu()
             logits = logits.gather(1, taken[:, :, None].expand(-1, -1, logits.shape[2]))
             targets = batch.targets.repeat_interleave(len(n), dim=0)
             right = is_right(logits.flatten(0, 1), targets).reshape(taken.shape)
@@ -104,18 +100,6 @@ def measure_curves(
             parts.append((right, taken, macs, *sure))
     right, taken, macs, *sure = (torch.cat(column) for column in zip(*parts, strict=True))
     return Curves(right, dict(zip(CERTAINTIES, sure, strict=True)), taken, macs)
-
-
-def _logits_by_look(model: TNet, output: TNetOutput) -> Float[Tensor, "images n classes"]:
-    """Class logits from the first ``j + 1`` features of each image, for each ``j``, on the CPU."""
-    features, seen = output.features, output.seen
-    n = features.shape[1]
-    valid = torch.ones(features.shape[:2], dtype=torch.bool) if seen is None else seen
-    answers = []
-    for j in range(n):
-        first = (valid & (torch.arange(n) <= j)).to(features.device)
-        answers.append(model.classify(features, first, output.places).float().cpu())
-    return torch.stack(answers, dim=1)
 
 
 class StepCosts(NamedTuple):
@@ -137,21 +121,15 @@ def step_costs(model: TNet) -> StepCosts:
     return StepCosts(none - region, region, one - none - region)
 
 
-def frontier(curves: Curves, measure: str, thresholds: Sequence[float]) -> list[FrontierRow]:
-    """Return the rows of every fixed number of looks, then of every threshold."""
-    rows = [_row("fixed", n, curves, torch.full((len(curves.right),), n)) for n in range(curves.right.shape[1])]
-    rows += [_row("stopping", t, curves, looks_at(curves.certainty[measure], t)) for t in thresholds]
-    return rows
+def best_first_rows(curves: Curves) -> list[FrontierRow]:
+    """Return the rows of every number of looks, the same for every image."""
+    count, n = curves.right.shape
+    return [frontier_row("best-first", looks, curves, torch.full((count,), looks)) for looks in range(n)]
 
 
-def looks_at(certainty: Float[Tensor, "images n"], threshold: float) -> Int[Tensor, " images"]:
-    """Return the number of looks after which each image is certain enough, or the last."""
-    done = certainty >= threshold
-    done[:, -1] = True
-    return done.int().argmax(dim=1)
+def frontier_row(kind: str, setting: float, curves: Curves, at: Int[Tensor, " images"]) -> FrontierRow:
+    """Return the row of a search that ends after ``at`` looks in each image."""
 
-
-def _row(kind: str, setting: float, curves: Curves, at: Int[Tensor, " images"]) -> FrontierRow:
     def of(values: Tensor) -> Tensor:
         return values.gather(1, at[:, None]).squeeze(1)
 
@@ -159,22 +137,3 @@ def _row(kind: str, setting: float, curves: Curves, at: Int[Tensor, " images"]) 
     low, high = wilson_interval(right, total)
     looks, macs = float(of(curves.looks).float().mean()), float(of(curves.macs).double().mean())
     return FrontierRow(kind, float(setting), looks, macs, right / total, low, high, total)
-
-
-def fit_calibration(curves: Curves, model: TNet, search: BestFirst, measure: str) -> Calibration:
-    """Measure stopping at thresholds spread over the certainties that occur."""
-    values = curves.certainty[measure].flatten().double().unique()
-    picked = torch.linspace(0, len(values) - 1, min(_MAX_THRESHOLDS, len(values))).round().long()
-    thresholds = sorted({0.0, *(float(value) for value in values[picked]), 1.0})
-    rows = [_row("stopping", t, curves, looks_at(curves.certainty[measure], t)) for t in thresholds]
-    return Calibration(
-        measure=measure,
-        looks=search.looks,
-        levels=search.levels,
-        score=search.score,
-        thresholds=tuple(thresholds),
-        mean_looks=tuple(row.mean_looks for row in rows),
-        accuracy=tuple(row.accuracy for row in rows),
-        images=len(curves.right),
-        class_names=model.config.class_names,
-    )

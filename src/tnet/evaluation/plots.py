@@ -102,14 +102,13 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
 
 
 def plot_frontier(rows: Sequence[FrontierRow], path: str | Path) -> None:
-    """Draw accuracy against mean multiply-adds, of fixed numbers of looks and of stopping per image."""
+    """Draw accuracy against mean multiply-adds, one line per kind of row."""
     unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
-    names = {"fixed": "the same looks for every image", "stopping": "stopping per image"}
     curves = []
-    for color, (kind, name) in enumerate(names.items()):
+    for color, kind in enumerate(dict.fromkeys(row.kind for row in rows)):
         mine = [row for row in rows if row.kind == kind]
         points = [Point(row.mean_macs / unit, row.accuracy, row.accuracy_low, row.accuracy_high) for row in mine]
-        curves.append(Curve(name, points, color, is_control=kind == "fixed"))
+        curves.append(Curve(kind, points, color, is_control=kind != "stopping"))
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axis = figure.subplots()
     for curve in curves:

@@ -41,10 +41,11 @@ def looks_table(rows: Sequence[LooksRow]) -> str:
 def frontier_table(rows: Sequence[FrontierRow]) -> str:
     """Return the points of a frontier (at least one) as an aligned Markdown table."""
     unit, letter = macs_unit(max(int(row.mean_macs) for row in rows))
-    header = ["looks", "setting", "mean looks", f"mean multiply-adds ({letter})", "accuracy % (95 % interval)"]
+    header = ["search", "setting", "mean looks", f"mean multiply-adds ({letter})", "accuracy % (95 % interval)"]
     lines = []
     for row in rows:
-        setting = f"{row.setting:.0f} looks" if row.kind == "fixed" else f"until {row.setting:.3f}"
+        number = f"{row.setting:g}"
+        setting = f"budget of {number}" if row.kind == "stopping" else f"{number} look{'s' * (number != '1')}"
         interval = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
         cost = [f"{row.mean_looks:.2f}", short_number(row.mean_macs / unit)]
         lines.append([row.kind, setting, *cost, f"{100 * row.accuracy:.1f} ({interval})"])

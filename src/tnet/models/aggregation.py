@@ -35,6 +35,11 @@ class Places(NamedTuple):
     boxes: Float[Tensor, "batch n 4"]  # (y0, x0, y1, x1) as shares of the image's height and width, within it
     start: Float[Tensor, "batch channels side side"] | None  # of the canvas, from the whole image; None without it
 
+    def ordered(self, order: Int[Tensor, "batch n"]) -> Places:
+        """Return the places in another order."""
+        order = order.to(self.boxes.device)
+        return Places(self.boxes.gather(1, order[:, :, None].expand(-1, -1, 4)), self.start)
+
     def at(self, columns: Int[Tensor, "groups n"]) -> Places:
         """Return the places of groups of features of each image, one image's groups after another."""
         start = None if self.start is None else self.start.repeat_interleave(len(columns), dim=0)

@@ -1,85 +1,91 @@
-"""Calibration of stopping: which threshold gives which number of looks and which accuracy; saved with a model."""
+"""Calibration of stopping: which price of a look gives which number of looks and which accuracy; saved with a model."""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import CheckpointError, ConfigError, TnetError
-from tnet.traversal import BestFirst, Certain, StoppingRule, TimeLimit
+from tnet.traversal import BestFirst, Calibrated, LookGain, StoppingRule, TimeLimit
+from tnet.traversal.best_first import Score
 
 CALIBRATION_NAME = "calibration.json"
+_VERSION = 2
 _MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of certainty, and what stopping by them gave on validation images.
+    """What looks gained on validation images, and what stopping at a price per look gives.
 
     Attributes:
         measure: measure of certainty, see :data:`tnet.traversal.CERTAINTIES`.
         looks: largest number of looks per image.
         levels: levels that were searched, including the whole image.
         score: score of the search, see :class:`tnet.traversal.BestFirst`.
-        thresholds: ascending.
-        mean_looks: mean looks per image for each threshold; does not fall.
-        accuracy: share of images answered rightly, for each threshold.
+        gains: expected gains after 0, 1, ... looks, see :class:`tnet.traversal.Calibrated`.
+        prices: descending.
+        mean_looks: mean looks per image for each price; does not fall.
+        accuracy: share of right answers at each of these mean looks, on images that the gains were not fitted on.
         images: number of images.
         class_names: classes of the model when it was calibrated.
+        version: form of the file.
     """
 
     measure: str
     looks: int
     levels: int
-    score: str
-    thresholds: tuple[float, ...]
+    score: Score
+    gains: tuple[LookGain, ...]
+    prices: tuple[float, ...]
     mean_looks: tuple[float, ...]
     accuracy: tuple[float, ...]
     images: int
     class_names: tuple[str, ...] = ()
+    version: int = _VERSION
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.thresholds) == len(self.mean_looks) == len(self.accuracy):
-            counts = f"{len(self.thresholds)}, {len(self.mean_looks)} and {len(self.accuracy)}"
-            raise ConfigError(f"thresholds, mean_looks and accuracy have {counts} values; give as many of each")
-        if list(self.thresholds) != sorted(self.thresholds):
-            raise ConfigError("thresholds do not ascend; calibrate again")
+        if not 0 < len(self.prices) == len(self.mean_looks) == len(self.accuracy):
+            counts = f"{len(self.prices)}, {len(self.mean_looks)} and {len(self.accuracy)}"
+            raise ConfigError(f"prices, mean_looks and accuracy have {counts} values; give as many of each")
+        if list(self.prices) != sorted(self.prices, reverse=True) or list(self.mean_looks) != sorted(self.mean_looks):
+            raise ConfigError("prices do not descend, or mean looks fall; calibrate again")
+        if len(self.gains) != self.looks:
+            raise ConfigError(f"there are {len(self.gains)} gains for {self.looks} looks; give one per look")
 
     def for_looks(self, mean_looks: float) -> float:
-        """Return the threshold at which images take ``mean_looks`` looks on average.
+        """Return the price at which images take ``mean_looks`` looks on average, or as many as were calibrated.
 
         Raises:
-            ConfigError: the number is not positive.
+            ConfigError: the number is not positive, or below the fewest looks that were calibrated.
         """
         if not mean_looks > 0:
             raise ConfigError(f"the budget is {mean_looks:g} looks per image; give more than 0")
-        after = bisect_right(self.mean_looks, mean_looks)
-        if after == 0:
-            return self.thresholds[0]
-        if after == len(self.thresholds):
-            return self.thresholds[-1]
-        low, high = self.mean_looks[after - 1], self.mean_looks[after]
-        share = (mean_looks - low) / (high - low)
-        return self.thresholds[after - 1] + share * (self.thresholds[after] - self.thresholds[after - 1])
+        if mean_looks < self.mean_looks[0]:
+            least = f"{self.mean_looks[0]:g} that every image takes since calibration"
+            raise ConfigError(f"the budget is {mean_looks:g} looks per image, below the {least}; give more")
+        return float(np.interp(mean_looks, self.mean_looks, self.prices))
 
     def for_accuracy(self, accuracy: float) -> float:
-        """Return the lowest threshold that reached an accuracy on the calibration images.
+        """Return the highest price whose mean looks reached an accuracy.
 
         Raises:
-            ConfigError: no threshold reached it.
+            ConfigError: the accuracy is not a share above 0, or was never reached.
         """
-        reached = (t for t, share in zip(self.thresholds, self.accuracy, strict=True) if share >= accuracy)
-        threshold = next(reached, None)
-        if threshold is None or not 0 < accuracy <= 1:
+        if not 0 < accuracy <= 1:
+            raise ConfigError(f"the accuracy to reach is {accuracy:g}; give more than 0 and at most 1")
+        price = next((p for p, share in zip(self.prices, self.accuracy, strict=True) if share >= accuracy), None)
+        if price is None:
             best = max(self.accuracy)
             raise ConfigError(
                 f"an accuracy of {accuracy:g} was never reached on the {self.images} calibration images; give at most "
                 f"{best:.4g}, or calibrate with more looks than {self.looks}"
             )
-        return threshold
+        return price
 
     def search(
         self,
@@ -89,14 +95,12 @@ class Calibration:
         multilabel: bool = False,
     ) -> BestFirst:
         """Return the search that keeps a budget of looks, reaches an accuracy, or both, whichever stops first."""
-        rules: list[StoppingRule] = []
-        if mean_looks is not None:
-            rules.append(Certain(self.for_looks(mean_looks), self.measure, multilabel))
-        if accuracy is not None:
-            rules.append(Certain(self.for_accuracy(accuracy), self.measure, multilabel))
+        prices = [] if mean_looks is None else [self.for_looks(mean_looks)]
+        prices += [] if accuracy is None else [self.for_accuracy(accuracy)]
+        rules: list[StoppingRule] = [Calibrated(price, self.gains, self.measure, multilabel) for price in prices]
         if max_ms is not None:
             rules.append(TimeLimit(max_ms))
-        return BestFirst(self.looks, self.levels, score=self.score, stop=tuple(rules))  # type: ignore[arg-type]
+        return BestFirst(self.looks, self.levels, score=self.score, stop=tuple(rules))
 
     def text(self) -> str:
         """Return the calibration as JSON."""
@@ -118,9 +122,11 @@ def read_calibration(folder: Path, class_names: tuple[str, ...]) -> Calibration 
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise ValueError("it must hold keys and values")
+        if data.get("version") != _VERSION:
+            raise ValueError(f"its form is not version {_VERSION}")
         calibration = parse_dataclass(Calibration, data, str(path))
     except (OSError, ValueError, RecursionError, TnetError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); run `tnet calibrate` again") from None
+        raise CheckpointError(f"{path} cannot be used ({error}); run `tnet calibrate` again") from None
     if calibration.class_names != class_names:
         raise CheckpointError(f"{path} is of a model with other classes; run `tnet calibrate` again")
     return calibration

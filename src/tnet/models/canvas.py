@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError
@@ -16,14 +15,22 @@ CHANNELS = 32
 Canvas = Float[Tensor, "batch channels side side"]
 
 
-def cover(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
-    """Return which share of each of ``SIDE`` equal parts of [0, 1] spans cover.
-
-    A span shorter than a part is as heavy as a whole part, split over those that it touches: small is not faint.
-    """
+def overlap(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
+    """Return which share of each of ``SIDE`` equal parts of [0, 1] spans cover."""
     edges = torch.arange(SIDE + 1, device=spans.device) / SIDE
     shared = torch.minimum(spans[..., 1:], edges[1:]) - torch.maximum(spans[..., :1], edges[:-1])
-    return shared.clamp_min(0) / spans.diff(dim=-1).clamp(1e-9, 1 / SIDE)
+    return SIDE * shared.clamp_min(0)
+
+
+def cover(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
+    """Return the overlap, but a span shorter than a part is as heavy as a whole part: small is not faint."""
+    return overlap(spans) / (SIDE * spans.diff(dim=-1)).clamp(1e-9, 1)
+
+
+def _parts(spans: Float[Tensor, "views 2"], count: int) -> Float[Tensor, "views count 2"]:
+    """Divide spans into equal parts."""
+    edges = spans[:, :1] + spans.diff(dim=1) * torch.arange(count + 1, device=spans.device) / count
+    return torch.stack([edges[:, :-1], edges[:, 1:]], dim=2)
 
 
 @AGGREGATIONS.register("canvas")
@@ -47,9 +54,24 @@ class CanvasAggregation(nn.Module):
         nn.init.zeros_(self.evidence.weight)
         nn.init.zeros_(self.evidence.bias)
 
-    def begin(self, cell_map: Float[Tensor, "batch cell_dim h w"]) -> Canvas:
-        """Return the start of the canvas from the cell map of the whole image."""
-        return F.adaptive_avg_pool2d(self.start(cell_map), SIDE)
+    def begin(
+        self,
+        cell_map: Float[Tensor, "views cell_dim h w"],
+        boxes: Float[Tensor, "views 4"],
+        image: Int[Tensor, " views"],
+    ) -> Canvas:
+        """Return the start of the canvas of each image from the cell maps of the views that show all of it.
+
+        Args:
+            cell_map: cell maps of whole images, or of the squares of long ones.
+            boxes: their places, ``(y0, x0, y1, x1)`` as shares of the image's height and width.
+            image: their images.
+        """
+        start = self.start(cell_map)
+        boxes, (h, w) = boxes.to(start), start.shape[2:]
+        down, across = overlap(_parts(boxes[:, 0::2], h)), overlap(_parts(boxes[:, 1::2], w))
+        views = torch.einsum("vchw,vhi,vwj->vcij", start, down, across)
+        return views.new_zeros(int(image.max()) + 1, *views.shape[1:]).index_add(0, image.to(views.device), views)
 
     def written(self, features: Features, seen: Mask, places: Places) -> Canvas:
         """Return the canvas with features added at their places."""

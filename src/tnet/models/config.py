@@ -67,6 +67,8 @@ class LocatorConfig:
         context: what scores depend on besides the region: ``none`` (the paper's), or ``collected``, what was seen of
             the image so far: the canvas at the cell, or the mean feature without a canvas. Looks are then taken one by
             one, and regions scored again after each.
+        value: whether a second locator predicts what looking at each cell gains, in nats of log-likelihood of the right
+            answer, for search and stopping by gain; trained by ``objective.gain_weight``.
     """
 
     kind: LocatorKind = "squeeze"
@@ -77,8 +79,12 @@ class LocatorConfig:
     position_start: int = 0
     position_step: int = 1
     context: LocatorContext = "none"
+    value: bool = False
 
     def __post_init__(self) -> None:
+        if self.value and self.context != "none":
+            problem = "model.locator.value predicts gains once, but model.locator.context is 'collected'"
+            raise ConfigError(f"{problem}; set one of them to its default")
         if not self.initial_scale > 0:
             raise ConfigError(f"model.locator.initial_scale is {self.initial_scale}; give a number above 0")
         for name, least in (("hidden", 0), ("position_start", 0), ("position_step", 1)):

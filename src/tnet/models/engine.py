@@ -74,8 +74,16 @@ class Traversable(Model):
         """Return the location logits of rows with drafts, from everything seen so far."""
         raise NotImplementedError
 
-    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
-        """Return the start of the canvas of whole images, if the model has one."""
+    def begin(
+        self, cell_map: Float[Tensor, "views cell_dim h w"], regions: Regions, sizes_hw: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "images channels _ _"] | None:
+        """Return the start of the canvas of each image from its first regions, if the model has a canvas."""
+        return None
+
+    def gains(
+        self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
+    ) -> Float[Tensor, "scored cells"] | None:
+        """Return the predicted gains of the cells of ``scored`` regions, in nats; ``None`` if it predicts none."""
         return None
 
     @abstractmethod
@@ -160,7 +168,9 @@ class Traversal(Iterator[Look]):
             self._pixels = self.model.look_pixels(self.scene, self.pending.regions)
         return self._pixels
 
-    def append(self, features: Tensor, scores: Tensor | None, scored: Bool[Tensor, " regions"]) -> None:
+    def append(
+        self, features: Tensor, scores: Tensor | None, scored: Bool[Tensor, " regions"], gains: Tensor | None
+    ) -> None:
         """Add the pending step to the trail and ask the search for the next."""
         step, self._pixels = self.pending, None
         assert step is not None
@@ -171,7 +181,7 @@ class Traversal(Iterator[Look]):
             if len(rows := self.search.wants_now(self.trail)):
                 self.trail.rescore(rows, self.model.relocate(self.trail, rows))
         else:
-            self.trail.append(step, features, scores, scored)
+            self.trail.append(step, features, scores, scored, gains)
         if self.search.wants_logits:
             self.trail.logits = self.logits
         if self._asked:
@@ -195,15 +205,18 @@ def advance(traversals: Sequence[Traversal]) -> None:
         regions = Regions.concat([step.regions for step in steps])
         pixels, all_scored = torch.cat([traversal.read() for traversal in traversals]), torch.cat(scored)
     seen = model.encode(pixels, regions)
-    scores, features = model.locate(seen, regions, all_scored), seen.feature
+    tables = model.locate(seen, regions, all_scored), model.gains(seen, regions, all_scored)
+    features = seen.feature
     del pixels  # the largest tensor
     row = score_row = 0
     for traversal, step, mask in zip(traversals, steps, scored, strict=True):
         count, score_count = len(step.regions), int(mask.sum())
-        mine = None if scores is None or not score_count else scores[score_row : score_row + score_count]
+        mine = slice(score_row, score_row + score_count)
+        scores, gains = (None if table is None or not score_count else table[mine] for table in tables)
         if not len(traversal.trail):
-            traversal.trail.start = model.begin(seen.cell_map[row : row + count])
-        traversal.append(features[row : row + count], mine, mask)
+            cell_map = seen.cell_map[row : row + count]
+            traversal.trail.start = model.begin(cell_map, step.regions, traversal.scene.sizes_hw)
+        traversal.append(features[row : row + count], scores, mask, gains)
         row, score_row = row + count, score_row + score_count
 
 

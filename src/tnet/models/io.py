@@ -83,8 +83,10 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Model:
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibrated: bool = True) -> Model:
     """Load a model from its folder or from that of its training run, in evaluation mode.
+
+    ``calibrated`` is false to ignore the calibration of stopping that may be saved with it.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
@@ -104,7 +106,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Mod
         raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
     check_state(model.state_dict(), tensors, str(weights))
     model.load_state_dict(tensors)
-    if isinstance(model, TNet):
+    if isinstance(model, TNet) and calibrated:
         model.calibration = read_calibration(folder, model.config.class_names)
     return model.to(device).eval()
 

@@ -6,6 +6,7 @@ They take only tensors, so that they can be exported.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,9 @@ class Locator(nn.Module):
             nn.init.zeros_(self.collected.weight)
         scaled = config.logits == "l2_scaled"
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale))) if scaled else None
+        # Apart from the locator, which learns as it does without it.
+        plain = replace(config, value=False, logits="none")
+        self.value = Locator(plain, cell_dim, context_dim) if config.value else None
 
     def forward(
         self, cells: Float[Tensor, "regions dim rows cols"], context: Float[Tensor, "regions features"]

@@ -49,6 +49,7 @@ class TNetOutput(ModelOutput):
         location_logits: location logits of the cells of each divided region, normalised as configured, from when the
             region was seen.
         divided: row of ``regions`` of each divided region.
+        gains: predicted gains of the cells of each divided region, in nats; ``None`` if they are not predicted.
         log_prob: log-probability of each chosen location.
         joint_log_prob: log-probability of all choices in an image.
         places: where features were seen, if the aggregation is a canvas.
@@ -66,6 +67,7 @@ class TNetOutput(ModelOutput):
     seen: Bool[Tensor, "batch n"] | None
     location_logits: Float[Tensor, "divided cells"]
     divided: Int[Tensor, " divided"]
+    gains: Float[Tensor, "divided cells"] | None
     log_prob: Float[Tensor, "batch looks"]
     joint_log_prob: Float[Tensor, " batch"]
     places: Places | None = None
@@ -75,11 +77,10 @@ class TNetOutput(ModelOutput):
         """Probabilities of the cells of each divided region."""
         return self.location_logits.softmax(dim=1)
 
-    @property
-    def chosen_logits(self) -> Float[Tensor, " rows"]:
-        """Location logit of each row of ``regions`` in its parent; 0 for whole images."""
+    def of_chosen(self, values: Float[Tensor, "divided cells"]) -> Float[Tensor, " rows"]:
+        """Return the value of the cell of each row of ``regions`` in its parent; 0 for whole images."""
         children = (self.regions.parent >= 0).nonzero().flatten()
-        chosen = self.location_logits[self._cell_of(children)]
+        chosen = values[self._cell_of(children)]
         return self.logits.new_zeros(len(self.regions)).index_put((children.to(chosen.device),), chosen)
 
     def _cell_of(self, rows: Int[Tensor, "*rows"]) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
@@ -267,12 +268,20 @@ class TNet(Traversable):
         return Described(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
     @override
-    def locate(
+    def gains(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
-    ) -> Float[Tensor, "scored ..."] | None:
-        """Return the location logits of the cells of ``scored`` regions (default: all); ``None`` if there are none.
+    ) -> Float[Tensor, "scored cells"] | None:
+        value = None if self.locator is None else self.locator.value
+        return None if value is None else self.locate(seen, regions, scored, value)
 
-        With ``model.locator.context: collected`` these are drafts; see :meth:`relocate`.
+    @override
+    def locate(
+        self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None, head: Locator | None = None
+    ) -> Float[Tensor, "scored ..."] | None:
+        """Return the location logits, or the output of another head, of the cells of ``scored`` regions (default: all).
+
+        ``None`` if there are none. With ``model.locator.context: collected`` location logits are drafts; see
+        :meth:`relocate`.
         """
         if scored is not None and not bool(scored.any()):
             return None
@@ -281,7 +290,7 @@ class TNet(Traversable):
             rows = scored.nonzero().flatten()
             regions = regions.take(rows)
             cell_map, pooled = cell_map[rows.to(cell_map.device)], pooled[rows.to(pooled.device)]
-        return self.score(cell_map, pooled, *cell_spans(regions, self.config.grid))
+        return self.score(cell_map, pooled, *cell_spans(regions, self.config.grid), head)
 
     def score(
         self,
@@ -289,15 +298,16 @@ class TNet(Traversable):
         pooled: Float[Tensor, "regions dim"],
         y_spans: Float[Tensor, "regions rows 2"],
         x_spans: Float[Tensor, "regions cols 2"],
+        head: Locator | None = None,
     ) -> Float[Tensor, "regions ..."]:
         """Compute the tensor part of :meth:`locate`; spans are those of :func:`tnet.geometry.cell_spans`."""
-        assert self.locator is not None
-        config = self.config
+        head, config = head or self.locator, self.config
+        assert head is not None
         if config.locator.cells == "area":
             cells = pool_cells(cell_map.detach(), y_spans, x_spans)
         else:
             cells = sample_cells(cell_map, config.grid, config.locator.position_start, config.locator.position_step)
-        return self.locator(cells, pooled)
+        return head(cells, pooled)
 
     @property
     @override
@@ -322,8 +332,13 @@ class TNet(Traversable):
         return self.locator.finish(drafts[place.to(drafts.device)], collected)
 
     @override
-    def begin(self, cell_map: Float[Tensor, "images cell_dim h w"]) -> Float[Tensor, "images channels _ _"] | None:
-        return self.aggregation.begin(cell_map) if isinstance(self.aggregation, CanvasAggregation) else None
+    def begin(
+        self, cell_map: Float[Tensor, "views cell_dim h w"], regions: Regions, sizes_hw: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "images channels _ _"] | None:
+        if not isinstance(self.aggregation, CanvasAggregation):
+            return None
+        size_hw = torch.tensor(sizes_hw)[regions.image]
+        return self.aggregation.begin(cell_map, regions.box_l0_yxyx / size_hw.repeat(1, 2), regions.image)
 
     @override
     def answer(self, trail: Trail) -> TNetOutput:
@@ -336,6 +351,7 @@ class TNet(Traversable):
             logits, feature_logits, features, aggregate, weights, trail.regions, rows, seen,
             location_logits=trail.scores(divided, first=True),
             divided=divided,
+            gains=trail.gains if len(trail.scored_rows) == len(divided) else None,
             log_prob=gather_rows(trail.log_prob, rows, seen)[:, 1:],
             joint_log_prob=trail.joint_log_prob(),
             places=places,
@@ -385,3 +401,12 @@ class TNet(Traversable):
         A canvas needs their ``places``, from the output.
         """
         return self.classifier(self._aggregate(features, seen, places).feature)
+
+    def answers(
+        self, features: Features, seen: Mask = None, places: Places | None = None
+    ) -> Float[Tensor, "batch n classes"]:
+        """Return the class logits from the first 1, 2, ... features of each image together, without dropout."""
+        n = features.shape[1]
+        first = torch.ones(n, n, dtype=torch.bool, device=features.device).tril()
+        masks = (first[None] if seen is None else first & seen[:, None].to(features.device)).expand(len(features), n, n)
+        return torch.stack([self.classify(features, masks[:, j], places) for j in range(n)], dim=1)

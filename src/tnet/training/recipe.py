@@ -193,6 +193,9 @@ class Recipe:
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             looks, remedy = list(self.model.default_looks), "use 2 or more looks at some level, or set it to 0"
             raise ConfigError(f"objective.worth_weight compares regions, but model.looks is {looks}; {remedy}")
+        has_value = isinstance(self.model, TNetConfig) and self.model.locator.value
+        if has_value != bool(getattr(self.objective, "gain_weight", 0)):
+            raise ConfigError("model.locator.value is trained by objective.gain_weight; set both of them, or neither")
 
     def _check_mixup(self) -> None:
         if self.model.default_looks:

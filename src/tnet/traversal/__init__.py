@@ -12,11 +12,11 @@ from tnet.traversal.policies import (
     TopK,
 )
 from tnet.traversal.search import LevelByLevel, Search
-from tnet.traversal.stopping import CERTAINTIES, Certain, StoppingRule, TimeLimit
+from tnet.traversal.stopping import CERTAINTIES, Calibrated, ExpectedGain, LookGain, StoppingRule, TimeLimit
 from tnet.traversal.trail import Step, Trail
 
 __all__ = [
-    "CERTAINTIES", "POLICIES", "BestFirst", "Certain", "Choice", "FixedCells", "LevelByLevel", "Policy", "PolicyConfig",
-    "RandomCells",
-    "SampleWithoutReplacement", "Search", "Step", "StoppingRule", "TimeLimit", "TopK", "Trail",
+    "CERTAINTIES", "POLICIES", "BestFirst", "Calibrated", "Choice", "ExpectedGain", "FixedCells", "LevelByLevel",
+    "LookGain", "Policy", "PolicyConfig", "RandomCells", "SampleWithoutReplacement", "Search", "Step", "StoppingRule",
+    "TimeLimit", "TopK", "Trail",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from tnet.traversal.search import Search
 from tnet.traversal.stopping import StoppingRule
 from tnet.traversal.trail import Step, Trail
 
-Score = Literal["path", "density"]
+Score = Literal["path", "density", "gain"]
 Aspect = Literal["squeeze", "keep"]
 
 
@@ -35,7 +35,7 @@ class BestFirst(Search):
         at_once: looks per image and step. 1 is sequential; more make fuller batches.
         score: promise of a cell. ``path``: the probability of its location, times those of the regions it lies in.
             ``density``: that times the number of cells at its level, the probability relative to chance, by which
-            finer cells are not at a disadvantage.
+            finer cells are not at a disadvantage. ``gain``: the gain that the model predicts (``model.locator.value``).
         max_overlap: share of a cell that a region seen at the same level may cover, while any other cell is left.
         explore: share of looks at a random unseen cell, in [0, 1].
         stop: rules, any of which ends an image's looks.
@@ -111,7 +111,9 @@ class BestFirst(Search):
         return trail.step(parents, Choice.of_cells(cells[:, None]))
 
     def _promise(self, trail: Trail) -> Float[Tensor, "scored cells"]:
-        """Return the log score of each cell of the scored rows; minus infinity for those seen."""
+        """Return the score of each cell of the scored rows, or its logarithm; minus infinity for those seen."""
+        if self.score == "gain":
+            return trail.unseen(trail.gains)
         rows, regions = trail.scored_rows, trail.regions
         log_prob = trail.all_scores.detach().float().log_softmax(dim=1).cpu()
         if self.score == "density":
@@ -122,12 +124,7 @@ class BestFirst(Search):
             parent = int(regions.parent[row])
             if parent >= 0 and place[parent] >= 0 and regions.cell[row] >= 0:
                 log_prob[i] += log_prob[place[parent], regions.cell[row]]
-        seen = (regions.parent >= 0) & (regions.cell >= 0)
-        seen_in = place[regions.parent.clamp_min(0)]
-        seen &= seen_in >= 0
-        promise = log_prob.clone()
-        promise[seen_in[seen], regions.cell[seen]] = -torch.inf
-        return promise
+        return trail.unseen(log_prob)
 
     def _best(
         self, promise: Float[Tensor, "rows cells"], count: int, avoided: _Avoided | None

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -62,27 +63,73 @@ CERTAINTIES.register("margin")(margin)
 
 
 @dataclass(frozen=True)
-class Certain(StoppingRule):
-    """Stop as soon as the answer so far is certain.
+class LookGain:
+    """Expected gain of further looks by the certainty of the answer so far, a line through points.
 
     Attributes:
-        threshold: certainty at which an image is done, in [0, 1].
+        certainty: ascending.
+        gain: expected gain per look in the probability of a right answer; descending.
+    """
+
+    certainty: tuple[float, ...]
+    gain: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.certainty, self.certainty[1:], strict=False)
+        if not 0 < len(self.certainty) == len(self.gain) or any(low >= high for low, high in pairs):
+            raise ConfigError("the certainties of a gain do not ascend, or lack values; calibrate again")
+
+    def of(self, certainty: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """Return the expected gain at these certainties, on the CPU."""
+        return torch.from_numpy(np.interp(certainty.double().cpu().numpy(), self.certainty, self.gain))
+
+
+@dataclass(frozen=True)
+class Calibrated(StoppingRule):
+    """Stop as soon as further looks have gained less than their price in calibration.
+
+    Gains after different numbers of looks are on one scale, as certainties are not: an answer from the whole image
+    alone may be certain and wrong.
+
+    Attributes:
+        price: gain in the probability of a right answer that a look must be expected to bring.
+        gains: expected gains after 0, 1, ... looks; those after more looks are those after the last number.
         measure: name in :data:`CERTAINTIES`.
         multilabel: whether labels are independent.
     """
 
-    threshold: float
+    price: float
+    gains: tuple[LookGain, ...]
     measure: str = "confidence"
     multilabel: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"the stopping threshold is {self.threshold}; give a number from 0 to 1")
         CERTAINTIES[self.measure]  # raises if unknown
 
     @override
     def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
-        return (CERTAINTIES[self.measure](trail.logits, self.multilabel) >= self.threshold).cpu()
+        certainty = CERTAINTIES[self.measure](trail.logits, self.multilabel)
+        at = trail.looks.clamp_max(len(self.gains) - 1)
+        by_looks = torch.stack([gain.of(certainty) for gain in self.gains])
+        return by_looks.gather(0, at[None])[0] < self.price
+
+
+@dataclass(frozen=True)
+class ExpectedGain(StoppingRule):
+    """Stop when no unseen cell has a predicted gain above the price of a look (``model.locator.value``).
+
+    ``price`` is in nats of log-likelihood of the right answer.
+    """
+
+    price: float
+
+    @override
+    def __call__(self, trail: Trail) -> Bool[Tensor, " images"]:
+        done = torch.ones(trail.images, dtype=torch.bool)
+        if len(trail.scored_rows):
+            worth = (trail.unseen(trail.gains) > self.price).any(dim=1)
+            done[trail.regions.image[trail.scored_rows[worth]]] = False
+        return done
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tnet.errors import GeometryError
+from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Grid, Regions, choose_cells, region_at, whole_images
 from tnet.traversal.policies import Choice
 
@@ -46,6 +46,7 @@ class Trail:
         self._latest_scores: Tensor | None = None  # if any row was scored again
         self.start: Tensor | None = None  # of the canvas of each image, if the model has one
         self.drafts: list[tuple[Tensor, Tensor]] = []  # rows and drafts of their scores, if the model scores them again
+        self._gains: list[Tensor] = []
         self.logits = torch.zeros(0)  # [images, classes] from all rows so far, if the search wants them
         self.started_s = self._appended_s = time.monotonic()
         self.slowest_step_ms = 0.0
@@ -92,6 +93,28 @@ class Trail:
     def first_scores(self) -> Float[Tensor, "scored cells"]:
         """Location logits of the cells of all scored rows from when the row was seen."""
         return torch.cat(self._scores) if self._scores else self._features[0].new_zeros(0, self.grid.cells)
+
+    @property
+    def gains(self) -> Float[Tensor, "scored cells"] | None:
+        """Predicted gains of the cells of all scored rows, in nats; ``None`` if they are not predicted."""
+        return torch.cat(self._gains) if self._gains else None
+
+    def unseen(self, values: Float[Tensor, "scored cells"] | None) -> Float[Tensor, "scored cells"]:
+        """Return values of the cells of all scored rows, on the CPU, with minus infinity for cells that were seen.
+
+        Raises:
+            ConfigError: there are no values, such as gains that the model does not predict.
+        """
+        if values is None:
+            raise ConfigError("the model predicts no gains; train with model.locator.value and objective.gain_weight")
+        place = torch.full((len(self),), -1, dtype=torch.long)
+        place[self.scored_rows] = torch.arange(len(self.scored_rows))
+        regions = self.regions
+        seen = ((regions.parent >= 0) & (regions.cell >= 0)).nonzero().flatten()
+        seen = seen[place[regions.parent[seen]] >= 0]
+        open_values = values.detach().float().cpu().clone()
+        open_values[place[regions.parent[seen]], regions.cell[seen]] = -torch.inf
+        return open_values
 
     def rows_at(self, level: int) -> Int[Tensor, " rows"]:
         """Return the rows of one level."""
@@ -143,8 +166,9 @@ class Trail:
         features: Float[Tensor, "regions dim"],
         scores: Float[Tensor, "scored cells"] | None = None,
         scored: Bool[Tensor, " regions"] | None = None,
+        gains: Float[Tensor, "scored cells"] | None = None,
     ) -> None:
-        """Append a step, the features of its regions, and the location logits of those in the mask ``scored``."""
+        """Append a step, the features of its regions, and location logits and gains of those in the mask ``scored``."""
         start = len(self)
         self.regions = Regions.concat([self.regions, step.regions]) if start else step.regions
         self._features.append(features)
@@ -157,6 +181,7 @@ class Trail:
         if scores is not None and scored is not None:
             self._scores.append(scores)
             self._scored_rows.append(start + scored.nonzero().flatten())
+            self._gains += [] if gains is None else [gains]
 
     def rescore(self, rows: Int[Tensor, " rows"], scores: Float[Tensor, "rows cells"]) -> None:
         """Set the location logits of ascending rows; those without any so far come after those that have some."""
