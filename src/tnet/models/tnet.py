@@ -271,8 +271,9 @@ class TNet(Traversable):
     def gains(
         self, seen: Seen, regions: Regions, scored: Bool[Tensor, " regions"] | None = None
     ) -> Float[Tensor, "scored cells"] | None:
-        value = None if self.locator is None else self.locator.value
-        return None if value is None else self.locate(seen, regions, scored, value)
+        if self.locator is None or not self.config.locator.value:
+            return None
+        return self.locate(seen, regions, scored, self.locator.value)
 
     @override
     def locate(
