@@ -99,9 +99,9 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibr
     problem = f"the model described is much larger than its weights of {stored:,} bytes"
     remedy = "use the config.json that was saved with them"
     # An untrusted configuration must not make us fetch or open other files, or fill the memory.
+    limit = MemoryLimit(4 * stored + _SPARE_BYTES, 4 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}")
     try:
-        with MemoryLimit(4 * stored + _SPARE_BYTES, 4 * len(tensors) + _SPARE_TENSORS, f"{problem}; {remedy}"):
-            model = build_model(config.without_weights())
+        model = build_model(config.without_weights(), limit)
     except TnetError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from None
     check_state(model.state_dict(), tensors, str(weights))

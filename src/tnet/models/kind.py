@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +47,18 @@ def kind_of(config: object) -> str:
     raise ConfigError(f"no model type is registered for {type(config).__name__}; register one in MODEL_KINDS")
 
 
-def build_model(config: ModelConfig) -> Model:
-    """Build the model that a configuration describes, with random weights or the pretrained ones it names."""
-    model = MODEL_KINDS[kind_of(config)].model
+def build_model(config: ModelConfig, limit: MemoryLimit | None = None) -> Model:
+    """Build the model that a configuration describes, with random weights or the pretrained ones it names.
+
+    ``limit`` defaults to the machine's memory.
+    """
+    with limit or _machine_limit():
+        return MODEL_KINDS[kind_of(config)].model(config)
+
+
+def _machine_limit() -> AbstractContextManager[Any]:
     if not hasattr(os, "sysconf"):  # on Windows
-        return model(config)
+        return nullcontext()
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     problem = f"the model needs more than the machine's memory of {available:,} bytes"
-    with MemoryLimit(available, math.inf, f"{problem}; reduce its numbers of classes, channels or blocks"):
-        return model(config)
+    return MemoryLimit(available, math.inf, f"{problem}; reduce its numbers of classes, channels or blocks")
