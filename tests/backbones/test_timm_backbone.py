@@ -93,7 +93,7 @@ def test_pooled_feature_is_the_input_of_the_classifier(name: str, side: int, kwa
     ("name", "side", "kwargs", "index", "module"),
     [
         ("resnet10t", 64, TINY_RESNET.kwargs, 2, "layer2"),
-        ("convnext_atto", 64, {}, 1, "stages.1"),
+        pytest.param("convnext_atto", 64, {}, 1, "stages.1", marks=pytest.mark.slow),
     ],
 )
 def test_tap_by_index_by_name_and_automatic(

@@ -46,6 +46,7 @@ def test_what_it_says(photos: Path) -> None:
     assert "64 px" in output and "as proposed" in output and "warning: fewer than 20 training images" in output
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_as_it_is(photos: Path) -> None:
     """All but the weights, which are not fetched in tests, and the time."""
     code, output = run("suggest", photos, "--backbone", "test_resnet", "--macs", "100M", "--out", "made.yaml")

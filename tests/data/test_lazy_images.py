@@ -212,7 +212,7 @@ def test_an_unreadable_file_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"1\.tif"):
         check_sizes(train, 8)
     with pytest.raises(ImageError, match=r"1\.tif"):
-        for batch in train_loader(train, 3, 1, 0, 0, None):
+        for batch in train_loader(train, 3, 0, 0, 0, None):
             TNet(tiny_config(in_channels=3))(batch.images)
 
 

@@ -193,7 +193,7 @@ def test_running_statistics(golden: Golden, stepped: Step) -> None:
     assert (checked > 0) == (golden.meta["model"]["ds"] != "imagenet")
 
 
-SIX_STEPS = [name if name == "tiny_fmow_tnet_896_l3" else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+SIX_STEPS = [pytest.param(name, marks=pytest.mark.slow) for name in TINY]
 
 
 @pytest.mark.parametrize("name", SIX_STEPS)

@@ -252,9 +252,14 @@ for _ in range(500):
         ({"backbone": {"kwargs": {"channels": [10**9] * 4}}}, "kwargs.channels"),
         # Within every limit, but together far more than the weights.
         ({"backbone": {"kwargs": {"channels": [8192] * 4}}}, "much larger than its weights"),
-        ({"backbone": {"name": "vit_giant_patch14_dinov2", "kwargs": {}}}, "much larger than its weights"),
         ({"num_classes": 100_000, "locator": {"hidden": 8192}}, "much larger than its weights"),
-        ({"backbone": {"kwargs": {"layers": [8192] * 4, "channels": [1] * 4}}}, "much larger than its weights"),
+        *(
+            pytest.param({"backbone": backbone}, "much larger than its weights", marks=pytest.mark.slow)
+            for backbone in (
+                {"name": "vit_giant_patch14_dinov2", "kwargs": {}},
+                {"kwargs": {"layers": [8192] * 4, "channels": [1] * 4}},
+            )
+        ),
     ],
 )
 def test_absurd_config_is_refused_before_anything_is_allocated(

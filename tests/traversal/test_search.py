@@ -178,7 +178,7 @@ def test_level_by_level_is_the_default_search() -> None:
 # --- export
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "canvas"])
+@pytest.mark.parametrize("aggregation", ["mean", pytest.param("canvas", marks=pytest.mark.slow)])
 def test_tensor_parts_can_be_exported(aggregation: str) -> None:
     """See, locate and answer take tensors only; exported programs give the same numbers."""
     model = build(batch_norm="shared", aggregation=aggregation)

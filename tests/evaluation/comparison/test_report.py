@@ -151,6 +151,7 @@ def test_the_csv_has_every_number(tmp_path: Path) -> None:
     assert (rows[2]["ms_per_image_cpu_batch4"], rows[3]["top1"], rows[3]["steps"]) == ("", "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     drawn = plot_comparison(some_lines(), tmp_path)

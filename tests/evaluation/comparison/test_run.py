@@ -147,6 +147,7 @@ def test_what_is_damaged_or_forced_is_done_again(tiny: str, tmp_path: Path, log:
     assert [line.row for line in result.lines] == ["A", "B"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_training")
 def test_rows_of_the_same_recipe_are_trained_once_even_if_forced(tiny: str, tmp_path: Path, log: Log) -> None:
     suite = a_suite(tiny, RowConfig("A", tiny), RowConfig("B", tiny))
