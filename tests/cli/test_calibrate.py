@@ -75,7 +75,7 @@ def test_from_calibration_to_budgets(calibrated: tuple[Path, str], photos: Path,
     assert "measured on the other" in " ".join(out.split())
     with (run / "calibration" / "calibration.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["kind"] for row in rows] == ["best-first"] * 7 + ["stopping"] * 5
+    assert [row["kind"] for row in rows] == ["best-first"] * 7 + ["stopping"] * 11
     assert (run / "calibration" / "calibration.png").is_file() and (run / "model" / CALIBRATION_NAME).is_file()
     mean = {}
     for name, options in {
@@ -110,7 +110,7 @@ def test_the_frontier_of_a_calibrated_run(calibrated: tuple[Path, str], tmp_path
     assert code == 0 and "stopping looks better than it is" in out
     with (tmp_path / "frontier.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    kinds = ["level by level"] * 2 + ["best-first"] * 7 + ["stopping"] * 5
+    kinds = ["level by level"] * 2 + ["best-first"] * 7 + ["stopping"] * 11
     assert [row["kind"] for row in rows] == kinds
     assert [row["setting"] for row in rows[:2]] == ["0", "4"]
     with (tmp_path / "evaluation.csv").open(newline="", encoding="utf-8") as file:

@@ -90,7 +90,7 @@ def test_equal_looks() -> None:
 def test_budgets_hold_and_stopping_pays_on_unseen_images(seed: int) -> None:
     """Though the answers of the whole image alone are the surest, and mostly wrong."""
     calibration, rows, advantage = fit(draw(1000, seed))
-    assert advantage > 0.01 and [row.kind for row in rows] == ["best-first"] * 7 + ["stopping"] * 5
+    assert advantage > 0.01 and [row.kind for row in rows] == ["best-first"] * 7 + ["stopping"] * 11
     unseen = draw(2000, seed + 10)
     by_look = gains_by_look(calibration.gains, unseen.certainty["confidence"])
     for budget in (1.0, 1.5, 2.0, 2.5, 3.0, 4.5):

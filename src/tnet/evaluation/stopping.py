@@ -94,7 +94,8 @@ class Fit(NamedTuple):
     Attributes:
         calibration: fitted to all images; for equal looks if stopping does not pay.
         rows: equal looks, then stopping as fitted to one half of the images and measured on the other, both ways.
-        advantage: accuracy of stopping above that of equal looks, mean over the budgets.
+        advantage: accuracy of stopping above that of equal looks (a mixture between two numbers of looks), mean over
+            the budgets.
     """
 
     calibration: Calibration
@@ -126,11 +127,12 @@ def fit_calibration(curves: Curves, model: TNet, search: BestFirst, measure: str
                 row[other] = looks_at(others, float(np.interp(budget, mean_looks, prices)))
         return at
 
-    rows, budgets = best_first_rows(curves), range(max(1, least), last)
+    rows, budgets = best_first_rows(curves), _budgets(least, last)
     fitted = [fit_gains(right[half], certainty[half], least) for half in halves]
     taken = left_out(fitted, budgets)
     stopping = _rows(curves, budgets, taken)
-    gaps = [row.accuracy - rows[int(row.setting)].accuracy for row in stopping]
+    equal = np.interp([row.mean_looks for row in stopping], range(last + 1), [row.accuracy for row in rows])
+    gaps = [row.accuracy - same for row, same in zip(stopping, equal.tolist(), strict=True)]
     advantage = sum(gaps) / max(1, len(gaps))
     gains = fit_gains(right, certainty, least)
     if advantage < 0:
@@ -154,9 +156,14 @@ def frontier(model: TNet, curves: Curves, measured: Sequence[LooksRow]) -> list[
     calibration = model.calibration
     if calibration is not None:
         by_look = gains_by_look(calibration.gains, curves.certainty[calibration.measure])
-        budgets = range(max(1, round(calibration.mean_looks[0])), calibration.looks)
+        budgets = _budgets(round(calibration.mean_looks[0]), calibration.looks)
         rows += _rows(curves, budgets, [looks_at(by_look, calibration.for_looks(budget)) for budget in budgets])
     return rows
+
+
+def _budgets(least: int, last: int) -> list[float]:
+    """Return budgets of mean looks in steps of a half, above 0 and below the last."""
+    return [halves / 2 for halves in range(max(1, 2 * least), 2 * last)]
 
 
 def _rows(curves: Curves, budgets: Sequence[float], taken: Iterable[Int[Tensor, " images"]]) -> list[FrontierRow]:
