@@ -40,7 +40,9 @@ _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: igno
 sys.modules[_checker.__name__] = _checker
 _source = Path(__file__).parents[1] / "src"
 _shaped = [path for path in _source.rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
-install_import_hook([".".join(path.relative_to(_source).with_suffix("").parts) for path in _shaped], "tnet_checker.check")
+install_import_hook(
+    [".".join(path.relative_to(_source).with_suffix("").parts) for path in _shaped], "tnet_checker.check"
+)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

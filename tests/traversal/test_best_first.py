@@ -142,9 +142,11 @@ def test_no_looks(model: TNet, images: torch.Tensor) -> None:
         ({"at_once": 0}, "search.at_once is 0"),
         ({"max_overlap": 1.5}, "search.max_overlap is 1.5"),
         ({"explore": -0.1}, "search.explore is -0.1"),
+        ({"score": "best"}, "search.score is 'best'; give one of path, density, gain"),
+        ({"aspect": "tile"}, "search.aspect is 'tile'"),
     ],
 )
-def test_impossible_settings(changes: dict[str, float], key: str) -> None:
+def test_impossible_settings(changes: dict[str, object], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         BestFirst(**({"looks": 3, "levels": 2} | changes))  # type: ignore[arg-type]
     assert key in str(error.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,9 @@ class BestFirst(Search):
         for name in ("max_overlap", "explore"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"search.{name} is {getattr(self, name)}; give a share from 0 to 1")
+        for name, known in (("score", get_args(Score)), ("aspect", get_args(Aspect))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"search.{name} is {getattr(self, name)!r}; give one of {', '.join(known)}")
 
     @property
     @override
