@@ -142,14 +142,20 @@ def test_no_looks(model: TNet, images: torch.Tensor) -> None:
         ({"at_once": 0}, "search.at_once is 0"),
         ({"max_overlap": 1.5}, "search.max_overlap is 1.5"),
         ({"explore": -0.1}, "search.explore is -0.1"),
-        ({"score": "best"}, "search.score is 'best'; give one of path, density, gain"),
-        ({"aspect": "tile"}, "search.aspect is 'tile'"),
     ],
 )
-def test_impossible_settings(changes: dict[str, object], key: str) -> None:
+def test_impossible_settings(changes: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         BestFirst(**({"looks": 3, "levels": 2} | changes))  # type: ignore[arg-type]
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "known"), [("score", "path, density, gain"), ("aspect", "squeeze, keep")])
+def test_unknown_names(name: str, known: str) -> None:
+    search = BestFirst(3, 2)
+    object.__setattr__(search, name, "best")  # types are checked in tests, before the search sees a wrong one
+    with pytest.raises(ConfigError, match=f"search.{name} is 'best'; give one of {known}"):
+        search.__post_init__()
 
 
 # --- long images
