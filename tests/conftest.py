@@ -33,16 +33,15 @@ from PIL import Image
 if "tnet" in sys.modules:
     raise RuntimeError("tnet was imported before tests/conftest.py, so that its shapes would go unchecked")
 # In modules with shapes, every annotated argument and return value, and every shape in one, is checked on each call in
-# this process; as mypy reads them, so that 1 is welcome where a float is asked for. mypy alone checks other modules: the
-# suite would take an eighth longer. The hook wants the checker by name.
+# this process; as mypy reads them, so that 1 is welcome where a float is asked for. mypy alone checks other modules, or
+# the suite would take an eighth longer. The hook wants the checker by name.
 _checker = ModuleType("tnet_checker")
 _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
 sys.modules[_checker.__name__] = _checker
 _source = Path(__file__).parents[1] / "src"
 _shaped = [path for path in _source.rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8")]
-install_import_hook(
-    [".".join(path.relative_to(_source).with_suffix("").parts) for path in _shaped], "tnet_checker.check"
-)
+_modules = [".".join(path.relative_to(_source).with_suffix("").parts) for path in _shaped]
+install_import_hook(_modules, "tnet_checker.check")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
