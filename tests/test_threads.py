@@ -43,7 +43,7 @@ def test_threads_follow_the_limit(monkeypatch: pytest.MonkeyPatch, cpus: int, li
     monkeypatch.setattr(threads, "cpu_limit", lambda: limit)
     chosen: dict[str, str] = {}
     threads.choose_threads(chosen)
-    waiting = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+    waiting = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "2000"}
     assert chosen == waiting | ({} if number is None else {"OMP_NUM_THREADS": number})
     assert f"{cpus} usable CPUs" in threads.reasons(chosen) and "OMP_WAIT_POLICY=passive" in threads.reasons(chosen)
 
