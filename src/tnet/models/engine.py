@@ -206,16 +206,18 @@ def advance(traversals: Sequence[Traversal]) -> None:
         pixels, all_scored = torch.cat([traversal.read() for traversal in traversals]), torch.cat(scored)
     seen = model.encode(pixels, regions)
     tables = model.locate(seen, regions, all_scored), model.gains(seen, regions, all_scored)
-    features = seen.feature
-    del pixels  # the largest tensor
+    features, row = seen.feature, 0
+    for traversal, step in zip(traversals, steps, strict=True):
+        end = row + len(step.regions)
+        if not len(traversal.trail):
+            traversal.trail.start = model.begin(seen.cell_map[row:end], step.regions, traversal.scene.sizes_hw)
+        row = end
+    del seen, pixels  # the largest tensors
     row = score_row = 0
     for traversal, step, mask in zip(traversals, steps, scored, strict=True):
         count, score_count = len(step.regions), int(mask.sum())
         mine = slice(score_row, score_row + score_count)
         scores, gains = (None if table is None or not score_count else table[mine] for table in tables)
-        if not len(traversal.trail):
-            cell_map = seen.cell_map[row : row + count]
-            traversal.trail.start = model.begin(cell_map, step.regions, traversal.scene.sizes_hw)
         traversal.append(features[row : row + count], scores, mask, gains)
         row, score_row = row + count, score_row + score_count
 
