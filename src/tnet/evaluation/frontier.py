@@ -106,7 +106,7 @@ class StepCosts(NamedTuple):
     """Multiply-adds of the steps of a traversal: once per image, per region seen, per region whose cells are scored.
 
     Answers before the last are not counted, nor, with ``model.locator.context: collected``, that the cells of regions
-    are scored again and that a canvas is read with more and more features (together about 1 %).
+    are scored again and that a canvas is read with more and more features (together less than 2 %).
     """
 
     image: int

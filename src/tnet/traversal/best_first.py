@@ -117,12 +117,10 @@ class BestFirst(Search):
         """Return the score of each cell of the scored rows, or its logarithm; minus infinity for those seen."""
         if self.score == "gain":
             return trail.unseen(trail.gains)
-        rows, regions = trail.scored_rows, trail.regions
+        rows, regions, place = trail.scored_rows, trail.regions, trail.score_places
         log_prob = trail.all_scores.detach().float().log_softmax(dim=1).cpu()
         if self.score == "density":
             log_prob = log_prob + math.log(trail.grid.cells)
-        place = torch.full((len(trail),), -1, dtype=torch.long)
-        place[rows] = torch.arange(len(rows))
         for i, row in enumerate(rows.tolist()):  # parents come before their children
             parent = int(regions.parent[row])
             if parent >= 0 and place[parent] >= 0 and regions.cell[row] >= 0:

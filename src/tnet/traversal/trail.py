@@ -80,6 +80,13 @@ class Trail:
         return torch.cat(self._scored_rows) if self._scored_rows else torch.zeros(0, dtype=torch.long)
 
     @property
+    def score_places(self) -> Int[Tensor, " rows"]:
+        """Place of each row in :attr:`scored_rows`, -1 for rows without scores."""
+        places, scored = torch.full((len(self),), -1, dtype=torch.long), self.scored_rows
+        places[scored] = torch.arange(len(scored))
+        return places
+
+    @property
     def drafted_rows(self) -> Int[Tensor, " drafted"]:
         """Rows with :attr:`drafts`, ascending."""
         return torch.cat([torch.zeros(0, dtype=torch.long), *(rows for rows, _ in self.drafts)])
@@ -107,9 +114,7 @@ class Trail:
         """
         if values is None:
             raise ConfigError("the model predicts no gains; train with model.locator.value and objective.gain_weight")
-        place = torch.full((len(self),), -1, dtype=torch.long)
-        place[self.scored_rows] = torch.arange(len(self.scored_rows))
-        regions = self.regions
+        place, regions = self.score_places, self.regions
         seen = ((regions.parent >= 0) & (regions.cell >= 0)).nonzero().flatten()
         seen = seen[place[regions.parent[seen]] >= 0]
         open_values = values.detach().float().cpu().clone()
@@ -125,9 +130,7 @@ class Trail:
         scored, scores = self.scored_rows, self.first_scores if first else self.all_scores
         if len(rows) == len(scored) and torch.equal(rows, scored):
             return scores
-        index = torch.full((len(self),), -1, dtype=torch.long)
-        index[scored] = torch.arange(len(scored))
-        index = index[rows]
+        index = self.score_places[rows]
         if bool((index < 0).all()):
             return self._features[0].new_zeros(len(rows), self.grid.cells)
         index = index.to(scores.device)
