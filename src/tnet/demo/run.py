@@ -124,17 +124,28 @@ def check_claims(rows: Rows, looks: int) -> list[Claim]:
     over_none = round(100 * (chosen.accuracy - none.accuracy), 6)
     over_random = round(100 * (chosen.accuracy - random.accuracy), 6)
     share, accuracy = chosen.macs / full.macs, f"{100 * chosen.accuracy:.1f} % against"
-    better = f"{looks} looks are at least 30 points better than none"
-    found = f"{accuracy} {100 * none.accuracy:.1f} %: {over_none:+.1f} points"
-    claims = [Claim(better, found, over_none >= 30)]
-    better = f"{looks} learned looks are at least 15 points better than {looks} random ones"
-    found = f"{accuracy} {100 * random.accuracy:.1f} %: {over_random:+.1f} points"
-    claims.append(Claim(better, found, over_random >= 15))
-    better = "not below the full-image network trained with as many multiply-adds"
-    claims.append(Claim(better, f"{accuracy} {100 * full.accuracy:.1f} %", chosen.accuracy >= full.accuracy))
-    found = f"{chosen.macs / 1e6:.1f} M against {full.macs / 1e6:.1f} M: 1/{1 / share:.0f}"
-    claims.append(Claim("under a quarter of the full-image network's multiply-adds", found, share < 0.25))
-    return claims
+    return [
+        Claim(
+            f"{looks} looks are at least 30 points better than none",
+            f"{accuracy} {100 * none.accuracy:.1f} %: {over_none:+.1f} points",
+            over_none >= 30,
+        ),
+        Claim(
+            f"{looks} learned looks are at least 15 points better than {looks} random ones",
+            f"{accuracy} {100 * random.accuracy:.1f} %: {over_random:+.1f} points",
+            over_random >= 15,
+        ),
+        Claim(
+            "not below the full-image network trained with as many multiply-adds",
+            f"{accuracy} {100 * full.accuracy:.1f} %",
+            chosen.accuracy >= full.accuracy,
+        ),
+        Claim(
+            "under a quarter of the full-image network's multiply-adds",
+            f"{chosen.macs / 1e6:.1f} M against {full.macs / 1e6:.1f} M: 1/{1 / share:.0f}",
+            share < 0.25,
+        ),
+    ]
 
 
 def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:

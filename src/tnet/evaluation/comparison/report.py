@@ -102,12 +102,13 @@ def lines_of(
         columns = zip(*((e.steps, e.images, e.minutes) for e in efforts), strict=True)
         steps, images, minutes = (statistics.mean(values) for values in columns)
         effort = Effort(round(steps), round(images), float(minutes))
-    lines = []
-    for setting, items in measured.items():
-        names, seeds = ("right", "right_top5", "right_without_context"), max(1, len(accuracies))
-        top1, top5, regions = (over_seeds(items, name) for name in names)
-        lines.append(Line(row, *setting, seeds, top1, top5, regions, by_setting.get(setting), effort))
-    return lines
+    return [
+        Line(
+            row, *setting, max(1, len(accuracies)), over_seeds(items, "right"), over_seeds(items, "right_top5"),
+            over_seeds(items, "right_without_context"), by_setting.get(setting), effort,
+        )
+        for setting, items in measured.items()
+    ]  # fmt: skip
 
 
 def _percent(value: Share | None) -> str:
