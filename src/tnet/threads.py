@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 # Waiting threads of GNU's OpenMP spin a little before they sleep, those of Intel's sleep. Threads that spin for long
 # take the cores from other processes, and on a busy machine from each other; sleeping at once takes more than half of
 # the speed of small batches on a quiet one (benchmarks/threads.py).
-_ASLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "2000"}
+_WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "2000"}
 
 
 def choose_threads(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -18,8 +18,8 @@ def choose_threads(environment: MutableMapping[str, str] = os.environ) -> None:
 
     The number does not depend on the workers that read images, which have one thread each: results would depend on it.
     """
-    if not _ASLEEP.keys() & environment.keys():
-        environment.update(_ASLEEP)
+    if not _WAITING.keys() & environment.keys():
+        environment.update(_WAITING)
     limit = cpu_limit()
     if limit is not None and math.ceil(limit) < usable_cpus():
         environment.setdefault("OMP_NUM_THREADS", str(math.ceil(limit)))
@@ -28,7 +28,7 @@ def choose_threads(environment: MutableMapping[str, str] = os.environ) -> None:
 def reasons(environment: MutableMapping[str, str] = os.environ) -> str:
     """Say what the threads were chosen from."""
     limit = cpu_limit()
-    shown = [f"{name}={environment[name]}" for name in ("OMP_NUM_THREADS", *_ASLEEP) if name in environment]
+    shown = [f"{name}={environment[name]}" for name in ("OMP_NUM_THREADS", *_WAITING) if name in environment]
     limited = "no cgroup limit" if limit is None else f"cgroup limit of {limit:g} CPUs"
     return ", ".join([f"{usable_cpus()} usable CPUs", limited, *shown])
 
