@@ -24,6 +24,7 @@ from tnet.data.sample import Batch
 from tnet.errors import CheckpointError, ConfigError, DataError
 from tnet.geometry import total_looks
 from tnet.inference.progress import track_images
+from tnet.inference.records import class_probs
 from tnet.models.aggregation import Places
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.tnet import TNet, TNetOutput
@@ -244,7 +245,7 @@ class _Run:
         config = model.config
         self.setting, self.seed, self.device = setting, seed, device
         self.policy = model.seeded_policy(setting.kind, seed, device)
-        self.multilabel = config.multilabel
+        self.config, self.multilabel = config, config.multilabel
         self.jaccard = MultilabelJaccardIndex(config.num_classes, average="micro") if config.multilabel else None
         self.auroc = BinaryAUROC() if config.num_classes == 2 and not config.multilabel else None
         self.right: dict[str, list[str]] = {"top1": [], "top5": [], "without_context": []}
@@ -278,7 +279,7 @@ class _Run:
                 "diverged, train again or take an earlier model"
             )
         targets = batch.targets
-        probs = logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
+        probs = class_probs(logits, self.config)
         self.confidence += float(probs.max(dim=1).values.sum())
         self._keep("top1", is_right(logits, targets))
         if logits.shape[1] > 5 and not self.multilabel:
