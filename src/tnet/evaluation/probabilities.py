@@ -47,7 +47,7 @@ def collect_logits(
 def calibrate_halves(logits: Float[Tensor, "images classes"], targets: Targets) -> tuple[float, float]:
     """Return the calibration error before, and after fitting the temperature to the other half of the images.
 
-    Of several labels per image, each counts as an answer of its own.
+    If images have several labels, each label counts as an answer of its own.
     """
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
     after = logits.clone()
