@@ -112,9 +112,8 @@ def cross_validate(
     """
     images = open_labelled(recipe.data)
     if images.multilabel:
-        raise ConfigError(
-            "the images have several labels each, but cross-validation needs one class per image; divide them with tnet split"
-        )
+        problem = "the images have several labels each, but cross-validation needs one class per image"
+        raise ConfigError(f"{problem}; divide them with tnet split")
     _check_same_folds(out, folds, recipe.seed)
     numbers = write_folds(images, out / "folds", folds, recipe.seed)
     write_text(out / "folds" / "seed.txt", f"{folds} {recipe.seed}\n")
