@@ -13,14 +13,17 @@ from tests.helpers import tiny_config, tiny_recipe
 from tests.report.reader import Reader, check_self_contained
 from torch import Tensor
 
+from tnet.data.digits import MegapixelDigits
 from tnet.data.sample import Sample
 from tnet.evaluation.evaluator import LooksRow, evaluate
 from tnet.models.base import Model
+from tnet.models.kind import build_model
 from tnet.models.tnet import TNet
 from tnet.report.answers import Answers
 from tnet.report.gallery import MOST_SHOTS, choose
 from tnet.report.run import write_report
 from tnet.report.sections import difference, looks_text
+from tnet.training.recipe import load_recipe, with_classes
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -129,7 +132,7 @@ def test_two_classes_have_a_roc_curve_and_names_are_escaped(tmp_path: Path) -> N
     assert row.auc == pytest.approx(sum(pairs) / 36)
     assert f"(AUC {row.auc:.3f}; 0.5 is chance)" in page.text and f"in {100 * row.auc:.1f} % of all pairs" in page.text
     assert EVIL not in text and f"a{EVIL}" in page.text
-    assert f"{EVIL}0.png" in page.text and "photos/" not in page.text
+    assert f"photos/{EVIL}0.png" in page.text and "C:" not in page.text
 
 
 def test_a_plain_network_has_no_looks(tmp_path: Path) -> None:
@@ -193,3 +196,22 @@ def test_a_difference_is_in_points_and_paired(tmp_path: Path) -> None:
         "2 looks",
         "1 look",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bagnet77_lowd", "saccader_3", "dram", "ips", "attention_sampling"])
+def test_every_kind_of_model_has_a_report(repository: Path, tmp_path: Path, kind: str) -> None:
+    small = [] if kind != "ips" else ["model.patch_px=40"]
+    changes = ["data.digits.canvas_px=128", "data.digits.digit_px=28", "data.digits.noise_px=28"]
+    changes += ["data.digits.noise_patterns=2", "data.digits.images_val=4"]
+    recipe = load_recipe(repository / "recipes" / "baselines" / f"{kind}_digits.yaml", [*changes, *small])
+    data = MegapixelDigits(recipe.data.digits, "val")
+    model = build_model(with_classes(recipe, data.classes, data.multilabel).model.without_weights())
+    row = write_report(
+        model, data, tmp_path / "report.html", name=kind, source="digits", recipe=recipe, progress=False,
+        looks=[model.config.default_looks],
+    )  # fmt: skip
+    page = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    has_looks = row.total_looks > 0
+    assert row.images == 4 and page.tags.count("svg") == 4 * has_looks
+    assert ("Where it looks" in page.text) == has_looks

@@ -87,5 +87,5 @@ def frame(number: str, level: int, box_l0_yxyx: Sequence[float], size_hw: tuple[
 
 
 def file_name(path: str) -> str:
-    """Return the last part of a path of any system."""
-    return PurePosixPath(path.replace("\\", "/")).name or path
+    """Return the last two parts of a path of any system: images of several folders often have the same names."""
+    return "/".join(PurePosixPath(path.replace("\\", "/")).parts[-2:]) or path

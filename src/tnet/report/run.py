@@ -142,7 +142,7 @@ def _settings(model: Model, name: str, source: str, recipe: Recipe | None) -> Se
         facts += [("batch", f"{train.batch_size * train.devices} images"), ("seed", str(recipe.seed))]
         facts += [("optimizer", f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}")]
     facts.append(("evaluated on", source))
-    return Section("What was trained on what", "The settings that matter most.", [Table(["", ""], facts, texts=2)])
+    return Section("What was trained on what", "The settings that matter most.", [Table([], facts, texts=2)])
 
 
 def machine_text() -> str:

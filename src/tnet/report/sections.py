@@ -12,7 +12,7 @@ from tnet.errors import ConfigError
 from tnet.evaluation.comparison.report import bootstrap_interval
 from tnet.evaluation.evaluator import LooksRow, wilson_interval
 from tnet.evaluation.plots import looks_figure
-from tnet.evaluation.report import looks_label, looks_notes, macs_unit, short_number
+from tnet.evaluation.report import looks_label, macs_unit, short_number
 from tnet.models.base import Model
 from tnet.models.tnet import TNet
 from tnet.report.answers import MAPPED, Answers
@@ -68,7 +68,12 @@ def accuracy(measured: Measured) -> Section:
     figure = plot(looks_figure(measured.rows, measured.others), alt, caption)
     own = [row for row in measured.rows if not row.looks or row.policy == chosen.policy]
     table = systems_table([("", row) for row in own], measured.others, chosen)
-    return Section("Accuracy, looks and cost", lead, [figure, table], looks_notes(measured.rows).strip())
+    exact = "An image is right if all its labels are (exact match at 0.5). " if chosen.jaccard is not None else ""
+    note = (
+        f"{exact}Intervals: Wilson. Parameters: trainable. 1 multiply-add is 2 FLOPs. Time: on {chosen.device} in "
+        f"batches of {chosen.batch_size}, without reading and decoding; median, fastest and slowest batch."
+    )
+    return Section("Accuracy, looks and cost", lead, [figure, table], note)
 
 
 def systems_table(
@@ -94,13 +99,14 @@ def systems_table(
 def places(measured: Measured) -> Section | None:
     """The learned looks beside the controls, and the looks without the whole image."""
     chosen, rows = measured.chosen, measured.controls
-    if not rows and chosen.right_without_context is None:
+    if (not rows and chosen.right_without_context is None) or chosen.policy in _PLACES:
         return None
     shown = [("places that it chooses", chosen), *((_PLACES.get(row.policy, row.policy), row) for row in rows)]
     sentences = [f"With {looks_text(chosen)} at places that it chooses, {percent(chosen.accuracy)} are right."]
     for name, row in shown[1:]:
         gap, low, high = difference(chosen, row)
         clear = "" if low > 0 else "; since that includes 0, it is not clear that it knows better where to look"
+        clear = "; it looks at the wrong places" if high < 0 else clear
         sentences.append(
             f"At {name} it would be {percent(row.accuracy)}: choosing brings {gap:+.1f} points (95 % interval "
             f"{low:+.1f} to {high:+.1f}{clear})."
@@ -154,6 +160,8 @@ def classes(measured: Measured) -> Section:
         f"The network does best on {best.name} ({best.right} of {best.images} images are right) and worst on "
         f"{worst.name} ({worst.right} of {worst.images})."
     )
+    if worst.right / worst.images == best.right / best.images:
+        lead = f"For every class {percent(best.right / best.images)} of the images are right."
     body = []
     for count in [*ranked, *(count for count in counts if not count.images)][:_MOST_CLASSES]:
         low, high = wilson_interval(count.right, count.images) if count.images else (0.0, 1.0)
