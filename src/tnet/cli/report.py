@@ -9,7 +9,7 @@ import typer
 
 from tnet.cli import common
 from tnet.cli.evaluate import RECIPE_HELP, Split, open_labelled
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, DataError
 
 _SOURCE_HELP = "Run directory, folder of a saved model, or predictions that `tnet predict --out` wrote (.csv, .jsonl)."
 _DATA_HELP = (
@@ -70,8 +70,13 @@ def report(
     from tnet.training.curves import read_run
     from tnet.training.recipe import load_recipe
 
-    path = out or source / "report.html"
+    path, at = out or source / "report.html", recipe_path(source)
     model = load_model(source)
+    if at is None and data is None and recipe is None:
+        raise DataError(
+            f"{source} has no recipe.yaml that names labelled images; give a folder of class folders, or a table, "
+            "with --data"
+        )
     others = [(other.resolve().name, load_model(other)) for other in compare or []]
     images, where = open_labelled(model.config, source, data, recipe, split)
     inputs = [*([data] if data is not None else []), *(images.paths if isinstance(images, LabelledImages) else [])]
@@ -79,7 +84,6 @@ def report(
     if max_images is not None and max_images < len(images):
         where = f"{where} ({max_images:,} of {len(images):,}, evenly spread)"
         images = evenly(images, max_images)
-    at = recipe_path(source)
     row = write_report(
         model, images, path, name=source.resolve().name, source=where, recipe=load_recipe(at) if at else None,
         metrics=read_run(at.parent) if at else [], looks=chosen, others=others, batch_size=batch_size, workers=workers,

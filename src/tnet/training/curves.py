@@ -29,7 +29,7 @@ def read_run(folder: Path) -> list[Row]:
     """Read one row per epoch from the ``metrics.csv`` of a run; none if it is missing or not as a run writes it."""
     try:
         return list(_read(folder / "metrics.csv").values())
-    except (OSError, ValueError, KeyError, csv.Error):
+    except (OSError, ValueError, KeyError, OverflowError, csv.Error):
         return []
 
 
