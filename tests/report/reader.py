@@ -34,6 +34,7 @@ class Reader(HTMLParser):
         self._cell = self._cell and tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
+        data = data.replace("\N{NO-BREAK SPACE}", " ")
         if self.tags[-1:] != ["style"]:
             self._texts.append(data)
         if self._cell:

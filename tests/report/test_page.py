@@ -118,4 +118,4 @@ def test_figures_in_files_keep_their_bytes(tmp_path: Path) -> None:
 
 
 def test_per_cent() -> None:
-    assert [percent(share) for share in (0, 0.1234, 1)] == ["0.0 %", "12.3 %", "100.0 %"]
+    assert [percent(share) for share in (0, 0.1234, 1)] == ["0.0\xa0%", "12.3\xa0%", "100.0\xa0%"]

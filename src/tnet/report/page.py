@@ -172,8 +172,8 @@ def heat(values: np.ndarray, most: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Format a share as per cent."""
-    return f"{100 * share:.1f} %"
+    """Format a share as per cent; lines do not break before the sign."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -15,7 +15,7 @@ from tnet.evaluation.plots import looks_figure
 from tnet.evaluation.report import looks_label, macs_unit, short_number
 from tnet.models.base import Model
 from tnet.models.tnet import TNet
-from tnet.report.answers import MAPPED, Answers
+from tnet.report.answers import BINS, MAPPED, Answers
 from tnet.report.figures import MOST_CONFUSED, calibration_figure, confusion_figure, roc_figure
 from tnet.report.page import Gallery, Plot, Section, Shot, Table, heat, percent, plot
 from tnet.training.curves import Row, curves_figure
@@ -80,11 +80,12 @@ def systems_table(
     rows: Sequence[tuple[str, LooksRow]], others: Sequence[tuple[str, LooksRow]], strong: LooksRow | None
 ) -> Table:
     """Return accuracy and cost of every setting (by its looks unless it is named) and of other models."""
-    header = ["looks", "accuracy", "95 % interval", "multiply-adds", "parameters", "ms per image (min to max)"]
+    first = "network" if others else "looks"
+    header = [first, "accuracy", "95 % interval", "multiply-adds", "parameters", "ms per image (min to max)"]
     with_auc = any(row.auc is not None for _, row in [*rows, *others])
     body = []
     for name, row in [*rows, *others]:
-        cells = [name or looks_label(row.looks), percent(row.accuracy)]
+        cells = [name or (looks_text(row) if others else looks_label(row.looks)), percent(row.accuracy)]
         cells.append(f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f} %")
         cells += [macs_text(row.macs), f"{short_number(row.parameters / 1e6)} M"]
         cells.append(f"{row.time_ms:.2f} ({row.time_ms_min:.2f} to {row.time_ms_max:.2f})")
@@ -111,18 +112,18 @@ def places(measured: Measured) -> Section | None:
             f"At {name} it would be {percent(row.accuracy)}: choosing brings {gap:+.1f} points (95 % interval "
             f"{low:+.1f} to {high:+.1f}{clear})."
         )
-    body = [[name, percent(row.accuracy), *_alone(row)] for name, row in shown]
+    body = [[name, percent(row.accuracy), _alone(row)] for name, row in shown]
     if chosen.right_without_context is not None:
-        alone = chosen.right_without_context.count("1") / chosen.images
-        sentences.append(f"From the looks alone, without the whole image, {percent(alone)} would be right.")
+        sentences.append(f"From the looks alone, without the whole image, {_alone(chosen)} would be right.")
     header = ["looks at", "accuracy", "from the looks alone"]
     title = "Does it know where to look?"
     return Section(title, " ".join(sentences), [Table(header, body, strong=frozenset([0]))] if rows else [])
 
 
-def _alone(row: LooksRow) -> list[str]:
+def _alone(row: LooksRow) -> str:
+    """Return the accuracy from the looks alone."""
     bits = row.right_without_context
-    return ["-" if bits is None else percent(bits.count("1") / len(bits))]
+    return "-" if bits is None else percent(bits.count("1") / len(bits))
 
 
 def where(measured: Measured) -> Section | None:
@@ -217,7 +218,7 @@ def calibration(measured: Measured) -> Section | None:
     lead = (
         f"The network is {verdict}: its mean confidence is {percent(float(answers.confidence.mean()))}, and "
         f"{percent(float(answers.right.mean()))} of its answers are right. Confidence and accuracy are apart by "
-        f"{100 * error:.1f} points on average (expected calibration error, {len(answers.bins())} bins with images)."
+        f"{100 * error:.1f} points on average (expected calibration error, {BINS} bins)."
     )
     alt = "Share of right answers against confidence"
     return Section("Can its confidence be trusted?", lead, [plot(calibration_figure(answers.bins()), alt)])
