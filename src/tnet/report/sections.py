@@ -70,8 +70,9 @@ def accuracy(measured: Measured) -> Section:
     table = systems_table([("", row) for row in own], measured.others, chosen)
     exact = "An image is right if all its labels are (exact match at 0.5). " if chosen.jaccard is not None else ""
     note = (
-        f"{exact}Intervals: Wilson. Parameters: trainable. 1 multiply-add is 2 FLOPs. Time: on {chosen.device} in "
-        f"batches of {chosen.batch_size}, without reading and decoding; median, fastest and slowest batch."
+        f"{exact}Intervals: Wilson. Multiply-adds count the arithmetic for one image, on any machine (1 is 2 FLOPs). "
+        f"Parameters: trainable. Time: on {chosen.device} in batches of {chosen.batch_size}, without reading and "
+        "decoding; median, fastest and slowest batch."
     )
     return Section("Accuracy, looks and cost", lead, [figure, table], note)
 
