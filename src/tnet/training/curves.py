@@ -75,6 +75,7 @@ def curves_figure(rows: list[Row]) -> Figure:
             points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
