@@ -112,7 +112,9 @@ def test_lines_that_are_not_predictions(tmp_path: Path, line: str, message: str)
 
 def test_a_label_of_none_and_names_of_any_kind(tmp_path: Path) -> None:
     record: dict[str, Any] = {"path": "x\x1b.png", "label": "", "probability": 0.25, "regions": []}
-    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    others = [record | {"path": path} for path in ("a\0.png", "s3://bucket/a.png", "/dev/zero", "n" * 5000)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (record, *others)))
     write_predictions_report(tmp_path / "p.jsonl", tmp_path / "page.html", progress=False)
     page = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert page.row("(none above 50 %)")[1] == "1" and "x\\x1b.png" in page.text
+    assert page.row("(none above 50 %)")[1] == "5" and page.tags.count("img") == 1
+    assert "x\\x1b.png" in page.text

@@ -184,18 +184,17 @@ def test_few_images_are_shown_once(right: list[bool], groups: tuple[int, ...]) -
     assert tuple(len(group) for group in chosen.values()) == groups
 
 
-def test_a_difference_is_in_points_and_paired(tmp_path: Path) -> None:
-    first, second = evaluate(model_of(NAMES), Images(NAMES, 9), looks=[0, 2], progress=False)
-    first = replace(first, right="111111000", accuracy=6 / 9)
-    second = replace(second, right="111000000", accuracy=3 / 9)
+def test_a_difference_is_in_points_and_paired(shown: tuple[TNet, Images, Reader, LooksRow]) -> None:
+    first = replace(shown[3], right="111111000", accuracy=6 / 9)
+    second = replace(shown[3], right="111000000", accuracy=3 / 9)
     gap, low, high = difference(first, second)
     assert gap == pytest.approx(100 / 3) and 0 <= low < gap < high <= 100
     assert difference(first, first) == (0, 0, 0)
-    assert [looks_text(row) for row in (first, second, replace(second, total_looks=1))] == [
-        "no looks",
-        "2 looks",
-        "1 look",
-    ]
+
+
+def test_looks_in_words(shown: tuple[TNet, Images, Reader, LooksRow]) -> None:
+    words = [looks_text(replace(shown[3], total_looks=count)) for count in (0, 1, 2)]
+    assert words == ["no looks", "1 look", "2 looks"]
 
 
 @pytest.mark.slow

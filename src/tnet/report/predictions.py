@@ -164,7 +164,7 @@ def _shot(answer: Answer, folder: Path) -> Shot | None:
     try:
         image = DEFAULT_READ.load(given if given.exists() else folder / given)
         pixels, size_hw = overview(image, DEFAULT_READ.channels), size_of(image)
-    except (DataError, OSError):
+    except (OSError, ValueError):  # also of names that a file cannot have
         return None
     uri, width, height = thumbnail(pixels, size_hw, SIDE_PX)
     caption = f"{answer.label or _NONE}, {percent(answer.probability)}"
