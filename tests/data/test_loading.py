@@ -20,6 +20,7 @@ from tnet.data.loading import (
     LabelledData,
     check_sizes,
     eval_loader,
+    evenly,
     name_of_test_images,
     open_data,
     open_split,
@@ -293,3 +294,13 @@ def test_synthetic_images_cannot_be_balanced() -> None:
     data = MegapixelDigits(tiny_recipe().data.digits, "train")
     with pytest.raises(ConfigError, match="train.balance is classes, but the images are synthetic"):
         train_loader(data, 2, 0, 0, 0, None, balanced=True)
+
+
+def test_some_images_are_spread_evenly_over_all() -> None:
+    data = MegapixelDigits(tiny_recipe().data.digits, "val")
+    part = evenly(data, 5)
+    assert len(part) == 5 and part.classes == data.classes and part.multilabel == data.multilabel
+    assert [part[index].name for index in range(5)] == [data[index].name for index in (0, 3, 6, 9, 12)]
+    assert isinstance(part, LabelledData) and len(evenly(data, 99)) == len(data)
+    with pytest.raises(IndexError):
+        part[5]

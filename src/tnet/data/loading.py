@@ -116,6 +116,25 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
 
 
+class _Part:
+    """Some images of labelled data."""
+
+    def __init__(self, data: LabelledData, indices: Sequence[int]) -> None:
+        self.classes, self.multilabel = data.classes, data.multilabel
+        self._data, self._indices = data, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._data[self._indices[index]]
+
+
+def evenly(data: LabelledData, count: int) -> LabelledData:
+    """Return ``count`` images spread evenly over labelled data, which may be sorted by class."""
+    return _Part(data, [index * len(data) // count for index in range(min(count, len(data)))])
+
+
 def number_classes_as(names: Sequence[str], data: LabelledData) -> None:
     """Number the classes of images as a model does, if the model has the same ones in another order."""
     if isinstance(data, LabelledImages) and list(names) != data.classes and set(names) == set(data.classes):
