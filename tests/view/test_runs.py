@@ -134,6 +134,16 @@ def test_looks_show_what_the_network_saw(shared: Viewer, pixels: np.ndarray) -> 
         assert np.array_equal(shown, (seen * 255).round().permute(1, 2, 0).numpy())
 
 
+def test_looks_of_another_size_than_the_overview(root: Path) -> None:
+    torch.manual_seed(0)
+    viewer = Viewer(TNet(tiny_config(in_channels=3, look_px=48)).eval(), root)
+    run, sides = viewer.run(looks=1), []
+    for row in (0, 1):
+        answer = viewer.client.get("/api/look", params={"run": run["run"], "row": row})
+        sides.append(Image.open(io.BytesIO(answer.content)).size)
+    assert sides == [(32, 32), (48, 48)]
+
+
 def calibrated(model: TNet) -> TNet:
     """A copy that stops after one look if it is certain by more than a half."""
     twin = TNet(model.config).eval()

@@ -130,7 +130,7 @@ class Runs:
         if row >= len(regions):
             raise NotFoundError(f"the run has {len(regions)} regions, not row {row}; ask for one of them")
         region = regions.take(torch.tensor([row]))
-        side = config.look_px if int(region.level) else config.whole_px or config.look_px
+        side = config.region_px if int(region.level) else config.whole_px or config.region_px
         return (self._scene(self._load(run.file)).glimpse(region, side)[0] * 255).round().to(torch.uint8).cpu()
 
     def explained(self, run_id: str, rows: int | None, truth: str | None) -> Explanation:
