@@ -319,6 +319,8 @@ def test_an_image_that_is_replaced_is_run_again(viewer: Viewer, root: Path) -> N
     changing.write_bytes((root / "ant" / "image1.png").read_bytes())
     before = viewer.run("changing.png", 1)
     changing.write_bytes((root / "ant" / "image2.png").read_bytes())
+    answer = viewer.client.get("/api/look", params={"run": before["run"], "row": 0})
+    assert answer.status_code == 404 and "was replaced" in answer.json()["error"]
     after = viewer.run("changing.png", 1)
     assert after["run"] != before["run"] and after["answers"] != before["answers"]
     changing.unlink()
