@@ -124,8 +124,10 @@ def test_it_serves_ten_people_and_ends_at_once(root: Path, tmp_path: Path) -> No
                 assert idle.recv(100).startswith(b"HTTP/1.1 200")
                 process.send_signal(signal.SIGINT)
                 started = time.monotonic()
-                _, errors = process.communicate(timeout=20)
-                assert time.monotonic() - started < 5
+                while idle.recv(1000):  # the rest of the answer, until the server hangs up
+                    pass
+                assert time.monotonic() - started < 3
+                _, errors = process.communicate(timeout=30)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -175,10 +175,11 @@ def _own_device(name: str) -> str:
 def _run_job(
     out: Path, network: Model, folder: Path, paths: list[Path], options: dict[str, Any], **running: Any
 ) -> None:
-    from tnet.inference.job import hash_model, predict_into
+    from tnet.inference.job import predict_into
+    from tnet.models.io import model_digest
 
     settings = {name: repr(value) for name, value in options.items()}
-    report = predict_into(out, network, paths, model_hash=hash_model(folder), settings=settings, **options, **running)
+    report = predict_into(out, network, paths, model_hash=model_digest(folder), settings=settings, **options, **running)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())
     failed = f"{report.failed} failed ({kinds})" if report.failed else "none failed"
     text = f"{out}: {report.predicted} of {report.images} images predicted, {failed}"
