@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tnet.data.sample import Batch
 from tnet.evaluation.evaluator import Setting
+from tnet.evaluation.probabilities import BINS
 from tnet.geometry import Regions
 from tnet.models.base import ModelOutput
-from tnet.report.answers import BINS, SIDE, Answers, cover
+from tnet.report.answers import SIDE, Answers, cover
 
 CHOSEN, OTHER = Setting((2,), "topk", "topk"), Setting((2,), "random", "random")
 

@@ -92,11 +92,11 @@ def predict(
     from tnet.inference.inputs import find_inputs
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
-    from tnet.inference.write import check_output, prediction_line, write_predictions
+    from tnet.inference.write import FILE_SUFFIXES, check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
     from tnet.text import on_one_line
 
-    is_job = out is not None and (not out.suffix or out.is_dir())
+    is_job = out is not None and (not out.suffix or (out.is_dir() and out.suffix.lower() not in FILE_SUFFIXES))
     if not is_job and (shard is not None or retry_failed):
         raise typer.BadParameter("--shard and --retry-failed are for jobs; give a folder as --out")
     if is_job and overwrite:

@@ -14,16 +14,22 @@ from tnet.models.base import Model
 
 Targets = Int[Tensor, " images"] | Float[Tensor, "images classes"]
 
-_BINS = 15
+BINS = 15
+"""Bins of confidence in the calibration error."""
 _LOG_LIMIT = 4.0  # temperatures of 0.018 to 55
 _STEPS = 60
 
 
 def calibration_error(confidence: Float[Tensor, " images"], right: Bool[Tensor, " images"]) -> float:
     """Return the expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy, 15 bins."""
-    bins = (confidence * _BINS).ceil().clamp(1, _BINS).long() - 1
-    gap = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, confidence.double() - right.double())
+    gap = torch.zeros(BINS, dtype=torch.float64)
+    gap.index_add_(0, bins_of(confidence), confidence.double() - right.double())
     return float(gap.abs().sum() / len(confidence))
+
+
+def bins_of(confidence: Float[Tensor, " images"]) -> Int[Tensor, " images"]:
+    """Return the bin of each confidence: of :data:`BINS` equal ones, which include their upper end."""
+    return (confidence * BINS).ceil().clamp(1, BINS).long() - 1
 
 
 def collect_logits(

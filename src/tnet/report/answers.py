@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import binary_roc
 
 from tnet.data.sample import Batch
 from tnet.evaluation.evaluator import Setting, is_right
+from tnet.evaluation.probabilities import bins_of, calibration_error
 from tnet.inference.records import class_probs
 from tnet.models.base import ModelConfig, ModelOutput
 from tnet.traversal import CERTAINTIES
@@ -23,14 +24,12 @@ SIDE = 24
 """Cells per side of a map of looks."""
 MAPPED = 1000
 """Classes, the first ones, whose looks are mapped."""
-BINS = 15
-"""Bins of confidence in a calibration."""
 
 _MOST_POINTS = 300  # of a ROC curve that is drawn
 
 
 class Bin(NamedTuple):
-    """Images whose confidence is in one of :data:`BINS` equal parts of 0 to 1."""
+    """Images whose confidence is in one bin of :func:`tnet.evaluation.probabilities.bins_of`."""
 
     images: int
     confidence: float  # mean
@@ -133,15 +132,13 @@ class Answers:
 
     def bins(self) -> list[Bin]:
         """Return the bins of confidence that have images, in order."""
-        which = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
-        masks = [which == index for index in range(BINS)]
-        return [
-            Bin(int(m.sum()), float(self.confidence[m].mean()), float(self.right[m].mean())) for m in masks if m.any()
-        ]
+        which = bins_of(self._columns[2]).numpy()
+        masks = [which == index for index in sorted(set(which.tolist()))]
+        return [Bin(int(m.sum()), float(self.confidence[m].mean()), float(self.right[m].mean())) for m in masks]
 
     def calibration_error(self) -> float:
-        """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the bins."""
-        return sum(part.images * abs(part.accuracy - part.confidence) for part in self.bins()) / len(self)
+        """Return the expected calibration error."""
+        return calibration_error(self._columns[2], self._columns[3])
 
     def roc(self) -> tuple[list[float], list[float]]:
         """Return false and true positive rates of the second of two classes, at up to 300 thresholds."""

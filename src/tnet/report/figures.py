@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tnet.evaluation.probabilities import BINS
 from tnet.explain.panels import clip
-from tnet.report.answers import BINS, Bin
+from tnet.report.answers import Bin
 
 MOST_CONFUSED = 200
 """Limit of the classes of a confusion matrix that is drawn."""

@@ -121,7 +121,7 @@ def _what(model: Model, row: LooksRow, trained_on: str) -> str:
     places = f"looks at {row.total_looks} place{'s' * (row.total_looks > 1)} in it"
     sees = f"It first sees {whole}, and then {places}" if whole else f"It {places}"
     labels = "labels of whole images: where to look it learned by itself"
-    seen = f"{sees}, each at {config.look_px} x {config.look_px} px"
+    seen = f"{sees}, each at {config.region_px} x {config.region_px} px"
     return f"{task}. {seen}. It was trained on {trained_on}, with {labels}."
 
 

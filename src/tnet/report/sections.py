@@ -12,10 +12,11 @@ from tnet.errors import ConfigError
 from tnet.evaluation.comparison.report import bootstrap_interval
 from tnet.evaluation.evaluator import LooksRow, wilson_interval
 from tnet.evaluation.plots import looks_figure
+from tnet.evaluation.probabilities import BINS
 from tnet.evaluation.report import looks_label, macs_unit, short_number
 from tnet.models.base import Model
 from tnet.models.tnet import TNet
-from tnet.report.answers import BINS, MAPPED, Answers
+from tnet.report.answers import MAPPED, Answers
 from tnet.report.figures import MOST_CONFUSED, calibration_figure, confusion_figure, roc_figure
 from tnet.report.page import Gallery, Plot, Section, Shot, Table, heat, percent, plot
 from tnet.training.curves import Row, curves_figure
