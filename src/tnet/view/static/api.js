@@ -4,8 +4,8 @@ let token = "";
 
 export const address = (path, query) => `${path}?${new URLSearchParams(query)}`;
 
-export async function load(path, query = {}, signal = undefined) {
-  return request(address(path, query), { signal });
+export async function load(path, query = null, signal = undefined) {
+  return request(query ? address(path, query) : path, { signal });
 }
 
 export async function send(path, body, signal = undefined) {

@@ -69,7 +69,7 @@ export class ImageList {
     const answer = predicted === null ? label && `label ${label}` :
       `${mark}${predicted}${probability === null ? "" : ` ${percent(probability)}`}`;
     return el("button", { type: "button", class: "item", "data-path": path, title: path, click: () => this.open(path) },
-      el("img", { src: address("/api/thumb", { path }), alt: "", loading: "lazy" }),
+      el("img", { src: address("/api/thumb", { path }), alt: "", loading: "lazy", error: (event) => event.target.removeAttribute("src") }),
       el("span", { class: "name" }, path.slice(slash + 1)),
       el("span", { class: right === false ? "wrong" : "muted" }, [answer, folder].filter(Boolean).join("  ·  ")));
   }

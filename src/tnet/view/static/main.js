@@ -162,7 +162,7 @@ function showExports(run, rows) {
 }
 
 async function savePng() {
-  const { textContent: verdict } = byId("answer").querySelector(".verdict");
+  const verdict = [...byId("answer").querySelector(".verdict").children].map((part) => part.textContent).join(" ");
   const caption = `${image.path}  ·  ${verdict}  ·  ${plural(stage.overlay.regions.length, "look")}  ·  ${model.name}`;
   try {
     const canvas = await stage.picture(caption);
@@ -211,6 +211,7 @@ function onKey(event) {
     setAsking(false);
     byId("export").open = false;
   }
+  if (event.key === "Enter" && event.target.closest("#stage")) stage.askMiddle();
   const typing = event.target.closest("input:not([type=checkbox]), select, textarea, dialog");
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action || typing || event.ctrlKey || event.metaKey || event.altKey) return;

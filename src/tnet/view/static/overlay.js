@@ -17,7 +17,7 @@ const dash = (level) => DASHES[(Math.max(level, 1) - 1) % DASHES.length];
 export function sign(level, text, asked = false) {
   const box = { x: 2, y: 2, width: 22, height: 16, rx: asked ? 8 : 1, fill: color(level) };
   return svg("svg", { class: "sign", viewBox: "0 0 26 20", "aria-hidden": "true" },
-    svg("rect", { ...box, stroke: asked ? "currentColor" : color(level), "stroke-width": 2, "stroke-dasharray": dash(level) }),
+    svg("rect", { ...box, stroke: "#000", "stroke-width": level > 1 || asked ? 1.5 : 0, "stroke-dasharray": dash(level) }),
     svg("text", { x: 13, y: 14.5, "text-anchor": "middle", "font-size": 12, "font-weight": 700, fill: "#000" }, text));
 }
 
@@ -66,11 +66,15 @@ export class Overlay {
   place(scale, dx = 0, dy = 0) {
     Object.assign(this, { scale, dx, dy });
     this.world.setAttribute("transform", `matrix(${scale} 0 0 ${scale} ${dx} ${dy})`);
+    const taken = new Set(); // numbers of equal boxes stand side by side
     this.regions.forEach((region, i) => {
       const [y0, x0, y1, x1] = region.box, corner = (Math.max(region.level, 1) - 1) % 4;
       const width = Number(this.numbers.children[i].dataset.width);
       const right = corner === 1 || corner === 2, bottom = corner > 1;
-      const x = scale * (right ? x1 : x0) + dx - (right ? width : 0), y = scale * (bottom ? y1 : y0) + dy - (bottom ? 18 : 0);
+      const y = scale * (bottom ? y1 : y0) + dy - (bottom ? 18 : 0);
+      let x = scale * (right ? x1 : x0) + dx - (right ? width : 0);
+      while (taken.has(`${x} ${y}`)) x += (right ? -1 : 1) * (width + 2);
+      taken.add(`${x} ${y}`);
       this.numbers.children[i].setAttribute("transform", `translate(${x} ${y})`);
     });
   }

@@ -1,6 +1,6 @@
 // The image: deep zoom, the overlay, scale bar, coordinates, and drawing a box.
 
-import { address } from "./api.js";
+import { address, load } from "./api.js";
 import { byId, later, percent } from "./dom.js";
 import { Overlay } from "./overlay.js";
 
@@ -27,11 +27,11 @@ export class Stage {
     this.viewer.canvas.setAttribute("aria-label", "Image; drag to move, scroll to zoom");
     for (const event of ["update-viewport", "open", "resize"]) this.viewer.addHandler(event, () => this.align());
     this.viewer.addHandler("animation-finish", () => this.on.moved());
-    this.viewer.addHandler("tile-load-failed", later(({ tile }) => this.explain(tile.getUrl()), 100));
+    this.viewer.addHandler("tile-load-failed", later(({ tile }) => this.explain(tile.getUrl(), this.image), 100));
     this.viewer.addHandler("canvas-key", (event) => {
       // Arrows belong to the list and to the looks.
       event.preventVerticalPan = event.preventHorizontalPan = event.originalEvent.key.startsWith("Arrow");
-      event.preventDefaultAction = !["+", "-", "="].includes(event.originalEvent.key);
+      event.preventDefaultAction = !"wasd+-=".includes(event.originalEvent.key.toLowerCase());
     });
     this.viewer.addHandler("canvas-click", (event) => this.click(event));
     this.viewer.addHandler("canvas-press", (event) => this.press(event));
@@ -45,9 +45,10 @@ export class Stage {
     byId("fit").onclick = () => this.fit();
   }
 
-  /** Show an image at a view `{x, y, zoom}`, or whole. Rejects if the server does not describe it. */
+  /** Show an image at a view `{x, y, zoom}`, or whole. */
   open(image, view = null) {
     this.image = image;
+    byId("minimap").classList.remove("empty");
     this.overlay.show([], []);
     const { width, height, tile_px: tileSize, max_level: maxLevel, path } = image;
     const tile = (level, col, row) => address("/api/tile", { path, level, col, row });
@@ -62,6 +63,7 @@ export class Stage {
     this.overlay.show([], []);
     this.viewer.close();
     byId("scale").hidden = true;
+    byId("minimap").classList.add("empty");
     byId("place").textContent = "";
   }
 
@@ -113,6 +115,12 @@ export class Stage {
     this.asking = on || null;
     this.overlay.setDraft(null);
     this.viewer.element.classList.toggle("asking", on);
+    if (on) this.viewer.canvas.focus();
+  }
+
+  /** Ask for a look at the middle of the view. */
+  askMiddle() {
+    if (this.asking && this.item) this.finish(this.around(this.view));
   }
 
   // Pixels of the image under a point of the canvas.
@@ -135,8 +143,12 @@ export class Stage {
     if (!this.asking?.x || !this.item) return;
     const end = this.pixel(event.position), tap = TAP_PX / this.overlay.scale;
     const isTap = Math.hypot(end.x - this.asking.x, end.y - this.asking.y) < tap;
-    const box = isTap ? this.around(end) : this.drawn(end);
+    this.finish(isTap ? this.around(end) : this.drawn(end));
+  }
+
+  finish(box) {
     if (box[0] < box[2] && box[1] < box[3]) this.on.asked(box);
+    else this.setAsking(true);
   }
 
   // Whole pixels of the image between where the drawing began and a point.
@@ -185,11 +197,10 @@ export class Stage {
     this.on.hover(null);
   }
 
-  async explain(url) {
-    const response = await fetch(url).catch(() => null);
-    if (response === null) return this.on.failed(new Error("the server does not answer"));
-    const body = response.ok ? {} : await response.json().catch(() => ({}));
-    if (body.error) this.on.failed(new Error(body.error));
+  // Say why a tile is missing, unless another image was opened meanwhile.
+  async explain(url, image) {
+    const problem = await load(url).catch((error) => error);
+    if (problem instanceof Error && image === this.image) this.on.failed(problem);
   }
 
   /** Return a canvas of the view: tiles, overlay and a caption. */
