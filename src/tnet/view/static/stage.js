@@ -27,7 +27,7 @@ export class Stage {
     this.viewer.canvas.setAttribute("aria-label", "Image; drag to move, scroll to zoom");
     for (const event of ["update-viewport", "open", "resize"]) this.viewer.addHandler(event, () => this.align());
     this.viewer.addHandler("animation-finish", () => this.on.moved());
-    this.viewer.addHandler("tile-load-failed", later(({ tile }) => this.explain(tile.getUrl(), this.image), 100));
+    this.viewer.addHandler("tile-load-failed", later(({ tile }) => this.explain(tile.getUrl()), 100));
     this.viewer.addHandler("canvas-key", (event) => {
       // Arrows belong to the list and to the looks.
       event.preventVerticalPan = event.preventHorizontalPan = event.originalEvent.key.startsWith("Arrow");
@@ -198,9 +198,9 @@ export class Stage {
   }
 
   // Say why a tile is missing, unless another image was opened meanwhile.
-  async explain(url, image) {
-    const problem = await load(url).catch((error) => error);
-    if (problem instanceof Error && image === this.image) this.on.failed(problem);
+  async explain(url) {
+    const problem = await load(url).catch((error) => error), path = new URL(url, location.href).searchParams.get("path");
+    if (problem instanceof Error && path === this.image?.path) this.on.failed(problem);
   }
 
   /** Return a canvas of the view: tiles, overlay and a caption. */
