@@ -24,6 +24,7 @@ export class Controls {
     byId("stop").addEventListener("change", () => {
       byId("stop-value").value = DEFAULTS[byId("stop").value] ?? "";
       this.refresh();
+      if (byId("stop").value) this.looks = byId("looks").max; // the rule ends them
       changed();
     });
     byId("stop-value").addEventListener("change", () => changed());
