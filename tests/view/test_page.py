@@ -166,6 +166,7 @@ def test_looks_follow_the_slider(page: Page, address: str) -> None:
     show(page, address)
     assert page.locator(".card").count() == 7  # two looks, with two more inside each, and the whole
     first = boxes(page)
+    page.locator("#stage").click(position={"x": 5, "y": 300})  # the image has the focus, and keys still work
     page.keyboard.press("ArrowRight")
     expect(page.locator("[data-box]")).to_have_count(9)
     assert boxes(page)[:6] == first

@@ -31,8 +31,7 @@ export class Controls {
     byId("controls").addEventListener("submit", (event) => { event.preventDefault(); run(); });
     byId("fewer").onclick = () => this.step(-1, changed);
     byId("more").onclick = () => this.step(1, changed);
-    this.set({ mode: "policy", policy: model.policy });
-    this.looks = model.default_looks;
+    this.set({ looks: model.default_looks });
   }
 
   get looks() {
@@ -60,7 +59,7 @@ export class Controls {
 
   /** Take settings from a link; what is unknown is left. */
   set({ looks, mode, policy, score }) {
-    const value = `${mode}:${mode === "search" ? score : policy}`;
+    const value = mode === "search" ? `search:${score ?? "path"}` : `policy:${policy ?? this.model.policy}`;
     if ([...byId("chooser").options].some((option) => option.value === value)) byId("chooser").value = value;
     this.refresh();
     if (looks >= 0) this.looks = looks;

@@ -36,19 +36,18 @@ async function open(path, view = null) {
   [image, asked] = [null, []];
   byId("title").textContent = path;
   document.title = `${path} · tnet view`;
-  for (const id of ["strip", "answer"]) byId(id).replaceChildren();
-  byId("strip-title").hidden = byId("label").hidden = true;
-  showExports(null);
+  byId("label").hidden = true;
+  clear("Looking …");
   try {
     const found = await load("/api/image", { path }, request.signal);
     image = found;
     stage.open(found, view);
     showLabel();
     remember();
-    showWaiting("Looking …");
     await run();
   } catch (error) {
     if (error.name === "AbortError") return;
+    clear("No answer.");
     stage.close();
     say("This image cannot be shown", error);
     remember();
@@ -77,7 +76,7 @@ async function run(again = false) {
       known.set(looks, await send("/api/run", { path: image.path, looks, ...settings, asked }, request.signal));
     } catch (error) {
       if (error.name === "AbortError") return;
-      showWaiting("No answer.");
+      clear("No answer.");
       say("The model did not answer", error);
     } finally {
       if (running === request) document.body.classList.remove("busy");
@@ -95,6 +94,13 @@ function show() {
     truth: image.typed_label ?? image.label, stopped: found.stopped });
   showStrip(found.run, found.regions, model.classes, { hover: (row) => hover(row, false), pick });
   showExports(found.run, answer.rows);
+}
+
+function clear(text) {
+  stage.overlay.show([], []);
+  showWaiting(text);
+  showStrip(null, [], model.classes);
+  showExports(null);
 }
 
 function ask(box) {
@@ -203,6 +209,7 @@ const KEYS = {
   ArrowUp: () => list.step(-1), ArrowDown: () => list.step(1), ArrowLeft: () => byId("fewer").click(),
   ArrowRight: () => byId("more").click(), l: () => byId("ask").click(), b: () => byId("boxes").click(),
   h: () => byId("heat").click(), t: () => byId("theme").click(), "/": () => byId("search").focus(), "+": () => byId("zoom-in").click(),
+  "=": () => byId("zoom-in").click(),
   "-": () => byId("zoom-out").click(), 0: () => byId("fit").click(), "?": () => byId("help").click(),
 };
 

@@ -29,9 +29,7 @@ export class Stage {
     this.viewer.addHandler("animation-finish", () => this.on.moved());
     this.viewer.addHandler("tile-load-failed", later(({ tile }) => this.explain(tile.getUrl()), 100));
     this.viewer.addHandler("canvas-key", (event) => {
-      // Arrows belong to the list and to the looks.
-      event.preventVerticalPan = event.preventHorizontalPan = event.originalEvent.key.startsWith("Arrow");
-      event.preventDefaultAction = !"wasd+-=".includes(event.originalEvent.key.toLowerCase());
+      event.preventDefaultAction = !"wasd".includes(event.originalEvent.key.toLowerCase()); // others are the page's
     });
     this.viewer.addHandler("canvas-click", (event) => this.click(event));
     this.viewer.addHandler("canvas-press", (event) => this.press(event));
@@ -49,7 +47,6 @@ export class Stage {
   open(image, view = null) {
     this.image = image;
     byId("minimap").classList.remove("empty");
-    this.overlay.show([], []);
     const { width, height, tile_px: tileSize, max_level: maxLevel, path } = image;
     const tile = (level, col, row) => address("/api/tile", { path, level, col, row });
     const minLevel = Math.max(0, maxLevel - Math.ceil(Math.log2(Math.max(width, height) / tileSize)));
@@ -60,7 +57,6 @@ export class Stage {
 
   close() {
     this.image = null;
-    this.overlay.show([], []);
     this.viewer.close();
     byId("scale").hidden = true;
     byId("minimap").classList.add("empty");
