@@ -24,7 +24,8 @@ from tnet.traversal.best_first import Score
 from tnet.view.exports import Format, exported
 from tnet.view.labels import Labels
 from tnet.view.listing import Filter, Listing
-from tnet.view.runs import MAX_ASKED, Mode, Runs, Settings, Stop
+from tnet.view.plan import MAX_ASKED, Mode, Settings, Stop, abilities
+from tnet.view.runs import Runs
 from tnet.view.safety import RETRY_SECONDS, BusyError, Guard, NotFoundError, allowed_hosts, find_image
 from tnet.view.tiles import Tiles, encoded, entity_tag
 
@@ -134,7 +135,7 @@ def create_app(
 
     @app.get("/api/model")
     def about() -> dict[str, Any]:
-        return {"name": name, **runs.about(), "labels": table is not None, "token": token}
+        return {"name": name, **abilities(model), "labels": table is not None, "token": token}
 
     @app.get("/api/images")
     def images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from datetime import UTC, datetime
@@ -9,12 +10,12 @@ from pathlib import Path
 
 from tnet.data.table import read_columns
 from tnet.errors import ConfigError, DataError
-from tnet.files import check_outputs, make_folder, write_text
+from tnet.files import cannot_write, check_outputs, make_folder
 from tnet.text import csv_row
 
 COLUMNS = ("path", "label", "time")
+_HEAD = csv_row(COLUMNS).encode()
 _MAX_LABEL = 200  # characters
-_MAX_BYTES = 2**26
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -29,34 +30,40 @@ class Labels:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = threading.Lock()
-        self._text = csv_row(COLUMNS)
         self._labels: dict[str, str] = {}
         if file.suffix.lower() != ".csv":
             raise DataError(f"{file} ends with {file.suffix!r}; give a file for labels that ends with .csv")
         check_outputs([file], overwrite=True)
         make_folder(file.parent)
-        if file.exists() and file.stat().st_size:
-            self._text = file.read_text(encoding="utf-8")
-            if not self._text.startswith(csv_row(COLUMNS)):
-                expected = ",".join(COLUMNS)
-                raise DataError(f"{file} is not a table of labels ({expected}); give another file for --labels")
-            if self._text != csv_row(COLUMNS):
-                values = read_columns(file, list(COLUMNS))
-                self._labels = dict(zip(values["path"], values["label"], strict=True))
+        content = file.read_bytes() if file.exists() else b""
+        head, _, rows = content.partition(b"\n")
+        if content and head.strip() != _HEAD.strip():
+            raise DataError(f"{file} is not a table of labels ({','.join(COLUMNS)}); give another file for labels")
+        if rows.strip():
+            values = read_columns(file, list(COLUMNS))
+            self._labels = dict(zip(values["path"], values["label"], strict=True))
 
     def get(self, path: str) -> str | None:
         """Return the label that was last typed for an image."""
         return self._labels.get(path)
 
     def add(self, path: str, label: str) -> None:
-        """Append a row; the file is replaced as a whole, so that it is never half a row."""
+        """Append a row, whole or not at all; other rows are not touched, so several viewers can share a table."""
         label = label.strip()
         if not label or len(label) > _MAX_LABEL or _CONTROL.search(label):
-            raise ConfigError(f"a label has 1 to {_MAX_LABEL} characters on one line, not {len(label)}; shorten it")
+            raise ConfigError(f"a label has 1 to {_MAX_LABEL} characters on one line; correct {label[:_MAX_LABEL]!r}")
+        row = csv_row([path, label, datetime.now(UTC).isoformat(timespec="seconds")])
         with self._lock:
-            row = csv_row([path, label, datetime.now(UTC).isoformat(timespec="seconds")])
-            if len(self._text) + len(row) > _MAX_BYTES:
-                raise ConfigError(f"{self.file} has grown to {_MAX_BYTES // 2**20} MB; start again with another file")
-            write_text(self.file, self._text + row)
-            self._text += row
+            try:
+                with self.file.open("a+b", buffering=0) as file:
+                    end = file.seek(0, os.SEEK_END)
+                    file.seek(max(end - 1, 0))
+                    is_inside_line = file.read(1) not in (b"", b"\n")
+                    content = (b"\n" if is_inside_line else b"" if end else _HEAD) + row.encode()
+                    if file.write(content) != len(content):  # a full disk
+                        file.truncate(end)
+                        raise OSError("no space is left for another row")
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise cannot_write(self.file, error) from None
             self._labels[path] = label

@@ -125,10 +125,10 @@ class Listing:
         return replace(entry, label=label, predicted=predicted, probability=probability)
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Return the key by which ``image2`` comes before ``image10``, and case does not matter."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(int(part[:4000]), 0, part) if part.isdecimal() else (0, 1, part) for part in parts]
+    parts = re.split(r"([0-9]+)", name.casefold())  # text and numbers in turns
+    return [(int(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)]
 
 
 def _by_image(table: Path, columns: list[str], root: Path, names: set[str]) -> dict[str, list[str]]:

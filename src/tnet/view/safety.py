@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
+
 from tnet.errors import DataError
 from tnet.scenes.find import image_exists, is_image_path
+from tnet.scenes.guard import one_line
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -96,7 +99,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":  # web sockets
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
         started = False
 
@@ -117,12 +121,10 @@ class Guard:
         self._running += 1
         try:
             await self.app(scope, _Body(receive), send_with_headers)
-        except _TooLargeError:
-            await _say(send_with_headers, 413, _TOO_LARGE)
         except Exception as error:
             _log.exception("a request failed")
             if not started:
-                await _say(send_with_headers, 500, f"the server failed ({type(error).__name__}); see its output")
+                await _say(send_with_headers, 500, f"the request failed ({one_line(error)}); see the server's output")
         finally:
             self._running -= 1
 
@@ -134,7 +136,7 @@ class Guard:
             return 403, f"this server is not addressed as {host[:200]!r}; use http://localhost, or start it with --host"
         if headers.get(b"sec-fetch-site") == "cross-site" and scope["path"] != "/":
             return 403, "this request comes from another site"
-        if scope["method"] not in ("GET", "HEAD", "POST"):
+        if scope["method"] not in ("GET", "POST"):
             return 405, f"the method {scope['method'][:20]!r} is not supported; use GET or POST"
         if scope["method"] == "POST":
             origin = urlsplit(headers.get(b"origin", ""))
@@ -171,11 +173,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-_TOO_LARGE = f"the request has a body of more than {MAX_BODY_BYTES // 2**10} kB; send less"
-
-
-class _TooLargeError(Exception):
-    """A body above the limit."""
+_TOO_LARGE = f"the request has a body of more than {MAX_BODY_BYTES // 2**10} kilobytes; send less"
 
 
 class _Body:
@@ -188,7 +186,7 @@ class _Body:
         message = await self.receive()
         self.nbytes += len(message.get("body", b""))
         if self.nbytes > MAX_BODY_BYTES:
-            raise _TooLargeError
+            raise HTTPException(413, _TOO_LARGE)
         return message
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from tnet.errors import ImageError
 from tnet.scenes.base import BoxL0
 from tnet.scenes.file import FileScene, SceneOptions
 from tnet.scenes.guard import accessing
@@ -70,7 +68,7 @@ class Tiles:
         """Return the scene of an image as it is now, as red, green and blue, or grey."""
         key = (str(file), stamp_of(file))
         with self._lock:
-            if key in self._scenes:
+            if key in self._scenes and self._scenes[key].info.is_current:
                 self._scenes.move_to_end(key)
                 return self._scenes[key]
         scene = FileScene(file, self.options)
@@ -111,27 +109,14 @@ class Tiles:
         if not (0 <= row < rows and 0 <= col < cols):
             raise NotFoundError(f"level {level} has {rows} rows and {cols} columns of tiles, not row {row}, {col}")
         scale = 1 << (max_level(size_hw) - level)
-        return self._retried(file, scene, lambda scene: _tile(scene, level_hw, scale, row, col))
+        return _tile(scene, level_hw, scale, row, col)
 
     def thumb(self, file: Path) -> bytes:
         """Return the whole image, with a longer side of up to 160 pixels, as JPEG."""
         scene = self.scene(file)
         shrink = max(1.0, max(scene.size_hw) / _THUMB_PX)
         height, width = (max(1, round(side / shrink)) for side in scene.size_hw)
-        box = (0, 0, *scene.size_hw)
-        return self._retried(file, scene, lambda scene: _jpeg(_fitted(_glimpse(scene, box, _THUMB_PX), height, width)))
-
-    def _retried(self, file: Path, scene: FileScene, make: Callable[[FileScene], bytes]) -> bytes:
-        """Make something of a scene; once more if the file was replaced meanwhile."""
-        try:
-            return make(scene)
-        except ImageError:
-            with self._lock:
-                stale = [key for key, known in self._scenes.items() if known is scene]
-                for key in stale:
-                    del self._scenes[key]
-            scene.close()
-            return make(self.scene(file))
+        return _jpeg(_fitted(_glimpse(scene, (0, 0, *scene.size_hw), _THUMB_PX), height, width))
 
 
 def entity_tag(file: Path, *what: object) -> str:
