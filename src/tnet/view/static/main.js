@@ -171,7 +171,7 @@ async function savePng() {
   const verdict = [...byId("answer").querySelector(".verdict").children].map((part) => part.textContent).join(" ");
   const caption = `${image.path}  ·  ${verdict}  ·  ${plural(stage.overlay.regions.length, "look")}  ·  ${model.name}`;
   try {
-    const canvas = await stage.picture(caption);
+    const canvas = await stage.snapshot(caption);
     const url = URL.createObjectURL(await new Promise((resolve) => canvas.toBlob(resolve)));
     el("a", { href: url, download: `${image.path.split("/").at(-1)}.view.png` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);

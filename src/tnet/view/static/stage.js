@@ -200,7 +200,7 @@ export class Stage {
   }
 
   /** Return a canvas of the view: tiles, overlay and a caption. */
-  async picture(caption) {
+  async snapshot(caption) {
     const tiles = this.viewer.drawer.canvas, frame = this.viewer.canvas.getBoundingClientRect();
     const ratio = tiles.width / frame.width, bar = Math.round(30 * ratio);
     const canvas = Object.assign(document.createElement("canvas"), { width: tiles.width, height: tiles.height + bar });
