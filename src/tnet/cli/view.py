@@ -47,17 +47,17 @@ def view(
     from tnet.view.app import create_app
     from tnet.view.serve import address_of, listen, serve
 
-    listener = listen(host, port)  # before the model is loaded, which takes longer
     reading = common.parse_reading(common.data_of(common.recipe_of(model)), read, bands, value_range)
-    network = load_model(model).to(common.pick_device(device))
-    app = create_app(
-        network, root, name=model.resolve().name, host=host, read=reading, predictions=predictions, truth=truth,
-        labels=labels,
-    )  # fmt: skip
-    address = address_of(listener)
-    common.say(f"{address}  (Ctrl-C to end)")
-    sys.stdout.flush()
-    has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if open_browser and has_screen:
-        webbrowser.open(address)
-    serve(app, listener)
+    with listen(host, port) as listener:  # before the model is loaded, which takes longer
+        network = load_model(model).to(common.pick_device(device))
+        app = create_app(
+            network, root, name=model.resolve().name, host=host, read=reading, predictions=predictions, truth=truth,
+            labels=labels,
+        )  # fmt: skip
+        address = address_of(listener)
+        common.say(f"{address}  (Ctrl-C to end)")
+        sys.stdout.flush()
+        has_screen = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        if open_browser and has_screen:
+            webbrowser.open(address)
+        serve(app, listener)

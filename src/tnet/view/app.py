@@ -194,7 +194,7 @@ def create_app(
 
 
 def _cached(request: Request, file: Path, what: tuple[object, ...], make: Callable[[], bytes]) -> Response:
-    """Return a picture of a file, or that the browser has it already."""
+    """Return an image made of a file, or that the browser has it already."""
     headers = {"cache-control": _CACHED, "etag": entity_tag(file, what)}
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)

@@ -24,7 +24,7 @@ class Labels:
 
     Raises:
         OutputError: the file cannot be written.
-        DataError: the file exists, and is no such table.
+        DataError: the file exists, and is another table.
     """
 
     def __init__(self, file: Path) -> None:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def probabilities(logits: Float[Tensor, " classes"], config: ModelConfig) -> list[float]:
-    """Return class probabilities; raise CheckpointError if they are no numbers."""
+    """Return class probabilities; raise CheckpointError for infinite or NaN values."""
     probs = class_probs(logits, config)
     if not bool(probs.isfinite().all()):
         raise CheckpointError("the model outputs infinite or NaN values for this image; load an earlier checkpoint")
@@ -30,7 +30,7 @@ def probabilities(logits: Float[Tensor, " classes"], config: ModelConfig) -> lis
 def regions_of(
     output: ModelOutput, config: ModelConfig, scale_yx: tuple[float, float], *, is_led: bool
 ) -> list[dict[str, Any]]:
-    """Return each region of one image. ``is_led``: regions that are no cells were asked for."""
+    """Return each region of one image. ``is_led``: regions without a cell were asked for."""
 
     def top(logits: Tensor) -> tuple[int, float]:
         prob, index = class_probs(logits, config).max(dim=0)

@@ -167,7 +167,7 @@ def _jpeg(pixels: UInt8[Tensor, "3 _ _"]) -> bytes:
 
 
 def encoded(pixels: UInt8[Tensor, "channels _ _"], form: str, **options: Any) -> bytes:
-    """Return pixels as a picture in a file: of one or two channels the first, else the first three."""
+    """Return pixels as an image file: of one or two channels the first, else the first three."""
     array = pixels.cpu()[:1] if pixels.shape[0] < 3 else pixels.cpu()[:3]
     file = io.BytesIO()
     rows = array[0] if len(array) == 1 else array.permute(1, 2, 0).contiguous()
