@@ -17,6 +17,7 @@ export class Controls {
       el("optgroup", { label }, ...names.map((name) => option(`${mode}:${name}`, words[name] ?? name)));
     byId("chooser").append(group("Level by level, as trained", "policy", model.policies, POLICIES));
     if (model.can_search) byId("chooser").append(group("Best first, one by one", "search", model.scores, SCORES));
+    byId("chooser-label").hidden = !byId("chooser").options.length;
     const stops = model.calibrated ? ["mean_looks", "at_least", "max_ms"] : ["max_ms"];
     byId("stop").append(...stops.map((name) => option(name, `by ${STOPS[name]}`)));
     byId("looks").addEventListener("input", () => { this.refresh(); changed(); });
@@ -51,9 +52,9 @@ export class Controls {
 
   /** Everything but the number of looks, as the server takes it. */
   get settings() {
-    const [mode, name] = byId("chooser").value.split(":");
+    const [mode, name] = (byId("chooser").value || "policy:").split(":");
     const limit = Number(byId("stop-value").value), stop = byId("stop").value;
-    return { mode, policy: mode === "policy" ? name : this.model.policy, score: mode === "search" ? name : "path",
+    return { mode, policy: (mode === "policy" && name) || this.model.policy, score: mode === "search" ? name : "path",
       stop: mode === "search" && stop && limit > 0 ? { [stop]: limit } : null };
   }
 

@@ -52,7 +52,7 @@ export class ImageList {
     } finally {
       if (this.request === request) this.request = null;
     }
-    this.mark();
+    this.mark(this.current, false);
   }
 
   offerFilters(items) {
@@ -75,13 +75,13 @@ export class ImageList {
   }
 
   /** Mark the image that is open. */
-  mark(path = this.current) {
+  mark(path, scroll = true) {
     this.current = path;
     for (const item of byId("list").querySelectorAll(".item")) {
       const own = item.dataset.path === path;
       if (own) {
         item.setAttribute("aria-current", "true");
-        item.scrollIntoView({ block: "nearest" });
+        if (scroll) item.scrollIntoView({ block: "nearest" });
       } else item.removeAttribute("aria-current");
     }
   }

@@ -184,7 +184,9 @@ async function savePng() {
 
 function remember() {
   const { mode, policy, score } = controls.settings, path = byId("title").textContent;
-  if (path) history.replaceState(null, "", `#${new URLSearchParams({ path, looks: controls.looks, mode, policy, score, ...stage.view })}`);
+  if (!path) return;
+  const parts = Object.entries({ path, looks: controls.looks, mode, policy, score, ...stage.view });
+  history.replaceState(null, "", `#${new URLSearchParams(parts.filter(([, value]) => value !== null))}`);
 }
 
 async function follow() {
@@ -238,7 +240,11 @@ function wire() {
   byId("png").onclick = savePng;
   byId("link").onclick = copyLink;
   byId("help").onclick = () => byId("keys").showModal();
-  byId("theme").onclick = () => setTheme(getComputedStyle(document.body).colorScheme === "dark" ? "light" : "dark");
+  const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+  byId("theme").onclick = () => {
+    const { theme = systemIsDark.matches ? "dark" : "light" } = document.documentElement.dataset;
+    setTheme(theme === "dark" ? "light" : "dark");
+  };
   byId("label").addEventListener("submit", (event) => { event.preventDefault(); saveLabel(); });
   document.addEventListener("keydown", onKey);
   document.addEventListener("click", (event) => { if (!byId("export").contains(event.target)) byId("export").open = false; });

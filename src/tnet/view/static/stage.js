@@ -136,10 +136,9 @@ export class Stage {
   }
 
   release(event) {
-    if (!this.asking?.x || !this.item) return;
-    const end = this.pixel(event.position), tap = TAP_PX / this.overlay.scale;
-    const isTap = Math.hypot(end.x - this.asking.x, end.y - this.asking.y) < tap;
-    this.finish(isTap ? this.around(end) : this.drawn(end));
+    if (this.asking?.x === undefined || !this.item) return;
+    const end = this.pixel(event.position), length_px = Math.hypot(end.x - this.asking.x, end.y - this.asking.y);
+    if (length_px * this.overlay.scale > TAP_PX) this.finish(this.drawn(end));
   }
 
   finish(box) {
@@ -168,7 +167,9 @@ export class Stage {
   }
 
   click(event) {
-    if (!event.quick || this.asking || !this.item) return;
+    if (!this.item) return;
+    if (this.asking) return this.finish(this.around(this.pixel(event.position)));
+    if (!event.quick) return;
     const region = this.overlay.at(this.pixel(event.position));
     if (region) this.on.pick(region.row);
   }
