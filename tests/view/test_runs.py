@@ -35,13 +35,13 @@ def boxes_of(run: dict) -> list[list[int]]:
     return [region["box"] for region in run["regions"]]
 
 
-@pytest.mark.parametrize("name", ["slide.tif", "bee/tall.png"])
-@pytest.mark.parametrize("policy", ["topk", "centre"])
-@pytest.mark.parametrize("looks", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("name", "policy", "looks"), [("slide.tif", "topk", 4), ("bee/tall.png", "topk", 0), ("bee/tall.png", "centre", 3)]
+)
 def test_regions_are_those_of_predict(
-    viewer: Viewer, model: TNet, root: Path, name: str, policy: str, looks: int
+    shared: Viewer, model: TNet, root: Path, name: str, policy: str, looks: int
 ) -> None:
-    run = viewer.run(name, looks, policy=policy)
+    run = shared.run(name, looks, policy=policy)
     (expected,) = tnet.predict(model, root / name, looks=looks, policy=policy)
     assert sorted(boxes_of(run)[1:]) == sorted(list(region.box_l0_yxyx) for region in expected.regions)
     assert run["answers"][-1]["probs"][expected.index] == pytest.approx(expected.probability, abs=1e-4)
@@ -64,8 +64,7 @@ def test_regions_of_three_levels_are_those_of_predict(deep_model: TNet, root: Pa
     assert [region["parent"] for region in run["regions"]] == [-1, 0, 1, 1, 0, 4, 4]
 
 
-@pytest.mark.parametrize("score", ["path", "density"])
-@pytest.mark.parametrize("mode", ["lazy", "auto"])
+@pytest.mark.parametrize(("score", "mode"), [("path", "lazy"), ("density", "auto")])
 def test_a_search_is_best_first(
     model: TNet, root: Path, pixels: np.ndarray, score: Literal["path", "density"], mode: ReadMode
 ) -> None:
@@ -76,7 +75,7 @@ def test_a_search_is_best_first(
     assert run["answers"][-1]["probs"] == pytest.approx(output.logits[0].softmax(0).tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "search"}, {"policy": "random"}, {"policy": "sample"}])
+@pytest.mark.parametrize("settings", [{}, {"mode": "search"}, {"policy": "sample"}])
 def test_more_looks_go_on_from_fewer(viewer: Viewer, counted: Callable[[], int], settings: dict) -> None:
     first = viewer.run(looks=2, **settings)
     assert counted() == 3
@@ -89,8 +88,8 @@ def test_more_looks_go_on_from_fewer(viewer: Viewer, counted: Callable[[], int],
     assert counted() == 0
     assert fewer["regions"] == first["regions"] and fewer["answers"] == first["answers"]
     assert fewer["cells"] == first["cells"]
-    other = viewer.run("ant/image1.png", looks=2, **settings)
-    assert counted() == 3 and other["run"] != first["run"]
+    other = viewer.run("ant/image1.png", looks=0, **settings)
+    assert counted() == 1 and other["run"] != first["run"]
 
 
 @pytest.mark.parametrize("mode", ["policy", "search"])
@@ -114,8 +113,8 @@ def test_an_asked_region_is_the_next_row(viewer: Viewer, counted: Callable[[], i
     assert not any(region["asked"] for region in without["regions"]) and len(without["regions"]) == 4
 
 
-def test_cells_are_where_it_would_look(viewer: Viewer, model: TNet, pixels: np.ndarray) -> None:
-    run = viewer.run(looks=3)
+def test_cells_are_where_it_would_look(shared: Viewer, model: TNet, pixels: np.ndarray) -> None:
+    run = shared.run(looks=3)
     (cells,) = run["cells"]
     output = model([as_tensor(pixels)], looks=3)
     assert cells["row"] == 0 and cells["probs"] == pytest.approx(output.location_probs[0].tolist(), abs=1e-5)
@@ -124,11 +123,11 @@ def test_cells_are_where_it_would_look(viewer: Viewer, model: TNet, pixels: np.n
     assert [cells["boxes"][cell] for cell in best] == boxes_of(run)[1:]
 
 
-def test_looks_show_what_the_network_saw(viewer: Viewer, pixels: np.ndarray) -> None:
-    run = viewer.run(looks=2, asked=[[100, 100, 300, 300]])
+def test_looks_show_what_the_network_saw(shared: Viewer, pixels: np.ndarray) -> None:
+    run = shared.run(looks=2, asked=[[100, 100, 300, 300]])
     scene = MemoryScene(as_tensor(pixels))
     for row, region in enumerate(run["regions"]):
-        answer = viewer.client.get("/api/look", params={"run": run["run"], "row": row})
+        answer = shared.client.get("/api/look", params={"run": run["run"], "row": row})
         shown = np.asarray(Image.open(io.BytesIO(answer.content)))
         assert answer.headers["content-type"] == "image/png" and shown.shape == (32, 32, 3)
         seen = scene.glimpse(tuple(region["box"]), 32, channels=3, resize="antialias", fill=(0.5,))
@@ -165,7 +164,7 @@ def test_scores_from_what_was_collected(root: Path) -> None:
         torch.manual_seed(0)
         model = TNet(tiny_config(in_channels=3, locator=collected, aggregation="canvas", **changes)).eval()
         viewer = Viewer(model, root)
-        for looks in (1, 2, 3):
+        for looks in (1, 3):
             run = viewer.run(looks=looks)
             (expected,) = tnet.predict(model, root / "slide.tif", looks=looks)
             assert sorted(boxes_of(run)[1:]) == sorted(list(region.box_l0_yxyx) for region in expected.regions)
