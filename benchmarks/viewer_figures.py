@@ -67,11 +67,11 @@ def main() -> None:
             sync_playwright() as playwright,
         ):
             assert server.stdout is not None
-            address = f"{server.stdout.readline().split()[0]}?drawer=canvas#path={quote(shown)}&looks=3&mode=search&score=path"
+            address = server.stdout.readline().split()[0]
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for theme in ("light", "dark"):
                 page = browser.new_page(viewport=SIZE, color_scheme="dark" if theme == "dark" else "light")
-                page.goto(address)
+                page.goto(f"{address}?drawer=canvas#path={quote(shown)}&looks=3&mode=search&score=path")
                 page.wait_for_selector(".card")
                 if theme == "dark":
                     page.click("#heat")

@@ -57,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "damaged.png").write_bytes((folder / "images" / HOSTILE).read_bytes()[:2000])
     Image.fromarray(noise).save(folder / "images" / "zebra.png")
     (folder / "truth.csv").write_text("path,label\nslide.tif,bee\nzebra.png,<b>cat</b>\n", encoding="utf-8")
+    predicted = "path,label,probability\nslide.tif,owl,0.9\nzebra.png,<b>cat</b>,0.5\n"
+    (folder / "predictions.csv").write_text(predicted, encoding="utf-8")
     return folder
 
 
@@ -67,7 +69,8 @@ def address(folder: Path) -> Iterator[str]:
     classes = ("<b>cat</b>", "bee", "owl", "fox", "elk")
     model = awaken(TNet(three_levels(in_channels=3, class_names=classes))).eval()
     app = create_app(
-        model, folder / "images", name="tiny", truth=folder / "truth.csv", labels=folder / "labels.csv"
+        model, folder / "images", name="tiny", truth=folder / "truth.csv", labels=folder / "labels.csv",
+        predictions=folder / "predictions.csv"
     )  # fmt: skip
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None))
@@ -279,6 +282,22 @@ def test_hostile_names_and_damaged_files(page: Page, address: str) -> None:
     page.click(".item")
     expect(page.locator("#title")).to_have_text(HOSTILE)
     page.wait_for_selector(".card")
+
+
+def test_filters(page: Page, address: str) -> None:
+    show(page, address)
+    items = page.locator(".item")
+    expect(items).to_have_count(4)
+    assert "✗ owl 90.0 %" in items.filter(has_text="slide").inner_text()
+    page.select_option("#filter", "wrong")
+    expect(items).to_have_count(1)
+    expect(items).to_have_attribute("data-path", "slide.tif")
+    page.select_option("#filter", "unsure")
+    expect(items).to_have_attribute("data-path", "zebra.png")
+    page.select_option("#filter", "all")
+    page.select_option("#label-filter", "bee")
+    expect(items).to_have_attribute("data-path", "slide.tif")
+    expect(page.locator("#count")).to_have_text("1 image")
 
 
 def test_link_and_label(page: Page, address: str, folder: Path) -> None:

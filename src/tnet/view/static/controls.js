@@ -69,7 +69,8 @@ export class Controls {
   refresh() {
     const slider = byId("looks"), isSearch = byId("chooser").value.startsWith("search");
     slider.max = isSearch ? this.model.max_search_looks : this.model.max_looks;
-    byId("looks-shown").textContent = `${slider.value} of ${slider.max}`;
+    const where = !isSearch && this.model.levels > 2 ? " at level 1" : ""; // as many inside each as in training
+    byId("looks-shown").textContent = `${slider.value} of ${slider.max}${where}`;
     byId("fewer").disabled = slider.value === slider.min;
     byId("more").disabled = slider.value === slider.max;
     byId("stop-label").hidden = !isSearch;
