@@ -295,7 +295,9 @@ def test_filters(page: Page, address: str) -> None:
     page.select_option("#filter", "unsure")
     expect(items).to_have_attribute("data-path", "zebra.png")
     page.select_option("#filter", "all")
+    expect(items).to_have_count(4)
     page.select_option("#label-filter", "bee")
+    expect(items).to_have_count(1)
     expect(items).to_have_attribute("data-path", "slide.tif")
     expect(page.locator("#count")).to_have_text("1 image")
 

@@ -20,14 +20,14 @@ export async function loadModel() {
 }
 
 async function request(url, options) {
-  let response;
+  let response, body = {};
   try {
     response = await fetch(url, options);
+    body = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer; start `tnet view` again and reload the page");
+    if (!response) throw new Error("the server does not answer; start `tnet view` again and reload the page");
   }
-  const body = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(body.error ?? `the server answered ${response.status}`);
   return body;
 }

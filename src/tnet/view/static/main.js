@@ -268,7 +268,7 @@ async function start() {
   const soon = later(run, 80);
   controls = new Controls(model, () => soon(), () => run(true));
   stage = new Stage({ hover: (row) => hover(row, true), pick, moved: remember, asked: ask,
-    failed: (error) => say("A part of this image cannot be shown", error) });
+    failed: (path, error) => { if (path === image?.path) say("A part of this image cannot be shown", error); } });
   list = new ImageList(open, say);
   list.setClasses(model.classes);
   wire();

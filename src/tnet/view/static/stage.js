@@ -8,7 +8,7 @@ const TAP_PX = 6; // shorter drags are clicks
 const { OpenSeadragon } = window;
 
 export class Stage {
-  /** `on`: functions `hover(row)`, `pick(row)`, `moved()`, `asked(box)`, `failed(error)`. */
+  /** `on`: functions `hover(row)`, `pick(row)`, `moved()`, `asked(box)`, `failed(path, error)`. */
   constructor(on) {
     this.on = on;
     this.image = null;
@@ -194,10 +194,10 @@ export class Stage {
     this.on.hover(null);
   }
 
-  // Say why a tile is missing, unless another image was opened meanwhile.
+  // Say why a tile is missing.
   async explain(url) {
-    const problem = await load(url).catch((error) => error), path = new URL(url, location.href).searchParams.get("path");
-    if (problem instanceof Error && path === this.image?.path) this.on.failed(problem);
+    const problem = await load(url).catch((error) => error);
+    if (problem instanceof Error) this.on.failed(new URL(url, location.href).searchParams.get("path"), problem);
   }
 
   /** Return a canvas of the view: tiles, overlay and a caption. */
