@@ -4,7 +4,8 @@ import { byId, el } from "./dom.js";
 
 const POLICIES = { topk: "most probable places", sample: "drawn by probability", random: "random places (control)",
   centre: "centre first (control)" };
-const SCORES = { path: "most probable, any level", density: "most probable for their size", gain: "largest expected gain" };
+const SCORES = { path: "most probable, any level", density: "most probable for their size",
+  gain: "largest expected gain" };
 const STOPS = { mean_looks: "mean looks per image", at_least: "accuracy to reach", max_ms: "milliseconds" };
 const DEFAULTS = { mean_looks: 2, at_least: 0.9, max_ms: 500 };
 

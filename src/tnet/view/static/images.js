@@ -4,6 +4,7 @@ import { address, load } from "./api.js";
 import { byId, el, later, percent, plural } from "./dom.js";
 
 const PAGE = 100;
+const FILTERS = ["filter", "label-filter", "predicted-filter"];
 
 export class ImageList {
   /** `open(path)` is called when the user chooses an image. */
@@ -17,14 +18,14 @@ export class ImageList {
     this.end = el("div", { class: "end" });
     const reload = later(() => this.reload(), 150);
     byId("search").addEventListener("input", reload);
-    for (const id of ["filter", "label-filter", "predicted-filter"]) byId(id).addEventListener("change", () => this.reload());
+    for (const id of FILTERS) byId(id).addEventListener("change", () => this.reload());
     new IntersectionObserver(([entry]) => {
       if (entry.isIntersecting && this.items.length < this.total) this.extend();
     }, { root: byId("list"), rootMargin: "400px" }).observe(this.end);
   }
 
   setClasses(classes) {
-    for (const id of ["label-filter", "predicted-filter"]) byId(id).append(...classes.map((name) => el("option", { value: name }, name)));
+    for (const id of FILTERS.slice(1)) byId(id).append(...classes.map((name) => el("option", { value: name }, name)));
   }
 
   async reload() {
@@ -69,7 +70,8 @@ export class ImageList {
     const answer = predicted === null ? label && `label ${label}` :
       `${mark}${predicted}${probability === null ? "" : ` ${percent(probability)}`}`;
     return el("button", { type: "button", class: "item", "data-path": path, title: path, click: () => this.open(path) },
-      el("img", { src: address("/api/thumb", { path }), alt: "", loading: "lazy", error: (event) => event.target.removeAttribute("src") }),
+      el("img", { src: address("/api/thumb", { path }), alt: "", loading: "lazy",
+        error: (event) => event.target.removeAttribute("src") }),
       el("span", { class: "name" }, path.slice(slash + 1)),
       el("span", { class: right === false ? "wrong" : "muted" }, [answer, folder].filter(Boolean).join("  ·  ")));
   }

@@ -56,8 +56,8 @@ async function open(path, view = null) {
 
 // --- runs
 
-// Results with the same settings by number of looks. The server keeps the traversal: it takes only looks that are new, and
-// weights depend on the number of looks.
+// Results with the same settings by number of looks, on which weights depend. The server keeps the traversal and takes
+// only looks that are new.
 function stored() {
   const key = JSON.stringify([image.path, controls.settings, asked]);
   if (key !== resultsKey) [results, resultsKey] = [new Map(), key];
@@ -169,7 +169,7 @@ function showExports(run, rows) {
 
 async function savePng() {
   const verdict = [...byId("answer").querySelector(".verdict").children].map((part) => part.textContent).join(" ");
-  const caption = `${image.path}  ·  ${verdict}  ·  ${plural(stage.overlay.regions.length, "look")}  ·  ${model.name}`;
+  const caption = [image.path, verdict, plural(stage.overlay.regions.length, "look"), model.name].join("  ·  ");
   try {
     const canvas = await stage.snapshot(caption);
     const url = URL.createObjectURL(await new Promise((resolve) => canvas.toBlob(resolve)));
@@ -190,10 +190,10 @@ function remember() {
 }
 
 async function follow() {
-  const link = new URLSearchParams(location.hash.slice(1)), number = (name) => (link.has(name) ? Number(link.get(name)) : NaN);
-  controls.set({ looks: number("looks"), mode: link.get("mode"), policy: link.get("policy"), score: link.get("score") });
-  const view = { x: number("x"), y: number("y"), zoom: number("zoom") };
-  if (link.get("path")) await open(link.get("path"), Object.values(view).every(Number.isFinite) && view.zoom > 0 ? view : null);
+  const link = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  controls.set({ ...link, looks: Number(link.looks) });
+  const view = { x: Number(link.x), y: Number(link.y), zoom: Number(link.zoom) };
+  if (link.path) await open(link.path, Object.values(view).every(Number.isFinite) && view.zoom > 0 ? view : null);
   else if (list.items.length) await open(list.items[0].path);
   else showWaiting("No images here.");
 }
@@ -210,9 +210,9 @@ async function copyLink() {
 const KEYS = {
   ArrowUp: () => list.step(-1), ArrowDown: () => list.step(1), ArrowLeft: () => byId("fewer").click(),
   ArrowRight: () => byId("more").click(), l: () => byId("ask").click(), b: () => byId("boxes").click(),
-  h: () => byId("heat").click(), t: () => byId("theme").click(), "/": () => byId("search").focus(), "+": () => byId("zoom-in").click(),
-  "=": () => byId("zoom-in").click(),
-  "-": () => byId("zoom-out").click(), 0: () => byId("fit").click(), "?": () => byId("help").click(),
+  h: () => byId("heat").click(), t: () => byId("theme").click(), "/": () => byId("search").focus(),
+  "+": () => byId("zoom-in").click(), "=": () => byId("zoom-in").click(), "-": () => byId("zoom-out").click(),
+  0: () => byId("fit").click(), "?": () => byId("help").click(),
 };
 
 function onKey(event) {
@@ -247,7 +247,9 @@ function wire() {
   };
   byId("label").addEventListener("submit", (event) => { event.preventDefault(); saveLabel(); });
   document.addEventListener("keydown", onKey);
-  document.addEventListener("click", (event) => { if (!byId("export").contains(event.target)) byId("export").open = false; });
+  document.addEventListener("click", (event) => {
+    if (!byId("export").contains(event.target)) byId("export").open = false;
+  });
   addEventListener("hashchange", follow);
   byId("sign-1").append(sign(1, "1"));
   byId("sign-2").append(sign(2, "2"));

@@ -7,7 +7,8 @@ export const COLORS = ["#ff9d1e", "#17c3b2", "#ff5fa2", "#9b8cff", "#b7e23b"]; /
 const DASHES = ["", "9 4", "3 3", "12 3 3 3", "1 4"];
 // From rarely to most probable: magma between black and white, so that it shows on dark and on bright images.
 const RAMP = [[81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
-const WIDTHS = [[5, 8], [2.5, 4.5]]; // of halos and lines, plain and highlighted
+const HALO_PX = [5, 8], LINE_PX = [2.5, 4.5]; // widths, plain and highlighted
+const UNSCALED = { "vector-effect": "non-scaling-stroke" };
 const DARK = "rgba(0,0,0,.7)";
 
 export const color = (level) => COLORS[(Math.max(level, 1) - 1) % COLORS.length];
@@ -17,7 +18,7 @@ const dash = (level) => DASHES[(Math.max(level, 1) - 1) % DASHES.length];
 export function sign(level, text, asked = false) {
   const box = { x: 2, y: 2, width: 22, height: 16, rx: asked ? 8 : 1, fill: color(level) };
   return svg("svg", { class: "sign", viewBox: "0 0 26 20", "aria-hidden": "true" },
-    svg("rect", { ...box, stroke: "#000", "stroke-width": level > 1 || asked ? 1.5 : 0, "stroke-dasharray": dash(level) }),
+    svg("rect", { ...box, ...(level > 1 || asked ? { stroke: "#000", "stroke-dasharray": dash(level) } : {}) }),
     svg("text", { x: 13, y: 14.5, "text-anchor": "middle", "font-size": 12, "font-weight": 700, fill: "#000" }, text));
 }
 
@@ -41,7 +42,8 @@ export class Overlay {
     this.boxes = svg("g", { class: "boxes" }, this.halos, this.lines);
     this.draft = svg("rect", { class: "draft", visibility: "hidden", ...frame("#fff", 2, "6 4") });
     this.world = svg("g", {}, this.heat, this.boxes, this.draft);
-    this.numbers = svg("g", { class: "numbers", "font-family": "system-ui, sans-serif", "font-weight": 700, "font-size": 12 });
+    const font = { "font-family": "system-ui, sans-serif", "font-weight": 700, "font-size": 12 };
+    this.numbers = svg("g", { class: "numbers", ...font });
     this.root = svg("svg", { class: "overlay", "aria-hidden": "true" }, this.world, this.numbers);
     this.regions = [];
     this.cells = [];
@@ -54,7 +56,7 @@ export class Overlay {
     this.regions = regions.filter((region) => region.row > 0);
     this.cells = cells.filter((scored) => scored.probs?.length);
     this.heat.replaceChildren(...this.cells.map(heatOf));
-    this.halos.replaceChildren(...this.regions.map(({ row, box }) => svg("rect", { "data-row": row, ...place(box), ...frame(DARK, WIDTHS[0][0]) })));
+    this.halos.replaceChildren(...this.regions.map(haloOf));
     this.lines.replaceChildren(...this.regions.map(lineOf));
     this.numbers.replaceChildren(...this.regions.map(numberOf));
     if (!this.regions.some((region) => region.row === this.hot)) this.hot = null;
@@ -92,7 +94,9 @@ export class Overlay {
       const own = Number(node.dataset.row) === row;
       node.classList.toggle("hot", own);
       node.setAttribute("opacity", row === null || own ? 1 : 0.45);
-      if (node.parentNode !== this.numbers) node.setAttribute("stroke-width", WIDTHS[Number(node.parentNode === this.lines)][Number(own)]);
+    }
+    for (const [group, widths] of [[this.halos, HALO_PX], [this.lines, LINE_PX]]) {
+      for (const node of group.children) node.setAttribute("stroke-width", widths[Number(node.matches(".hot"))]);
     }
   }
 
@@ -118,18 +122,23 @@ export class Overlay {
 }
 
 function frame(stroke, width, dashes = "") {
-  return { fill: "none", stroke, "stroke-width": width, "stroke-dasharray": dashes, "vector-effect": "non-scaling-stroke" };
+  return { fill: "none", stroke, "stroke-width": width, "stroke-dasharray": dashes, ...UNSCALED };
+}
+
+function haloOf({ row, box }) {
+  return svg("rect", { "data-row": row, ...place(box), ...frame(DARK, HALO_PX[0]) });
 }
 
 function lineOf({ row, level, box, asked }) {
   return svg("rect", { "data-row": row, "data-box": box.join(), "data-asked": asked, ...place(box),
-    ...frame(color(level), WIDTHS[1][0], dash(level)) });
+    ...frame(color(level), LINE_PX[0], dash(level)) });
 }
 
 function numberOf({ row, level, asked }) {
   const width = 10 + 7 * String(row).length;
   return svg("g", { "data-row": row, "data-width": width },
-    svg("rect", { width, height: 18, rx: asked ? 9 : 2, fill: color(level), stroke: asked ? "#fff" : DARK, "stroke-width": asked ? 2 : 1 }),
+    svg("rect", { width, height: 18, fill: color(level),
+      ...(asked ? { rx: 9, stroke: "#fff", "stroke-width": 2 } : { rx: 2, stroke: DARK }) }),
     svg("text", { x: width / 2, y: 13.5, "text-anchor": "middle", fill: "#000" }, String(row)));
 }
 
@@ -143,8 +152,8 @@ function heatOf({ row, boxes, probs }) {
       const over = probs.filter((_, cell) => covers(boxes[cell], { x: xs[j], y: ys[i] }));
       if (!over.length) continue;
       const box = [ys[i], xs[j], ys[i + 1], xs[j + 1]], share = Math.max(...over) / most;
-      group.append(svg("rect", { ...place(box), fill: heatColor(share), "fill-opacity": (0.15 + 0.85 * share).toFixed(3),
-        "vector-effect": "non-scaling-stroke", "data-cell": box.join() }));
+      const fill = { fill: heatColor(share), "fill-opacity": (0.15 + 0.85 * share).toFixed(3) };
+      group.append(svg("rect", { ...place(box), ...fill, ...UNSCALED, "data-cell": box.join() }));
     }
   }
   return group;

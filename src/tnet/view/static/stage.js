@@ -71,7 +71,8 @@ export class Stage {
     const { viewport } = this.viewer;
     if (!this.item) return null;
     const { x, y } = viewport.viewportToImageCoordinates(viewport.getCenter());
-    return { x: Math.round(x), y: Math.round(y), zoom: Number(viewport.viewportToImageZoom(viewport.getZoom()).toPrecision(4)) };
+    const zoom = viewport.viewportToImageZoom(viewport.getZoom());
+    return { x: Math.round(x), y: Math.round(y), zoom: Number(zoom.toPrecision(4)) };
   }
 
   moveTo({ x, y, zoom }) {
@@ -229,8 +230,8 @@ export class Stage {
   }
 }
 
-// OpenSeadragon adds an inline style, which the Content-Security-Policy refuses, unless it finds one; an element without
-// a namespace is one that the browser does not apply.
+// OpenSeadragon adds an inline style, which the Content-Security-Policy refuses, unless it finds one; browsers do not
+// apply this one, which has no namespace.
 function forgoStyle() {
   const none = document.createElementNS(null, "style");
   none.setAttribute("data-openseadragon-mobile-css", "");
