@@ -177,6 +177,11 @@ def claimed(folder: Path) -> Iterator[None]:
                 remove()
 
 
+def check_unclaimed(folder: Path) -> None:
+    """Raise OutputError if another process works in a folder."""
+    _stale(folder / CLAIM_NAME)
+
+
 def _stale(claim: Path) -> str:
     """Return the text of a claim whose owner has ended; raise OutputError if it may still be at work."""
     try:

@@ -134,6 +134,16 @@ def test_looks_show_what_the_network_saw(shared: Viewer, pixels: np.ndarray) -> 
         assert np.array_equal(shown, (seen * 255).round().permute(1, 2, 0).numpy())
 
 
+def test_looks_of_another_size_than_the_overview(root: Path) -> None:
+    torch.manual_seed(0)
+    viewer = Viewer(TNet(tiny_config(in_channels=3, look_px=48)).eval(), root)
+    run, sides = viewer.run(looks=1), []
+    for row in (0, 1):
+        answer = viewer.client.get("/api/look", params={"run": run["run"], "row": row})
+        sides.append(Image.open(io.BytesIO(answer.content)).size)
+    assert sides == [(32, 32), (48, 48)]
+
+
 def calibrated(model: TNet) -> TNet:
     """A copy that stops after one look if it is certain by more than a half."""
     twin = TNet(model.config).eval()
@@ -309,6 +319,8 @@ def test_an_image_that_is_replaced_is_run_again(viewer: Viewer, root: Path) -> N
     changing.write_bytes((root / "ant" / "image1.png").read_bytes())
     before = viewer.run("changing.png", 1)
     changing.write_bytes((root / "ant" / "image2.png").read_bytes())
+    answer = viewer.client.get("/api/look", params={"run": before["run"], "row": 0})
+    assert answer.status_code == 404 and "was replaced" in answer.json()["error"]
     after = viewer.run("changing.png", 1)
     assert after["run"] != before["run"] and after["answers"] != before["answers"]
     changing.unlink()

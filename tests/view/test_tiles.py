@@ -12,7 +12,7 @@ from PIL import Image
 from tests.view.conftest import HOSTILE, Viewer, noise
 
 from tnet.models import TNet
-from tnet.scenes import SceneOptions
+from tnet.scenes import FileScene, SceneOptions
 from tnet.scenes.reading import ReadOptions
 from tnet.view.tiles import level_size, max_level
 
@@ -156,6 +156,31 @@ def test_a_corrupt_image(shared: Viewer, root: Path) -> None:
     garbage.unlink()
     assert answer.status_code == 422 and answer.json()["error"].startswith("image garbage.png cannot be read")
     assert shared.client.get("/api/thumb", params={"path": "slide.tif"}).status_code == 200
+
+
+def test_coarse_tiles_do_not_read_a_large_image_again(
+    model: TNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, reads, read = noise(2600, 2300), [], FileScene._read
+    tifffile.imwrite(tmp_path / "flat.tif", pixels, tile=(256, 256), photometric="rgb")
+
+    def counting(self: FileScene, key: object, level: int, window: tuple[int, int, int, int]) -> np.ndarray:
+        reads.append((window[2] - window[0]) * (window[3] - window[1]))
+        return read(self, key, level, window)
+
+    monkeypatch.setattr(FileScene, "_read", counting)
+    viewer = Viewer(model, tmp_path)
+    whole = picture(viewer, "/api/tile", path="flat.tif", level=8, col=0, row=0)
+    assert sum(reads) == 2600 * 2300
+    expected = Image.fromarray(pixels).resize((144, 163), Image.Resampling.BILINEAR)
+    assert np.abs(whole - saved(expected)).mean() < 4
+    reads.clear()
+    assert picture(viewer, "/api/thumb", path="flat.tif").shape == (160, 142, 3)
+    for level in range(11):
+        picture(viewer, "/api/tile", path="flat.tif", level=level, col=0, row=0)
+    assert not reads
+    picture(viewer, "/api/tile", path="flat.tif", level=12, col=3, row=2)
+    assert sum(reads) == 256 * 256
 
 
 def test_few_images_stay_open(model: TNet, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

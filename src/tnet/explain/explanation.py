@@ -89,7 +89,7 @@ class Explanation:
         config, image = self.model.config, self.image
         regions = self.output.regions.take(torch.tensor(records, dtype=torch.long) + 1)
         scene = self.model.scene([image] if isinstance(image, Tensor) else image)
-        pixels = scene.glimpse(regions, config.look_px if regions.depth else config.whole_px)
+        pixels = scene.glimpse(regions, config.region_px if regions.depth else config.whole_px)
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:

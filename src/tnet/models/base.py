@@ -100,19 +100,19 @@ class ModelConfig:
             raise ConfigError(f"{sizes}, or {values:,} values per input; give at most {_MAX_VALUES:,}")
 
     @property
-    def look_px(self) -> int:
+    def region_px(self) -> int:
         """Side of a glimpse of a region, pixels."""
         raise NotImplementedError
 
     @property
     def whole_px(self) -> int:
         """Side of the glimpse of the whole image before the first look, pixels; 0 if there is none."""
-        return self.look_px
+        return self.region_px
 
     @property
     def needed_px(self) -> int:
         """Shorter side of the smallest image that is not upsampled, pixels."""
-        return max(self.look_px, self.whole_px)
+        return max(self.region_px, self.whole_px)
 
     @property
     def typical_size_hw(self) -> tuple[int, int]:
@@ -173,7 +173,7 @@ class ModelConfig:
     def line(self) -> str:
         """Describe the model in one line."""
         looks = f"{sum(self.default_looks)} look(s) by default" if self.default_looks else "the whole image only"
-        return f"{self.title}: {self.network}, glimpses of {self.look_px} px, {looks}"
+        return f"{self.title}: {self.network}, glimpses of {self.region_px} px, {looks}"
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values that describe the model."""

@@ -114,13 +114,16 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibr
 def fill_from(model: Model, folder: str | Path) -> list[str]:
     """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
-    The rows of the classifier are copied by the names of the classes if both models know theirs, else in order; a
-    :class:`ClassesWarning` says so unless the classes are the same.
+    A backbone of regions that the file lacks starts from the file's backbone. The rows of the classifier are copied by
+    the names of the classes if both models know theirs, else in order; a :class:`ClassesWarning` says so unless the
+    classes are the same.
 
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
     weights, tensors = _read_weights(model_folder(folder))
     own = model.state_dict()
+    shared = {f"look_{name}": tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+    tensors = {**{name: tensor for name, tensor in shared.items() if name in own}, **tensors}
     _match_classes(model.config, own, weights, tensors)
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:

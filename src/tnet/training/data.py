@@ -22,7 +22,7 @@ class TNetData(pl.LightningDataModule):
         self.train_data, self.val_data = open_data(recipe.data, model.in_channels, seed, base_px=model.needed_px)
         if model.default_looks:
             for data in (self.train_data, self.val_data):
-                check_sizes(data, model.look_px)
+                check_sizes(data, model.needed_px)
         # On more devices than there is work for, training would have no step.
         train = recipe.train
         images, step = train.images_per_epoch or len(self.train_data), train.batch_size * train.devices

@@ -95,7 +95,7 @@ def abilities(model: Model) -> dict[str, Any]:
     return {
         "classes": class_labels(config),
         "multilabel": config.multilabel,
-        "base_px": config.look_px,
+        "base_px": config.region_px,
         "levels": getattr(config, "levels", 2 if looks else 1),
         "default_looks": looks,
         "max_looks": looks if tnet is None else min(tnet.grid.cells, MAX_LOOKS),

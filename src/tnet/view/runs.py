@@ -130,8 +130,8 @@ class Runs:
         if row >= len(regions):
             raise NotFoundError(f"the run has {len(regions)} regions, not row {row}; ask for one of them")
         region = regions.take(torch.tensor([row]))
-        side = config.look_px if int(region.level) else config.whole_px or config.look_px
-        return (self._scene(self._load(run.file)).glimpse(region, side)[0] * 255).round().to(torch.uint8).cpu()
+        side = config.region_px if int(region.level) else config.whole_px or config.region_px
+        return (self._scene(self._again(run)).glimpse(region, side)[0] * 255).round().to(torch.uint8).cpu()
 
     def explained(self, run_id: str, rows: int | None, truth: str | None) -> Explanation:
         """Return what figures and files show of a run, up to a number of regions or all."""
@@ -140,7 +140,7 @@ class Runs:
             if rows is not None and rows > len(run.regions):
                 raise NotFoundError(f"the run has {len(run.regions)} regions, not {rows}; ask for as many at most")
             located = run.settings.mode == "search" or model.is_located(model.policy(run.settings.policy))
-            output, image = run.output(rows), self._load(run.file).image
+            output, image = run.output(rows), self._again(run).image
             shown = prediction_of(output, 0, model.config, run.name, located=located, stored_size_hw=run.size_hw)
             return Explanation(model, image, output, shown, class_labels(model.config), located, run.name, truth)
 
@@ -173,6 +173,12 @@ class Runs:
             loaded = self._loaded[key]
         check_image_size(size_of(loaded.image), self.model.config, loaded.path, looks=looks, allow_small=True)
         return loaded
+
+    def _again(self, run: Run) -> LoadedImage:
+        """Read the image of a run again."""
+        if stamp_of(run.file) != run.stamp:
+            raise NotFoundError(f"image {run.name} was replaced since this run; run the model on it again")
+        return self._load(run.file)
 
     def _scene(self, loaded: LoadedImage) -> SceneBatch:
         return self.model.scene([loaded.image])

@@ -18,9 +18,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from tnet.scenes.base import BoxL0
+from tnet.scenes.base import BoxL0, Scene
 from tnet.scenes.file import FileScene, SceneOptions
 from tnet.scenes.guard import accessing
+from tnet.scenes.overview import OverviewScene
 from tnet.scenes.readers.base import GeoReference, ImageInfo
 from tnet.scenes.resample import interpolate
 from tnet.view.safety import NotFoundError
@@ -29,7 +30,9 @@ TILE_PX = 256
 _THUMB_PX = 160
 _QUALITY = 85
 _MICROSCOPIC_M = 1e-3  # pixels below this are given in micrometres
-_MAX_SCENES = 64  # descriptions of images; their files are pooled apart
+_MAX_SCENES = 64  # descriptions of images; their files and overviews are pooled apart
+_OVERVIEW_PX = 1024  # of images whose coarsest stored level is more than twice as large, so that each coarse tile
+# does not read them whole
 
 Stamp = tuple[int, ...]
 """What changes if a file is written again."""
@@ -54,34 +57,36 @@ def level_size(size_hw: tuple[int, int], level: int) -> tuple[int, int]:
 
 
 class Tiles:
-    """Tiles, thumbnails and descriptions of images; holds a few open scenes, and no pixels.
+    """Tiles, thumbnails and descriptions of images; holds a few open scenes.
 
     ``options`` are those of the model's images: its range of values, and its bands, of which up to three are shown.
     """
 
     def __init__(self, options: SceneOptions) -> None:
         self.options = options
-        self._scenes: OrderedDict[tuple[str, Stamp], FileScene] = OrderedDict()
+        self._scenes: OrderedDict[tuple[str, Stamp], _Shown] = OrderedDict()
         self._lock = threading.Lock()
 
-    def scene(self, file: Path) -> FileScene:
+    def _open(self, file: Path) -> _Shown:
         """Return the scene of an image as it is now, as red, green and blue, or grey."""
         key = (str(file), stamp_of(file))
         with self._lock:
-            if key in self._scenes and self._scenes[key].info.is_current:
+            if key in self._scenes and self._scenes[key].file.info.is_current:
                 self._scenes.move_to_end(key)
                 return self._scenes[key]
         scene = FileScene(file, self.options)
         scene = FileScene(file, replace(self.options, bands=_shown_bands(scene.info, self.options.bands)))
+        is_coarse = max(scene.levels[-1]) <= 2 * _OVERVIEW_PX
+        shown = _Shown(scene, scene if is_coarse else OverviewScene(scene, _OVERVIEW_PX, 3))
         with self._lock:
-            self._scenes[key] = scene
+            self._scenes[key] = shown
             while len(self._scenes) > _MAX_SCENES:
                 self._scenes.popitem(last=False)
-        return scene
+        return shown
 
     def describe(self, file: Path) -> dict[str, Any]:
         """Return size, levels, spacing and position of an image."""
-        scene = self.scene(file)
+        scene = self._open(file).file
         height, width = scene.size_hw
         return {
             "width": width,
@@ -100,8 +105,8 @@ class Tiles:
             NotFoundError: the image has no such tile.
             ImageError: the image cannot be read.
         """
-        scene = self.scene(file)
-        size_hw = scene.size_hw
+        shown = self._open(file)
+        size_hw = shown.file.size_hw
         if not 0 <= level <= max_level(size_hw):
             raise NotFoundError(f"level {level} is not one of the levels 0 to {max_level(size_hw)} of the image")
         level_hw = level_size(size_hw, level)
@@ -109,26 +114,30 @@ class Tiles:
         if not (0 <= row < rows and 0 <= col < cols):
             raise NotFoundError(f"level {level} has {rows} rows and {cols} columns of tiles, not row {row}, {col}")
         scale = 1 << (max_level(size_hw) - level)
-        return _tile(scene, level_hw, scale, row, col)
+        axes = zip((row, col), level_hw, size_hw, strict=True)
+        y, x = (_Span.of(index, level_px, full_px, scale) for index, level_px, full_px in axes)
+        pixels = _fitted(_glimpse(shown.pixels, (y.start, x.start, y.stop, x.stop), TILE_PX), y.pixels, x.pixels)
+        return _jpeg(pixels[:, y.skip : y.skip + y.kept, x.skip : x.skip + x.kept])
 
     def thumb(self, file: Path) -> bytes:
         """Return the whole image, with a longer side of up to 160 pixels, as JPEG."""
-        scene = self.scene(file)
-        shrink = max(1.0, max(scene.size_hw) / _THUMB_PX)
-        height, width = (max(1, round(side / shrink)) for side in scene.size_hw)
-        return _jpeg(_fitted(_glimpse(scene, (0, 0, *scene.size_hw), _THUMB_PX), height, width))
+        shown = self._open(file)
+        size_hw = shown.file.size_hw
+        shrink = max(1.0, max(size_hw) / _THUMB_PX)
+        height, width = (max(1, round(side / shrink)) for side in size_hw)
+        return _jpeg(_fitted(_glimpse(shown.pixels, (0, 0, *size_hw), _THUMB_PX), height, width))
+
+
+class _Shown(NamedTuple):
+    """An open image."""
+
+    file: FileScene
+    pixels: Scene  # the same, perhaps with an overview
 
 
 def entity_tag(file: Path, *what: object) -> str:
     """Return the tag of something made of a file, which changes with the file."""
     return '"' + hashlib.sha256(repr((os.fspath(file), stamp_of(file), what)).encode()).hexdigest()[:32] + '"'
-
-
-def _tile(scene: FileScene, level_hw: tuple[int, int], scale: int, row: int, col: int) -> bytes:
-    axes = zip((row, col), level_hw, scene.size_hw, strict=True)
-    y, x = (_Span.of(index, level_px, full_px, scale) for index, level_px, full_px in axes)
-    pixels = _glimpse(scene, (y.start, x.start, y.stop, x.stop), TILE_PX)
-    return _jpeg(_fitted(pixels, y.pixels, x.pixels)[:, y.skip : y.skip + y.kept, x.skip : x.skip + x.kept])
 
 
 class _Span(NamedTuple):
@@ -152,7 +161,7 @@ class _Span(NamedTuple):
         return cls(start * scale, min((start + TILE_PX) * scale, full_px), TILE_PX, first - start, kept)
 
 
-def _glimpse(scene: FileScene, box_l0_yxyx: BoxL0, size_px: int) -> UInt8[Tensor, "3 {size_px} {size_px}"]:
+def _glimpse(scene: Scene, box_l0_yxyx: BoxL0, size_px: int) -> UInt8[Tensor, "3 {size_px} {size_px}"]:
     pixels = scene.glimpse(box_l0_yxyx, size_px, channels=3, resize="antialias", fill=(1.0,))
     return (pixels * 255).round().to(torch.uint8)
 
