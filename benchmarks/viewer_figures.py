@@ -1,6 +1,6 @@
 """Take the screenshots of the documentation: the page of ``tnet view``, light and dark, over synthetic digits.
 
-    python benchmarks/viewer_figures.py RUN [--index 13] [--out docs/figures]
+    python benchmarks/viewer_figures.py RUN [--index 13] [--out docs/images]
 
 RUN is a run on synthetic digits, such as ``demo_run/tnet``. Needs Chromium (``make browser``).
 """
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--index", type=int, default=13, help="which test image")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "figures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "images")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "tnet"]
     with tempfile.TemporaryDirectory() as scratch:

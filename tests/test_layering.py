@@ -35,7 +35,7 @@ LAYERS = (
     ("view",),
     ("training",),
     ("evaluation",),
-    ("suggest",),
+    ("suggest", "report"),
     ("demo",),
     ("cli",),
     ("__main__",),

@@ -243,6 +243,12 @@ def _has_ended(pid: int, start: str) -> bool:
     return now is None or ("" not in (now, start) and now != start)
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_regular(path: Path) -> None:
     """Raise OSError for a pipe or a device, which may never end; files, folders and missing files pass."""
     if path.exists() and not path.is_file() and not path.is_dir():

@@ -92,11 +92,11 @@ def predict(
     from tnet.inference.inputs import find_inputs
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
-    from tnet.inference.write import check_output, prediction_line, write_predictions
+    from tnet.inference.write import FILE_SUFFIXES, check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
     from tnet.text import on_one_line
 
-    is_job = out is not None and (not out.suffix or out.is_dir())
+    is_job = out is not None and (not out.suffix or (out.is_dir() and out.suffix.lower() not in FILE_SUFFIXES))
     if not is_job and (shard is not None or retry_failed):
         raise typer.BadParameter("--shard and --retry-failed are for jobs; give a folder as --out")
     if is_job and overwrite:
@@ -175,10 +175,11 @@ def _own_device(name: str) -> str:
 def _run_job(
     out: Path, network: Model, folder: Path, paths: list[Path], options: dict[str, Any], **running: Any
 ) -> None:
-    from tnet.inference.job import hash_model, predict_into
+    from tnet.inference.job import predict_into
+    from tnet.models.io import model_digest
 
     settings = {name: repr(value) for name, value in options.items()}
-    report = predict_into(out, network, paths, model_hash=hash_model(folder), settings=settings, **options, **running)
+    report = predict_into(out, network, paths, model_hash=model_digest(folder), settings=settings, **options, **running)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())
     failed = f"{report.failed} failed ({kinds})" if report.failed else "none failed"
     text = f"{out}: {report.predicted} of {report.images} images predicted, {failed}"

@@ -97,8 +97,10 @@ class ImageTable(LabelledImages):
         super().__init__(paths, targets[rows], names, **options)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
     """Read columns of a ``.csv``, ``.parquet`` or ``.pq`` file as text, by name; missing values are empty.
+
+    Columns that are ``optional`` are read if the table has them.
 
     Raises:
         DataError: the table is missing, unreadable, of another format, without rows, or lacks a column.
@@ -110,7 +112,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
-        values = reader(path, columns)
+        values = reader(path, columns, optional)
     except (csv.Error, pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -147,11 +149,11 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     reader = csv.reader(read_lines(path), strict=True)
     header = list(map(unmarked, next(reader, [])))
-    _check_columns(path, header, columns)
+    columns = _check_columns(path, header, columns, optional)
     values: dict[str, list[str]] = {name: [] for name in columns}
     places = [(values[name].append, header.index(name)) for name in values]
     width = len(header)
@@ -166,14 +168,14 @@ def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     return values
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
     """Read batch by batch, with values that are stored once kept once: a small file can stand for a huge table."""
     check_regular(path)
-    values: dict[str, list[str]] = {name: [] for name in columns}
-    names = list(values)
     with path.open("rb") as stream:
         metadata = pyarrow.parquet.read_metadata(stream)
-        _check_columns(path, metadata.schema.to_arrow_schema().names, columns)
+        columns = _check_columns(path, metadata.schema.to_arrow_schema().names, columns, optional)
+        values: dict[str, list[str]] = {name: [] for name in columns}
+        names = list(values)
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
         chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
@@ -192,7 +194,9 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     return values
 
 
-def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> Sequence[str]:
+    """Return the columns to read, each of which is there once."""
+    columns = [*columns, *(name for name in optional if name in header)]
     for name in columns:
         if header.count(name) != 1:
             problem = "has no column" if name not in header else "has more than one column"
@@ -200,6 +204,7 @@ def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) ->
             if len(header) == 1 and (other := re.search("[;\t|]", header[0])):
                 remedy = f"save it with commas between the values, not {other[0]!r}"
             raise DataError(f"the table {path} {problem} {name!r} (columns: {shorten(header, 20)}); {remedy}")
+    return columns
 
 
 def _as_text(path: Path, name: str, column: pa.Array) -> list[str]:

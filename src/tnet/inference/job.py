@@ -26,7 +26,6 @@ from tnet.files import atomic_path, cannot_write, check_unclaimed, claimed, make
 from tnet.inference.predictor import iter_predictions
 from tnet.inference.write import row_of
 from tnet.models.base import Model
-from tnet.models.io import CONFIG_NAME, WEIGHTS_NAME, model_folder
 
 JOB_NAME, REPORT_NAME, PARTS = "job.json", "report.json", "parts"
 _CLAIMS = "claims"
@@ -91,7 +90,7 @@ def predict_into(
         out: folder of the job; new, empty, or of the same job.
         model: the model.
         images: paths, which need not exist; their order defines the rows.
-        model_hash: identity of the model, from :func:`hash_model`.
+        model_hash: identity of the model, from :func:`tnet.models.io.model_digest`.
         settings: what else the predictions depend on, as plain values.
         part_rows: images per part.
         shard: this call writes every ``n``-th part, ``i`` being its number, from 1.
@@ -126,15 +125,6 @@ def predict_into(
         if not report.missing:
             write_text(out / REPORT_NAME, json.dumps(asdict(report), indent=2) + "\n")
     return report
-
-
-def hash_model(folder: str | Path) -> str:
-    """Return the SHA-256 of the weights and the configuration of a saved model."""
-    digest = hashlib.sha256()
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        with (model_folder(Path(folder)) / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _job(images: Sequence[Path], model_hash: str, settings: Mapping[str, Any], part_rows: int) -> str:

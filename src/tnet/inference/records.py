@@ -107,8 +107,8 @@ def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> lis
 
 
 def class_probs(logits: Float[Tensor, "*rows classes"], config: ModelConfig) -> Float[Tensor, "*rows classes"]:
-    """Return probabilities on the CPU: softmax, or sigmoid for a multi-label model."""
-    logits = logits.detach().float().cpu()
+    """Return probabilities on the CPU, at the model's temperature: softmax, or sigmoid for a multi-label model."""
+    logits = logits.detach().float().cpu() / config.temperature
     return logits.sigmoid() if config.multilabel else logits.softmax(dim=-1)
 
 

@@ -14,6 +14,7 @@ from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import Prediction, Unreadable
 from tnet.text import csv_row, on_one_line
 
+FILE_SUFFIXES = (".csv", ".jsonl")
 CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
 """Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` is set for a skipped image."""
 
@@ -72,8 +73,8 @@ def _utf8(text: str) -> str:
 
 def check_output(path: str | Path, *, inputs: Iterable[str | os.PathLike[str]] = (), overwrite: bool = False) -> None:
     """Check a file of predictions before any work."""
-    if Path(path).suffix.lower() not in (".csv", ".jsonl"):
-        raise OutputError(f"{path} has suffix {Path(path).suffix!r}; use .csv or .jsonl")
+    if Path(path).suffix.lower() not in FILE_SUFFIXES:
+        raise OutputError(f"{path} has suffix {Path(path).suffix!r}; use .csv or .jsonl, or a folder without a suffix")
     check_outputs([path], inputs=inputs, overwrite=overwrite)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
@@ -51,6 +52,7 @@ class ModelConfig:
         mean, std: mean and standard deviation of inputs in [0, 1], per channel or one for all.
         multilabel: independent labels (sigmoid) instead of exclusive classes (softmax).
         class_names: name of each class; empty if unknown.
+        temperature: divisor of the logits in probabilities, fitted by ``tnet calibrate --probabilities``.
     """
 
     title: ClassVar[str] = "Model"
@@ -68,10 +70,13 @@ class ModelConfig:
     std: tuple[float, ...] | None = (0.5,)
     multilabel: bool = False
     class_names: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_most(self, "model.", {item.name: _MOST.get(item.name, _MOST_OF_OTHERS) for item in fields(self)})
         self._check_least(1, "num_classes", "in_channels")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"model.temperature is {self.temperature}; give a finite number above 0")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) not in (1, self.in_channels):

@@ -15,10 +15,9 @@ from typing_extensions import override
 from tnet.backbones import Backbone, Described, PopulationNorms, create_backbone
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, cell_boxes, cell_spans, image_shares
-from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, Places, mean_of
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, PlacedAggregation, Places, mean_of
 from tnet.models.base import Images, ModelOutput, mean_entropy
 from tnet.models.calibration import Calibration
-from tnet.models.canvas import CHANNELS, CanvasAggregation
 from tnet.models.config import TNetConfig
 from tnet.models.engine import Seen, Traversable, Traversal, advance
 from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
@@ -167,14 +166,19 @@ class TNet(Traversable):
         dim = self.backbone.feature_dim
         self.position = PositionModule(config.position, dim)
         cell_dim, make = self.backbone.cell_dim, AGGREGATIONS[config.aggregation]
-        is_canvas = make is CanvasAggregation
-        collected_dim = (CHANNELS if is_canvas else dim) if self.sees_collected else 0
+        placed = make if isinstance(make, type) and issubclass(make, PlacedAggregation) else None
+        collected_dim = (dim if placed is None else placed.channels) if self.sees_collected else 0
         self.locator = Locator(config.locator, cell_dim, dim, collected_dim) if config.levels > 1 else None
-        self.aggregation = make(dim, cell_dim) if is_canvas else make(dim)
+        self.aggregation = make(dim) if placed is None else placed(dim, cell_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
         per_level = config.batch_norm == "per_level" and config.levels > 1 and self.look_backbone is None
         self.population_norms = PopulationNorms(self.backbone) if per_level else None
+
+    @property
+    def placed(self) -> PlacedAggregation | None:
+        """The aggregation, if it knows where features were seen."""
+        return self.aggregation if isinstance(self.aggregation, PlacedAggregation) else None
 
     @property
     @override
@@ -338,10 +342,10 @@ class TNet(Traversable):
         images, image = regions.image.unique(return_inverse=True)
         with torch.no_grad():
             features, seen, places = self._collected(trail, images)
-            if isinstance(self.aggregation, CanvasAggregation):
+            if self.placed is not None:
                 shares = image_shares(cell_boxes(regions, grid), torch.tensor(trail.sizes_hw)[regions.image])
                 shares = shares.unflatten(1, (grid.rows, grid.cols))
-                canvas = self.aggregation.read(features, seen, places)[image.to(features.device)]
+                canvas = self.placed.read(features, seen, places)[image.to(features.device)]
                 collected = pool_cells(canvas, shares[:, :, 0, 0::2], shares[:, 0, :, 1::2])
             else:
                 collected = mean_of(features, seen).feature[image.to(features.device), :, None, None]
@@ -352,10 +356,10 @@ class TNet(Traversable):
     def begin(
         self, cell_map: Float[Tensor, "views cell_dim h w"], regions: Regions, sizes_hw: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "images channels _ _"] | None:
-        if not isinstance(self.aggregation, CanvasAggregation):
+        if self.placed is None:
             return None
         size_hw = torch.tensor(sizes_hw)[regions.image]
-        return self.aggregation.begin(cell_map, regions.box_l0_yxyx / size_hw.repeat(1, 2), regions.image)
+        return self.placed.begin(cell_map, regions.box_l0_yxyx / size_hw.repeat(1, 2), regions.image)
 
     @override
     def answer(self, trail: Trail) -> TNetOutput:
@@ -394,8 +398,7 @@ class TNet(Traversable):
         return self.classify(*self._collected(trail))
 
     def _aggregate(self, features: Features, seen: Mask, places: Places | None) -> Aggregated:
-        is_canvas = isinstance(self.aggregation, CanvasAggregation)
-        return self.aggregation(features, seen, places) if is_canvas else self.aggregation(features, seen)
+        return self.aggregation(features, seen) if self.placed is None else self.placed(features, seen, places)
 
     def decide(
         self, features: Features, seen: Mask = None, places: Places | None = None

@@ -43,7 +43,10 @@ class TNetData(pl.LightningDataModule):
         train, seed = self.recipe.train, self.recipe.seed
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         per_epoch = train.images_per_epoch
-        return train_loader(self.train_data, train.batch_size, train.workers, seed, epoch, per_epoch, self.share)
+        balanced = train.balance == "classes"
+        return train_loader(
+            self.train_data, train.batch_size, train.workers, seed, epoch, per_epoch, self.share, balanced=balanced
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Loader of the validation images, in order."""
