@@ -62,4 +62,8 @@ def serve(
             app, ws="none", log_level="critical", log_config=None, access_log=False, proxy_headers=False,
             server_header=False, timeout_graceful_shutdown=30,
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt as stop:
+            stop.add_note("the requests under way were answered")
+            raise
