@@ -30,7 +30,7 @@ unexport PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smoke test test-slow browser test-lowest check docs lock clean
+.PHONY: help setup demo demo-smoke test test-slow browser test-lowest check dist docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,15 @@ check: $(READY) ## check lint, format, types, and that the environment fits pypr
 	@$(UV) pip check --quiet --python .venv || { echo "pyproject.toml and requirements.lock disagree (above): run 'make lock'"; exit 1; }
 	@$(BIN)/python -W error -c "import tnet; [getattr(tnet, name) for name in tnet.__all__]"
 	@$(BIN)/tnet --help > /dev/null
+
+dist: $(READY) ## build wheel and sdist in dist/, and try both in a clean environment
+	@rm -rf dist && $(UV) build --quiet --no-build-isolation --python .venv/bin/python
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && cd "$$scratch" && for file in "$(CURDIR)"/dist/*; do \
+		"$(CURDIR)/$(UV)" venv --quiet --clear --python "$(CURDIR)/.tools/bin/python" clean && \
+		"$(CURDIR)/$(UV)" pip install --quiet --python clean --constraints "$(CURDIR)/requirements.lock" "$$file" && \
+		clean/bin/tnet --version && clean/bin/tnet recipes > /dev/null && clean/bin/tnet demo --smoke --out demo > /dev/null && \
+		rm -rf demo && echo "works: $$file" || exit 1; \
+	done
 
 docs: $(READY) ## build the docs site in site/ (offline)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
