@@ -44,7 +44,11 @@ FILES = {
         ["explain", "MODEL", "photos/ant/a.png", "--out", "new", "--geojson", "out.geojson"], "out.geojson",
     ),
     "explain geojson folder": (["explain", "MODEL", "photos/ant", "--out", "new", "--geojson", "g"], "g/a.geojson"),
+    "explain export": (["explain", "MODEL", "photos/ant/a.png", "--out", "new", "--export", "cvat"], "new/cvat.xml"),
     "evaluate csv": (["evaluate", "MODEL", "photos", "--looks", "0", "--out", "new"], "new/evaluation.csv"),
+    "evaluate boxes": (
+        ["evaluate", "MODEL", "photos", "--looks", "1", "--boxes", "boxes.csv", "--out", "new"], "new/attention.csv",
+    ),
     "evaluate page": (["evaluate", "MODEL", "photos", "--looks", "0", "--out", "new"], "new/evaluation.md"),
     "suggest": (["suggest", "photos", "--backbone", "test_resnet", "--out", "out.yaml"], "out.yaml"),
     "recipes": (["recipes", "copy", "own_images"], "own_images.yaml"),
@@ -82,6 +86,10 @@ INPUTS = {
     "explain all": (["explain", "MODEL", "photos", "--out", "DIR"], "photos/bee/b.png"),
     "pyramid": (["pyramid", "scene.tif", "OUT"], "scene.tif"),
     "evaluate": (["evaluate", "MODEL", "evaluation.csv", "--looks", "0", "--out", "DIR"], "evaluation.csv"),
+    "evaluate boxes": (
+        ["evaluate", "MODEL", "photos", "--looks", "1", "--boxes", "attention.csv", "--out", "DIR"],
+        "attention.csv",
+    ),
     "suggest": (["suggest", "list.csv", "--out", "OUT"], "list.csv"),
     "data": (["data", "check", "cub", "cub", "--json", "OUT"], "cub/images.txt"),
 }
@@ -100,6 +108,8 @@ def place(saved_model: Path, in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rows.append(f"photos/{name}.png,{path.parent.name}")
     for name in ("list.csv", "evaluation.csv"):
         Path(name).write_text("\n".join(rows) + "\n")
+    for name in ("boxes.csv", "attention.csv"):
+        Path(name).write_text("path,x,y,w,h\nant/a.png,8,8,16,16\n")
     Image.fromarray(noise).save("scene.tif")
     save_recipe(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), "tiny.yaml")
     Path("suite.yaml").write_text("title: mine\nrows: [{name: a, recipe: tiny.yaml}]\n")
