@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.helpers import pictures, tiny_config
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnet.baselines.ips import IPS, IPSConfig
+from tnet.data.folder import LabelledImages
+from tnet.data.loading import LabelledData
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError, GeometryError
 from tnet.evaluation.attention import GRADCAM, AttentionRow, Estimate, bootstrap, measure_attention
@@ -19,6 +24,7 @@ from tnet.geometry import Grid
 from tnet.models.base import Model
 from tnet.models.config import LocatorConfig
 from tnet.models.tnet import TNet
+from tnet.scenes.reading import ReadOptions
 
 # Four cells of 32 x 32 px over 64 x 64 px; "centre" takes them in raster order.
 FOUR = Grid(2, 2, 0.5)
@@ -50,7 +56,7 @@ def a_model(**changes: Any) -> TNet:
     return TNet(tiny_config(**{"grid": FOUR, "looks": (2,), **changes})).eval()
 
 
-def measure(model: Model, data: Images | None = None, **options: Any) -> dict[tuple[int, str], AttentionRow]:
+def measure(model: Model, data: LabelledData | None = None, **options: Any) -> dict[tuple[int, str], AttentionRow]:
     options = {"looks": [1, 2], "curve_images": 0, "batch_size": 2, "progress": False, "boxes": BOXES, **options}
     rows = measure_attention(model, data or Images(), **options)
     return {(row.total_looks, row.policy): row for row in rows}
@@ -105,7 +111,12 @@ def test_looks_are_those_of_the_whole_model(changes: dict[str, Any], monkeypatch
 
 def test_other_models_are_measured_by_their_regions() -> None:
     config = IPSConfig(num_classes=5, in_channels=1, backbone=tiny_config().backbone, patch_px=16, looks=2)
+    torch.manual_seed(7)
     rows = measure(IPS(config).eval(), looks=[2], curve_images=1)
+    torch.manual_seed(7)
+    net = IPS(config).eval()
+    torch.manual_seed(8)
+    assert means(measure(net, looks=[2], curve_images=1)[2, "random"]) == means(rows[2, "random"])
     assert {policy for _, policy in rows} == {"none", "learned", "random", "centre"}
     assert rows[2, "centre"].image_share is not None
     assert rows[2, "centre"].image_share.mean == pytest.approx(2 * 16 * 16 / 64**2)
@@ -192,6 +203,18 @@ def test_boxes_are_cut_to_the_image() -> None:
     (row,) = rows.values()
     # 16 x 16 px are left; the middle of cell 0, (16, 16), is just outside, and that of the box, (8, 8), in the cell.
     assert means(row) == [0, 0, 1, 1, 1, 0.25]
+
+
+@pytest.mark.parametrize("reading", [ReadOptions("memory", max_side_px=64), ReadOptions("lazy", channels=1)])
+def test_boxes_are_in_pixels_of_the_image_as_stored(tmp_path: Path, reading: ReadOptions) -> None:
+    for index, image in enumerate(pictures((128, 128), (128, 128))):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{index}.png")
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    data = LabelledImages(paths, torch.tensor([0, 1]), list("vwxyz"), reading=replace(reading, channels=1))
+    boxes = {1: torch.tensor([[0.0, 32.0, 64.0, 96.0]])}  # half of it in cell 0, 64 px wide in the file
+    rows = measure(a_model(), data, boxes=boxes, looks=[1], policies=("centre",), curve_images=1)
+    assert means(rows[1, "centre"]) == [1, 1, 0, 0, 0.5, 0.25]
+    assert rows[1, "centre"].curve_images == 1
 
 
 def test_a_table_and_records() -> None:

@@ -248,7 +248,7 @@ class _Finder:
     def __init__(
         self, model: Model, chosen: Sequence[Setting], plain: GradCam | None, seed: int, device: torch.device
     ) -> None:
-        self.model, self.plain = model, plain
+        self.model, self.plain, self.seed = model, plain, seed
         listed = dict.fromkeys([*chosen, *map(_first, chosen)])
         self.windows = [item for item in listed if item.policy == GRADCAM]
         # A generator each, all seeded alike: what a policy takes with 1 look it also takes with 2.
@@ -264,7 +264,12 @@ class _Finder:
             advance([overview])
             found = {item: self._plan(model, scene, overview, item, policy) for item, policy in self.policies.items()}
         else:
-            found = {item: model(scene, item.looks, policy).regions for item, policy in self.policies.items()}
+            found = {}
+            for item, policy in self.policies.items():
+                with torch.random.fork_rng():  # a policy without a generator draws from the global one
+                    torch.manual_seed(self.seed)
+                    found[item] = model(scene, item.looks, policy).regions
+            self.seed += 1
         looks = {item: _deepest(regions, images) for item, regions in found.items()}
         if self.plain is not None:
             pixels = self.plain.pixels(scene)
