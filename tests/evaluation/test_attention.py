@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import pictures, tiny_config
+from tests.helpers import pictures, regions, tiny_config
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +24,7 @@ from tnet.geometry import Grid
 from tnet.models.base import Model
 from tnet.models.config import LocatorConfig
 from tnet.models.tnet import TNet
+from tnet.scenes import TensorBatch
 from tnet.scenes.reading import ReadOptions
 
 # Four cells of 32 x 32 px over 64 x 64 px; "centre" takes them in raster order.
@@ -141,7 +142,8 @@ def test_deletion_and_insertion_end_where_nothing_and_all_is_left() -> None:
     for index in (0, 3):  # every second of three
         with torch.no_grad():
             probs = model(data.images[index][None]).logits.softmax(1)[0]
-            gone = model(torch.zeros(1, 1, 64, 64)).logits.softmax(1)[0]  # normalised, so zeros are grey
+            mean = TensorBatch([data.images[index]]).glimpse(regions([(0, 0, 64, 64)]), 16).mean()
+            gone = model(torch.full((1, 1, 64, 64), 2 * float(mean) - 1)).logits.softmax(1)[0]  # normalised
         intact.append(float(probs.max()))
         grey.append(float(gone[probs.argmax()]))
     none, one, four = rows[0, "none"], rows[1, "centre"], rows[4, "centre"]

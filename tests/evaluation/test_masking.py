@@ -11,6 +11,7 @@ from tnet.scenes import LazyBatch, MemoryScene, TensorBatch
 IMAGES = pictures((64, 64), (48, 64), channels=3)
 BOXES = torch.tensor([[[0, 0, 32, 32], [16, 16, 40, 40]], [[-8, 50, 48, 90], [0, 0, 4, 4]]])
 GREY = torch.tensor([0.25, 0.5, 0.75])
+COPIES = torch.stack([GREY, GREY])[:, :, None, None]
 
 
 def inside(image: int) -> torch.Tensor:
@@ -22,8 +23,8 @@ def inside(image: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_boxes_are_greyed_to_the_pixel(image: int) -> None:
-    masked = MaskedBatch(TensorBatch(IMAGES), BOXES, GREY)
+def test_boxes_are_covered_to_the_pixel(image: int) -> None:
+    masked = MaskedBatch(TensorBatch(IMAGES), BOXES, COPIES)
     height, width = IMAGES[image].shape[1:]
     frame = regions([(0, 0, min(height, width), min(height, width))], [image])
     side = min(height, width)
@@ -57,7 +58,7 @@ def test_padding_stays_as_it_is() -> None:
     nothing = torch.zeros(2, 1, 4, dtype=torch.long)
     outside = torch.ones(64, 64, dtype=torch.bool)
     outside[16:, :24] = False
-    for masked in (MaskedBatch(scene, BOXES, GREY), MaskedBatch(scene, nothing, blurred(scene), keep=True)):
+    for masked in (MaskedBatch(scene, BOXES, COPIES), MaskedBatch(scene, nothing, blurred(scene), keep=True)):
         found = masked.glimpse(frame, 64)[0]
         assert torch.allclose(found[:, outside], torch.tensor(0.9), atol=0.003)  # of 8 bits
         assert float((found[:, ~outside] - 0.9).abs().max()) > 0.1

@@ -33,7 +33,7 @@ _BOXES_HELP = (
     "Also measure where it looks: a table (CSV, Parquet) of boxes around what decides, with the columns path and "
     "y0,x0,y1,x1 (or x1,y1,x2,y2; xmin,ymin,xmax,ymax; x,y,w,h), in pixels of the image as stored."
 )
-_CURVES_HELP = "With --boxes: number of images whose looks are greyed, and whose other parts are blurred; 0 for none."
+_CURVES_HELP = "With --boxes: number of images whose looks are covered, and whose other parts are blurred; 0 for none."
 _GRADCAM_HELP = "With --boxes: run of a plain network (model.levels=1), whose Grad-CAM is compared with the looks."
 DATA_HELP = (
     "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "

@@ -72,8 +72,8 @@ class AttentionRow:
         box_share: share of the area of an image's boxes that looks cover.
         image_share: share of the image's area that looks cover.
         curve_images: number of images of ``deletion`` and ``insertion``.
-        deletion: probability of the class that the model predicts, once what was looked at is greyed; the model looks
-            again, its own number of times. Low if the evidence was there.
+        deletion: probability of the class that the model predicts, once what was looked at is covered with the image's
+            mean colour; the model looks again, its own number of times. Low if the evidence was there.
         insertion: the same if what was looked at is all that is not blurred. High if the evidence was there.
         answer_ms: milliseconds per image of the answer; ``None`` for controls.
         extra_ms: milliseconds per image that the regions cost on top: 0 for looks, which the answer is made of.
@@ -311,7 +311,6 @@ def _curves(
     """Return deletion and insertion of nothing, then of the looks of each setting, which ``kept`` has by image."""
     values: list[Tensor] = []
     looks = list(kept.values())
-    grey = torch.tensor(model.config.normalization[0])
     loader = eval_loader(data, batch_size, workers, indices=list(kept))
 
     def answer(scene: SceneBatch) -> Float[Tensor, "images classes"]:
@@ -321,11 +320,12 @@ def _curves(
         scene = model.scene(batch.to(device).images)
         mine, looks = looks[: len(batch.names)], looks[len(batch.names) :]
         probs, copies = answer(scene), blurred(scene)
+        colours = copies.mean((2, 3), keepdim=True)
         nothing = torch.zeros(len(mine), 1, 4, dtype=torch.long)
         columns = [probs, answer(MaskedBatch(scene, nothing, copies, keep=True))]
         for item in chosen:
             boxes = torch.stack([found[item] for found in mine])
-            columns.append(answer(MaskedBatch(scene, boxes, torch.zeros(1) if scene.is_normalized else grey)))
+            columns.append(answer(MaskedBatch(scene, boxes, colours)))
             columns.append(answer(MaskedBatch(scene, boxes, copies, keep=True)))
         predicted = probs.argmax(1, keepdim=True)
         values.append(torch.cat([column.gather(1, predicted) for column in columns], dim=1))

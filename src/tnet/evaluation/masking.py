@@ -1,4 +1,4 @@
-"""Scenes of which boxes are greyed, or of which only boxes are sharp; for deletion and insertion."""
+"""Scenes of which boxes are covered, or of which only boxes are sharp; for deletion and insertion."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class MaskedBatch:
     Args:
         scene: the scenes as they are.
         boxes: boxes of each image, ``(y0, x0, y1, x1)`` in level-0 pixels.
-        instead: value of the changed pixels, one or one per channel; or a blurred copy of each image, of
-            :func:`blurred`.
+        instead: what is shown in place of the changed pixels: a small copy of each image, which is interpolated.
         keep: change what is outside the boxes, rather than inside.
     """
 
@@ -30,7 +29,7 @@ class MaskedBatch:
         self,
         scene: SceneBatch,
         boxes: Int[Tensor, "images n 4"],
-        instead: Float[Tensor, " values"] | Float[Tensor, "images channels side side"],
+        instead: Float[Tensor, "images channels side side"],
         *,
         keep: bool = False,
     ) -> None:
@@ -57,8 +56,6 @@ class MaskedBatch:
             for boxes in (whole[:, None], self.boxes[regions.image])
         )
         share = (inside - chosen).clamp_min(0) if self.keep else torch.minimum(chosen, inside)
-        if self.instead.ndim == 1:
-            return torch.lerp(pixels, self.instead.to(pixels)[None, :, None, None].expand_as(pixels), share)
         ends = 2 * frames / sizes_hw.repeat(1, 2) - 1  # grid_sample counts from -1 to 1 across the image
         low, side = ends[:, :2], ends[:, 2:] - ends[:, :2]
         centres = low[:, None] + side[:, None] * ((torch.arange(size_px) + 0.5) / size_px)[None, :, None]
@@ -70,5 +67,5 @@ class MaskedBatch:
 
 
 def blurred(scene: SceneBatch) -> Float[Tensor, "images channels side side"]:
-    """Return images averaged over a 16th of their sides, which :class:`MaskedBatch` interpolates."""
+    """Return copies of images averaged over a 16th of their sides."""
     return scene.glimpse(whole_images(scene.sizes_hw), _BLURRED_PX)

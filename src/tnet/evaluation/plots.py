@@ -129,7 +129,7 @@ def plot_attention(rows: Sequence[AttentionRow], path: str | Path) -> None:
     """Draw what :func:`~tnet.evaluation.attention.measure_attention` measured against looks, one line per policy."""
     panels = {"hit_any": "images with a box hit by a look (%)", "box_share": "box area seen (%)"}
     if any(row.deletion is not None for row in rows):
-        panels |= {"deletion": "probability, looks greyed (%)", "insertion": "probability, only looks sharp (%)"}
+        panels |= {"deletion": "probability, looks covered (%)", "insertion": "probability, only looks sharp (%)"}
     figure = Figure(figsize=(4.4 * len(panels), 3.8), layout="constrained")
     policies = list(dict.fromkeys(row.policy for row in rows if row.policy != NO_POLICY))
     for axis, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):

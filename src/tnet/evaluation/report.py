@@ -90,8 +90,8 @@ def attention_notes(rows: Sequence[AttentionRow]) -> str:
     if row.deletion is not None:
         text += (
             f"Deletion ({row.curve_images} images): probability of the predicted class once what was looked at is "
-            "greyed; lower is better. Insertion: the same if all else is blurred; higher is better. The model looks "
-            "again at the changed image.\n"
+            "covered with the image's mean colour; lower is better. Insertion: the same if all else is blurred; higher "
+            "is better. The model looks again at the changed image.\n"
         )
     if any(row.policy == GRADCAM for row in rows):
         text += "gradcam: as many windows of the size of a look, the best of the map of the plain network.\n"
