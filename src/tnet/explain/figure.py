@@ -101,7 +101,10 @@ def draw(explanation: Explanation) -> Figure:
         _draw_row(sheet, explanation, row, y)
         y += row.total_height
     if rows:
-        sheet.text(layout.MARGIN_IN, y, _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, 9, FAINT)
+        legend, place = _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, explanation.place
+        if any(place):
+            legend += f"     x, y: centre {'on the map' if place.georeference else 'from the top left corner'}"
+        sheet.text(layout.MARGIN_IN, y, legend, 9, FAINT)
     return sheet.figure
 
 
