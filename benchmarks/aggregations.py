@@ -1,11 +1,14 @@
 """Which aggregation answers a question about several regions best?
 
-Trains small TNets on synthetic images of five digits, three of one class, two of others: which class has the most
-copies? A look shows one or two of them, so no single region knows. Every aggregation sees the same images as often.
+``digits`` trains small TNets on synthetic images of five digits, three of one class, two of others: which class has the
+most copies? A look shows one or two of them, so no single region knows. ``fundus`` fine-tunes ``finetune/fundus.yaml``
+on photographs with and without lesions, a few of which decide; its seeds are folds by patient, as in ``finetune.py``.
+Every aggregation sees the same images as often.
 
-    python benchmarks/aggregations.py --out runs/aggregations
-    python benchmarks/aggregations.py --out runs/try --quick              # a few seconds per run, to see it work
-    python benchmarks/aggregations.py --variants canvas collected --images 60000
+    python benchmarks/aggregations.py digits --out runs/aggregations
+    python benchmarks/aggregations.py fundus --root FOLDER --weights FILE.pth --out runs/aggregations_fundus
+    python benchmarks/aggregations.py digits --out runs/try --quick       # a few seconds per run, to see it work
+    python benchmarks/aggregations.py digits --variants canvas collected --images 60000
 
 Appends a row per finished run to ``rows.csv`` in the output folder; runs that are there are not repeated.
 ``collected`` is ``canvas`` with a locator that reads the canvas too (``model.locator.context=collected``), whose looks
@@ -19,6 +22,10 @@ import csv
 import statistics
 import tempfile
 from pathlib import Path
+
+import numpy as np
+import torch
+from finetune import FUNDUS, RECIPES, accuracy, auc, write_folds
 
 import tnet.demo
 
@@ -43,10 +50,48 @@ VARIANTS = {
     "collected": ["model.aggregation=canvas", "model.locator.context=collected"],
 }
 QUICK = ["data.digits.images_test=32", "data.digits.images_val=16", "train.recalibrate_batches=1"]
-COLUMNS = ["variant", "seed", "images", "quick", "accuracy", "accuracy_0_looks", "multiply_adds", "train_seconds"]
+COLUMNS = [
+    "variant", "seed", "images", "quick", "accuracy", "accuracy_0_looks", "multiply_adds", "train_seconds", "auc"
+]  # fmt: skip
+FUNDUS_EPOCHS = 6
 
 
-def run_one(variant: str, seed: int, images: int, quick: bool) -> dict[str, object]:
+def run_fundus(variant: str, fold: int, arguments: argparse.Namespace) -> dict[str, object]:
+    """Fine-tune one variant on one fold and measure it on the photographs of the fold's patients."""
+    from tnet.cost import multiply_adds
+    from tnet.data.loading import eval_loader, open_split
+    from tnet.training.recipe import load_recipe
+    from tnet.training.run import train
+
+    root = arguments.out / f"fold-{fold}"
+    write_folds(arguments.root, root, fold, FUNDUS.folds)
+    settings = [*VARIANTS[variant], f"seed={fold}", f"data.root={root}", f"train.epochs={FUNDUS_EPOCHS}"]
+    if arguments.weights:
+        settings += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
+    recipe = load_recipe(RECIPES / "fundus.yaml", settings)
+    folder = arguments.out / f"{variant}-{fold}"
+    result = train(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+    looks = (FUNDUS.held_to, 0)
+    logits: list[list[torch.Tensor]] = [[], []]
+    targets = []
+    with torch.inference_mode():
+        for batch in eval_loader(open_split(recipe.data, 3, fold, "test"), 16, 0):
+            targets.append(batch.targets)
+            for found, number in zip(logits, looks, strict=True):
+                found.append(result.model(batch.images, looks=number).logits)
+    truth = torch.cat(targets).numpy()
+    answers = [torch.cat(found).numpy() for found in logits]
+    np.savez(folder / "answers.npz", targets=truth, looks=answers[0], whole=answers[1])
+    return {
+        "accuracy": accuracy(answers[0], truth) / 100,
+        "accuracy_0_looks": accuracy(answers[1], truth) / 100,
+        "multiply_adds": multiply_adds(result.model, FUNDUS.held_to, FUNDUS.size_hw),
+        "train_seconds": round(result.train_seconds, 1),
+        "auc": auc(answers[0], truth) / 100,
+    }
+
+
+def run_digits(variant: str, seed: int, images: int, quick: bool) -> dict[str, object]:
     """Train one variant with one seed and measure it on the test images."""
     from tnet.data.digits import MegapixelDigits
     from tnet.evaluation.evaluator import evaluate
@@ -61,8 +106,12 @@ def run_one(variant: str, seed: int, images: int, quick: bool) -> dict[str, obje
         data = MegapixelDigits(recipe.data.digits, "test")
         looks = [0, recipe.model.looks[0]]
         without, with_looks = evaluate(result.model, data, looks=looks, progress=False)
-    values = with_looks.accuracy, without.accuracy, with_looks.macs, round(result.train_seconds, 1)
-    return dict(zip(COLUMNS, (variant, seed, images, int(quick), *values), strict=True))
+    return {
+        "accuracy": with_looks.accuracy,
+        "accuracy_0_looks": without.accuracy,
+        "multiply_adds": with_looks.macs,
+        "train_seconds": round(result.train_seconds, 1),
+    }
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -85,47 +134,55 @@ def append_row(path: Path, row: dict[str, object]) -> None:
 
 def table(rows: list[dict[str, str]]) -> str:
     """Return a Markdown table: mean, and smallest to largest of the seeds."""
+    auc_head = "AUC, 6 looks | " if any(row["auc"] for row in rows) else ""
     lines = [
-        "| aggregation | accuracy, 6 looks | 0 looks | seeds | multiply-adds | training |",
-        "|---|---|---|---|---|---|",
+        f"| aggregation | accuracy, 6 looks | 0 looks | {auc_head}seeds | multiply-adds | training |",
+        "|---" * (7 if auc_head else 6) + "|",
     ]
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == name]
         cells = []
-        for column in ("accuracy", "accuracy_0_looks"):
+        for column in ("accuracy", "accuracy_0_looks", *(("auc",) if mine[0]["auc"] else ())):
             values = [100 * float(row[column]) for row in mine]
             cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
         seconds = statistics.mean(float(row["train_seconds"]) for row in mine)
         macs = int(mine[0]["multiply_adds"]) / 1e6
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {len(mine)} | {macs:.1f} M | {seconds:.0f} s |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(mine)} | {macs:.1f} M | {seconds:.0f} s |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("digits", "fundus"))
     parser.add_argument("--out", type=Path, default=Path("runs/aggregations"))
-    parser.add_argument("--images", type=int, default=24_000, help="training images per run, counting repeats")
+    parser.add_argument("--images", type=int, default=24_000, help="digits: training images per run, counting repeats")
+    parser.add_argument("--root", type=Path, help="fundus: folder of the photographs")
+    parser.add_argument("--weights", type=Path, help="fundus: of the backbone; fetched if left out")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS)[:5])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--quick", action="store_true", help="64 images and one seed: shows that it runs, no more")
+    parser.add_argument("--quick", action="store_true", help="digits: 64 images and one seed, to show that it runs")
     arguments = parser.parse_args()
-    images, seeds = (64, [0]) if arguments.quick else (arguments.images, arguments.seeds)
+    quick = arguments.quick and arguments.task == "digits"
+    images, seeds = (64, [0]) if quick else (arguments.images, arguments.seeds)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "rows.csv"
 
     def finished() -> list[dict[str, str]]:
-        effort = str(images), str(int(arguments.quick))
+        effort = str(images), str(int(quick))
         return [row for row in read_rows(path) if (row["images"], row["quick"]) == effort]
 
     done = {(row["variant"], int(row["seed"])) for row in finished()}
     for seed in seeds:  # all variants with the first seed first
         for variant in arguments.variants:
             if (variant, seed) not in done:
-                row = run_one(variant, seed, images, arguments.quick)
-                append_row(path, row)
+                if arguments.task == "fundus":
+                    row = run_fundus(variant, seed, arguments)
+                else:
+                    row = run_digits(variant, seed, images, quick)
+                append_row(path, {"variant": variant, "seed": seed, "images": images, "quick": int(quick)} | row)
                 print(f"{variant}, seed {seed}: {row['accuracy']:.3f} ({row['train_seconds']} s)", flush=True)
-    print(f"\n{table(finished())}\n\nMean (range) in percent; {images:,} training images per run.")
+    print(f"\n{table(finished())}\n\nMean (range) in percent.")
 
 
 if __name__ == "__main__":

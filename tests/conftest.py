@@ -113,8 +113,8 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(Figure, "savefig", _save_blank)
 
 
-def _save_blank(figure: Figure, path: Path, **options: object) -> None:
-    Image.new("RGB", (2, 2)).save(path)
+def _save_blank(figure: Figure, path: Any, **options: object) -> None:
+    Image.new("RGB", (2, 2)).save(path, None if isinstance(path, (str, Path)) else "png")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ LAYERS = (
     ("explain",),
     ("training",),
     ("evaluation",),
-    ("suggest",),
+    ("suggest", "report"),
     ("demo",),
     ("cli",),
     ("__main__",),

@@ -103,7 +103,8 @@ def test_a_manifest_names_the_address_in_it(tmp_path: Path, suffix: str) -> None
     [
         "predict s3://b/m photos", "predict m s3://b/photos", "predict m photos --out s3://b/out.csv",
         "explain m https://x.org/a.png", "explain m photos --out=gs://b/out", "evaluate s3://b/run",
-        "evaluate run s3://b/val", "train s3://b/recipe.yaml", "train own_images data.root=s3://b/photos",
+        "evaluate run s3://b/val", "report s3://b/run",
+        "report run --data s3://b/val", "train s3://b/recipe.yaml", "train own_images data.root=s3://b/photos",
         "train own_images --out s3://b/run", "suggest s3://b/photos", "info s3://b/a.tif", "compare s3://b/suite.yaml",
         "pyramid s3://b/a.tif out.tif", "pyramid a.tif s3://b/out.tif", "demo --out s3://b/demo",
         "data check cub s3://b/cub",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "tnet.backbones": "BackboneConfig",
-    "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError OutputError RecipeError "
-    "ResourceError SlowImageWarning TnetError TrainingError",
+    "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError ImageSizeError OutputError "
+    "RecipeError ResourceError SlowImageWarning TnetError TrainingError",
     "tnet.explain": "explain_image",
     "tnet.geometry": "Grid Regions fit_grid",
     "tnet.inference": "Prediction predict",
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     # isort: off
     from tnet.backbones import BackboneConfig as BackboneConfig
     from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
-    from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, OutputError as OutputError
+    from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, ImageSizeError as ImageSizeError
+    from tnet.errors import OutputError as OutputError
     from tnet.errors import RecipeError as RecipeError, ResourceError as ResourceError, TnetError as TnetError
     from tnet.errors import SlowImageWarning as SlowImageWarning, TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image

@@ -41,6 +41,10 @@ class ImageError(DataError):
     """Unreadable image."""
 
 
+class ImageSizeError(ImageError):
+    """Image that is too small."""
+
+
 class ResourceError(TnetError, RuntimeError):
     """Too little memory, or too many open files, to read an image that may be sound; it is never skipped."""
 
@@ -71,6 +75,14 @@ class LooksWarning(UserWarning):
 
 class PassedOverWarning(UserWarning):
     """Folders or images that are not the user's, and are left out."""
+
+
+class PartWarning(UserWarning):
+    """Damaged part of a job, which is written again."""
+
+
+class MemoryWarning(UserWarning):
+    """Batch that did not fit into memory, and was divided."""
 
 
 class SlowImageWarning(UserWarning):

@@ -177,6 +177,11 @@ def claimed(folder: Path) -> Iterator[None]:
                 remove()
 
 
+def check_unclaimed(folder: Path) -> None:
+    """Raise OutputError if another process works in a folder."""
+    _stale(folder / CLAIM_NAME)
+
+
 def _stale(claim: Path) -> str:
     """Return the text of a claim whose owner has ended; raise OutputError if it may still be at work."""
     try:
@@ -236,6 +241,12 @@ def _has_ended(pid: int, start: str) -> bool:
     """Return whether a process of this machine has ended; another one may have its number by now."""
     now = _started(pid)
     return now is None or ("" not in (now, start) and now != start)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_regular(path: Path) -> None:

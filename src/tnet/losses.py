@@ -94,7 +94,7 @@ def penalised_parameters(model: nn.Module, scope: Literal["all", "new"]) -> list
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     parameters = []
     for name, module in model.named_modules():
-        if isinstance(module, norms) or (scope == "new" and name.split(".")[0] == "backbone"):
+        if isinstance(module, norms) or (scope == "new" and name.split(".")[0] in ("backbone", "look_backbone")):
             continue
         parameters += [p for p in module.parameters(recurse=False) if p.requires_grad]
     return parameters

@@ -16,7 +16,7 @@ from tnet.cli.main import _Group, _show_warning, app
 from tnet.errors import DataError, OutputError, SlowImageWarning
 from tnet.stop import Stopped
 
-VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "compare", "predict", "explain", "models", "info",
+VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "report", "compare", "predict", "explain", "models", "info",
          "pyramid", "doctor", "import-tf", "data")  # fmt: skip
 
 # Not one of these may be imported for --help to answer at once.

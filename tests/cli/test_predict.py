@@ -190,3 +190,48 @@ def test_a_missing_model_is_reported(pictures: Path, tmp_path: Path) -> None:
 
 def test_looks_that_are_no_number_are_a_usage_error(model: Path, pictures: Path) -> None:
     assert predict(model, pictures, "--looks", "many")[0] == 2
+
+
+def test_a_folder_as_output_is_a_job(model: Path, pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (pictures / "more/c.png").write_bytes(b"no image")
+    out = tmp_path / "job"
+    code, _, err = predict(model, pictures, "--out", out, "--part-rows", 2, "--shard", "2/2")
+    assert code == 0 and "0 of 3 images predicted, 1 failed (1 unreadable), 2 not yet written by other shards" in err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = predict(model, pictures, "--out", out, "--part-rows", 2)
+    assert code == 0 and "2 of 3 images predicted, 1 failed (1 unreadable); 2 now" in err
+    monkeypatch.undo()
+    table = read_parts(out / "parts")
+    assert [Path(row["path"]).name for row in table] == ["a.png", "b.png", "c.png"]
+    assert predict(model, pictures, "--out", tmp_path / "p.csv", "--skip-unreadable")[0] == 0
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] or None for row in rows] == [row["label"] for row in table]
+    assert [row["regions"] or None for row in rows] == [row["regions"] for row in table]
+    code, _, err = predict(model, pictures, "--out", out, "--part-rows", 2, "--looks", 1)
+    assert code == 1 and 'holds another job (looks "None" -> "1"); give another --out' in err
+
+
+def read_parts(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(folder).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "job", "--overwrite"], "--overwrite does not apply"),
+        (["--shard", "1/2"], "are for jobs; give a folder as --out"),
+        (["--out", "p.csv", "--retry-failed"], "are for jobs; give a folder as --out"),
+        (["--out", "job", "--shard", "2"], "'2' is not a shard"),
+        (["--out", "job", "--shard", "3/2"], "shard 3/2"),
+    ],
+)
+def test_options_of_jobs(options: list[str], message: str, model: Path, pictures: Path, tmp_path: Path) -> None:
+    options = [str(tmp_path / option) if option in ("job", "p.csv") else option for option in options]
+    code, _, err = predict(model, pictures, *options)
+    assert code != 0 and message in " ".join(err.split())
+    assert not (tmp_path / "job").exists()

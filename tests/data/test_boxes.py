@@ -58,7 +58,7 @@ def test_a_parquet_table_of_whole_numbers(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("path,y0,x0,y1,x1\n", "no rows"),
-        ("path,y0,x0,y1\ncat/1.png,1,2,3\n", "no columns of boxes.*'y1'.*give one of"),
+        ("path,y0,x0,y1\ncat/1.png,1,2,3\n", "has no boxes .x0, y0, y1.; give one of"),
         ("y0,x0,y1,x1\n1,2,3,4\n", "no column 'path'"),
         ("path,x0,y0,x1,y1,x2,y2\ncat/1.png,1,2,3,4,5,6\n", "boxes in several ways"),
         ("path,y0,x0,y1,x1\ncat/1.png,1,2,nan,4\n", r"row 1.*finite.*nan"),
@@ -70,7 +70,8 @@ def test_a_parquet_table_of_whole_numbers(tmp_path: Path) -> None:
         ("path,y0,x0,y1,x1\n1.png,1,2,3,4\n", "fits 2 images.*cat/1.png.*dog/1.png.*longer"),
         ("path,y0,x0,y1,x1\nelsewhere.png,1,2,3,4\n", "no box.*3 images.*cat/1.png.*elsewhere.png"),
         ("path,y0,x0,y1,x1\ncat/1.png,,,,\n", "no box"),
-        ("path;y0;x0;y1;x1\ncat/1.png;1;2;3;4\n", "no columns of boxes"),
+        ("path;y0;x0;y1;x1\ncat/1.png;1;2;3;4\n", "save it with commas"),
+        ("path,label\ncat/1.png,tail\n", "no boxes .none of their columns"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

@@ -20,6 +20,7 @@ from tnet.data.loading import (
     LabelledData,
     check_sizes,
     eval_loader,
+    evenly,
     name_of_test_images,
     open_data,
     open_split,
@@ -278,3 +279,28 @@ def test_a_image_that_is_damaged_is_found_before_training(tmp_path: Path) -> Non
 
 def test_synthetic_images_are_not_checked() -> None:
     check_sizes(open_data(DIGITS, 1, seed=0)[0], 10**6)
+
+
+def test_balanced_epochs_draw_as_many_of_each_class() -> None:
+    classes = torch.tensor([0] * 90 + [1] * 9 + [2])
+    drawn = [list(EpochSampler(100, 3000, 0, epoch, classes=classes)) for epoch in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    counts = classes[torch.tensor(drawn[0])].bincount()
+    assert counts.sum() == 3000 and all(900 < count < 1100 for count in counts.tolist())
+    assert set(drawn[0]) == set(range(100))
+
+
+def test_synthetic_images_cannot_be_balanced() -> None:
+    data = MegapixelDigits(tiny_recipe().data.digits, "train")
+    with pytest.raises(ConfigError, match="train.balance is classes, but the images are synthetic"):
+        train_loader(data, 2, 0, 0, 0, None, balanced=True)
+
+
+def test_some_images_are_spread_evenly_over_all() -> None:
+    data = MegapixelDigits(tiny_recipe().data.digits, "val")
+    part = evenly(data, 5)
+    assert len(part) == 5 and part.classes == data.classes and part.multilabel == data.multilabel
+    assert [part[index].name for index in range(5)] == [data[index].name for index in (0, 3, 6, 9, 12)]
+    assert isinstance(part, LabelledData) and len(evenly(data, 99)) == len(data)
+    with pytest.raises(IndexError):
+        part[5]

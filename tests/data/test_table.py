@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tnet.data.sample import collate
-from tnet.data.table import ImageTable
+from tnet.data.table import ImageTable, read_columns
 from tnet.errors import DataError
 from tnet.scenes.reading import ReadOptions
 
@@ -51,6 +51,15 @@ def write_text(folder: Path, text: str) -> Path:
 
 
 both = pytest.mark.parametrize("kind", ["csv", "parquet", "pq"])
+
+
+@both
+def test_optional_columns_are_read_if_there(folder: Path, kind: str) -> None:
+    table = write(folder, kind, ROWS)
+    wanted = {"path": ROWS["path"], "split": ROWS["split"]}
+    assert read_columns(table, ["path"], optional=["split", "regions"]) == wanted
+    with pytest.raises(DataError, match="'regions'"):
+        read_columns(table, ["path", "regions"], optional=["split"])
 
 
 @both

@@ -17,6 +17,7 @@ from tnet.data.sample import Sample
 from tnet.errors import CheckpointError, ConfigError, DataError, GeometryError
 from tnet.evaluation.evaluator import (
     LooksRow,
+    Setting,
     check_data_fits,
     evaluate,
     is_right,
@@ -125,6 +126,20 @@ def test_images_are_read_once_whatever_is_measured() -> None:
     assert data.asked == list(range(10))
 
 
+def test_every_output_can_be_observed() -> None:
+    model, data = a_model(), Images(6)
+    seen: list[tuple[Setting, Tensor, Tensor]] = []
+    rows = measure(
+        model, data, looks=[0, 2], policies=["topk", "random"], batch_size=4,
+        observe=lambda setting, batch, output: seen.append((setting, batch.targets, output.logits.clone())),
+    )  # fmt: skip
+    settings = list(dict.fromkeys(setting for setting, _, _ in seen))
+    assert [setting.policy for setting in settings] == [row.policy for row in rows] == ["none", "topk", "random"]
+    for row, setting in zip(rows, settings, strict=True):
+        right = [logits.argmax(1) == targets for one, targets, logits in seen if one == setting]
+        assert row.right == "".join(str(int(bit)) for bit in torch.cat(right))
+
+
 def test_batch_size_changes_nothing_and_images_may_differ_in_size() -> None:
     model, data = a_model(), Images(9, sizes=(64, 80, 48))
     small, large = (found(measure(model, data, batch_size=size)) for size in (2, 9))
@@ -222,7 +237,7 @@ def test_progress_is_printed_in_lines_where_there_is_no_terminal(
     monkeypatch.setattr("tnet.inference.progress._LINE_EVERY_S", -1.0)
     measure(a_model(), Images(6), progress=True)
     told = capsys.readouterr()
-    assert told.err.splitlines() == ["evaluating: 4 of 6", "evaluating: 6 of 6"]
+    assert [line.split(",")[0] for line in told.err.splitlines()] == ["evaluating: 4 of 6", "evaluating: 6 of 6"]
     measure(a_model(), Images(6), progress=False)
     assert capsys.readouterr().err == ""
 

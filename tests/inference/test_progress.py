@@ -34,7 +34,9 @@ def test_a_line_a_minute(
     with progress_bar(shown) as bar:  # another one right after it
         task = bar.add_task("drawing", total=2)
         bar.update(task, completed=2)
-    lines = [f"reading: {step} of 500" for step in (121, 241, 361, 481)]
+    left = {121: "2.02 per second, 0:03:08", 241: "2.01 per second, 0:02:09"}
+    left |= {361: "2.01 per second, 0:01:09", 481: "2 per second, 0:00:09"}
+    lines = [f"reading: {step} of 500, {rest} left" for step, rest in left.items()]
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines) if shown else "")
 
 

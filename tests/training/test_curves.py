@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tnet.errors import OutputError
-from tnet.training.curves import plot_curves, read_metrics, write_metrics
+from tnet.training.curves import plot_curves, read_metrics, read_run, write_metrics
 
 ROWS = [
     {
@@ -47,6 +47,20 @@ def test_no_logs_are_no_rows(tmp_path: Path) -> None:
     put_version(tmp_path, 0, "")
     put_version(tmp_path, 1, "epoch,step\n,3\n")
     assert read_metrics(tmp_path) == []
+
+
+def test_the_table_of_a_run_is_read_as_written(tmp_path: Path) -> None:
+    write_metrics(ROWS, tmp_path / "metrics.csv")
+    assert read_run(tmp_path) == [pytest.approx(row) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "epoch,step\n", "epoch,val/accuracy\n0,much\n", "a,b\n1,2\n", "epoch\nnan\n", "epoch\ninf\n"]
+)
+def test_a_run_without_a_readable_table_has_no_rows(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "metrics.csv").write_text(text)
+    assert read_run(tmp_path) == []
 
 
 def test_the_table_holds_every_value(tmp_path: Path) -> None:

@@ -665,3 +665,14 @@ def test_moved_images_are_no_reason_not_to_resume(copied: Path) -> None:
     run._check_same_recipe(moved, copied)
     with pytest.raises(CheckpointError, match=r"\(data.train train -> other\);"):
         run._check_same_recipe(replace(moved, data=replace(moved.data, train="other")), copied)
+
+
+def test_training_ends_when_validation_gets_no_better(tmp_path: Path) -> None:
+    recipe = recipe_of_two(train={"epochs": 8, "patience": 2}, optim={"lr": 1e-12})
+    result = train(recipe, tmp_path / "run", progress=False)
+    assert len(result.metrics) == 3  # the first, and two that are no better
+
+
+def test_a_logger_whose_package_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.logger is wandb, whose package is not installed; pip install wandb"):
+        train(recipe_of_two(train={"logger": "wandb"}), tmp_path / "run", progress=False)

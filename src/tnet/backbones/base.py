@@ -77,6 +77,11 @@ class Backbone(nn.Module):
         """Extract features of glimpses."""
         raise NotImplementedError
 
+    def check_px(self, side_px: int) -> None:
+        """Raise ConfigError unless glimpses of this side are supported, besides those it was built for."""
+        if side_px < self.min_px:
+            raise ConfigError(f"glimpses of {side_px} px are too small for the backbone; give at least {self.min_px}")
+
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """Return all batch norms with running statistics in a module."""

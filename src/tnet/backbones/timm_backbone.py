@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import override
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
 from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stochastic_depth
@@ -45,16 +46,17 @@ class TimmBackbone(Backbone):
 
     def __init__(self, config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> None:
         super().__init__()
+        self.config, self.in_channels = config, in_channels
         self.model = _create(config, in_channels, base_px)
         training = self.model.training
         self.model.eval()
         try:
-            _, maps = self._probe(config, in_channels, base_px, None)
+            _, maps = self._probe(base_px, None)
             self._indices = self._choose_tap(config, [shape[-1] for shape in maps], grid_side)
             if not self._indices:
                 self.model.get_submodule(str(config.tap)).register_forward_hook(_keep)
             self.model.train(training)
-            pooled, maps = self._probe(config, in_channels, base_px, self._indices)
+            pooled, maps = self._probe(base_px, self._indices)
         except TnetError:
             raise
         except Exception as error:  # timm's models raise almost anything for sizes that they do not support
@@ -70,26 +72,35 @@ class TimmBackbone(Backbone):
             raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
         self.feature_dim, self.cell_dim = pooled[1], maps[0][1]
 
-    def _probe(self, config: BackboneConfig, in_channels: int, base_px: int, indices: list[int] | None) -> _Shapes:
+    @override
+    def check_px(self, side_px: int) -> None:
+        super().check_px(side_px)
+        try:
+            self._probe(side_px, self._indices)
+        except Exception as error:
+            problem = f"backbone {self.config.name} does not support regions of {side_px} px ({_reason(error)})"
+            raise ConfigError(f"{problem} besides whole images; remove model.look_px, or choose another") from None
+
+    def _probe(self, side_px: int, indices: list[int] | None) -> _Shapes:
         """Return the shapes of what :meth:`_run` gives for two glimpses.
 
         On the meta device, so that nothing is computed or allocated; once per process, since batch norm is slow there.
         """
-        plain = replace(config, pretrained=False, weights=None)
-        key = repr((plain, in_channels, base_px, indices, self.model.training))
+        plain = replace(self.config, pretrained=False, weights=None)
+        key = repr((plain, self.in_channels, side_px, indices, self.model.training))
         if key not in _PROBED:
-            pooled, maps = self._run_on_meta(in_channels, base_px, indices)
+            pooled, maps = self._run_on_meta(self.in_channels, side_px, indices)
             _PROBED[key] = tuple(pooled.shape), [tuple(m.shape) if isinstance(m, Tensor) else () for m in maps]
         return _PROBED[key]
 
-    def _run_on_meta(self, in_channels: int, base_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
+    def _run_on_meta(self, in_channels: int, side_px: int, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         call = _Call(self.model, self._run)
         tensors = {
             f"{path}.{name}".removeprefix("."): tensor.to("meta")
             for path, module in call.named_modules()  # each once, also if several others share it
             for name, tensor in (*module.named_parameters("", False), *module.named_buffers("", False))
         }
-        glimpses = torch.zeros(2, in_channels, base_px, base_px, device="meta")
+        glimpses = torch.zeros(2, in_channels, side_px, side_px, device="meta")
         with torch.no_grad():
             result: tuple[Tensor, list[Tensor]] = functional_call(call, tensors, (glimpses, indices), tie_weights=False)
         return result

@@ -103,7 +103,7 @@ class DRAMConfig(ModelConfig):
 
     @property
     @override
-    def look_px(self) -> int:
+    def region_px(self) -> int:
         return self.glimpse_px
 
     @property

@@ -47,7 +47,7 @@ class PatchModelConfig(ModelConfig):
 
     @property
     @override
-    def look_px(self) -> int:
+    def region_px(self) -> int:
         return self.patch_px
 
     @property

@@ -105,7 +105,7 @@ class SaccaderConfig(ModelConfig):
 
     @property
     @override
-    def look_px(self) -> int:
+    def region_px(self) -> int:
         return self.grid.field_px
 
     @property

@@ -13,6 +13,9 @@ from tnet.errors import ConfigError
 
 _TITLE = "# Accuracy against mean cost"
 _LOOKS_HELP = "Largest number of looks per image. [default: twice the model's own]"
+_PROBABILITIES_HELP = (
+    "Fit probabilities instead, of any model: a temperature that makes them as high as answers are often right."
+)
 _LEAST_HELP = "Looks that every image takes before it may be done."
 _SCORE_HELP = "Order of best-first search: path probability, the same per area, or gain as the model predicts it."
 _LEVELS_HELP = "Levels to search, including the whole image; more than in training are allowed. [default: the model's]"
@@ -28,6 +31,7 @@ def calibrate(
         Literal["confidence", "margin"], typer.Option(help="What must be large for an image to be done.")
     ] = "confidence",
     score: Annotated[Literal["path", "density", "gain"], typer.Option(help=_SCORE_HELP)] = "path",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help=_PROBABILITIES_HELP)] = False,
     recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
     split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     batch_size: common.BatchSizeOption = 16,
@@ -56,6 +60,9 @@ def calibrate(
     from tnet.traversal import BestFirst
 
     place = common.pick_device(device)
+    if probabilities:
+        _fit_probabilities(run, data, recipe, split, batch_size, workers, place, progress)
+        return
     model = common.searchable(load_model(run, calibrated=False), run)
     images, source = open_labelled(model.config, run, data, recipe, split)
     search = BestFirst(looks or 2 * total_looks(model.config.looks), levels or model.config.levels, score=score)
@@ -76,3 +83,28 @@ def calibrate(
     write_text(model_folder(run) / CALIBRATION_NAME, fit.calibration.text())
     common.say(f"written: {page}, calibration.csv, calibration.png")
     common.say(f"written: {model_folder(run) / CALIBRATION_NAME}")
+
+
+def _fit_probabilities(
+    run: Path,
+    data: Path | None,
+    recipe: Path | None,
+    split: Split,
+    batch_size: int,
+    workers: int,
+    device: str,
+    progress: bool,
+) -> None:
+    """Fit the temperature, save it in the model's configuration, and report the error on images left out of the fit."""
+    from tnet.evaluation.probabilities import calibrate_halves, collect_logits, fit_temperature
+    from tnet.models.io import load_model, save_temperature
+
+    model = load_model(run).to(device)
+    images, source = open_labelled(model.config, run, data, recipe, split)
+    logits, targets = collect_logits(model, images, batch_size=batch_size, workers=workers, progress=progress)
+    before, after = calibrate_halves(logits, targets)
+    temperature = fit_temperature(logits, targets)
+    path = save_temperature(run, temperature)
+    common.say(f"{source}: {len(images)} images, temperature {temperature:.3f}")
+    common.say(f"expected calibration error: {before:.1%} before, {after:.1%} after, on halves left out of the fit")
+    common.say(f"written: {path}")

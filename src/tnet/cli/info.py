@@ -85,7 +85,7 @@ def _table(pattern: str, progress: bool) -> str:
             model = build_outline(config)
             count, macs = count_parameters(model), multiply_adds(model)
             whole = short_number(multiply_adds(model, 0) / 1e9) if config.allows_no_looks else "-"
-            cells = [name, str(config.look_px), str(1 + len(config.default_looks)), looks_label(config.default_looks)]
+            cells = [name, str(config.region_px), str(1 + len(config.default_looks)), looks_label(config.default_looks)]
             cells += [f"{count.trainable:,}", f"{count.total:,}", short_number(macs / 1e9), whole]
             lines.append(cells)
     header = ["name", "base px", "levels", "looks", "trainable", "total"]
@@ -155,7 +155,8 @@ def _geometry(model: TNet, size_hw: tuple[int, int]) -> str:
             regions = choose_cells(regions, config.grid, torch.zeros(1, 1, dtype=torch.long))
             count *= config.looks[level - 1]
         height, width = regions.size_hw[0].tolist()
-        lines.append([f"{level}", f"{count}", f"{height} x {width}", f"{max(height, width) / config.base_px:.2f}"])
+        shown_px = config.region_px if level else config.base_px
+        lines.append([f"{level}", f"{count}", f"{height} x {width}", f"{max(height, width) / shown_px:.2f}"])
     table = markdown_table(["level", "regions", "image px (height x width)", "image px per input px"], lines)
     text = f"An image of {size_hw[0]} x {size_hw[1]} px:\n\n{table}\n"
     try:

@@ -27,7 +27,7 @@ from tnet.text import on_one_line
 from tnet.threads import choose_threads
 
 # In the order of the help; each is a function in the module of its name.
-_VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "calibrate", "compare"]
+_VERBS = ["demo", "suggest", "split", "recipes", "train", "crossval", "evaluate", "report", "calibrate", "compare"]
 _VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.

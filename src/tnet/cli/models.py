@@ -51,6 +51,6 @@ def _list_models(pattern: str) -> None:
         levels, grid = str(1 + len(config.default_looks)), "-"
         if isinstance(config, TNetConfig):
             grid = f"{config.grid.rows} x {config.grid.cols} of {config.grid.cell_extent:g}"
-        numbers = [str(config.look_px), levels, grid, looks_label(config.default_looks), str(config.num_classes)]
+        numbers = [str(config.region_px), levels, grid, looks_label(config.default_looks), str(config.num_classes)]
         lines.append([name, config.network, *numbers])
     say(markdown_table(["name", "backbone", "base px", "levels", "grid", "looks", "classes"], lines), nl=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +28,9 @@ IMAGES_HELP = (
 )
 _OUT_HELP = (
     "Table to write. .csv: columns path, label, probability, top5 and regions (both JSON), error. .jsonl: one JSON "
-    "object per image. [default: one line per image on standard output]"
+    "object per image. A folder: a job of any number of images, written in parts (parts/*.parquet); failed images are "
+    "rows with their error, and the same command goes on after an interruption. "
+    "[default: one line per image on standard output]"
 )
 _BUDGET_HELP = (
     "Mean looks per image, such as 2.5, or mean multiply-adds, such as 900M or 1.2G: easy images take fewer, hard ones "
@@ -42,6 +45,12 @@ _ASPECT_HELP = (
     "How images that are 1.5 times as long as wide, or longer, are seen whole: squeeze, as a square; or keep, as up to "
     "16 squares side by side, each searched like an image. The looks are chosen as with --levels."
 )
+_SHARD_HELP = (
+    "With a folder as --out: this process predicts the i-th of n shares of the parts, such as 2/8. Under torchrun each "
+    "process takes its own. [default: all]"
+)
+_PART_HELP = "With a folder as --out: images per part. What a stop interrupts is at most the part under way."
+_RETRY_HELP = "With a folder as --out: also predict the images again that failed before."
 _MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
 
@@ -66,6 +75,9 @@ def predict(
     value_range: common.RangeOption = None,
     allow_small: common.SmallOption = False,
     skip_unreadable: common.SkipOption = False,
+    part_rows: Annotated[int, typer.Option(min=1, max=1_000_000, help=_PART_HELP)] = 500,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help=_SHARD_HELP)] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help=_RETRY_HELP)] = False,
     overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
 ) -> None:
@@ -80,13 +92,19 @@ def predict(
     from tnet.inference.inputs import find_inputs
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
-    from tnet.inference.write import check_output, prediction_line, write_predictions
+    from tnet.inference.write import FILE_SUFFIXES, check_output, prediction_line, write_predictions
     from tnet.models.io import load_model
     from tnet.text import on_one_line
 
-    paths = find_inputs(images, check_exists=not skip_unreadable)
+    is_job = out is not None and (not out.suffix or (out.is_dir() and out.suffix.lower() not in FILE_SUFFIXES))
+    if not is_job and (shard is not None or retry_failed):
+        raise typer.BadParameter("--shard and --retry-failed are for jobs; give a folder as --out")
+    if is_job and overwrite:
+        raise typer.BadParameter("--overwrite does not apply to the folder of a job; delete the folder, or omit it")
+    share = _shard(shard) if is_job else (1, 1)
+    paths = find_inputs(images, check_exists=not skip_unreadable and not is_job)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
-    if out is not None:
+    if out is not None and not is_job:
         check_output(out, inputs=inputs, overwrite=overwrite)
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
@@ -101,11 +119,22 @@ def predict(
         search = replace(search, levels=levels or search.levels, aspect=aspect or search.aspect)
         chosen = None
         batch_size = batch_size if max_ms is None else 1
-    predictions = iter_predictions(
-        network, paths, looks=chosen, policy=policy.value if policy else None, search=search, batch_size=batch_size,
-        workers=workers, device=common.pick_device(device), progress=progress, skip_unreadable=skip_unreadable,
-        allow_small=allow_small, read=common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "looks": chosen, "policy": policy.value if policy else None, "search": search, "batch_size": batch_size,
+        "allow_small": allow_small,
+        "read": common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
+    }  # fmt: skip
+    running: dict[str, Any] = {
+        "workers": workers,
+        "device": common.pick_device(_own_device(device)),
+        "progress": progress,
+    }
+    if is_job:
+        assert out is not None
+        job = {"part_rows": part_rows, "shard": share, "retry_failed": retry_failed}
+        _run_job(out, network, model, paths, options, **running, **job)
+        return
+    predictions = iter_predictions(network, paths, **options, **running, skip_unreadable=skip_unreadable)
     skipped = 0
 
     def report_skipped() -> Iterator[Prediction | Unreadable]:
@@ -123,6 +152,40 @@ def predict(
     else:
         count = write_predictions(report_skipped(), out, inputs=inputs, overwrite=overwrite)
         common.say(f"written: {out} ({count} images, {skipped} skipped)", err=True)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """Return number and count of the shard that is asked for, or that torchrun gives this process."""
+    if text is None:
+        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a shard; give its number and how many there are, such as 2/8")
+    return int(match[1]), int(match[2])
+
+
+def _own_device(name: str) -> str:
+    """Return the GPU of this process under torchrun instead of ``auto``."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if name == "auto" and rank is not None and torch.cuda.is_available() else name
+
+
+def _run_job(
+    out: Path, network: Model, folder: Path, paths: list[Path], options: dict[str, Any], **running: Any
+) -> None:
+    from tnet.inference.job import predict_into
+    from tnet.models.io import model_digest
+
+    settings = {name: repr(value) for name, value in options.items()}
+    report = predict_into(out, network, paths, model_hash=model_digest(folder), settings=settings, **options, **running)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())
+    failed = f"{report.failed} failed ({kinds})" if report.failed else "none failed"
+    text = f"{out}: {report.predicted} of {report.images} images predicted, {failed}"
+    if report.missing:
+        text += f", {report.missing} not yet written by other shards"
+    common.say(f"{text}; {report.new} now, {report.images_per_second:.3g} per second", err=True)
 
 
 def _search(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,9 +51,9 @@ def read_boxes(table_path: str | os.PathLike[str], images: Sequence[Path], *, pa
             number, a box is empty or its path fits several images; or no row is about any of the images.
     """
     table = Path(table_path)
-    columns = read_columns(table, lambda header: [path_column, *_layout(table, header)])
-    paths, *sides = (columns[name] for name in columns)
-    is_size = tuple(columns)[1:3] == _SIZES
+    columns = read_columns(table, [path_column], sorted({name for layout in _LAYOUTS for name in layout}))
+    paths, layout = columns.pop(path_column), _layout(table, columns)
+    sides, is_size = [columns[name] for name in layout], layout[:2] == _SIZES
     image_of = _match(table, paths, images)
     found: dict[int, list[list[float]]] = {}
     unmatched = 0
@@ -72,14 +72,16 @@ def read_boxes(table_path: str | os.PathLike[str], images: Sequence[Path], *, pa
     return ImageBoxes({image: torch.tensor(boxes) for image, boxes in sorted(found.items())}, unmatched)
 
 
-def _layout(table: Path, header: Sequence[str]) -> tuple[str, ...]:
+def _layout(table: Path, found: Collection[str]) -> tuple[str, ...]:
     """Return the columns of the corners, or of a corner and the size: down, across, down, across."""
-    layouts = [layout for layout in _LAYOUTS if set(layout) <= set(header)]
+    layouts = [layout for layout in _LAYOUTS if set(layout) <= set(found)]
     if len(layouts) == 1:
         return layouts[0]
-    problem = "has no columns of boxes" if not layouts else "has boxes in several ways"
+    problem = (
+        f"has {'boxes in several ways' if layouts else 'no boxes'} ({', '.join(found) or 'none of their columns'})"
+    )
     remedy = "give one of y0,x0,y1,x1; x1,y1,x2,y2; xmin,ymin,xmax,ymax; x,y,w,h; x,y,width,height"
-    raise DataError(f"the table {table} {problem} (columns: {shorten(header, 20)}); {remedy}")
+    raise DataError(f"the table {table} {problem}; {remedy}")
 
 
 def _box(table: Path, row: int, cells: Sequence[str], is_size: bool) -> list[float]:

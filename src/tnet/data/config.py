@@ -8,6 +8,7 @@ from typing import Literal
 from tnet.config import check_least, check_most
 from tnet.data.augment import AugmentConfig
 from tnet.data.digits import DigitsConfig
+from tnet.data.groups import check_pattern
 from tnet.data.published import PUBLISHED
 from tnet.errors import ConfigError
 from tnet.scenes.file import SceneOptions
@@ -32,6 +33,10 @@ class DataConfig:
             stay on their side when others are added.
         path_column: column of a table.
         label_column: column of a table.
+        group_column: column of a table with what must not be torn apart by ``val: null`` and by folds, such as the
+            patient, film or place of an image; ``null`` for none.
+        group_pattern: the same from paths: ``GROUP_*`` takes what stands before the first ``_`` of a file's name,
+            ``GROUP/*`` its folder. ``null`` for none.
         label_separator: separates several labels of an image in a table, which makes the task multi-label.
         boxes: use of the annotated boxes of a published dataset: ``none``; ``cover``, random crops respect them; or
             ``crop``, each box is a sample.
@@ -61,6 +66,8 @@ class DataConfig:
     val_fraction: float = 0.2
     path_column: str = "path"
     label_column: str = "label"
+    group_column: str | None = None
+    group_pattern: str | None = None
     label_separator: str | None = None
     boxes: Literal["none", "cover", "crop"] = "none"
     box_context: float | None = None
@@ -83,6 +90,12 @@ class DataConfig:
             if self.read == "lazy" and getattr(self, name) is not None:
                 problem = f"data.{name} is {getattr(self, name)}, but lazily read images are not changed"
                 raise ConfigError(f"{problem}; set it to null, or data.read to memory")
+        if self.group_pattern is not None:
+            check_pattern(self.group_pattern, "data.group_pattern")
+        if self.group_column is not None and (self.kind != "table" or self.group_pattern is not None):
+            also = "data.group_pattern is given too" if self.kind == "table" else f"data.kind is {self.kind}"
+            problem = f"data.group_column is {self.group_column!r}, but {also}"
+            raise ConfigError(f"{problem}; use group_column for tables, or group_pattern for paths")
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but synthetic digits are not in files; set it to auto")
         if self.boxes != "none" and self.kind in _GENERAL_KINDS:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
 from tnet.data.augment import Augment, sample_generator
+from tnet.data.groups import held_out_groups
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError, DataError
 from tnet.losses import check_labels
@@ -47,6 +48,7 @@ class LabelledImages(Dataset[Sample]):
         classes: names, by class index.
         reading: how files become tensors or scenes.
         augment: random augmentation, or None.
+        groups: what splits must not tear apart, such as the patient of each image; None if each image is its own.
         seed: seed of the augmentation, at least 0.
         epoch: epoch of the augmentation, from 0.
     """
@@ -72,6 +74,7 @@ class LabelledImages(Dataset[Sample]):
         self.classes = list(classes)
         self.reading = reading or ReadOptions()
         self.augment = augment
+        self.groups: list[str] | None = None
         self.seed = seed
         self.epoch = 0
 
@@ -119,6 +122,7 @@ class LabelledImages(Dataset[Sample]):
         part.paths = [self.paths[index] for index in indices]
         part.targets = self.targets[torch.as_tensor(indices, dtype=torch.int64)]
         part.augment = augment
+        part.groups = self.groups and [self.groups[index] for index in indices]
         return part
 
     def split_off(
@@ -129,8 +133,7 @@ class LabelledImages(Dataset[Sample]):
         An image is split off if a hash of ``split_seed`` and its path below ``root`` is small: the choice is the same
         on every machine and in any order of files, and stays the same when other images are added or removed. It does
         not depend on ``seed``. Each class gives about the fraction, a small one perhaps none, but never all its images;
-        at least one image is split off. Images of one patient, place or film may end up on both sides; if that matters,
-        split by hand.
+        at least one image is split off. With :attr:`groups` whole groups are split off, by a hash of their names.
 
         Args:
             fraction: share of the images to split off.
@@ -142,7 +145,7 @@ class LabelledImages(Dataset[Sample]):
 
         Raises:
             ConfigError: ``fraction`` is not between 0 and 1.
-            DataError: a class has a single image, or there are too few images.
+            DataError: a class has a single image or group, or there are too few images.
         """
         if not 0 < fraction < 1:
             raise ConfigError(f"the fraction of images to split off is {fraction}; give a number above 0 and below 1")
@@ -153,11 +156,16 @@ class LabelledImages(Dataset[Sample]):
         folder = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100
         if folder is None or not all(path.is_relative_to(folder) for path in paths):
             folder = Path(os.path.commonpath([path.parent for path in paths]))
-        hashes = [_hash(split_seed, path, folder) for path in paths]
+        hashes = [_hash(split_seed, path.relative_to(folder).as_posix()) for path in paths]
         order = sorted(range(len(self)), key=lambda index: (hashes[index], index))
         strata: dict[int, list[int]] = {}
         for index in order:
             strata.setdefault(0 if self.multilabel else int(self.targets[index]), []).append(index)
+        if (groups := self.groups) is not None:
+            by_group = {group: _hash(split_seed, group) for group in groups}
+            chosen = held_out_groups(strata, groups, by_group, fraction)
+            sides = [[index for index in range(len(self)) if (groups[index] in chosen) == side] for side in (0, 1)]
+            return self.subset(sides[0], augment=self.augment), self.subset(sides[1], augment=None)
         held_out: list[int] = []
         for label, members in strata.items():
             if len(members) < 2:
@@ -258,10 +266,9 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _hash(split_seed: int, path: Path, folder: Path) -> float:
-    """Return a number in [0, 1) that depends on the path below a folder."""
-    text = f"{split_seed}/{path.relative_to(folder).as_posix()}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+def _hash(split_seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends on a path or the name of a group."""
+    digest = hashlib.sha256(f"{split_seed}/{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 

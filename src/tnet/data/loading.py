@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from tnet.data.annotated import AnnotatedImages
@@ -17,9 +19,10 @@ from tnet.data.augment import Augment, AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import ImageFolder, ImageOptions, LabelledImages, check_split_folders
+from tnet.data.groups import group_in_path
 from tnet.data.published import PUBLISHED
 from tnet.data.sample import Sample, collate
-from tnet.data.table import ImageTable
+from tnet.data.table import ImageTable, read_columns
 from tnet.data.transforms import ReferenceEval, named_transform
 from tnet.data.workers import image_loader
 from tnet.errors import ConfigError, DataError, ImageError
@@ -83,6 +86,19 @@ def open_data(
     return train, val
 
 
+def open_labelled(config: DataConfig) -> LabelledImages:
+    """List all labelled images of ``config.train``, in files of kind ``folder`` or ``table``, without a split.
+
+    Raises:
+        DataError: the images are missing or inconsistent.
+        ConfigError: the images are of another kind.
+    """
+    if config.kind not in ("folder", "table"):
+        problem = f"data.kind is {config.kind!r}, but folds are made of images in class folders or tables"
+        raise ConfigError(f"{problem}; give those")
+    return _open_images(replace(config, val=config.train), None, ReadOptions(), 0)[0]
+
+
 def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val", "test"]) -> LabelledData:
     """Open the validation or test images (see :func:`name_of_test_images`) of a recipe.
 
@@ -98,6 +114,25 @@ def open_split(config: DataConfig, channels: int, seed: int, split: Literal["val
             raise DataError(f"the folder of test images {folder} is missing; {remedy}")
     val = open_data(config, channels, seed)[1]
     return MegapixelDigits(config.digits, "test") if split == "test" and config.kind == "digits" else val
+
+
+class _Part:
+    """Some images of labelled data."""
+
+    def __init__(self, data: LabelledData, indices: Sequence[int]) -> None:
+        self.classes, self.multilabel = data.classes, data.multilabel
+        self._data, self._indices = data, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._data[self._indices[index]]
+
+
+def evenly(data: LabelledData, count: int) -> LabelledData:
+    """Return ``count`` images spread evenly over labelled data, which may be sorted by class."""
+    return _Part(data, [index * len(data) // count for index in range(min(count, len(data)))])
 
 
 def number_classes_as(names: Sequence[str], data: LabelledData) -> None:
@@ -148,6 +183,11 @@ def _open_images(
         check_local(given)
 
     def open_one(name: str, classes: list[str] | None = None, augment: Augment | None = None) -> LabelledImages:
+        images = read_one(name, classes, augment)
+        images.groups = _read_groups(config, images, root / name)
+        return images
+
+    def read_one(name: str, classes: list[str] | None, augment: Augment | None) -> LabelledImages:
         options: ImageOptions = {"reading": reading, "augment": augment, "seed": seed}
         if config.kind == "folder":
             return ImageFolder(root / name, classes=classes, **options)
@@ -172,6 +212,19 @@ def _open_images(
         if config.boxes == "cover":
             train.cover_boxes()
     return train, val
+
+
+def _read_groups(config: DataConfig, images: LabelledImages, place: Path) -> list[str] | None:
+    """Return the group of each image, from a column of its table or from its path; ``None`` if there are none."""
+    if config.group_pattern is not None:
+        return [group_in_path(path, config.group_pattern) for path in images.paths]
+    if config.group_column is None:
+        return None
+    groups = [group.strip() for group in read_columns(place, [config.group_column])[config.group_column]]
+    if "" in groups:
+        problem = f"the table {place} has no {config.group_column!r} in row {groups.index('') + 1}"
+        raise DataError(f"{problem}; give each image a group")
+    return groups
 
 
 def check_sizes(data: LabelledData, base_px: int) -> None:
@@ -215,9 +268,17 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(
-        self, images: int, per_epoch: int, seed: int, epoch: int, batch: int = 1, share: Share = ALONE
+        self,
+        images: int,
+        per_epoch: int,
+        seed: int,
+        epoch: int,
+        batch: int = 1,
+        share: Share = ALONE,
+        classes: Int[Tensor, " images"] | None = None,
     ) -> None:
         self.images, self.per_epoch, self.seed, self.epoch = images, per_epoch, seed, epoch
+        self.classes = classes  # draws as many images of each, with replacement
         self.batch, self.share = batch, share
 
     def __len__(self) -> int:
@@ -232,6 +293,11 @@ class EpochSampler(Sampler[int]):
         return (image for place, image in enumerate(kept) if place // self.batch % processes == rank)
 
     def _order(self) -> Iterator[int]:
+        if self.classes is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            shares = 1 / self.classes.bincount().clamp(min=1).double()[self.classes]
+            yield from torch.multinomial(shares, self.per_epoch, replacement=True, generator=generator).tolist()
+            return
         start = self.epoch * self.per_epoch
         done = 0
         while done < self.per_epoch:
@@ -251,11 +317,21 @@ def train_loader(
     epoch: int,
     per_epoch: int | None,
     share: Share = ALONE,
+    *,
+    balanced: bool = False,
 ) -> DataLoader[Any]:
-    """Return a loader of one training epoch; batches do not depend on the number of workers."""
+    """Return a loader of one training epoch; batches do not depend on the number of workers.
+
+    Raises:
+        ConfigError: ``balanced`` is asked for, but images have no single class.
+    """
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
-    sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch, batch=batch_size, share=share)
+    classes = getattr(data, "targets", None) if balanced else None
+    if balanced and (not isinstance(classes, Tensor) or classes.ndim != 1):
+        problem = "train.balance is classes, but the images are synthetic or have several labels"
+        raise ConfigError(f"{problem}; set it to none")
+    sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch, batch_size, share, classes)
     # Batch norm cannot normalise a last batch of one image.
     return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tnet.data.annotated import AnnotatedImages
 from tnet.data.folder import LabelledImages
+from tnet.data.groups import shared_groups
 from tnet.data.loading import LabelledData
 
 _MAX_SECONDS = 20.0
@@ -28,10 +29,11 @@ class _Image(NamedTuple):
 
 
 def find_repeats(train: LabelledData, val: LabelledData) -> list[str]:
-    """Describe images that are both training and validation images, and images with different labels.
+    """Describe images and groups that are both training and validation images, and images with different labels.
 
     Images are the same if they are one file, by name or link, or have the same bytes, compared for at most 20 s.
     """
+    shared = "" if train is val else shared_groups(getattr(train, "groups", None), getattr(val, "groups", None))
     end = time.monotonic() + _MAX_SECONDS
     groups = [[*_images(train, "train"), *_images(val, "val")]]
     for count in _READ:
@@ -41,7 +43,7 @@ def find_repeats(train: LabelledData, val: LabelledData) -> list[str]:
                 parts.setdefault((number, _content(image.path, count, end)), []).append(image)
         groups = [part for part in parts.values() if any(_pair(part, kind) for kind, _, _ in _KINDS)]
     late = f" (compared for {_MAX_SECONDS:.0f} s only)" if time.monotonic() > end else ""
-    found = []
+    found = [shared] if shared else []
     for kind, problem, remedy in _KINDS:
         pairs = [pair for group in groups if (pair := _pair(group, kind))]
         if pairs:

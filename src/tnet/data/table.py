@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -34,9 +34,6 @@ _MAX_LINE = 2**20  # characters
 _MAX_CHARACTERS = 2**31  # of a column
 _MAX_TARGETS = 2**31
 _BATCH_ROWS = 2**16
-Columns = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
-"""Names of columns, or their choice from the names of all columns of a table."""
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -100,8 +97,10 @@ class ImageTable(LabelledImages):
         super().__init__(paths, targets[rows], names, **options)
 
 
-def read_columns(path: Path, columns: Columns) -> dict[str, list[str]]:
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
     """Read columns of a ``.csv``, ``.parquet`` or ``.pq`` file as text, by name; missing values are empty.
+
+    Columns that are ``optional`` are read if the table has them.
 
     Raises:
         DataError: the table is missing, unreadable, of another format, without rows, or lacks a column.
@@ -113,14 +112,14 @@ def read_columns(path: Path, columns: Columns) -> dict[str, list[str]]:
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
-        values = reader(path, columns)
+        values = reader(path, columns, optional)
     except (csv.Error, pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
         reason = " ".join(str(error).split())[:300]
         problem = _PROBLEMS.get(type(error), f"cannot be read ({reason}); correct it, or save it again")
         raise DataError(f"the table {path} {problem}") from error
-    if not next(iter(values.values())):
+    if not values[columns[0]]:
         raise DataError(f"the table {path} has columns, but no rows; list at least one image")
     for name, column in values.items():
         if sum(map(len, column)) > _MAX_CHARACTERS:
@@ -150,11 +149,12 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def _read_csv(path: Path, columns: Columns) -> dict[str, list[str]]:
+def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     reader = csv.reader(read_lines(path), strict=True)
     header = list(map(unmarked, next(reader, [])))
-    values: dict[str, list[str]] = {name: [] for name in _check_columns(path, header, columns)}
+    columns = _check_columns(path, header, columns, optional)
+    values: dict[str, list[str]] = {name: [] for name in columns}
     places = [(values[name].append, header.index(name)) for name in values]
     width = len(header)
     for row in reader:
@@ -168,13 +168,14 @@ def _read_csv(path: Path, columns: Columns) -> dict[str, list[str]]:
     return values
 
 
-def _read_parquet(path: Path, columns: Columns) -> dict[str, list[str]]:
+def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
     """Read batch by batch, with values that are stored once kept once: a small file can stand for a huge table."""
     check_regular(path)
     with path.open("rb") as stream:
         metadata = pyarrow.parquet.read_metadata(stream)
-        names = list(dict.fromkeys(_check_columns(path, metadata.schema.to_arrow_schema().names, columns)))
-        values: dict[str, list[str]] = {name: [] for name in names}
+        columns = _check_columns(path, metadata.schema.to_arrow_schema().names, columns, optional)
+        values: dict[str, list[str]] = {name: [] for name in columns}
+        names = list(values)
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
         chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
@@ -193,9 +194,9 @@ def _read_parquet(path: Path, columns: Columns) -> dict[str, list[str]]:
     return values
 
 
-def _check_columns(path: Path, header: Sequence[str], columns: Columns) -> Sequence[str]:
-    """Return the names of the columns, each of which the table has once."""
-    columns = columns(header) if callable(columns) else columns
+def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> Sequence[str]:
+    """Return the columns to read, each of which is there once."""
+    columns = [*columns, *(name for name in optional if name in header)]
     for name in columns:
         if header.count(name) != 1:
             problem = "has no column" if name not in header else "has more than one column"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from PIL import Image
 
 from tnet.cost import build_outline, multiply_adds
 from tnet.data.digits import MegapixelDigits
-from tnet.demo.page import Claim, Rows, machine, tnet_config, write_page
+from tnet.demo.page import Claim, Rows, find_row, tnet_config, write_demo_page
 from tnet.errors import OutputError
-from tnet.evaluation.evaluator import LooksRow, evaluate
-from tnet.evaluation.plots import plot_looks
+from tnet.evaluation.evaluator import evaluate
 from tnet.evaluation.report import looks_table, write_rows_csv
 from tnet.explain import look, save_explanation
 from tnet.files import make_folder, write_text
 from tnet.inference.predictor import iter_predictions
 from tnet.inference.write import write_predictions
 from tnet.models.base import Model
+from tnet.report.run import machine_text
 from tnet.training.recipe import Recipe, load_recipe
 from tnet.training.run import RunResult, train
 
@@ -75,7 +75,7 @@ def run_demo(
     claims = check_claims(rows, config.looks[0])
     seconds = time.monotonic() - start
     _write_results(folder, rows, claims, seed, seconds)
-    page = write_page(folder, recipe, rows, claims, explained, minutes, seconds)
+    page = write_demo_page(folder, recipe, rows, claims, explained, minutes, seconds)
     return DemoResult(folder, page, claims, rows, seconds)
 
 
@@ -106,13 +106,7 @@ def _evaluate(tnet: RunResult, small: RunResult, full: RunResult, progress: bool
     folder = tnet.folder.parent
     for name, system in rows.items():
         write_rows_csv(system, folder / f"evaluation_{name.lower()}.csv")
-    plot_looks(rows["TNet"], folder / "accuracy.png")
     return rows
-
-
-def find_row(rows: Sequence[LooksRow], looks: int, policy: str = "topk") -> LooksRow:
-    """Return the row of a number of looks; the policy is ignored for 0."""
-    return next(row for row in rows if row.total_looks == looks and (looks == 0 or row.policy == policy))
 
 
 def check_claims(rows: Rows, looks: int) -> list[Claim]:
@@ -171,7 +165,7 @@ def _fresh_images(model: Model, recipe: Recipe, folder: Path) -> list[Path]:
 
 def _write_results(folder: Path, rows: Rows, claims: list[Claim], seed: int, seconds: float) -> None:
     results = {
-        "seed": seed, "seconds": round(seconds, 1), "machine": machine(), "date": time.strftime("%Y-%m-%d"),
+        "seed": seed, "seconds": round(seconds, 1), "machine": machine_text(), "date": time.strftime("%Y-%m-%d"),
         "claims": [asdict(claim) for claim in claims],
         "rows": {name: [asdict(row) for row in system] for name, system in rows.items()},
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from tnet.data.sample import Batch
 from tnet.errors import CheckpointError, ConfigError, DataError
 from tnet.geometry import total_looks
 from tnet.inference.progress import track_images
+from tnet.inference.records import class_probs
 from tnet.models.aggregation import Places
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.tnet import TNet, TNetOutput
@@ -137,6 +138,10 @@ class Setting(NamedTuple):
     kind: str  # the policy that the model is called with
 
 
+Observer = Callable[[Setting, Batch, ModelOutput], None]
+"""Is called with every output of an evaluation, such as to keep single answers."""
+
+
 def settings(model: Model, looks: Sequence[Looks | None], policies: Sequence[str]) -> list[Setting]:
     """Return every combination of looks (empty for the model's own) and policies, each once.
 
@@ -186,6 +191,7 @@ def evaluate(
     device: str = "cpu",
     progress: bool = True,
     seed: int = 0,
+    observe: Observer | None = None,
 ) -> list[LooksRow]:
     """Measure a model with several numbers of looks, in one pass over the images.
 
@@ -199,6 +205,7 @@ def evaluate(
         device: device to run on.
         progress: show progress on standard error.
         seed: seed of random policies. With 2 levels, the cells drawn for 2 looks are among those drawn for 3.
+        observe: is called with the output of every batch and setting.
 
     Returns:
         One row per distinct number of looks and policy, in the order given.
@@ -227,7 +234,7 @@ def evaluate(
         for batch in track_images(eval_loader(data, batch_size, workers), len(data), "evaluating", progress):
             images = batch.to(place).images
             for run in runs:
-                time_ms = run.add(model, batch, images)
+                time_ms = run.add(model, batch, images, observe)
                 # The first batch warms up, and a last one of another size is not like the others.
                 if first is not None and len(images) == len(first):
                     run.times_ms.append(time_ms)
@@ -244,7 +251,7 @@ class _Run:
         config = model.config
         self.setting, self.seed, self.device = setting, seed, device
         self.policy = model.seeded_policy(setting.kind, seed, device)
-        self.multilabel = config.multilabel
+        self.config, self.multilabel = config, config.multilabel
         self.jaccard = MultilabelJaccardIndex(config.num_classes, average="micro") if config.multilabel else None
         self.auroc = BinaryAUROC() if config.num_classes == 2 and not config.multilabel else None
         self.right: dict[str, list[str]] = {"top1": [], "top5": [], "without_context": []}
@@ -252,7 +259,9 @@ class _Run:
         self.classes_seen: set[int] = set()
         self.times_ms: list[float] = []
 
-    def add(self, model: Model, batch: Batch, images: Tensor | list[Tensor] | list[Scene]) -> float:
+    def add(
+        self, model: Model, batch: Batch, images: Tensor | list[Tensor] | list[Scene], observe: Observer | None
+    ) -> float:
         """Run a batch and add it to the metrics; returns milliseconds per image."""
         # A policy without its own generator draws from the global one, seeded by seed and batch alone.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -268,6 +277,8 @@ class _Run:
         alone = without_context(model, output)
         if alone is not None:
             self._keep("without_context", is_right(alone.float().cpu(), batch.targets))
+        if observe is not None:
+            observe(self.setting, batch, output)
         return time_ms
 
     def _update(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> None:
@@ -278,7 +289,7 @@ class _Run:
                 "diverged, train again or take an earlier model"
             )
         targets = batch.targets
-        probs = logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
+        probs = class_probs(logits, self.config)
         self.confidence += float(probs.max(dim=1).values.sum())
         self._keep("top1", is_right(logits, targets))
         if logits.shape[1] > 5 and not self.multilabel:

@@ -54,6 +54,7 @@ def _draw_curve(axis: Axes, curve: Curve, *, band: bool = False) -> None:
     below = [max(0.0, 100 * (point.accuracy - point.low)) for point in points]
     above = [max(0.0, 100 * (point.high - point.accuracy)) for point in points]
     color = f"C{curve.color % 10}"
+    axis.grid(alpha=0.3)
     axis.errorbar(
         x, y, [below, above], marker=curve.marker, color=color, elinewidth=0.8, capsize=2,
         label=curve.label.replace("$", r"\$") or None,  # not a formula
@@ -72,9 +73,7 @@ def _plain_log_scale(axis: Axes) -> None:
 
 
 def _save(figure: Figure, path: str | Path, *, outer_legend: bool = True) -> None:
-    """Add grids and a legend beside the axes, and write a figure atomically."""
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
+    """Add a legend beside the axes, and write a figure atomically."""
     if outer_legend:
         figure.legend(fontsize=8, loc="outside right upper")
     with atomic_path(path) as temporary:
@@ -82,12 +81,20 @@ def _save(figure: Figure, path: str | Path, *, outer_legend: bool = True) -> Non
 
 
 def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
-    """Draw accuracy, with its 95 % intervals, against looks and against multiply-adds; one line per policy.
+    """Write the figure of :func:`looks_figure`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    unit, letter = macs_unit(max(row.macs for row in rows))
+    _save(looks_figure(rows), path, outer_legend=False)
+
+
+def looks_figure(rows: Sequence[LooksRow], others: Sequence[tuple[str, LooksRow]] = ()) -> Figure:
+    """Draw accuracy, with its 95 % intervals, against looks and against multiply-adds; one line per policy.
+
+    ``others`` are single points of other models, by name, against multiply-adds.
+    """
+    unit, letter = macs_unit(max(row.macs for row in [*rows, *(row for _, row in others)]))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     by_looks, by_macs = figure.subplots(1, 2, sharey=True)
     none = [row for row in rows if not row.looks]
@@ -99,13 +106,20 @@ def plot_looks(rows: Sequence[LooksRow], path: str | Path) -> None:
             _draw_curve(axis, Curve(_LABELS.get(policy, policy or "0 looks"), points, index), band=True)
     if any(len(row.looks) > 1 for row in rows):  # 4 looks can be 4 or 2x1: name the points
         for row in rows:
-            point = (row.total_looks, 100 * row.accuracy)
-            by_looks.annotate(looks_label(row.looks), point, (4, 5), textcoords="offset points", fontsize=8)
+            at = (row.total_looks, 100 * row.accuracy)
+            by_looks.annotate(looks_label(row.looks), at, (4, 5), textcoords="offset points", fontsize=8)
     by_looks.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_looks.set(xlabel="looks (regions per image)", ylabel="accuracy (%)")
+    for color, (name, row) in enumerate(others, max(1, len(policies))):
+        point = Point(row.macs / unit, row.accuracy, row.accuracy_low, row.accuracy_high)
+        _draw_curve(by_macs, Curve(name, [point], color, "D"))
     by_macs.set(xlabel=f"multiply-adds per image ({letter})")
     by_looks.legend()
-    _save(figure, path, outer_legend=False)
+    if others:
+        by_macs.legend(handles=by_macs.containers[max(1, len(policies)) :])
+        if max(row.macs for _, row in others) > 4 * max(row.macs for row in rows):
+            _plain_log_scale(by_macs)
+    return figure
 
 
 def plot_frontier(rows: Sequence[FrontierRow], path: str | Path) -> None:
@@ -192,5 +206,6 @@ def plot_training(curves: Sequence[RunCurve], path: Path) -> None:
             linestyle="-" if index < 10 else ":", label=curve.system.replace("$", r"\$") if first else None,
         )  # fmt: skip
     axis.set(xlabel="images seen in training", ylabel="validation accuracy (%)")
+    axis.grid(alpha=0.3)
     _plain_log_scale(axis)
     _save(figure, path)

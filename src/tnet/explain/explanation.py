@@ -95,16 +95,12 @@ class Explanation:
         config, image = self.model.config, self.image
         regions = self.output.regions.take(torch.tensor(records, dtype=torch.long) + 1)
         scene = self.model.scene([image] if isinstance(image, Tensor) else image)
-        pixels = scene.glimpse(regions, config.look_px if regions.depth else config.whole_px)
+        pixels = scene.glimpse(regions, config.region_px if regions.depth else config.whole_px)
         return [_display(glimpse) for glimpse in (pixels * 255).round().to(torch.uint8)]
 
     def whole(self) -> np.ndarray:
-        """Return the whole image, downscaled to a square for display; a panel restores its aspect."""
-        image, size_hw = self.image, size_of(self.image)
-        channels = self.model.config.in_channels
-        batch: SceneBatch = TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], channels)
-        pixels = batch.glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
-        return _display((pixels * 255).round().to(torch.uint8))
+        """Return the whole image, see :func:`overview`."""
+        return overview(self.image, self.model.config.in_channels)
 
 
 def look(
@@ -135,7 +131,15 @@ def look(
     return Explanation(model, image, output, prediction, labels, located, shown, truth)
 
 
-def shares(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> ShareBox:
+def overview(image: UInt8[Tensor, "channels height width"] | Scene, channels: int) -> np.ndarray:
+    """Return a whole image, downscaled to a square for display; a panel restores its aspect."""
+    size_hw = size_of(image)
+    batch: SceneBatch = TensorBatch([image]) if isinstance(image, Tensor) else LazyBatch([image], channels)
+    pixels = batch.glimpse(whole_images([size_hw]), min(_DISPLAY_PX, max(size_hw)))[0]
+    return _display((pixels * 255).round().to(torch.uint8))
+
+
+def shares(box_yxyx: Sequence[float], size_hw: tuple[int, int]) -> ShareBox:
     """Return a box as fractions of its frame."""
     y0, x0, y1, x1 = box_yxyx
     return y0 / size_hw[0], x0 / size_hw[1], y1 / size_hw[0], x1 / size_hw[1]

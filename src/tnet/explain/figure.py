@@ -122,7 +122,7 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
     sheet.text(layout.MARGIN_IN, 0.22, clip(f"Predicted: {verdict}", room), 18, weight="bold")
     height, width = prediction.size_hw
     looks = len(prediction.regions)
-    seen = (config.whole_px**2 + looks * config.look_px**2) / (height * width)
+    seen = (config.whole_px**2 + looks * config.region_px**2) / (height * width)
     facts = [shorten(explanation.title, 70)] if explanation.title else []
     facts.append(f"{width} × {height} px")
     facts.append({0: "0 looks: only the whole, resized", 1: "1 look"}.get(looks, f"{looks} looks"))
@@ -135,9 +135,9 @@ def _draw_head(sheet: Sheet, explanation: Explanation) -> None:
 
 def _seen(config: ModelConfig, looks: int) -> str:
     """Return the number of pixels that the network saw, in words."""
-    if config.whole_px == config.look_px:
-        return f"{1 + looks} × {config.look_px} × {config.look_px} px"
-    views = ([(1, config.whole_px)] if config.whole_px else []) + ([(looks, config.look_px)] if looks else [])
+    if config.whole_px == config.region_px:
+        return f"{1 + looks} × {config.region_px} × {config.region_px} px"
+    views = ([(1, config.whole_px)] if config.whole_px else []) + ([(looks, config.region_px)] if looks else [])
     return " and ".join(f"{count} × {side} × {side} px" for count, side in views)
 
 
@@ -186,7 +186,7 @@ def _panel(sheet: Sheet, x: float, y: float, width: float, height: float, title:
 
 
 def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> None:
-    records, base_px = explanation.prediction.regions, explanation.model.config.look_px
+    records, base_px = explanation.prediction.regions, explanation.model.config.region_px
     y0, x0, y1, x1 = row.records[0].box_l0_yxyx
     count = f"{row.total} regions" if row.total != 1 else "1 region"
     size, spacing = f"{x1 - x0} × {y1 - y0} px", explanation.place.spacing_m_yx

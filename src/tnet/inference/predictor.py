@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,13 @@ import torch
 import yaml
 from jaxtyping import Num
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tnet.config import parse_dataclass
 from tnet.data.config import DataConfig
 from tnet.data.loading import read_options
 from tnet.data.workers import image_loader
-from tnet.errors import ConfigError, DataError, ImageError, RecipeError
+from tnet.errors import ConfigError, DataError, ImageError, ImageSizeError, MemoryWarning, RecipeError
 from tnet.inference.inputs import find_inputs
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
@@ -157,13 +158,13 @@ def check_image_size(
     """Raise an :class:`ImageError` for an image below the base resolution, or too small for looks to show more."""
     has_size = f"image {name} has {size_hw[1]} x {size_hw[0]} pixels"
     if min(size_hw) < config.needed_px and not allow_small:
-        raise ImageError(
+        raise ImageSizeError(
             f"{has_size}, but its shorter side must be at least the model's base resolution, {config.needed_px} px; "
             "give a larger image, or enlarge small ones with --allow-small"
         )
     problem = config.size_problem(size_hw, config.default_looks if looks is None else looks)
     if problem:
-        raise ImageError(f"{has_size}, {problem}; give a larger image, or use fewer levels (--looks)")
+        raise ImageSizeError(f"{has_size}, {problem}; give a larger image, or use fewer levels (--looks)")
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class _Images(Dataset[LoadedImage | Unreadable]):
             return self.load(self.images[index], name=str(index))
         except ImageError as error:
             image = self.images[index]
-            return Unreadable(str(image) if isinstance(image, (str, os.PathLike)) else str(index), str(error))
+            return Unreadable.of(str(image) if isinstance(image, (str, os.PathLike)) else str(index), error)
 
 
 def iter_predictions(
@@ -231,10 +232,13 @@ def iter_predictions(
     skip_unreadable: bool = False,
     allow_small: bool = False,
     read: ReadOptions = DEFAULT_READ,
+    part_rows: int | None = None,
 ) -> Iterator[Prediction | Unreadable]:
     """Classify images batch by batch and yield one result per image.
 
-    A batch may mix image sizes; it is closed early once its decoded pixels reach 512 MiB. The model is moved to
+    A batch may mix image sizes; it is closed early once its decoded pixels reach 512 MiB, and after ``part_rows``
+    images, so that the results of a part do not depend on the parts before. A batch that does not fit into memory is
+    divided. The model is moved to
     ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that cannot be read or is too small yields
     :class:`Unreadable`. Other arguments and errors are as in :func:`predict`; invalid arguments raise at the call.
     """
@@ -256,28 +260,31 @@ def iter_predictions(
 
     def predictions() -> Iterator[Prediction | Unreadable]:
         with progress_bar(progress) as bar:
-            task = bar.add_task("predicting", total=len(loader))
-            if search is not None:
-                assert isinstance(model, TNet)
-                for item in _search_each(model, loader, search, batch_size, skip_unreadable):
-                    yield item
-                    bar.advance(task)
-                return
-            for batch in _batches(loader, batch_size, skip_unreadable):
-                yield from _predict_or_skip(model, batch, chosen, policy, skip_unreadable)
-                bar.advance(task, len(batch))
+            task = bar.add_task("predicting", total=len(images))
+            entries = iter(loader)
+            for _ in range(0, len(images), part_rows or len(images)):
+                part = islice(entries, part_rows)
+                if search is not None:
+                    assert isinstance(model, TNet)
+                    for item in _search_each(model, part, search, batch_size, skip_unreadable):
+                        yield item
+                        bar.advance(task)
+                    continue
+                for batch in _batches(part, batch_size, skip_unreadable):
+                    yield from _predict_or_skip(model, batch, chosen, policy, skip_unreadable)
+                    bar.advance(task, len(batch))
 
     return predictions()
 
 
 def _search_each(
-    model: TNet, loader: DataLoader[LoadedImage | Unreadable], search: Search, batch_size: int, skip: bool
+    model: TNet, loaded: Iterable[LoadedImage | Unreadable], search: Search, batch_size: int, skip: bool
 ) -> Iterator[Prediction | Unreadable]:
     """Search every image with its own number of looks, in full batches of glimpses; yields entries in order."""
     entries: deque[LoadedImage | Unreadable] = deque()
 
     def stream() -> Iterator[list[Tensor] | Scene]:
-        for entry in loader:
+        for entry in loaded:
             if isinstance(entry, Unreadable) and not skip:
                 raise ImageError(entry.error)
             entries.append(entry)
@@ -296,18 +303,18 @@ def _search_each(
         if isinstance(output, ImageError):
             if not skip:
                 raise output
-            yield Unreadable(entry.path, str(output))
+            yield Unreadable.of(entry.path, output)
             continue
         yield prediction_of(output, 0, model.config, entry.path, stored_size_hw=entry.stored_size_hw)
 
 
 def _batches(
-    loader: DataLoader[LoadedImage | Unreadable], batch_size: int, skip_unreadable: bool
+    loaded: Iterable[LoadedImage | Unreadable], batch_size: int, skip_unreadable: bool
 ) -> Iterator[list[LoadedImage | Unreadable]]:
     """Collect entries until there are enough or they take too much memory."""
     batch: list[LoadedImage | Unreadable] = []
     used_bytes = 0
-    for entry in loader:
+    for entry in loaded:
         if isinstance(entry, Unreadable) and not skip_unreadable:
             yield batch
             raise ImageError(entry.error)
@@ -323,15 +330,34 @@ def _batches(
 def _predict_or_skip(
     model: Model, batch: Sequence[LoadedImage | Unreadable], looks: tuple[int, ...], policy: Policy | str, skip: bool
 ) -> list[Prediction | Unreadable]:
-    """Predict a batch; if a lazily read file turns out to be damaged, image by image, to skip only that one."""
+    """Predict a batch, in halves if it does not fit into memory.
+
+    If a lazily read file turns out to be damaged, image by image, to skip only that one.
+    """
+    size = 1
     try:
         return list(_predict_batch(model, batch, looks, policy))
     except ImageError as error:
         if not skip:
             raise
         if len(batch) == 1:
-            return [Unreadable(batch[0].path, str(error))]
-    return [item for entry in batch for item in _predict_or_skip(model, [entry], looks, policy, skip)]
+            return [Unreadable.of(batch[0].path, error)]
+    except (MemoryError, RuntimeError) as error:
+        if not _is_full(error) or (len(batch) == 1 and not skip):
+            raise
+        if len(batch) == 1:
+            return [Unreadable(batch[0].path, f"too little memory for image {batch[0].path} alone", "memory")]
+        size = -(-len(batch) // 2)
+        text = "too little memory for a batch of images, which is divided; a smaller batch size avoids that"
+        warnings.warn(text, MemoryWarning, stacklevel=2)  # once, since its text is always the same
+    parts = (batch[start : start + size] for start in range(0, len(batch), size))
+    return [item for part in parts for item in _predict_or_skip(model, part, looks, policy, skip)]
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether the processor or the GPU has too little memory."""
+    is_gpu = isinstance(error, torch.OutOfMemoryError)
+    return is_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _predict_batch(

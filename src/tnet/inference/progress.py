@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +38,7 @@ class _LineProgress(Progress):
     """Progress in lines, for output that is not a terminal."""
 
     def __init__(self) -> None:
-        super().__init__(disable=True)
+        super().__init__(disable=True, get_time=lambda: time.monotonic())
         self.lines = Lines()
 
     def update(self, task_id: Any, **fields: Any) -> None:
@@ -50,7 +51,11 @@ class _LineProgress(Progress):
 
     def _show(self, task_id: Any) -> None:
         task = self._tasks[task_id]
-        self.lines.show(f"{task.description}: {task.completed:.0f} of {task.total or 0:.0f}")
+        if task.completed:
+            rate = task.completed / max(task.elapsed or 0.0, 1e-9)
+            left = timedelta(seconds=round(((task.total or 0) - task.completed) / rate))
+            counts = f"{task.completed:.0f} of {task.total or 0:.0f}"
+            self.lines.show(f"{task.description}: {counts}, {rate:.3g} per second, {left} left")
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -6,13 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tnet.errors import CheckpointError, ConfigError
+from tnet.errors import CheckpointError, ConfigError, ImageSizeError
 from tnet.geometry import scaled_box
 from tnet.models.base import ModelConfig, ModelOutput
+from tnet.scenes.find import image_exists
 
 LABEL_THRESHOLD = 0.5
 """Probability above which a label of a multi-label model counts as present."""
@@ -75,10 +77,24 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that was skipped, and the reason in one sentence."""
+    """An image that was skipped, and the reason in one sentence.
+
+    Attributes:
+        path: as in :class:`Prediction`.
+        error: the reason.
+        kind: ``missing``, ``unreadable``, ``too small``, or ``memory``.
+    """
 
     path: str
     error: str
+    kind: Literal["missing", "unreadable", "too small", "memory"] = "unreadable"
+
+    @staticmethod
+    def of(path: str, error: Exception) -> Unreadable:
+        """Return the record of an error about an image."""
+        if isinstance(error, ImageSizeError):
+            return Unreadable(path, str(error), "too small")
+        return Unreadable(path, str(error), "unreadable" if image_exists(path) else "missing")
 
 
 def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> list[str]:
@@ -91,8 +107,8 @@ def class_labels(config: ModelConfig, names: Sequence[str] | None = None) -> lis
 
 
 def class_probs(logits: Float[Tensor, "*rows classes"], config: ModelConfig) -> Float[Tensor, "*rows classes"]:
-    """Return probabilities on the CPU: softmax, or sigmoid for a multi-label model."""
-    logits = logits.detach().float().cpu()
+    """Return probabilities on the CPU, at the model's temperature: softmax, or sigmoid for a multi-label model."""
+    logits = logits.detach().float().cpu() / config.temperature
     return logits.sigmoid() if config.multilabel else logits.softmax(dim=-1)
 
 

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tnet.errors import OutputError
 from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import Prediction, Unreadable
 from tnet.text import csv_row, on_one_line
 
+FILE_SUFFIXES = (".csv", ".jsonl")
 CSV_COLUMNS = ("path", "label", "probability", "top5", "regions", "error")
 """Columns of a table of predictions; ``top5`` and ``regions`` hold JSON, ``error`` is set for a skipped image."""
 
@@ -44,18 +46,35 @@ def write_predictions(
             count += 1
             if not is_csv:
                 file.write(_json(asdict(item)) + "\n")
-            elif isinstance(item, Unreadable):
-                file.write(csv_row([item.path, "", "", "", "", item.error]))
             else:
-                regions = _json([asdict(region) for region in item.regions])
-                file.write(csv_row([item.path, item.label, item.probability, _json(item.top5), regions, ""]))
+                row = row_of(item)
+                file.write(csv_row(row[name] for name in CSV_COLUMNS))
     return count
+
+
+def row_of(item: Prediction | Unreadable) -> dict[str, Any]:
+    """Return a row of a table with columns :data:`CSV_COLUMNS` and ``error_kind``; ``None`` where there is no value."""
+    row: dict[str, Any] = dict.fromkeys((*CSV_COLUMNS, "error_kind"))
+    if isinstance(item, Unreadable):
+        return row | {"path": _utf8(item.path), "error": _utf8(item.error), "error_kind": item.kind}
+    return row | {
+        "path": _utf8(item.path),
+        "label": _utf8(item.label),
+        "probability": item.probability,
+        "top5": _utf8(_json(item.top5)),
+        "regions": _utf8(_json([asdict(region) for region in item.regions])),
+    }
+
+
+def _utf8(text: str) -> str:
+    """Replace the lone surrogates of names that are not UTF-8 by their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_output(path: str | Path, *, inputs: Iterable[str | os.PathLike[str]] = (), overwrite: bool = False) -> None:
     """Check a file of predictions before any work."""
-    if Path(path).suffix.lower() not in (".csv", ".jsonl"):
-        raise OutputError(f"{path} has suffix {Path(path).suffix!r}; use .csv or .jsonl")
+    if Path(path).suffix.lower() not in FILE_SUFFIXES:
+        raise OutputError(f"{path} has suffix {Path(path).suffix!r}; use .csv or .jsonl, or a folder without a suffix")
     check_outputs([path], inputs=inputs, overwrite=overwrite)
 
 

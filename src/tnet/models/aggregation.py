@@ -1,8 +1,8 @@
 """Aggregations of the features of an image into the one that is classified.
 
 An aggregation is an ``nn.Module`` built with the feature size. ``forward(features, seen)`` ignores features where
-``seen`` is false; ``None`` stands for all. It is independent of regions, levels and classes. Only the canvas
-(:mod:`tnet.models.canvas`) also knows where features were seen.
+``seen`` is false; ``None`` stands for all. It is independent of regions, levels and classes. A
+:class:`PlacedAggregation` also knows where features were seen.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Aggregated(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where features were seen, for a canvas."""
+    """Where features were seen, for a :class:`PlacedAggregation`."""
 
     boxes: Float[Tensor, "batch n 4"]  # (y0, x0, y1, x1) as shares of the image's height and width, within it
-    start: Float[Tensor, "batch channels side side"] | None  # of the canvas, from the whole image; None without it
+    start: Float[Tensor, "batch channels side side"] | None  # of the map, from the whole image; None without it
 
     def ordered(self, order: Int[Tensor, "batch n"]) -> Places:
         """Return the places in another order."""
@@ -44,6 +44,40 @@ class Places(NamedTuple):
         """Return the places of groups of features of each image, one image's groups after another."""
         start = None if self.start is None else self.start.repeat_interleave(len(columns), dim=0)
         return Places(self.boxes[:, columns].flatten(0, 1), start)
+
+
+class PlacedAggregation(nn.Module):
+    """Base of aggregations that keep a map of the image, in which features have places.
+
+    Built with the size of features and of the cells of the cell map; ``forward(features, seen, places)``.
+
+    Attributes:
+        channels: of the map, as :meth:`read` returns it.
+    """
+
+    channels: int
+
+    def __init__(self, dim: int, cell_dim: int) -> None:
+        super().__init__()
+
+    def begin(
+        self,
+        cell_map: Float[Tensor, "views cell_dim h w"],
+        boxes: Float[Tensor, "views 4"],
+        image: Int[Tensor, " views"],
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Return the start of the map of each image from the cell maps of the views that show all of it.
+
+        Args:
+            cell_map: cell maps of whole images, or of the squares of long ones.
+            boxes: their places, ``(y0, x0, y1, x1)`` as shares of the image's height and width.
+            image: their images.
+        """
+        raise NotImplementedError
+
+    def read(self, features: Features, seen: Mask, places: Places | None) -> Float[Tensor, "batch channels side side"]:
+        """Return what the map says after these features, for a locator that sees what was collected."""
+        raise NotImplementedError
 
 
 AGGREGATIONS: Registry[Callable[..., nn.Module]] = Registry("aggregation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
@@ -51,6 +52,7 @@ class ModelConfig:
         mean, std: mean and standard deviation of inputs in [0, 1], per channel or one for all.
         multilabel: independent labels (sigmoid) instead of exclusive classes (softmax).
         class_names: name of each class; empty if unknown.
+        temperature: divisor of the logits in probabilities, fitted by ``tnet calibrate --probabilities``.
     """
 
     title: ClassVar[str] = "Model"
@@ -68,10 +70,13 @@ class ModelConfig:
     std: tuple[float, ...] | None = (0.5,)
     multilabel: bool = False
     class_names: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_most(self, "model.", {item.name: _MOST.get(item.name, _MOST_OF_OTHERS) for item in fields(self)})
         self._check_least(1, "num_classes", "in_channels")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"model.temperature is {self.temperature}; give a finite number above 0")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) not in (1, self.in_channels):
@@ -100,19 +105,19 @@ class ModelConfig:
             raise ConfigError(f"{sizes}, or {values:,} values per input; give at most {_MAX_VALUES:,}")
 
     @property
-    def look_px(self) -> int:
+    def region_px(self) -> int:
         """Side of a glimpse of a region, pixels."""
         raise NotImplementedError
 
     @property
     def whole_px(self) -> int:
         """Side of the glimpse of the whole image before the first look, pixels; 0 if there is none."""
-        return self.look_px
+        return self.region_px
 
     @property
     def needed_px(self) -> int:
         """Shorter side of the smallest image that is not upsampled, pixels."""
-        return max(self.look_px, self.whole_px)
+        return max(self.region_px, self.whole_px)
 
     @property
     def typical_size_hw(self) -> tuple[int, int]:
@@ -173,7 +178,7 @@ class ModelConfig:
     def line(self) -> str:
         """Describe the model in one line."""
         looks = f"{sum(self.default_looks)} look(s) by default" if self.default_looks else "the whole image only"
-        return f"{self.title}: {self.network}, glimpses of {self.look_px} px, {looks}"
+        return f"{self.title}: {self.network}, glimpses of {self.region_px} px, {looks}"
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values that describe the model."""

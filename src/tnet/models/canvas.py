@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tnet.errors import ConfigError
-from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, Places, mean_of
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, PlacedAggregation, Places, mean_of
 
 SIDE = 16  # cells of the canvas per axis
 CHANNELS = 32
@@ -34,7 +35,7 @@ def _parts(spans: Float[Tensor, "views 2"], count: int) -> Float[Tensor, "views 
 
 
 @AGGREGATIONS.register("canvas")
-class CanvasAggregation(nn.Module):
+class CanvasAggregation(PlacedAggregation):
     """Mean of all features plus what a map of the image says, into which each was written at its place.
 
     The map starts as the cell map of the whole image. A small convolutional head reads it: regions that show one place,
@@ -42,8 +43,10 @@ class CanvasAggregation(nn.Module):
     ``mean``, whose weights it reports: what the map adds is not divided among features.
     """
 
+    channels = CHANNELS
+
     def __init__(self, dim: int, cell_dim: int) -> None:
-        super().__init__()
+        super().__init__(dim, cell_dim)
         self.start = nn.Conv2d(cell_dim, CHANNELS, 1)
         self.write = nn.Linear(dim, CHANNELS)
         layers: list[nn.Module] = []
@@ -54,19 +57,13 @@ class CanvasAggregation(nn.Module):
         nn.init.zeros_(self.evidence.weight)
         nn.init.zeros_(self.evidence.bias)
 
+    @override
     def begin(
         self,
         cell_map: Float[Tensor, "views cell_dim h w"],
         boxes: Float[Tensor, "views 4"],
         image: Int[Tensor, " views"],
     ) -> Canvas:
-        """Return the start of the canvas of each image from the cell maps of the views that show all of it.
-
-        Args:
-            cell_map: cell maps of whole images, or of the squares of long ones.
-            boxes: their places, ``(y0, x0, y1, x1)`` as shares of the image's height and width.
-            image: their images.
-        """
         start = self.start(cell_map)
         boxes, (h, w) = boxes.to(start), start.shape[2:]
         down, across = overlap(_parts(boxes[:, 0::2], h)), overlap(_parts(boxes[:, 1::2], w))
@@ -83,8 +80,8 @@ class CanvasAggregation(nn.Module):
         canvas = (values @ shares).unflatten(2, (SIDE, SIDE))
         return canvas if places.start is None else canvas + places.start
 
+    @override
     def read(self, features: Features, seen: Mask, places: Places | None) -> Canvas:
-        """Return what the head makes of the canvas."""
         if places is None:
             raise ConfigError("aggregation canvas got features without their places; give those of the output")
         return self.head(self.written(features, seen, places))

@@ -100,7 +100,10 @@ class TNetConfig(ModelConfig):
 
     Attributes:
         backbone: feature extractor of glimpses.
-        base_px: side of a glimpse, pixels.
+        base_px: side of a glimpse of the whole image, pixels.
+        look_px: side of a glimpse of a region, pixels; ``base_px`` if ``None``.
+        look_weights: backbone of regions: that of whole images (``shared``), or one of its own, which starts from the
+            same weights (``separate``).
         levels: number of levels, including the whole image; 1 is a plain network on the downscaled image.
         grid: division of a region into cells.
         looks: locations per region for levels 1, 2, ...: the number in training and the default at inference.
@@ -120,6 +123,8 @@ class TNetConfig(ModelConfig):
     allows_no_looks: ClassVar[bool] = True
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     base_px: int = 224
+    look_px: int | None = None
+    look_weights: Literal["shared", "separate"] = "shared"
     levels: int = 2
     grid: Grid = field(default_factory=Grid)
     looks: tuple[int, ...] = (3,)
@@ -147,10 +152,13 @@ class TNetConfig(ModelConfig):
         if (regions := total_looks(self.looks)) > _MOST_REGIONS:
             asked = f"{list(self.looks)}, which makes {regions:,} regions per image"
             raise ConfigError(f"model.looks is {asked}; give numbers for at most {_MOST_REGIONS:,}")
-        self._check_least(1, "base_px")
-        self._check_values(self.base_px)
+        if self.look_px is not None and self.levels == 1:
+            raise ConfigError(f"model.look_px is {self.look_px}, but model.levels is 1: there are no looks; remove it")
+        self._check_least(1, "base_px", *(("look_px",) if self.look_px is not None else ()))
+        for side_px in (self.base_px, self.region_px):
+            self._check_values(side_px)
         # In logarithms, since the size can exceed every number.
-        deepest = math.log2(self.base_px) - (self.levels - 1) * math.log2(self.grid.cell_extent)
+        deepest = math.log2(self.region_px) - (self.levels - 1) * math.log2(self.grid.cell_extent)
         if deepest > math.log2(_MAX_IMAGE_PX):
             sizes = f"model.levels is {self.levels} with model.grid.cell_extent {self.grid.cell_extent:g}"
             raise ConfigError(f"{sizes}, for images of 2^{deepest:.0f} px per side; use fewer levels, up to 2^24")
@@ -167,13 +175,18 @@ class TNetConfig(ModelConfig):
 
     @property
     @override
-    def look_px(self) -> int:
+    def region_px(self) -> int:
+        return self.base_px if self.look_px is None else self.look_px
+
+    @property
+    @override
+    def whole_px(self) -> int:
         return self.base_px
 
     @property
     def typical_size_hw(self) -> tuple[int, int]:
         """Size of an image whose regions at the last level are as large as a glimpse."""
-        side = round(self.base_px / self.grid.cell_extent ** (self.levels - 1)) + 1
+        side = round(self.region_px / self.grid.cell_extent ** (self.levels - 1)) + 1
         return side, side
 
     @override
@@ -212,8 +225,10 @@ class TNetConfig(ModelConfig):
     @override
     def facts(self) -> list[tuple[str, str]]:
         grid, locator = self.grid, self.locator
+        glimpses = f"{self.base_px} px" + (f" and {self.region_px} px" if self.region_px != self.base_px else "")
+        separate = ", separate weights for regions" if self.look_weights == "separate" else ""
         facts = [
-            ("backbone", f"{self.backbone.name}, glimpses of {self.base_px} px, {self.in_channels} channel(s)"),
+            ("backbone", f"{self.backbone.name}, glimpses of {glimpses}, {self.in_channels} channel(s){separate}"),
             self._class_fact(),
             ("levels", f"{self.levels}, including the whole image"),
         ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tnet.config import parse_dataclass, shown, to_plain
-from tnet.errors import CheckpointError, ClassesWarning, TnetError
-from tnet.files import atomic_folder, check_new_folder
+from tnet.errors import CheckpointError, ClassesWarning, ConfigError, TnetError
+from tnet.files import atomic_folder, check_new_folder, file_digest, write_text
 from tnet.models.base import Model, ModelConfig
 from tnet.models.calibration import CALIBRATION_NAME, read_calibration
 from tnet.models.kind import MODEL_KINDS, build_model, kind_of
@@ -51,9 +53,8 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None, ove
     config = model.config.without_weights()
     with atomic_folder(folder) as temporary:
         tensors = _separate(model.state_dict())
-        text = json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2) + "\n"
         config_path, weights_path = temporary / CONFIG_NAME, temporary / WEIGHTS_NAME
-        config_path.write_text(text, encoding="utf-8")
+        config_path.write_text(_config_text(config), encoding="utf-8")
         (temporary / CARD_NAME).write_text(card or default_card(config), encoding="utf-8")
         if isinstance(model, TNet) and model.calibration is not None:
             (temporary / CALIBRATION_NAME).write_text(model.calibration.text(), encoding="utf-8")
@@ -114,13 +115,16 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibr
 def fill_from(model: Model, folder: str | Path) -> list[str]:
     """Copy all weights whose name and shape match from a saved model, which may be of another type, in place.
 
-    The rows of the classifier are copied by the names of the classes if both models know theirs, else in order; a
-    :class:`ClassesWarning` says so unless the classes are the same.
+    A backbone of regions that the file lacks starts from the file's backbone. The rows of the classifier are copied by
+    the names of the classes if both models know theirs, else in order; a :class:`ClassesWarning` says so unless the
+    classes are the same.
 
     Returns the names of the tensors left unchanged, because the file lacks them or has them in another shape.
     """
     weights, tensors = _read_weights(model_folder(folder))
     own = model.state_dict()
+    shared = {f"look_{name}": tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+    tensors = {**{name: tensor for name, tensor in shared.items() if name in own}, **tensors}
     _match_classes(model.config, own, weights, tensors)
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
@@ -163,6 +167,32 @@ def model_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     inside = folder / "model"
     return inside if not (folder / CONFIG_NAME).is_file() and (inside / CONFIG_NAME).is_file() else folder
+
+
+def model_digest(folder: str | Path) -> str:
+    """Return a hash of the weights and the configuration of a model in its own folder or that of its run.
+
+    Raises:
+        ConfigError: the folder does not contain a model.
+    """
+    folder = model_folder(folder)
+    files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError(f"{folder} has no {missing[0]}; give a run folder or a saved model's folder")
+    return hashlib.sha256(json.dumps([[file_digest(file) for file in files]]).encode()).hexdigest()[:16]
+
+
+def save_temperature(folder: str | Path, temperature: float) -> Path:
+    """Set the temperature of a saved model, and return the path of its configuration."""
+    folder = model_folder(folder)
+    config = replace(read_config(folder), temperature=temperature)
+    write_text(folder / CONFIG_NAME, _config_text(config))
+    return folder / CONFIG_NAME
+
+
+def _config_text(config: ModelConfig) -> str:
+    return json.dumps({"model_type": kind_of(config), **to_plain(config)}, indent=2) + "\n"
 
 
 def recipe_path(folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tnet.backbones import Described, PopulationNorms, create_backbone
+from tnet.backbones import Backbone, Described, PopulationNorms, create_backbone
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, cell_boxes, cell_spans, image_shares
-from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, Places, mean_of
+from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, PlacedAggregation, Places, mean_of
 from tnet.models.base import Images, ModelOutput, mean_entropy
 from tnet.models.calibration import Calibration
-from tnet.models.canvas import CHANNELS, CanvasAggregation
 from tnet.models.config import TNetConfig
 from tnet.models.engine import Seen, Traversable, Traversal, advance
 from tnet.models.parts import Locator, PositionModule, pool_cells, sample_cells
@@ -158,22 +158,32 @@ class TNet(Traversable):
         self.grid, self.levels = config.grid, config.levels
         grid_side = max(config.grid.rows, config.grid.cols)
         self.backbone = create_backbone(config.backbone, config.in_channels, config.base_px, grid_side)
+        self.look_backbone: Backbone | None = None
+        if config.levels > 1:
+            self.backbone.check_px(config.region_px)
+            if config.look_weights == "separate":
+                self.look_backbone = copy.deepcopy(self.backbone)  # starts from the same weights
         dim = self.backbone.feature_dim
         self.position = PositionModule(config.position, dim)
         cell_dim, make = self.backbone.cell_dim, AGGREGATIONS[config.aggregation]
-        is_canvas = make is CanvasAggregation
-        collected_dim = (CHANNELS if is_canvas else dim) if self.sees_collected else 0
+        placed = make if isinstance(make, type) and issubclass(make, PlacedAggregation) else None
+        collected_dim = (dim if placed is None else placed.channels) if self.sees_collected else 0
         self.locator = Locator(config.locator, cell_dim, dim, collected_dim) if config.levels > 1 else None
-        self.aggregation = make(dim, cell_dim) if is_canvas else make(dim)
+        self.aggregation = make(dim) if placed is None else placed(dim, cell_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(dim, config.num_classes)
-        per_level = config.batch_norm == "per_level" and config.levels > 1
+        per_level = config.batch_norm == "per_level" and config.levels > 1 and self.look_backbone is None
         self.population_norms = PopulationNorms(self.backbone) if per_level else None
+
+    @property
+    def placed(self) -> PlacedAggregation | None:
+        """The aggregation, if it knows where features were seen."""
+        return self.aggregation if isinstance(self.aggregation, PlacedAggregation) else None
 
     @property
     @override
     def parts(self) -> tuple[str, ...]:
-        return PARTS
+        return PARTS if self.look_backbone is None else (PARTS[0], "look_backbone", *PARTS[1:])
 
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:
@@ -234,7 +244,12 @@ class TNet(Traversable):
 
     @override
     def look_pixels(self, scene: SceneBatch, regions: Regions) -> Float[Tensor, "regions channels side side"]:
-        return self.pixels(scene, regions, self.config.base_px)
+        config, is_region = self.config, regions.level > 0
+        sides = [px for px, mask in ((config.base_px, ~is_region), (config.region_px, is_region)) if bool(mask.any())]
+        if len(set(sides)) > 1:
+            problem = "a step of the search sees whole images and regions, which this model sees at"
+            raise ConfigError(f"{problem} {sides[0]} and {sides[1]} px; give whole images a step of their own")
+        return self.pixels(scene, regions, sides[0])
 
     @override
     def encode(self, pixels: Float[Tensor, "regions channels side side"], regions: Regions) -> Seen:
@@ -248,24 +263,29 @@ class TNet(Traversable):
     def describe(
         self, pixels: Float[Tensor, "regions channels height width"], is_region: Bool[Tensor, " regions"]
     ) -> Described:
-        """Run the backbone on normalised glimpses, with separate batch norm statistics if configured.
+        """Run the backbone on normalised glimpses, with separate weights or batch norm statistics if configured.
 
         ``is_region``, on the CPU, is true for regions and false for whole images.
         """
-        norms = self.population_norms
-        if norms is None:
+        if self.population_norms is None and self.look_backbone is None:
             return self.backbone(pixels)
         if bool((is_region == is_region[0]).all()):
-            with norms.of_level(int(is_region[0])):
-                return self.backbone(pixels)
+            return self._describe_population(pixels, int(is_region[0]))
         parts, order = [], []
         for level, mask in enumerate((~is_region, is_region)):
             rows = mask.nonzero().flatten()
             order.append(rows)
-            with norms.of_level(level):
-                parts.append(self.backbone(pixels[rows.to(pixels.device)]))
+            parts.append(self._describe_population(pixels[rows.to(pixels.device)], level))
         back = torch.cat(order).argsort().to(pixels.device)
         return Described(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
+
+    def _describe_population(self, pixels: Float[Tensor, "regions channels height width"], level: int) -> Described:
+        """Run the backbone on whole images (level 0) or regions (level 1), with their own weights or statistics."""
+        backbone = self.backbone if self.look_backbone is None or not level else self.look_backbone
+        if self.population_norms is None:
+            return backbone(pixels)
+        with self.population_norms.of_level(level):
+            return backbone(pixels)
 
     @override
     def gains(
@@ -322,10 +342,10 @@ class TNet(Traversable):
         images, image = regions.image.unique(return_inverse=True)
         with torch.no_grad():
             features, seen, places = self._collected(trail, images)
-            if isinstance(self.aggregation, CanvasAggregation):
+            if self.placed is not None:
                 shares = image_shares(cell_boxes(regions, grid), torch.tensor(trail.sizes_hw)[regions.image])
                 shares = shares.unflatten(1, (grid.rows, grid.cols))
-                canvas = self.aggregation.read(features, seen, places)[image.to(features.device)]
+                canvas = self.placed.read(features, seen, places)[image.to(features.device)]
                 collected = pool_cells(canvas, shares[:, :, 0, 0::2], shares[:, 0, :, 1::2])
             else:
                 collected = mean_of(features, seen).feature[image.to(features.device), :, None, None]
@@ -336,10 +356,10 @@ class TNet(Traversable):
     def begin(
         self, cell_map: Float[Tensor, "views cell_dim h w"], regions: Regions, sizes_hw: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "images channels _ _"] | None:
-        if not isinstance(self.aggregation, CanvasAggregation):
+        if self.placed is None:
             return None
         size_hw = torch.tensor(sizes_hw)[regions.image]
-        return self.aggregation.begin(cell_map, regions.box_l0_yxyx / size_hw.repeat(1, 2), regions.image)
+        return self.placed.begin(cell_map, regions.box_l0_yxyx / size_hw.repeat(1, 2), regions.image)
 
     @override
     def answer(self, trail: Trail) -> TNetOutput:
@@ -378,8 +398,7 @@ class TNet(Traversable):
         return self.classify(*self._collected(trail))
 
     def _aggregate(self, features: Features, seen: Mask, places: Places | None) -> Aggregated:
-        is_canvas = isinstance(self.aggregation, CanvasAggregation)
-        return self.aggregation(features, seen, places) if is_canvas else self.aggregation(features, seen)
+        return self.aggregation(features, seen) if self.placed is None else self.placed(features, seen, places)
 
     def decide(
         self, features: Features, seen: Mask = None, places: Places | None = None

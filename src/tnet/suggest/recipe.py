@@ -183,7 +183,7 @@ def _describe(survey: Survey) -> str:
 
 
 def _costs(proposal: Proposal) -> Iterator[str]:
-    base_px, (height, width) = proposal.recipe.model.look_px, proposal.survey.median_hw
+    base_px, (height, width) = proposal.recipe.model.region_px, proposal.survey.median_hw
     yield f"Multiply-adds per image: {format_macs(proposal.macs)} as proposed;"
     yield f"  {format_macs(proposal.macs_base)}, the plain backbone on the whole image at {base_px} px;"
     if proposal.macs_full is None:

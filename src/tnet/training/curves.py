@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tnet.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, float]
 
@@ -17,14 +21,26 @@ def read_metrics(csv_logs: Path) -> list[Row]:
     epochs: dict[int, Row] = {}
     versions = sorted(csv_logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for version in versions:
-        with version.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("epoch")]
-        merged: dict[int, Row] = {}
-        for row in rows:
-            values = {name: float(value) for name, value in row.items() if value}
-            merged.setdefault(int(values["epoch"]), {}).update(values)
-        epochs |= merged
+        epochs |= _read(version)
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def read_run(folder: Path) -> list[Row]:
+    """Read one row per epoch from the ``metrics.csv`` of a run; none if it is missing or not as a run writes it."""
+    try:
+        return list(_read(folder / "metrics.csv").values())
+    except (OSError, ValueError, KeyError, OverflowError, csv.Error):
+        return []
+
+
+def _read(table: Path) -> dict[int, Row]:
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("epoch")]
+    merged: dict[int, Row] = {}
+    for row in rows:
+        values = {name: float(value) for name, value in row.items() if value}
+        merged.setdefault(int(values["epoch"]), {}).update(values)
+    return merged
 
 
 def write_metrics(rows: list[Row], path: Path) -> None:
@@ -37,7 +53,13 @@ def write_metrics(rows: list[Row], path: Path) -> None:
 
 
 def plot_curves(rows: list[Row], path: Path) -> None:
-    """Plot accuracy, loss terms and location entropy over the epochs."""
+    """Write the figure of :func:`curves_figure`."""
+    with atomic_path(path) as temporary:
+        curves_figure(rows).savefig(temporary, dpi=110)
+
+
+def curves_figure(rows: list[Row]) -> Figure:
+    """Draw accuracy, loss terms and location entropy over the epochs."""
     # Not pyplot, whose backend belongs to the caller.
     from matplotlib.figure import Figure
 
@@ -53,7 +75,7 @@ def plot_curves(rows: list[Row], path: Path) -> None:
             points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure

@@ -22,7 +22,7 @@ class TNetData(pl.LightningDataModule):
         self.train_data, self.val_data = open_data(recipe.data, model.in_channels, seed, base_px=model.needed_px)
         if model.default_looks:
             for data in (self.train_data, self.val_data):
-                check_sizes(data, model.look_px)
+                check_sizes(data, model.needed_px)
         # On more devices than there is work for, training would have no step.
         train = recipe.train
         images, step = train.images_per_epoch or len(self.train_data), train.batch_size * train.devices
@@ -43,7 +43,10 @@ class TNetData(pl.LightningDataModule):
         train, seed = self.recipe.train, self.recipe.seed
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         per_epoch = train.images_per_epoch
-        return train_loader(self.train_data, train.batch_size, train.workers, seed, epoch, per_epoch, self.share)
+        balanced = train.balance == "classes"
+        return train_loader(
+            self.train_data, train.batch_size, train.workers, seed, epoch, per_epoch, self.share, balanced=balanced
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Loader of the validation images, in order."""

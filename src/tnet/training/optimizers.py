@@ -49,7 +49,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((name.startswith(("backbone.", "look_backbone.")), parameter.ndim >= 2), []).append(
+                parameter
+            )
     decay = config.weight_decay if config.name == "adamw" else 0.0
     backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
     settings = []

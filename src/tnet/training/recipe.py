@@ -109,6 +109,12 @@ class TrainConfig:
             on the same augmented images. ``null`` for none.
         teacher_weight: weight of the divergence from the teacher's probabilities.
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
+        patience: end training after this many epochs without a better validation accuracy; ``null`` for never. The
+            schedule of the learning rate still assumes all epochs.
+        balance: ``classes`` draws the images of an epoch with replacement, as many of each class; ``none`` takes each
+            image equally often.
+        logger: a further log beside CSV: ``tensorboard``; ``wandb`` or ``mlflow``, whose packages must be installed; or
+            ``none``.
         mixup_alpha: parameter of the Beta distribution for mixup (0.2, say); 0 for none. Only for models without looks
             and images of one size and one label: a region of a mixture has no single right class to reward.
     """
@@ -131,10 +137,13 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weight: float = 1.0
     teacher_temperature: float = 2.0
+    patience: int | None = None
+    balance: Literal["none", "classes"] = "none"
+    logger: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
     mixup_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "devices", "images_per_epoch")
+        counts = ("epochs", "batch_size", "devices", "images_per_epoch", "patience")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
         _require(self, "train", ("workers", "overlays", "recalibrate_batches"), lambda value: value >= 0, "0 or more")
         _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")

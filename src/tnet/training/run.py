@@ -24,8 +24,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -35,9 +35,9 @@ from tnet.config import shown, to_plain
 from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
 from tnet.data.repeats import find_repeats
-from tnet.errors import CheckpointError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
+from tnet.errors import CheckpointError, ConfigError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
 from tnet.explain.batch import REGIONS_NAME, explain_samples
-from tnet.files import CLAIM_NAME, cannot_write, claimed
+from tnet.files import CLAIM_NAME, cannot_write, claimed, make_folder
 from tnet.inference.progress import is_terminal
 from tnet.models.base import Model
 from tnet.models.io import RECIPE_NAME, fill_from, load_model
@@ -180,7 +180,8 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Refuse to resume a run of another recipe; only its length, and the place of the images, may change."""
 
     def compared(recipe: Recipe) -> dict[str, Any]:
-        train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, workers=0, overlays=0)
+        train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, patience=None, workers=0, overlays=0)
+        train = replace(train, logger="none")
         data = replace(recipe.data, root="", overview_folder=None)
         return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 
@@ -215,6 +216,8 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         callbacks.KeepModel(folder / "model", train.keep),
         callbacks.KeepSignals(),
     ]
+    if train.patience is not None:
+        active.append(EarlyStopping(module.monitor, patience=train.patience, mode="max"))
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
     active.append(callbacks.ShareStatistics())
@@ -230,6 +233,10 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(TQDMProgressBar(leave=False) if minutes is None else callbacks.TimedProgressBar(minutes))
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    loggers = [
+        callbacks.AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
+        *_more_loggers(recipe, folder),
+    ]
     try:
         return pl.Trainer(
             accelerator=train.accelerator, devices=train.devices, precision=train.precision, max_epochs=train.epochs,
@@ -237,17 +244,27 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
             use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1,
             callbacks=active, plugins=[callbacks.AtomicCheckpointIO()], gradient_clip_val=recipe.optim.clip_norm,
-            logger=[
-                callbacks.AtomicCSVLogger(folder / "logs", name="csv", flush_logs_every_n_steps=10**9),
-                TensorBoardLogger(folder / "logs", name="tensorboard"),
-            ],
-            num_sanity_val_steps=0, limit_val_batches=val_batches, log_every_n_steps=10**9,
+            logger=loggers, num_sanity_val_steps=0, limit_val_batches=val_batches, log_every_n_steps=10**9,
             enable_progress_bar=is_bar, enable_model_summary=False, default_root_dir=folder,
         )  # fmt: skip
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         device, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
         remedy = "change train.accelerator, train.devices or train.precision"
         raise TrainingError(f"training on {device} with {train.precision} cannot start ({reason}); {remedy}") from None
+
+
+def _more_loggers(recipe: Recipe, folder: Path) -> list[Logger]:
+    """Return the logger of the recipe besides CSV."""
+    name, place = recipe.train.logger, folder / "logs"
+    try:
+        if name == "wandb":
+            return [WandbLogger(name=folder.name, save_dir=make_folder(place), project="tnet")]
+        if name == "mlflow":
+            return [MLFlowLogger("tnet", folder.name, save_dir=str(place / "mlflow"))]
+    except ModuleNotFoundError:
+        remedy = f"pip install {name}, or set train.logger to tensorboard"
+        raise ConfigError(f"train.logger is {name}, whose package is not installed; {remedy}") from None
+    return [TensorBoardLogger(place, name="tensorboard")] if name == "tensorboard" else []
 
 
 def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Path | None) -> None:

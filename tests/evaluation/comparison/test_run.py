@@ -18,12 +18,12 @@ from tnet.errors import ConfigError, TrainingError
 from tnet.evaluation.comparison import work
 from tnet.evaluation.comparison.run import Comparison, compare
 from tnet.evaluation.comparison.suite import RowConfig, Suite
-from tnet.evaluation.comparison.work import _cached, _minutes_kept, content_key, model_digest, recipe_key
+from tnet.evaluation.comparison.work import _cached, _minutes_kept, content_key, recipe_key
 from tnet.evaluation.evaluator import LooksRow
 from tnet.evaluation.resources import CostsConfig
 from tnet.files import make_folder
 from tnet.models import build_model
-from tnet.models.io import load_model, save_model
+from tnet.models.io import load_model, model_digest, save_model
 from tnet.models.tnet import TNet
 from tnet.training.recipe import Recipe, load_recipe, save_recipe
 

@@ -26,9 +26,9 @@ from tnet.evaluation.comparison.suite import RowConfig, Suite
 from tnet.evaluation.evaluator import LooksRow, evaluate
 from tnet.evaluation.plots import RunCurve, run_curve
 from tnet.evaluation.resources import Cost, devices_here, machine, measure_costs
-from tnet.files import make_folder, write_text
+from tnet.files import file_digest, make_folder, write_text
 from tnet.models.base import Model
-from tnet.models.io import CONFIG_NAME, RECIPE_NAME, WEIGHTS_NAME, load_model, model_folder, recipe_path
+from tnet.models.io import RECIPE_NAME, load_model, model_digest, recipe_path
 from tnet.models.kind import kind_of
 from tnet.models.registry import create_model
 from tnet.training.curves import read_metrics
@@ -81,25 +81,6 @@ def content_key(*content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def model_digest(folder: Path) -> str:
-    """Return a hash of the files of a model in its own folder or that of its run.
-
-    Raises:
-        ConfigError: the folder does not contain a model.
-    """
-    folder = model_folder(folder)
-    files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ConfigError(f"{folder} has no {missing[0]}; give a run folder or a saved model's folder")
-    return content_key([_file_digest(file) for file in files])
-
-
 def recipe_key(recipe: Recipe) -> str:
     """Return a hash of everything the outcome of a run depends on, including the weights that it starts from."""
     # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
@@ -107,7 +88,7 @@ def recipe_key(recipe: Recipe) -> str:
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
     sources = recipe.train.start_from, recipe.train.teacher
     digests = [None if folder is None else model_digest(Path(folder)) for folder in sources]
-    digests.append(_file_digest(Path(weights)) if weights and Path(weights).is_file() else None)
+    digests.append(file_digest(Path(weights)) if weights and Path(weights).is_file() else None)
     plain = replace(recipe, title="", train=train_config)
     return content_key(_FORMAT, tnet.__version__, kind_of(recipe.model), plain, *digests)
 

@@ -1,0 +1,1 @@
+"""Reports: one HTML file about a run or about predictions, with everything that it shows inside."""
