@@ -125,10 +125,11 @@ def evaluate(
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         common.say(f"{note}: {shorten(images.classes)}", err=True)
-    attention = _boxes_and_gradcam(boxes, gradcam, images, model) if boxes is not None else None
+    found = boxes_of(boxes, images, model) if boxes is not None else None
+    plain = None if gradcam is None else _load_gradcam(gradcam, model)
     folder = out or run / "evaluation"
     more = ["frontier.csv", "frontier.png"] if frontier else []
-    more += ["attention.csv", "attention.json", "attention.png"] if attention else []
+    more += ["attention.csv", "attention.json", "attention.png"] if found else []
     page = common.results_page(folder, "evaluation", _TITLE, [data, boxes], overwrite, more)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
@@ -144,9 +145,9 @@ def evaluate(
     text = f"{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n"
     if searched is not None:
         text += _frontier(searched, images, rows, folder, options)
-    if attention is not None:
-        options |= {"looks": chosen, "curve_images": curve_images, "seed": seed}
-        text += _attention(model, images, attention, [item.value for item in policy or []], folder, options)
+    if found is not None:
+        options |= {"looks": chosen, "curve_images": curve_images, "seed": seed, "plain": plain}
+        text += _attention(model, images, found, [item.value for item in policy or []], folder, options)
     title = f"{_TITLE}: {markdown(run.resolve().name)}"
     write_text(page, f"{title}\n\n{text}")
     common.say(f"written: {', '.join([str(page), 'evaluation.csv', 'evaluation.png', *more])}")
@@ -173,32 +174,36 @@ def _frontier(model: TNet, images: LabelledData, rows: list[LooksRow], folder: P
     return f"\n## Accuracy against mean cost\n\n{table}\n![frontier.png](frontier.png)\n"
 
 
-def _boxes_and_gradcam(
-    boxes: Path, gradcam: Path | None, images: LabelledData, model: Model
-) -> tuple[ImageBoxes, GradCam | None]:
-    """Read the boxes of images, and load the plain network to compare with, before anything is measured."""
+def boxes_of(boxes: Path, images: LabelledData, model: Model) -> ImageBoxes:
+    """Read the boxes of images, in which a model with looks is to look at them."""
     from tnet.data.annotated import AnnotatedImages
     from tnet.data.boxes import read_boxes
     from tnet.data.folder import LabelledImages
-    from tnet.evaluation.gradcam import GradCam
-    from tnet.models.io import load_model
 
     if not isinstance(images, LabelledImages) or (isinstance(images, AnnotatedImages) and images.crop):
         kind = "cut out of their files" if isinstance(images, LabelledImages) else "synthetic"
         raise ConfigError(f"--boxes {boxes} is about images in files, but these are {kind}; give images, or omit it")
     if not model.config.default_looks:
         raise ConfigError(f"--boxes {boxes} measures where a model looks, but this one has no looks; omit it")
-    plain = None if gradcam is None else GradCam(load_model(gradcam), str(gradcam))
-    if plain is not None and plain.model.config.in_channels != model.config.in_channels:
+    return read_boxes(boxes, images.paths)
+
+
+def _load_gradcam(gradcam: Path, model: Model) -> GradCam:
+    """Load the plain network to compare with."""
+    from tnet.evaluation.gradcam import GradCam
+    from tnet.models.io import load_model
+
+    plain = GradCam(load_model(gradcam), str(gradcam))
+    if plain.model.config.in_channels != model.config.in_channels:
         channels = f"{plain.model.config.in_channels} channels, and the model {model.config.in_channels}"
         raise ConfigError(f"the plain network {gradcam} takes {channels}; give one of the same images")
-    return read_boxes(boxes, images.paths), plain
+    return plain
 
 
 def _attention(
     model: Model,
     images: LabelledData,
-    attention: tuple[ImageBoxes, GradCam | None],
+    boxes: ImageBoxes,
     policies: list[str],
     folder: Path,
     options: dict[str, Any],
@@ -211,9 +216,8 @@ def _attention(
     from tnet.evaluation.report import attention_notes, attention_records, attention_table, write_csv
     from tnet.files import write_text
 
-    boxes, plain = attention
     names = list(dict.fromkeys([*(policies or [model.config.eval_policy]), *CONTROLS]))
-    rows = measure_attention(model, images, boxes.by_image, policies=names, plain=plain, **options)
+    rows = measure_attention(model, images, boxes.by_image, policies=names, **options)
     rest = f"Rows of the table of boxes about other images: {boxes.unmatched}.\n" if boxes.unmatched else ""
     table, notes = attention_table(rows), attention_notes(rows) + rest
     common.say(f"{table}\n{notes}")
