@@ -30,7 +30,7 @@ unexport PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smoke test test-slow test-lowest check docs lock clean
+.PHONY: help setup demo demo-smoke test test-slow browser test-lowest check docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,18 @@ test: $(READY) ## run the default test suite, with tensor shapes checked on ever
 
 test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
+
+# Where it cannot, those tests are skipped.
+browser: ## install Chromium with apt, if root, for the tests of the viewer's page
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo "skipped: installing a browser needs root and apt-get; install Chromium to test the viewer's page"; exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium; } > /dev/null \
+		|| echo "skipped: apt-get could not install chromium (above); the tests of the viewer's page are skipped"
 
 test-lowest: $(TOOLS_READY) ## run the default test suite on the oldest releases that pyproject.toml allows
 	@$(UV) venv --quiet --clear --python .tools/bin/python .venv-lowest

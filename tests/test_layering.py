@@ -32,6 +32,7 @@ LAYERS = (
     ("interop",),
     ("inference",),
     ("explain",),
+    ("view",),
     ("training",),
     ("evaluation",),
     ("suggest", "report"),

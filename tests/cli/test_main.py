@@ -16,13 +16,13 @@ from tnet.cli.main import _Group, _show_warning, app
 from tnet.errors import DataError, OutputError, SlowImageWarning
 from tnet.stop import Stopped
 
-VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "report", "compare", "predict", "explain", "models", "info",
-         "pyramid", "doctor", "import-tf", "data")  # fmt: skip
+VERBS = ("demo", "suggest", "recipes", "train", "evaluate", "report", "compare", "predict", "explain", "view", "models",
+         "info", "pyramid", "doctor", "import-tf", "data")  # fmt: skip
 
 # Not one of these may be imported for --help to answer at once.
 SLOW = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn",
         "rich", "yaml", "jsonargparse", "safetensors", "huggingface_hub", "jaxtyping", "jinja2", "tifffile", "rasterio",
-        "openslide", "zarr")  # fmt: skip
+        "openslide", "zarr", "fastapi", "uvicorn")  # fmt: skip
 
 
 def tnet(*arguments: str, code: str = "from tnet.cli.main import main; main()") -> subprocess.CompletedProcess[str]:

@@ -46,6 +46,20 @@ def test_a_traversal_can_be_watched(model: TNet, images: list[Tensor]) -> None:
     torch.testing.assert_close(output.logits, looks[-1].logits)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_the_first_rows_of_a_trail_give_the_answer_of_fewer_looks(model: TNet, images: list[Tensor], n: int) -> None:
+    traversal = model.search(images[0], BestFirst(looks=4, levels=3))
+    list(traversal)
+    trail = traversal.trail.first(1 + n)
+    output, expected = model.answer(trail), model(images[0], search=BestFirst(looks=n, levels=3))
+    torch.testing.assert_close(output.logits, expected.logits)
+    torch.testing.assert_close(output.weights, expected.weights)
+    assert torch.equal(output.regions.box_l0_yxyx, expected.regions.box_l0_yxyx)
+    assert len(trail) == 1 + n and len(traversal.trail) == 5
+    if n:  # without looks nothing is scored
+        torch.testing.assert_close(output.location_logits, expected.location_logits)
+
+
 def test_a_region_of_interest_comes_next(model: TNet, images: list[Tensor]) -> None:
     traversal = model.search(images[0], BestFirst(looks=4, levels=3))
     next(traversal)

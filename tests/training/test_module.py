@@ -14,7 +14,7 @@ from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
 from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
-from tnet.training.module import TNetModule, accuracy_metric
+from tnet.training.module import TNetModule, accuracy_metric, class_metrics
 from tnet.training.optimizers import parameter_groups, schedule_factor
 from tnet.training.recipe import OptimConfig
 
@@ -317,3 +317,19 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Any) -> None:
     save_model(TNet(tiny_config(num_classes=7)), tmp_path / "teacher")
     with pytest.raises(ConfigError, match=r"teacher.* 7 classes .* 5 classes"):
         Logged(train={"teacher": str(tmp_path / "teacher")})
+
+
+# --- by class
+
+
+def test_metrics_by_class_equal_hand_counts() -> None:
+    metrics = class_metrics(tiny_config(num_classes=2))
+    probs, targets = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), torch.tensor([0, 0, 0, 1])
+    metrics["auc"].update(probs[:, 1], targets)
+    for name in ("balanced_accuracy", "recall"):
+        metrics[name].update(probs, targets)
+    assert float(metrics["auc"].compute()) == pytest.approx(1 / 3)  # 0.3 is above 0.1 of 0.1, 0.4 and 0.8
+    assert metrics["recall"].compute().tolist() == pytest.approx([2 / 3, 0])
+    assert float(metrics["balanced_accuracy"].compute()) == pytest.approx(1 / 3)
+    assert set(class_metrics(tiny_config(num_classes=21))) == {"balanced_accuracy"}
+    assert class_metrics(tiny_config(multilabel=True)) == {}

@@ -676,3 +676,10 @@ def test_training_ends_when_validation_gets_no_better(tmp_path: Path) -> None:
 def test_a_logger_whose_package_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="train.logger is wandb, whose package is not installed; pip install wandb"):
         train(recipe_of_two(train={"logger": "wandb"}), tmp_path / "run", progress=False)
+
+
+def test_accuracy_of_each_class_is_in_the_log(finished: RunResult) -> None:
+    (last,) = finished.metrics[-1:]
+    recalls = {name: value for name, value in last.items() if "recall" in name}
+    assert list(recalls) == [f"val/recall_{index}_{index}" for index in range(10)]
+    assert all(0 <= value <= 1 for value in recalls.values()) and "val/balanced_accuracy" in last

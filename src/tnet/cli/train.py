@@ -48,7 +48,8 @@ def train(
     if result.not_started:
         say(f"\nnot in {result.recipe.train.start_from}, initialized at random: {', '.join(_parts(result))}")
     last = result.metrics[-1] if result.metrics else {}
-    shown = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in last.items() if "val/" in name)
+    named = {name.removeprefix("val/"): value for name, value in last.items() if "val/" in name}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in named.items() if not name.startswith("recall"))
     say(f"\ntrained in {result.train_seconds / 60:.1f} min; last epoch: {shown}")
     quoted = shlex.quote(str(folder))
     say(f"run directory: {folder}   curves: {folder / 'curves.png'}   next: tnet evaluate {quoted}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 
 import lightning.pytorch as pl
 import torch
@@ -11,12 +13,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassRecall, MultilabelExactMatch
 
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
 from tnet.losses import Loss
-from tnet.models.base import Model, ModelOutput
+from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.io import load_model
 from tnet.models.kind import build_model
 from tnet.objectives import Objective
@@ -26,6 +28,7 @@ from tnet.training.recipe import Recipe, build_objective
 # Neighbouring seeds do not share the random numbers of a step.
 _SEED_STRIDE = 1_000_000_007
 _RANK_STRIDE = 2**16
+_MOST_RECALLS = 20
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
@@ -33,6 +36,22 @@ def accuracy_metric(classes: int, multilabel: bool) -> Metric:
     if multilabel:
         return MultilabelExactMatch(num_labels=classes)
     return MulticlassAccuracy(num_classes=classes, average="micro")
+
+
+def class_metrics(config: ModelConfig) -> dict[str, Metric]:
+    """Return further metrics of the setting that chooses the best model: by class, and without regard to frequency.
+
+    ``auc`` is of two classes; ``recall``, of each class, is left out with more than 20; several labels have none.
+    """
+    count = config.num_classes
+    if config.multilabel or count < 2:
+        return {}
+    metrics: dict[str, Metric] = {"balanced_accuracy": MulticlassAccuracy(num_classes=count, average="macro")}
+    if count == 2:
+        metrics["auc"] = BinaryAUROC()
+    if count <= _MOST_RECALLS:
+        metrics["recall"] = MulticlassRecall(num_classes=count, average=None)
+    return metrics
 
 
 def _metric_name(measured: str) -> str:
@@ -59,6 +78,7 @@ class TNetModule(pl.LightningModule):
         for policy in self.eval_policies:
             self.model.policy(policy)  # raises if unknown
         self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
+        self.by_class = nn.ModuleDict(class_metrics(config))
 
     def _load_teacher(self, folder: str) -> Model:
         teacher = load_model(folder).requires_grad_(False)
@@ -157,6 +177,25 @@ class TNetModule(pl.LightningModule):
                 output = self.model(batch.images, looks=0) if name == "0" else self.model(batch.images, policy=name)
                 metric.update(output.logits.sigmoid() if multilabel else output.logits, batch.targets.long())
                 self.log(_metric_name(name), metric, on_epoch=True, prog_bar=name in ("0", "topk"), batch_size=size)
+                for kind, detail in self.by_class.items() if _metric_name(name) == self.monitor else ():
+                    assert isinstance(detail, Metric)
+                    probs = output.logits.softmax(dim=1)
+                    detail.update(probs[:, 1] if kind == "auc" else probs, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics by class."""
+        for kind, metric in self.by_class.items():
+            assert isinstance(metric, Metric)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # few validation images may lack a class
+                values = metric.compute()
+            metric.reset()
+            if kind != "recall":
+                self.log(f"val/{kind}", values)
+                continue
+            classes = self.recipe.model.class_names or tuple(map(str, range(len(values))))
+            for index, (name, value) in enumerate(zip(classes, values, strict=True)):
+                self.log(f"val/recall_{index}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:40]}", value)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop on infinite or NaN gradients before they reach the weights."""

@@ -186,6 +186,19 @@ class Trail:
             self._scored_rows.append(start + scored.nonzero().flatten())
             self._gains += [] if gains is None else [gains]
 
+    def first(self, rows: int) -> Trail:
+        """Return a trail of the first rows alone, with the scores that they have now."""
+        trail, kept = Trail(self.sizes_hw, self.grid), torch.arange(rows)
+        trail.regions, trail.start = self.regions.take(kept), self.start
+        trail._features, trail._log_prob = [self.features[:rows]], [self.log_prob[:rows]]
+        scored = self.scored_rows < rows
+        if bool(scored.any()):
+            index = scored.nonzero().flatten()
+            trail._scored_rows = [self.scored_rows[index]]
+            trail._scores = [self.all_scores[index.to(self.all_scores.device)]]
+            trail._gains = [] if self.gains is None else [self.gains[index.to(self.gains.device)]]
+        return trail
+
     def rescore(self, rows: Int[Tensor, " rows"], scores: Float[Tensor, "rows cells"]) -> None:
         """Set the location logits of ascending rows; those without any so far come after those that have some."""
         old = int(torch.isin(rows, self.scored_rows).sum())
