@@ -33,6 +33,7 @@ LAYERS = (
     ("inference",),
     ("explain",),
     ("view",),
+    ("serve",),
     ("training",),
     ("evaluation",),
     ("suggest", "report"),

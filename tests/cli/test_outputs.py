@@ -78,7 +78,7 @@ FOLDERS = {
     "train resume": ["train", "tiny.yaml", "--resume", "--out", "OUT"],
     "demo": ["demo", "--smoke", "--out", "OUT"],
 }
-WRITE_NOTHING = {"models", "info", "doctor"}
+WRITE_NOTHING = {"models", "info", "doctor", "serve", "view"}
 
 # Verb, arguments with a place for the output, and the input that the output must not be.
 INPUTS = {

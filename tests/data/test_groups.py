@@ -110,9 +110,9 @@ def test_groups_from_a_column(eyes: Path) -> None:
         open_data(config, 1, 0)
 
 
-def test_configurations_of_groups_that_contradict() -> None:
+def test_configurations_of_groups_that_contradict(eyes: Path) -> None:
     with pytest.raises(ConfigError, match="data.group_column is 'patient', but data.kind is folder"):
-        DataConfig(group_column="patient")
+        open_data(DataConfig(root=str(eyes), val=None, group_column="patient"), 1, 0)
     with pytest.raises(ConfigError, match="data.group_pattern is given too"):
         DataConfig(kind="table", group_column="patient", group_pattern="GROUP_*")
     with pytest.raises(ConfigError, match=r"data\.group_pattern is '\*'"):

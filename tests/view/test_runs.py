@@ -163,7 +163,9 @@ def test_stopping(model: TNet, root: Path, pixels: np.ndarray) -> None:
         asked = {"accuracy" if name == "at_least" else name: value for name, value in stop.items()}
         expected = twin([as_tensor(pixels)], search=twin.calibration.search(**asked))
         assert boxes_of(run) == expected.regions.box_l0_yxyx.tolist() and run["done"]
-        assert run["stopped"]
+        assert run["stopped"] == (len(expected.regions) < 5)  # it takes four looks at most
+    assert len(viewer.run(looks=64, mode="search", stop={"mean_looks": 1.5})["regions"]) < 5
+    assert not viewer.run(looks=0, mode="search", stop={"mean_looks": 1.5})["stopped"]
     within = viewer.run(looks=9, mode="search", stop={"max_ms": 0.001})
     assert len(within["regions"]) == 1 and within["stopped"]
 

@@ -48,6 +48,8 @@ def view(
     from tnet.view.serve import address_of, listen, serve
 
     reading = common.parse_reading(common.data_of(common.recipe_of(model)), read, bands, value_range)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        common.say("warning: there is no password; everyone who reaches this machine can see the images", err=True)
     with listen(host, port) as listener:  # before the model is loaded, which takes longer
         network = load_model(model).to(common.pick_device(device))
         app = create_app(

@@ -92,9 +92,8 @@ class DataConfig:
                 raise ConfigError(f"{problem}; set it to null, or data.read to memory")
         if self.group_pattern is not None:
             check_pattern(self.group_pattern, "data.group_pattern")
-        if self.group_column is not None and (self.kind != "table" or self.group_pattern is not None):
-            also = "data.group_pattern is given too" if self.kind == "table" else f"data.kind is {self.kind}"
-            problem = f"data.group_column is {self.group_column!r}, but {also}"
+        if self.group_column is not None and self.group_pattern is not None:
+            problem = f"data.group_column is {self.group_column!r}, but data.group_pattern is given too"
             raise ConfigError(f"{problem}; use group_column for tables, or group_pattern for paths")
         if self.read == "lazy" and self.kind == "digits":
             raise ConfigError("data.read is lazy, but synthetic digits are not in files; set it to auto")

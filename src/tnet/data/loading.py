@@ -220,6 +220,9 @@ def _read_groups(config: DataConfig, images: LabelledImages, place: Path) -> lis
         return [group_in_path(path, config.group_pattern) for path in images.paths]
     if config.group_column is None:
         return None
+    if config.kind != "table":
+        problem = f"data.group_column is {config.group_column!r}, but data.kind is {config.kind}"
+        raise ConfigError(f"{problem}; use group_column for tables, or group_pattern for paths")
     groups = [group.strip() for group in read_columns(place, [config.group_column])[config.group_column]]
     if "" in groups:
         problem = f"the table {place} has no {config.group_column!r} in row {groups.index('') + 1}"

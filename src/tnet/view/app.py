@@ -113,7 +113,9 @@ def create_app(
     if not root.is_dir():
         raise DataError(f"the root {root} {'is not a folder' if root.exists() else 'does not exist'}; correct the path")
     root = root.resolve()
-    app = FastAPI(title="tnet view", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=_Json)
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, default_response_class=_Json
+    )  # fmt: skip
     token, (hosts, any_address) = secrets.token_urlsafe(24), allowed_hosts(host)
     listing, table = Listing(root, predictions, truth), None if labels is None else Labels(labels)
     runs, tiles = Runs(model.eval(), read), Tiles(read.scene)

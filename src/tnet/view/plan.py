@@ -16,6 +16,7 @@ from tnet.errors import ConfigError
 from tnet.geometry import Regions, total_looks
 from tnet.inference.records import class_labels
 from tnet.models.base import Model
+from tnet.models.engine import Traversable
 from tnet.models.tnet import TNet
 from tnet.traversal import BestFirst, Choice, LevelByLevel, Policy, Search, Step, TimeLimit, Trail
 from tnet.traversal.best_first import Score
@@ -100,7 +101,7 @@ def abilities(model: Model) -> dict[str, Any]:
         "default_looks": looks,
         "max_looks": looks if tnet is None else min(tnet.grid.cells, MAX_LOOKS),
         "default_search_looks": 0 if tnet is None else min(total_looks(tnet.config.looks), MAX_LOOKS),
-        "max_search_looks": 0 if tnet is None else min(_places(tnet), MAX_LOOKS),
+        "max_search_looks": 0 if tnet is None else min(places(tnet), MAX_LOOKS),
         "policies": list(config.policies) if looks else [],
         "policy": config.eval_policy,
         "scores": [] if tnet is None else ["path", "density", *["gain"] * tnet.config.locator.value],
@@ -132,7 +133,7 @@ def plan(model: TNet, settings: Settings, looks: int) -> tuple[Settings, Search]
         return replace(settings, looks=looks), LevelByLevel(each, policy(), one_by_one=True)
     if stop is None or (stop.mean_looks is None and stop.at_least is None):
         rules = () if stop is None or stop.max_ms is None else (TimeLimit(stop.max_ms),)
-        most = min(_places(model), MAX_LOOKS + MAX_ASKED)
+        most = min(places(model), MAX_LOOKS + MAX_ASKED)
         settings = Settings("search", score=settings.score, stop=stop)
         return settings, BestFirst(most, model.levels, score=settings.score, stop=rules)
     if model.calibration is None:
@@ -141,6 +142,6 @@ def plan(model: TNet, settings: Settings, looks: int) -> tuple[Settings, Search]
     return Settings("search", stop=stop), search
 
 
-def _places(model: TNet) -> int:
+def places(model: Traversable) -> int:
     """Return the number of cells of an image at all levels."""
     return sum(model.grid.cells**level for level in range(1, model.levels))

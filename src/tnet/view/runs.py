@@ -26,8 +26,9 @@ from tnet.models.engine import Traversal, advance
 from tnet.models.tnet import TNet
 from tnet.scenes import SceneBatch, TensorBatch
 from tnet.scenes.reading import ReadOptions
+from tnet.traversal import BestFirst
 from tnet.view.plain import cells_of, probabilities, regions_of
-from tnet.view.plan import MAX_LOOKS, SEED, Settings, plan, searchable
+from tnet.view.plan import MAX_LOOKS, SEED, Settings, places, plan, searchable
 from tnet.view.safety import BusyError, NotFoundError
 from tnet.view.tiles import Stamp, stamp_of
 
@@ -110,7 +111,6 @@ class Runs:
                 run = self._step_by_step(model, name, file, settings, looks, asked)
             steps = [step for step in run.steps if step.chosen <= looks]
             rows, traversal = steps[-1].rows, run.traversal
-            done = traversal is None or traversal.pending is None
             config = self.model.config
             return {
                 "run": run.id,
@@ -119,8 +119,8 @@ class Runs:
                 "answers": [{"rows": step.rows, "looks": step.rows - 1, "probs": step.probs} for step in steps],
                 "cells": [] if traversal is None else cells_of(traversal, rows, run.scale_yx),
                 "time_ms": round(1000 * (time.perf_counter() - started), 1),
-                "stopped": done and settings.stop is not None and run.steps[-1].chosen < min(looks, MAX_LOOKS),
-                "done": done,
+                "stopped": _is_stopped(run, looks),
+                "done": traversal is None or traversal.pending is None,
             }
 
     def look(self, run_id: str, row: int) -> UInt8[Tensor, "channels side side"]:
@@ -265,3 +265,12 @@ def _belongs(run: Run, traversal: Traversal, looks: int) -> bool:
         return step is not None
     is_inside = run.settings.mode == "policy" and int(step.regions.level[0]) > 1
     return is_inside or run.steps[-1].chosen < min(looks, MAX_LOOKS)
+
+
+def _is_stopped(run: Run, looks: int) -> bool:
+    """Return whether a rule ended a run before this number of looks, while there was more to see."""
+    traversal = run.traversal
+    if traversal is None or run.settings.stop is None or traversal.pending is not None:
+        return False
+    assert isinstance(traversal.search, BestFirst)
+    return run.steps[-1].chosen < min(looks, MAX_LOOKS, traversal.search.looks, places(traversal.model))
