@@ -100,7 +100,7 @@ def test_a_bad_picture_leaves_nothing_or_is_skipped(model: TNet, paths: list[Pat
     assert not out.exists()
     figures = explain_paths(model, paths, out, progress=False, skip_unreadable=True)
     assert [isinstance(figure, Unreadable) for figure in figures] == [False, True, False]
-    assert set(records(out)[1]) == {"path", "error"} and records(out)[1]["path"] == str(paths[1])
+    assert set(records(out)[1]) == {"path", "error", "kind"} and records(out)[1]["path"] == str(paths[1])
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ImageError):
         explain_paths(model, paths, out, progress=False, overwrite=True)
