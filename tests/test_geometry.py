@@ -20,6 +20,9 @@ from tnet.geometry import (
     cell_boxes,
     cell_spans,
     choose_cells,
+    clipped_box,
+    contains,
+    covered_share,
     covered_shares,
     divisible,
     fit_grid,
@@ -392,3 +395,22 @@ def test_fit_grid_reaches_full_resolution_in_the_fewest_levels(
 def test_fit_grid_rejects_invalid_sizes(size: tuple[int, int], base: int, smallest: float, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         fit_grid(size, base, min_cell_extent=smallest)
+
+
+def test_areas_that_boxes_cover_together_count_once() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [2.0, 2.0, 4.0, 6.0]])  # 16 + 8 - 4
+    assert covered_share(boxes, torch.tensor([[0.0, 0.0, 2.0, 10.0]])) == pytest.approx(8 / 20)
+    assert covered_share(boxes, torch.tensor([[3.0, 0.0, 9.0, 9.0], [3.0, 3.0, 5.0, 9.0]])) == pytest.approx(6 / 20)
+    assert covered_share(boxes, torch.tensor([[4.0, 0.0, 9.0, 9.0]])) == 0
+    assert covered_share(boxes, boxes) == 1
+
+
+def test_ends_of_boxes_are_exclusive() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 4.0], [5.0, 5.0, 6.0, 6.0]])
+    points = torch.tensor([[0.0, 0.0], [2.0, 1.0], [1.0, 4.0], [5.5, 5.0]])
+    assert contains(boxes, points).tolist() == [True, False, False, True]
+
+
+def test_boxes_are_clipped_to_the_image() -> None:
+    assert clipped_box((-3, 2, 9, 30), (8, 20)) == (0, 2, 8, 20)
+    assert clipped_box((-3, 2, 0, 30), (8, 20)) is None and clipped_box((0, 20, 5, 22), (8, 20)) is None

@@ -129,9 +129,9 @@ def cannot_write(path: str | Path, error: OSError) -> OutputError:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; bytes of names that are not UTF-8 become escapes, as JSON reads them."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def make_folder(path: str | Path) -> Path:

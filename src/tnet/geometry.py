@@ -232,6 +232,50 @@ def box_overlap(boxes_yxyx: Int[Tensor, "*boxes 4"], other_yxyx: Int[Tensor, "4"
     return (high - low).clamp_min(0).prod(dim=-1) / size.prod(dim=-1).clamp_min(1)
 
 
+def covered_share(boxes_yxyx: Float[Tensor, "boxes 4"], others_yxyx: Float[Tensor, "others 4"]) -> float:
+    """Return the share of the area of boxes (at least one, taken together) that other boxes, taken together, cover."""
+    edges = torch.cat([boxes_yxyx, others_yxyx]).double()
+    y, x = (edges[:, axis::2].unique() for axis in (0, 1))
+    areas = (y[1:] - y[:-1])[:, None] * (x[1:] - x[:-1])
+    middle_y, middle_x = ((values[1:] + values[:-1]) / 2 for values in (y, x))
+
+    def inside(given: Tensor) -> Tensor:
+        y0, x0, y1, x1 = (side[:, None] for side in given.double().unbind(1))
+        rows, cols = (y0 < middle_y) & (middle_y < y1), (x0 < middle_x) & (middle_x < x1)
+        return (rows[:, :, None] & cols[:, None, :]).any(0)
+
+    wanted = inside(boxes_yxyx)
+    return float(areas[wanted & inside(others_yxyx)].sum() / areas[wanted].sum())
+
+
+def contains(boxes_yxyx: Float[Tensor, "boxes 4"], points_yx: Float[Tensor, "points 2"]) -> Bool[Tensor, " points"]:
+    """Return which points lie in one of the boxes."""
+    points = points_yx[:, None]
+    return ((points >= boxes_yxyx[:, :2]) & (points < boxes_yxyx[:, 2:])).all(-1).any(1)
+
+
+def pixel_cover(
+    frames_yxyx: Int[Tensor, "regions 4"], boxes_yxyx: Int[Tensor, "regions n 4"], size_px: int
+) -> Float[Tensor, "regions {size_px} {size_px}"]:
+    """Return how much of each pixel of a glimpse of each frame its boxes cover, 0 to 1 (seams are rounded up)."""
+    low, side = frames_yxyx[:, None, :2].double(), (frames_yxyx[:, None, 2:] - frames_yxyx[:, None, :2]).double()
+    step = torch.arange(size_px, device=frames_yxyx.device)
+    shares = []
+    for axis in (0, 1):
+        start, pitch = low[..., axis, None], side[..., axis, None] / size_px
+        first, last = boxes_yxyx[..., axis, None], boxes_yxyx[..., axis + 2, None]
+        ends = torch.minimum(start + (step + 1) * pitch, last), torch.maximum(start + step * pitch, first)
+        shares.append(((ends[0] - ends[1]).clamp_min(0) / pitch).float())
+    return torch.einsum("rny,rnx->ryx", *shares).clamp_max(1)
+
+
+def clipped_box(box_yxyx: Sequence[int], size_hw: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return the part of a box inside an image; ``None`` if there is none."""
+    (y0, x0, y1, x1), (height, width) = box_yxyx, size_hw
+    y0, x0, y1, x1 = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
+    return (y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
+
+
 def region_at(
     wholes: Regions,
     rows: Int[Tensor, " wholes"],

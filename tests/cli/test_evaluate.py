@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -349,3 +350,59 @@ def test_a_folder_of_images_with_further_channels_is_read_lazily(tmp_path: Path)
     assert status == 0 and "3 images, 2 classes" in output, output
     status, output = evaluate(run, tmp_path / "images", "--read", "memory")
     assert status == 1 and "the model takes 4" in output.replace("\n", " ") and "--read lazy" in output
+
+
+def test_boxes_measure_where_it_looks(cats_and_dogs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("captum")
+    folder = pictures(tmp_path / "pets", ["cat/1.png", "dog/1.png", "dog/2.png"])
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("path,x,y,w,h\ncat/1.png,0,0,64,48\ndog/2.png,30,20,4,4\nval/3.png,0,0,1,1\n")
+    plain = save_model(
+        TNet(replace(CONFIG, levels=1, looks=(), num_classes=2, class_names=("cat", "dog"))), tmp_path / "plain"
+    )
+    arguments = (cats_and_dogs, folder, "--looks", "0,2", "--boxes", boxes, "--gradcam", plain, "--curve-images", "1")
+    code, output = evaluate(*arguments)
+    assert code == 0, output
+    assert "2 images with boxes" in output and "Rows of the table of boxes about other images: 1" in output
+    out = cats_and_dogs / "evaluation"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*FILES, "attention.csv", "attention.json", "attention.png"]
+    )
+    with (out / "attention.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["looks"], row["policy"]) for row in rows] == [
+        ("0", "none"), ("2", "topk"), ("2", "random"), ("2", "centre"), ("2", "gradcam")
+    ]  # fmt: skip
+    stored = json.loads((out / "attention.json").read_text())
+    assert [record["policy"] for record in stored] == [row["policy"] for row in rows]
+    assert stored[1]["image_share"] == pytest.approx(float(rows[1]["image_share"]), rel=1e-5)
+    assert "## Where it looks" in (out / "evaluation.md").read_text()
+    assert evaluate(*arguments[:6], "--curve-images", "0")[0] == 0  # what was written before is replaced
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gradcam", "runs/plain"], "which --boxes measures"),
+        (["--boxes", "missing.csv"], "missing.csv does not exist"),
+        (["--boxes", "none.csv"], "no box of the table none.csv is of one of the 2 images"),
+        (["--boxes", "boxes.csv", "--gradcam", "saved"], "saved is a TNet of 2 levels"),
+        (["--boxes", "boxes.csv", "--out", "pets"], "is an input"),
+    ],
+)
+def test_boxes_that_cannot_be_used(cats_and_dogs: Path, in_tmp_path: Path, arguments: list[str], message: str) -> None:
+    pytest.importorskip("captum")
+    folder = pictures(Path("pets"), ["cat/1.png", "dog/1.png"])
+    Path("boxes.csv").write_text("path,y0,x0,y1,x1\ncat/1.png,0,0,9,9\n")
+    Path("none.csv").write_text("path,y0,x0,y1,x1\nbird/1.png,0,0,9,9\n")
+    if arguments[-1] == "pets":
+        (folder / "attention.csv").hardlink_to("boxes.csv")
+    code, output = evaluate(cats_and_dogs, folder, "--looks", "1", *arguments)
+    assert code == 1 and message in " ".join(output.split()), output
+    assert not list(in_tmp_path.rglob("evaluation.*"))
+
+
+def test_boxes_need_images_in_files(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("path,y0,x0,y1,x1\na.png,0,0,9,9\n")
+    code, output = evaluate(run, "--boxes", tmp_path / "boxes.csv")
+    assert code == 1 and "these are synthetic" in output

@@ -75,10 +75,32 @@ def test_one_picture_into_a_file(run: Path, pictures: Path, tmp_path: Path) -> N
     assert out.is_file() and (tmp_path / "why.regions.json").is_file()
 
 
+def test_exports_are_beside_the_figures(run: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    formats = ("--export", "cvat", "--export", "labelstudio", "--export", "fiftyone", "--export", "cvat")
+    assert explain(run, pictures, "--out", out, "--looks", 2, *formats)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0.png", "1.png", "cvat.xml", "fiftyone.json", "labelstudio.json", "regions.json"
+    ]  # fmt: skip
+    tasks = json.loads((out / "labelstudio.json").read_text())
+    records = json.loads((out / "regions.json").read_text())
+    for task, record in zip(tasks, records, strict=True):
+        (answer,) = task["predictions"]
+        assert answer["model_version"] == "run" and len(answer["result"]) == 2
+        y0, x0, *_ = record["regions"][0]["box_l0_yxyx"]
+        value = answer["result"][0]["value"]
+        assert (value["x"], value["y"]) == (pytest.approx(100 * max(x0, 0) / 48), pytest.approx(100 * max(y0, 0) / 64))
+    assert explain(run, pictures / "0.png", "--out", tmp_path / "why.png", "--export", "fiftyone")[0] == 0
+    assert len(json.loads((tmp_path / "why.fiftyone.json").read_text())) == 1
+    code, _, err = explain(run, pictures, "--out", tmp_path / "other", "--export", "coco")
+    assert code == 2 and "coco" in err and not (tmp_path / "other").exists()
+
+
 def test_samples_of_the_run_itself(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, text, _ = explain(run / "model", "--samples", 2, "--out", out)
+    code, text, _ = explain(run / "model", "--samples", 2, "--out", out, "--export", "cvat")
     assert (code, text.splitlines()) == (0, [str(out / "000000.png"), str(out / "000008.png")])  # the half of 16
+    assert (out / "cvat.xml").read_text().count("<image ") == 2
     assert all(record["true_label"] in "0123456789" for record in json.loads((out / "regions.json").read_text()))
 
 

@@ -44,7 +44,11 @@ FILES = {
         ["explain", "MODEL", "photos/ant/a.png", "--out", "new", "--geojson", "out.geojson"], "out.geojson",
     ),
     "explain geojson folder": (["explain", "MODEL", "photos/ant", "--out", "new", "--geojson", "g"], "g/a.geojson"),
+    "explain export": (["explain", "MODEL", "photos/ant/a.png", "--out", "new", "--export", "cvat"], "new/cvat.xml"),
     "evaluate csv": (["evaluate", "MODEL", "photos", "--looks", "0", "--out", "new"], "new/evaluation.csv"),
+    "evaluate boxes": (
+        ["evaluate", "MODEL", "photos", "--looks", "1", "--boxes", "boxes.csv", "--out", "new"], "new/attention.csv",
+    ),
     "evaluate page": (["evaluate", "MODEL", "photos", "--looks", "0", "--out", "new"], "new/evaluation.md"),
     "report": (["report", "MODEL", "--data", "photos", "--looks", "0", "--out", "new/out.html"], "new/out.html"),
     "report predictions": (["report", "predictions.csv"], "predictions.html"),
@@ -85,6 +89,10 @@ INPUTS = {
     "explain all": (["explain", "MODEL", "photos", "--out", "DIR"], "photos/bee/b.png"),
     "pyramid": (["pyramid", "scene.tif", "OUT"], "scene.tif"),
     "evaluate": (["evaluate", "MODEL", "evaluation.csv", "--looks", "0", "--out", "DIR"], "evaluation.csv"),
+    "evaluate boxes": (
+        ["evaluate", "MODEL", "photos", "--looks", "1", "--boxes", "attention.csv", "--out", "DIR"],
+        "attention.csv",
+    ),
     "report": (["report", "MODEL", "--data", "evaluation.csv", "--out", "OUT"], "evaluation.csv"),
     "report images": (["report", "MODEL", "--data", "photos", "--out", "OUT"], "photos/ant/a.png"),
     "report predictions": (["report", "predictions.csv", "--out", "OUT"], "predictions.csv"),
@@ -106,6 +114,8 @@ def place(saved_model: Path, in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rows.append(f"photos/{name}.png,{path.parent.name}")
     for name in ("list.csv", "evaluation.csv"):
         Path(name).write_text("\n".join(rows) + "\n")
+    for name in ("boxes.csv", "attention.csv"):
+        Path(name).write_text("path,x,y,w,h\nant/a.png,8,8,16,16\n")
     Path("predictions.csv").write_text("path,label,probability\nphotos/ant/a.png,ant,0.5\n")
     Image.fromarray(noise).save("scene.tif")
     save_recipe(tiny_recipe(train={"epochs": 1, "images_per_epoch": 8}), "tiny.yaml")

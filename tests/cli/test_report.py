@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.helpers import tiny_config, tiny_recipe
 from tests.report.reader import Reader, check_self_contained
 from typer.testing import CliRunner
@@ -57,6 +58,8 @@ def test_a_run_is_reported_beside_itself(run: Path) -> None:
         (["RUN", "--compare", "nowhere"], "nowhere"),
         (["p.csv", "--looks", "1"], "p.csv holds predictions"),
         (["p.csv", "--data", "photos"], "--data"),
+        (["p.csv", "--boxes", "boxes.csv"], "--boxes have no meaning"),
+        (["RUN", "--boxes", "boxes.csv"], "these are synthetic"),
         (["RUN", "--out", "."], "is a folder"),
     ],
 )
@@ -69,6 +72,20 @@ def test_what_is_wrong_is_one_sentence(
     code, output = report(*(argument.replace("RUN", str(run)) for argument in arguments))
     assert code == 1 and message in output and output.strip().count("\n") == 0
     assert sorted(run.parent.rglob("*")) == before
+
+
+def test_boxes_show_whether_it_looks_there(run: Path, tmp_path: Path) -> None:
+    for label in range(10):
+        path = tmp_path / "photos" / str(label) / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (64, 64), 25 * label).save(path)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("path,x,y,w,h\n" + "".join(f"{label}/0.png,8,8,16,16\n" for label in range(8)))
+    arguments = (run, "--data", tmp_path / "photos", "--looks", 2, "--boxes", boxes)
+    assert report(*arguments, "--max-images", 4)[0] == 0
+    assert "4 of the images have places marked" in Reader((run / "report.html").read_text(encoding="utf-8")).text
+    code, output = report(*arguments, "--out", boxes, "--overwrite")
+    assert code == 1 and "is an input" in output
 
 
 def test_numbers_of_images_start_at_one(run: Path) -> None:

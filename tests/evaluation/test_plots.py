@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tnet.evaluation.plots import plot_training, run_curve
+from tnet.evaluation.attention import AttentionRow, Estimate
+from tnet.evaluation.plots import plot_attention, plot_training, run_curve
 
 
 def epochs(*names: str) -> list[dict[str, float]]:
@@ -46,3 +48,19 @@ def test_curves_are_drawn_whole(tmp_path: Path) -> None:
     plot_training(curves, tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("has_curves", [False, True])
+def test_attention_is_drawn_with_and_without_curves(tmp_path: Path, has_curves: bool) -> None:
+    share = Estimate(0.5, 0.25, 0.75)
+    changed = share if has_curves else None
+    rows = [
+        AttentionRow((n,), n, policy, 9, *[share] * 6, 9 * has_curves, changed, changed, 1.0, 0.0)
+        for n in (1, 2)
+        for policy in ("topk", "random", "gradcam")
+    ]
+    none = [AttentionRow((), 0, "none", 9, *[None] * 6, 9, share, share, 1.0, None)] if has_curves else []
+    plot_attention([*none, *rows], tmp_path / "attention.png")
+    with Image.open(tmp_path / "attention.png") as figure:
+        assert figure.width > (1500 if has_curves else 900)

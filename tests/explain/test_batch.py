@@ -100,7 +100,7 @@ def test_a_bad_picture_leaves_nothing_or_is_skipped(model: TNet, paths: list[Pat
     assert not out.exists()
     figures = explain_paths(model, paths, out, progress=False, skip_unreadable=True)
     assert [isinstance(figure, Unreadable) for figure in figures] == [False, True, False]
-    assert set(records(out)[1]) == {"path", "error"} and records(out)[1]["path"] == str(paths[1])
+    assert set(records(out)[1]) == {"path", "error", "kind"} and records(out)[1]["path"] == str(paths[1])
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ImageError):
         explain_paths(model, paths, out, progress=False, overwrite=True)
@@ -151,3 +151,21 @@ def test_samples_that_cannot_be_looked_at_leave_nothing(model: TNet, tmp_path: P
     with pytest.raises(DataError, match="no images"):
         explain_samples(model, Samples(sizes=()), 2, tmp_path / "out", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_of_a_slide_are_in_micrometres_too(model: TNet, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(256, size=(64, 48), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.ome.tif", pixels, tile=(16, 16), metadata={
+        "axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm",
+    })  # fmt: skip
+    explain_paths(
+        model, [tmp_path / "slide.ome.tif"], tmp_path / "out", read=ReadOptions("lazy"), exports=["labelstudio"],
+        model_name="mine", progress=False,
+    )  # fmt: skip
+    (record,) = records(tmp_path / "out")
+    for region in record["regions"]:
+        y0, x0, y1, x1 = region["box_l0_yxyx"]
+        assert region["box_um_yxyx"] == [y0 / 4, x0 / 2, y1 / 4, x1 / 2]
+    (task,) = records(tmp_path / "out", "labelstudio.json")
+    assert task["predictions"][0]["model_version"] == "mine"

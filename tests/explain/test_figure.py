@@ -21,6 +21,7 @@ from tnet.explain.layout import MAX_TILES
 from tnet.geometry import Grid
 from tnet.models.config import LocatorConfig
 from tnet.models.tnet import TNet
+from tnet.scenes import MemoryScene
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -177,6 +178,19 @@ def test_any_shape_and_number_of_channels_fits_on_the_sheet(
     places = [axes.get_position() for axes in figure.axes]
     overlapping = [(a, b) for i, a in enumerate(places) for b in places[:i] if a.overlaps(b)]
     assert not overlapping
+
+
+def test_lengths_and_places_are_shown_where_they_are_known(model: TNet, image: Tensor) -> None:
+    slide = MemoryScene(image)
+    slide.spacing_m_yx = (2e-6, 1e-6)  # type: ignore[attr-defined]  # 96 x 64 px: 96 x 128 um
+    text = text_of(explain_image(model, slide, looks=1))
+    assert "20 µm" in text  # below 30 % of 96
+    assert "1 region of 48 × 32 px (48 µm × 64 µm), each seen at" in text
+    (found,) = look(model, slide, looks=1).prediction.regions
+    y0, x0, y1, x1 = found.box_l0_yxyx
+    assert f"x {(x0 + x1) / 2:g} µm   y {y0 + y1:g} µm" in text
+    assert "x, y: centre from the top left corner" in text
+    assert not re.search("µm|x, y", text_of(explain_image(model, image, looks=1)))
 
 
 @pytest.mark.figures

@@ -110,6 +110,21 @@ def test_sections_come_in_order_and_leave_out_what_there_is_not(
     assert f"T {EVIL}" in page.text and "trained on synthetic digits (max)" in page.text
 
 
+def test_marked_places_are_looked_at_or_not(tmp_path: Path) -> None:
+    model, data = model_of(NAMES), Images(NAMES, 6)
+    # Cells of half an image at its middle show the middle of the first box, and nothing of the second.
+    boxes = {0: torch.tensor([[28.0, 16.0, 36.0, 24.0]]), 1: torch.tensor([[0.0, 0.0, 4.0, 4.0]])}
+    _, page, _ = report(tmp_path, model, data, looks=[2], marked=(data, boxes))
+    title = "Does it look at marked places?"
+    assert page.text.index("Does it know where to look?") < page.text.index(title) < page.text.index("Where it looks")
+    assert "2 of the images have places marked" in page.text
+    assert "at the places nearest to the middle in 50.0 % (0.0 to 100.0)" in page.text
+    *_, centre = (row for row in page.rows if row[0] == "the places nearest to the middle")
+    assert centre[1:4] == ["50.0 %", "50.0 %", "50.0 %"]
+    _, page, _ = report(tmp_path, model, data, looks=[0], marked=(data, boxes))
+    assert title not in page.text
+
+
 def test_what_it_says_of_a_class_is_counted(shown: tuple[TNet, Images, Reader, LooksRow]) -> None:
     model, data, page, _ = shown
     with torch.no_grad():

@@ -69,7 +69,7 @@ def calibrate(
     if least >= search.looks:
         raise ConfigError(f"--least is {least} of at most {search.looks} looks; give fewer, or more --looks")
     folder = out or run / "calibration"
-    page = common.results_page(folder, "calibration", _TITLE, data, overwrite)
+    page = common.results_page(folder, "calibration", _TITLE, [data], overwrite)
     common.say(f"{model.config.line()}\n{source}: {len(images)} images, up to {search.looks} looks\n")
     curves = measure_curves(
         model, images, search, batch_size=batch_size, workers=workers, device=place, progress=progress

@@ -189,7 +189,7 @@ def recipe_of(run: Path) -> Recipe | None:
 
 
 def results_page(
-    folder: Path, name: str, title: str, data: Path | None, overwrite: bool, more: Sequence[str] = ()
+    folder: Path, name: str, title: str, inputs: Sequence[Path | None], overwrite: bool, more: Sequence[str] = ()
 ) -> Path:
     """Return the page of results (``NAME.md``), after checking that it, a table, a figure and more may be written.
 
@@ -200,7 +200,8 @@ def results_page(
     page = make_folder(folder) / f"{name}.md"
     is_own = page.is_file() and page.read_text(encoding="utf-8", errors="replace").startswith(title)
     files = [page, page.with_suffix(".csv"), page.with_suffix(".png"), *(folder / other for other in more)]
-    check_outputs(files, inputs=[data] if data is not None and data.is_file() else [], overwrite=overwrite or is_own)
+    sources = [path for path in inputs if path is not None and path.is_file()]
+    check_outputs(files, inputs=sources, overwrite=overwrite or is_own)
     return page
 
 

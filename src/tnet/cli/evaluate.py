@@ -13,10 +13,12 @@ from tnet.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tnet.data.boxes import ImageBoxes
     from tnet.data.config import DataConfig
     from tnet.data.loading import LabelledData
     from tnet.evaluation.evaluator import LooksRow
-    from tnet.models.base import ModelConfig
+    from tnet.evaluation.gradcam import GradCam
+    from tnet.models.base import Model, ModelConfig
     from tnet.models.tnet import TNet
     from tnet.training.recipe import Recipe
 
@@ -27,6 +29,12 @@ _POLICY_HELP = (
     "How regions are chosen: by the locator (topk, sample) or a control (random, centre); Saccader also has "
     "ordered_logits, sobel_mean and sobel_var. Can be repeated. [default: the model's own, commonly topk]"
 )
+_BOXES_HELP = (
+    "Also measure where it looks: a table (CSV, Parquet) of boxes around what decides, with the columns path and "
+    "y0,x0,y1,x1 (or x1,y1,x2,y2; xmin,ymin,xmax,ymax; x,y,w,h), in pixels of the image as stored."
+)
+_CURVES_HELP = "With --boxes: number of images whose looks are covered, and whose other parts are blurred; 0 for none."
+_GRADCAM_HELP = "With --boxes: run of a plain network (model.levels=1), whose Grad-CAM is compared with the looks."
 DATA_HELP = (
     "Labelled images: a folder with one folder per class, or a table (CSV, Parquet) of paths and labels; with --recipe "
     "the data.root of the recipe. [default: the data of the run's recipe]"
@@ -45,6 +53,9 @@ def evaluate(
         list[common.PolicyName] | None, typer.Option(metavar="[topk|sample|random|centre|...]", help=_POLICY_HELP)
     ] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help=_FRONTIER_HELP)] = False,
+    boxes: Annotated[Path | None, typer.Option(help=_BOXES_HELP)] = None,
+    curve_images: Annotated[int, typer.Option(min=0, max=10**6, help=_CURVES_HELP)] = 200,
+    gradcam: Annotated[Path | None, typer.Option(metavar="PLAIN_RUN", help=_GRADCAM_HELP)] = None,
     recipe: Annotated[Path | None, typer.Option(help=RECIPE_HELP)] = None,
     split: Annotated[Split, typer.Option(help="Split of the recipe's data, if DATA is omitted.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: RUN/evaluation]")] = None,
@@ -72,9 +83,11 @@ def evaluate(
 
     Prints a table of accuracy, multiply-adds, parameters and time per image for each number of looks, and writes it as
     evaluation.md, evaluation.csv and evaluation.png, replacing those of an earlier evaluation. With --frontier, also
-    frontier.csv and frontier.png.
+    frontier.csv and frontier.png; with --boxes, attention.csv, attention.json and attention.png.
     """
     chosen = common.parse_looks_list(looks or [])
+    if gradcam is not None and boxes is None:
+        raise ConfigError(f"--gradcam {gradcam} compares where it looks, which --boxes measures; give a table of boxes")
 
     from dataclasses import replace
 
@@ -112,9 +125,12 @@ def evaluate(
     if not model.config.class_names:
         note = "the model has no class names; assuming that its classes are numbered as in the data"
         common.say(f"{note}: {shorten(images.classes)}", err=True)
+    found = boxes_of(boxes, images, model) if boxes is not None else None
+    plain = None if gradcam is None else _load_gradcam(gradcam, model)
     folder = out or run / "evaluation"
     more = ["frontier.csv", "frontier.png"] if frontier else []
-    page = common.results_page(folder, "evaluation", _TITLE, data, overwrite, more)
+    more += ["attention.csv", "attention.json", "attention.png"] if found else []
+    page = common.results_page(folder, "evaluation", _TITLE, [data, boxes], overwrite, more)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": place, "progress": progress}
@@ -129,6 +145,9 @@ def evaluate(
     text = f"{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n"
     if searched is not None:
         text += _frontier(searched, images, rows, folder, options)
+    if found is not None:
+        options |= {"looks": chosen, "curve_images": curve_images, "seed": seed, "plain": plain}
+        text += _attention(model, images, found, [item.value for item in policy or []], folder, options)
     title = f"{_TITLE}: {markdown(run.resolve().name)}"
     write_text(page, f"{title}\n\n{text}")
     common.say(f"written: {', '.join([str(page), 'evaluation.csv', 'evaluation.png', *more])}")
@@ -153,6 +172,60 @@ def _frontier(model: TNet, images: LabelledData, rows: list[LooksRow], folder: P
     write_csv([vars(point) for point in points], folder / "frontier.csv")
     plot_frontier(points, folder / "frontier.png")
     return f"\n## Accuracy against mean cost\n\n{table}\n![frontier.png](frontier.png)\n"
+
+
+def boxes_of(boxes: Path, images: LabelledData, model: Model) -> ImageBoxes:
+    """Read the boxes of images, in which a model with looks is to look at them."""
+    from tnet.data.annotated import AnnotatedImages
+    from tnet.data.boxes import read_boxes
+    from tnet.data.folder import LabelledImages
+
+    if not isinstance(images, LabelledImages) or (isinstance(images, AnnotatedImages) and images.crop):
+        kind = "cut out of their files" if isinstance(images, LabelledImages) else "synthetic"
+        raise ConfigError(f"--boxes {boxes} is about images in files, but these are {kind}; give images, or omit it")
+    if not model.config.default_looks:
+        raise ConfigError(f"--boxes {boxes} measures where a model looks, but this one has no looks; omit it")
+    return read_boxes(boxes, images.paths)
+
+
+def _load_gradcam(gradcam: Path, model: Model) -> GradCam:
+    """Load the plain network to compare with."""
+    from tnet.evaluation.gradcam import GradCam
+    from tnet.models.io import load_model
+
+    plain = GradCam(load_model(gradcam), str(gradcam))
+    if plain.model.config.in_channels != model.config.in_channels:
+        channels = f"{plain.model.config.in_channels} channels, and the model {model.config.in_channels}"
+        raise ConfigError(f"the plain network {gradcam} takes {channels}; give one of the same images")
+    return plain
+
+
+def _attention(
+    model: Model,
+    images: LabelledData,
+    boxes: ImageBoxes,
+    policies: list[str],
+    folder: Path,
+    options: dict[str, Any],
+) -> str:
+    """Measure where a model looks, write it, and return its section of the page."""
+    import json
+
+    from tnet.evaluation.attention import CONTROLS, measure_attention
+    from tnet.evaluation.plots import plot_attention
+    from tnet.evaluation.report import attention_notes, attention_records, attention_table, write_csv
+    from tnet.files import write_text
+
+    names = list(dict.fromkeys([*(policies or [model.config.eval_policy]), *CONTROLS]))
+    rows = measure_attention(model, images, boxes.by_image, policies=names, **options)
+    rest = f"Rows of the table of boxes about other images: {boxes.unmatched}.\n" if boxes.unmatched else ""
+    table, notes = attention_table(rows), attention_notes(rows) + rest
+    common.say(f"{table}\n{notes}")
+    records = attention_records(rows)
+    write_csv(records, folder / "attention.csv")
+    write_text(folder / "attention.json", json.dumps(records, indent=1, allow_nan=False) + "\n")
+    plot_attention(rows, folder / "attention.png")
+    return f"\n## Where it looks\n\n{table}\n{notes}\n![attention.png](attention.png)\n"
 
 
 def open_labelled(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from tnet.cli import common
 from tnet.cli.predict import IMAGES_HELP
 from tnet.errors import DataError
+
+if TYPE_CHECKING:
+    from tnet.explain.exports import ExportFormat
+
+ExportName = StrEnum("ExportName", ["labelstudio", "fiftyone", "cvat"])
 
 
 def explain(
@@ -38,6 +44,12 @@ def explain(
         Literal["auto", "pixels", "native", "wgs84"],
         typer.Option(help="Coordinates of GeoJSON: auto is wgs84 for georeferenced images, else pixels."),
     ] = "auto",
+    export: Annotated[
+        list[ExportName] | None,
+        typer.Option(
+            help="Also write the regions for a program in which people annotate, beside the figures. Can be repeated."
+        ),
+    ] = None,
     allow_small: common.SmallOption = False,
     skip_unreadable: common.SkipOption = False,
     overwrite: common.OverwriteOption = False,
@@ -47,7 +59,8 @@ def explain(
 
     One PNG per image: the image with a numbered box for each region, the probability of every location, what the
     network saw of the whole image, the most probable classes, and each region magnified with its own prediction.
-    regions.json holds the same as data; boxes are (y0, x0, y1, x1) in pixels of the image as stored.
+    regions.json holds the same as data; boxes are (y0, x0, y1, x1) in pixels of the image as stored. With --export,
+    also labelstudio.json, fiftyone.json or cvat.xml.
     """
     chosen = common.parse_looks(looks) if looks is not None else None
     if (samples is None) == (not images):
@@ -63,13 +76,16 @@ def explain(
     from tnet.text import on_one_line
 
     chosen_policy = policy.value if policy else None
-    recipe = common.recipe_of(model)
+    recipe, name = common.recipe_of(model), model.resolve().name
+    exports = cast("list[ExportFormat]", list(dict.fromkeys(item.value for item in export or [])))
     if samples is None:
         paths, data_config = find_inputs(images or [], check_exists=not skip_unreadable), common.data_of(recipe)
         figures = explain_paths(
             load_model(model), paths, out, looks=chosen, policy=chosen_policy, device=common.pick_device(device),
             progress=progress, skip_unreadable=skip_unreadable, geojson=geojson, coordinates=crs,
-            allow_small=allow_small, overwrite=overwrite, inputs=[path for path in images or [] if not path.is_dir()],
+            exports=exports,
+            model_name=name, allow_small=allow_small, overwrite=overwrite,
+            inputs=[path for path in images or [] if not path.is_dir()],
             read=common.parse_reading(data_config, read, bands, value_range, max_side_px, preprocess),
         )  # fmt: skip
     else:
@@ -81,7 +97,7 @@ def explain(
         data, place = open_data(recipe.data, net.config.in_channels, recipe.seed)[1], common.pick_device(device)
         figures = explain_samples(
             net, data, samples, out, looks=chosen, policy=chosen_policy, device=place, progress=progress,
-            overwrite=overwrite,
+            exports=exports, model_name=name, overwrite=overwrite,
         )  # fmt: skip
     for figure in figures:
         if isinstance(figure, Unreadable):

@@ -339,9 +339,12 @@ def train_loader(
     return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
 
 
-def eval_loader(data: LabelledData, batch_size: int, workers: int, share: Share = ALONE) -> DataLoader[Any]:
-    """Return a loader of all images in order, or of every n-th for one of n processes; none is repeated."""
-    return _loader(data, batch_size, workers, sampler=range(share.rank, len(data), share.processes))
+def eval_loader(
+    data: LabelledData, batch_size: int, workers: int, share: Share = ALONE, indices: Sequence[int] | None = None
+) -> DataLoader[Any]:
+    """Return a loader of all images (or those of ``indices``) in order, or of every n-th for one of n processes."""
+    chosen = range(len(data)) if indices is None else indices
+    return _loader(data, batch_size, workers, sampler=chosen[share.rank :: share.processes])
 
 
 def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:

@@ -10,12 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from tnet.evaluation.evaluator import LooksRow
+from tnet.evaluation.attention import CONTROLS, AttentionRow
+from tnet.evaluation.evaluator import NO_POLICY, LooksRow
 from tnet.evaluation.frontier import FrontierRow
 from tnet.evaluation.report import looks_label, macs_unit
 from tnet.files import atomic_path
 
-_LABELS = {"topk": "learned (top-k)", "sample": "learned (sampled)", "random": "random", "centre": "centre out"}
+_LABELS = {
+    "topk": "learned (top-k)",
+    "sample": "learned (sampled)",
+    "random": "random",
+    "centre": "centre out",
+    "gradcam": "Grad-CAM",
+}
 _ACCURACY, _NO_LOOKS = "val/accuracy", "val/accuracy_0_looks"
 
 
@@ -129,6 +136,28 @@ def plot_frontier(rows: Sequence[FrontierRow], path: str | Path) -> None:
         _draw_curve(axis, curve)
     axis.set(xlabel=f"mean multiply-adds per image ({letter})", ylabel="accuracy (%)")
     axis.legend()
+    _save(figure, path, outer_legend=False)
+
+
+def plot_attention(rows: Sequence[AttentionRow], path: str | Path) -> None:
+    """Draw what :func:`~tnet.evaluation.attention.measure_attention` measured against looks, one line per policy."""
+    panels = {"hit_any": "images with a box hit by a look (%)", "box_share": "box area seen (%)"}
+    if any(row.deletion is not None for row in rows):
+        panels |= {"deletion": "probability, looks covered (%)", "insertion": "probability, only looks sharp (%)"}
+    figure = Figure(figsize=(4.4 * len(panels), 3.8), layout="constrained")
+    policies = list(dict.fromkeys(row.policy for row in rows if row.policy != NO_POLICY))
+    for axis, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for color, policy in enumerate(policies):
+            points = [
+                Point(row.total_looks, *value)
+                for row in rows
+                if row.policy in (policy, NO_POLICY) and (value := getattr(row, name)) is not None
+            ]
+            curve = Curve(_LABELS.get(policy, policy), points, color, is_control=policy in CONTROLS)
+            _draw_curve(axis, curve)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="looks (regions per image)", ylabel=label, ylim=(0, None))
+    figure.axes[0].legend(fontsize=8)
     _save(figure, path, outer_legend=False)
 
 

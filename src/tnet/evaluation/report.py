@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tnet.evaluation.attention import GRADCAM, AttentionRow, Estimate
 from tnet.evaluation.evaluator import LooksRow
 from tnet.evaluation.frontier import FrontierRow
 from tnet.files import write_text
 from tnet.text import csv_row
 
+_ATTENTION = {
+    "pointing": "pointing", "pointing_any": "pointing, any", "hit": "hit", "hit_any": "hit, any",
+    "box_share": "box seen", "image_share": "image seen", "deletion": "deletion", "insertion": "insertion",
+}  # fmt: skip
 _EXTRA = {"top5": "top-5 %", "auc": "AUC", "jaccard": "Jaccard"}
 
 
@@ -50,6 +55,61 @@ def frontier_table(rows: Sequence[FrontierRow]) -> str:
         cost = [f"{row.mean_looks:.2f}", short_number(row.mean_macs / unit)]
         lines.append([row.kind, setting, *cost, f"{100 * row.accuracy:.1f} ({interval})"])
     return markdown_table(header, lines)
+
+
+def attention_table(rows: Sequence[AttentionRow]) -> str:
+    """Return the rows (at least one) as an aligned Markdown table."""
+    shown = [name for name in _ATTENTION if any(getattr(row, name) is not None for row in rows)]
+    lines = []
+    for row in rows:
+        cells = [looks_label(row.looks), row.policy]
+        for name in shown:
+            value: Estimate | None = getattr(row, name)
+            text = "-" if value is None else f"{100 * value.mean:.1f}"
+            has_interval = value is not None and name != "image_share"
+            cells.append(
+                f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})" if value and has_interval else text
+            )
+        extra = "" if row.extra_ms is None else f" + {row.extra_ms:.2f}"
+        cells.append("-" if row.answer_ms is None else f"{row.answer_ms:.2f}{extra}")
+        lines.append(cells)
+    return markdown_table(
+        ["looks", "policy", *(f"{_ATTENTION[name]} %" for name in shown), "ms/image + regions"], lines
+    )
+
+
+def attention_notes(rows: Sequence[AttentionRow]) -> str:
+    """Return sentences that explain the columns of :func:`attention_table`."""
+    row = rows[-1]
+    text = (
+        f"{row.images} images with boxes; intervals: 95 %, bootstrap over images. Pointing: the centre of the first "
+        "look, the one taken when only one may be, is in a box; any: that of any look. Hit: the first (any) look shows "
+        "the centre of a box. Seen: share of the area of boxes (of the image) that looks cover, with several levels "
+        "those of the deepest. Time: of the answer, and what its regions cost on top: nothing if they are part of it.\n"
+    )
+    if row.deletion is not None:
+        text += (
+            f"Deletion ({row.curve_images} images): probability of the predicted class once what was looked at is "
+            "covered with the image's mean colour; lower is better. Insertion: the same if all else is blurred; higher "
+            "is better. The model looks again at the changed image.\n"
+        )
+    if any(row.policy == GRADCAM for row in rows):
+        text += "gradcam: as many windows of the size of a look, the best of the map of the plain network.\n"
+    return text
+
+
+def attention_records(rows: Sequence[AttentionRow]) -> list[dict[str, object]]:
+    """Return the rows as flat records for CSV and JSON; each measure has its interval in ``_low`` and ``_high``."""
+    records = []
+    for row in rows:
+        record: dict[str, object] = {}
+        for name, value in vars(row).items():
+            record[name] = looks_label(row.looks) if name == "looks" else value
+            if name in _ATTENTION:
+                mean, low, high = value or (None, None, None)
+                record |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        records.append(record)
+    return records
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

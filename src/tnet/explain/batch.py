@@ -15,6 +15,7 @@ from tnet.data.folder import LabelledImages
 from tnet.data.loading import LabelledData
 from tnet.errors import DataError, ImageError, OutputError
 from tnet.explain.explanation import Explanation, look
+from tnet.explain.exports import EXPORTS, ExportFormat
 from tnet.explain.figure import write_figure
 from tnet.explain.geojson import Coordinates, geojson_files, write_all_geojson
 from tnet.files import atomic_folder, check_outputs, name_after, write_text
@@ -51,14 +52,17 @@ def explain_paths(
     read: ReadOptions = DEFAULT_READ,
     geojson: str | Path | None = None,
     coordinates: Coordinates = "auto",
+    exports: Sequence[ExportFormat] = (),
+    model_name: str = "tnet",
     inputs: Iterable[str | os.PathLike[str]] = (),
     overwrite: bool = False,
 ) -> list[Path | Unreadable]:
     """Explain image files: a PNG figure each, and their regions as JSON; return the figures and skipped images.
 
     ``out`` is a folder for figures named after the images and ``regions.json``; or, for one image, a ``.png`` file,
-    beside which ``<name>.regions.json`` is written. ``geojson`` is a file for one image, or a folder. Files that exist
-    are replaced only with ``overwrite``, and images and other ``inputs`` never. The other arguments are as in
+    beside which ``<name>.regions.json`` is written. ``exports`` (see :mod:`tnet.explain.exports`) are written likewise,
+    with the name of the model. ``geojson`` is a file for one image, or a folder. Files that exist are replaced only
+    with ``overwrite``, and images and other ``inputs`` never. The other arguments are as in
     :func:`tnet.predict`. Nothing is written after an error.
     """
     chosen = model.config.resolve_looks(looks)
@@ -71,11 +75,11 @@ def explain_paths(
         )  # fmt: skip
 
     texts = list(map(str, paths))
-    names, files = _outputs(Path(out), texts)
+    names, files = _outputs(Path(out), texts, exports)
     more = [] if geojson is None else geojson_files(geojson, texts)
     check_outputs([*files, *more], inputs=[*paths, *inputs], overwrite=overwrite)
     model.to(device).eval()
-    results = _explain(explained, paths, names, Path(out), progress, skip_unreadable)
+    results = _explain(explained, paths, names, Path(out), progress, skip_unreadable, exports, model_name)
     if geojson is not None:
         placed = [(item.prediction, item.georeference) for item in results if isinstance(item, _Drawn)]
         write_all_geojson(placed, geojson, coordinates=coordinates, overwrite=overwrite)
@@ -92,6 +96,8 @@ def explain_samples(
     policy: Policy | str | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    exports: Sequence[ExportFormat] = (),
+    model_name: str = "tnet",
     overwrite: bool = False,
 ) -> list[Path | Unreadable]:
     """Explain up to ``count`` samples spread evenly over a labelled dataset, with the true labels in the figures."""
@@ -109,14 +115,15 @@ def explain_samples(
         return look(model, loaded.image, looks=chosen, policy=policy, truth=truth, title=name, source=name)
 
     sources = data.paths if isinstance(data, LabelledImages) else []
-    names, files = _outputs(Path(out), [str(sources[index]) if sources else f"{index:06d}" for index in indices])
+    named = [str(sources[index]) if sources else f"{index:06d}" for index in indices]
+    names, files = _outputs(Path(out), named, exports)
     check_outputs(files, inputs=sources, overwrite=overwrite)
     model.to(device).eval()
-    results = _explain(explained, indices, names, Path(out), progress)
+    results = _explain(explained, indices, names, Path(out), progress, False, exports, model_name)
     return [item.figure for item in results if isinstance(item, _Drawn)]
 
 
-def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
+def _outputs(out: Path, images: Sequence[str], exports: Sequence[ExportFormat]) -> tuple[list[str], list[Path]]:
     """Return the names of the figures of images, and all files that are written."""
     single = out.suffix.lower() == ".png"
     if not images:
@@ -125,13 +132,19 @@ def _outputs(out: Path, images: Sequence[str]) -> tuple[list[str], list[Path]]:
         raise OutputError(f"{out} is one file for {len(images)} images; give a folder with --out")
     taken: set[str] = {REGIONS_NAME}
     names = [out.name] if single else [name_after(image, ".png", taken) for image in images]
-    folder, regions = (out.parent, f"{out.stem}.{REGIONS_NAME}") if single else (out, REGIONS_NAME)
-    return names, [folder / name for name in (*names, regions)]
+    folder = out.parent if single else out
+    more = [_beside(out, name) for name in (REGIONS_NAME, *(EXPORTS[item].name for item in exports))]
+    return names, [folder / name for name in (*names, *more)]
+
+
+def _beside(out: Path, name: str) -> str:
+    """Return the name of a file beside the figures, or beside a single figure."""
+    return f"{out.stem}.{name}" if out.suffix.lower() == ".png" else name
 
 
 def _explain(
     explained: Callable[[T], Explanation], sources: Sequence[T], names: list[str], out: Path, progress: bool,
-    skip_unreadable: bool = False,
+    skip_unreadable: bool, exports: Sequence[ExportFormat], model_name: str,
 ) -> list[_Drawn | Unreadable]:  # fmt: skip
     """Draw all figures in a temporary folder, and only then move them to ``out``."""
     single = out.suffix.lower() == ".png"
@@ -150,10 +163,15 @@ def _explain(
                 results.append(unreadable)
                 records.append(asdict(unreadable))
             else:
-                prediction, place = explanation.prediction, getattr(explanation.image, "georeference", None)
-                results.append(_Drawn(folder / name, prediction, place))
-                records.append({**asdict(prediction), "true_label": explanation.truth, "figure": name})
+                prediction, place = explanation.prediction, explanation.place
+                results.append(_Drawn(folder / name, prediction, place.georeference))
+                record = asdict(prediction) | {"true_label": explanation.truth, "figure": name}
+                for region in record["regions"]:
+                    region |= place.record(region["box_l0_yxyx"])
+                records.append(record)
         lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
-        text = f"[\n{lines}\n]\n".encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
-        write_text(scratch / (f"{out.stem}.{REGIONS_NAME}" if single else REGIONS_NAME), text)
+        write_text(scratch / _beside(out, REGIONS_NAME), f"[\n{lines}\n]\n")
+        for item in exports:
+            predictions = [result.prediction for result in results if isinstance(result, _Drawn)]
+            write_text(scratch / _beside(out, EXPORTS[item].name), EXPORTS[item].text(predictions, model_name))
     return results

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tnet.explain.panels import Bar, CellMap, ShareBox
+from tnet.explain.scale import Place
 from tnet.geometry import cell_boxes, whole_images
 from tnet.inference.predictor import size_of
 from tnet.inference.records import Prediction, class_labels, class_probs, prediction_of
@@ -35,6 +36,11 @@ class Explanation:
     located: bool  # the locator chose the regions
     title: str
     truth: str | None  # true label, if known; several are joined by |
+
+    @property
+    def place(self) -> Place:
+        """What is known of where the image is."""
+        return Place.of(self.image)
 
     @property
     def true_labels(self) -> set[str]:

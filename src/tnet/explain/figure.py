@@ -23,6 +23,7 @@ from tnet.explain import layout, panels
 from tnet.explain.explanation import Explanation, look, shares
 from tnet.explain.layout import Row, Sheet, Top, level_rows, top_sizes
 from tnet.explain.panels import BAD, FAINT, GOOD, INK, Frame, clip, shorten
+from tnet.explain.scale import draw_scale_bar, length_text
 from tnet.files import atomic_path, check_outputs
 from tnet.inference.records import LABEL_THRESHOLD, RegionRecord
 from tnet.models.base import Model, ModelConfig
@@ -100,7 +101,10 @@ def draw(explanation: Explanation) -> Figure:
         _draw_row(sheet, explanation, row, y)
         y += row.total_height
     if rows:
-        sheet.text(layout.MARGIN_IN, y, _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, 9, FAINT)
+        legend, place = _LEGEND if explanation.output.verdict == "alone" else _LEGEND_SO_FAR, explanation.place
+        if any(place):
+            legend += f"     x, y: centre {'on the map' if place.georeference else 'from the top left corner'}"
+        sheet.text(layout.MARGIN_IN, y, legend, 9, FAINT)
     return sheet.figure
 
 
@@ -148,6 +152,9 @@ def _draw_top(sheet: Sheet, explanation: Explanation, top: Top, numbered: set[st
     panels.show_image(main, shown, smooth=True)
     boxes = [Frame(shares(r.box_l0_yxyx, prediction.size_hw), r.number, r.level) for r in prediction.regions]
     panels.draw_frames(main, boxes, numbered)
+    spacing = explanation.place.spacing_m_yx
+    if spacing is not None:
+        draw_scale_bar(main, prediction.size_hw[1] * spacing[1])
     x2 = x1 if top.stacked else x1 + top.slot + layout.GAP_IN
     y2 = y1 + layout.TITLE_IN + top.height + layout.GAP_IN if top.stacked else y1
     x3, y3 = (x1 if top.stacked else x2) + top.slot + layout.GAP_IN, y1
@@ -182,7 +189,11 @@ def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> Non
     records, base_px = explanation.prediction.regions, explanation.model.config.region_px
     y0, x0, y1, x1 = row.records[0].box_l0_yxyx
     count = f"{row.total} regions" if row.total != 1 else "1 region"
-    text = f"Level {row.level}: {count} of {x1 - x0} × {y1 - y0} px, each seen at {base_px} × {base_px} px"
+    size, spacing = f"{x1 - x0} × {y1 - y0} px", explanation.place.spacing_m_yx
+    if spacing is not None:
+        down, across = spacing
+        size += f" ({length_text((x1 - x0) * across, 3)} × {length_text((y1 - y0) * down, 3)})"
+    text = f"Level {row.level}: {count} of {size}, each seen at {base_px} × {base_px} px"
     if len(row.records) < row.total:
         text += f"; {len(row.records)} are shown, {row.total - len(row.records)} more are not"
     marker = sheet.axes(layout.MARGIN_IN, y - 0.01, 0.16, 0.16)
@@ -198,6 +209,8 @@ def _draw_row(sheet: Sheet, explanation: Explanation, row: Row, y: float) -> Non
         axes = sheet.axes(x, at_y, row.width, row.height)
         panels.show_image(axes, pixels, frame=panels.level_color(row.level))
         panels.badge(axes, (0, 0, 1, 1), record.number, row.level, 11, nested=False)
+        if spacing is not None:
+            draw_scale_bar(axes, (x1 - x0) * spacing[1], 8)
         _caption(sheet, explanation, record, x, at_y + row.height + 0.09, row.slot)
         if row.divided and (cells := explanation.cell_map(place)) is not None:
             next_x = x + step_x / 2 if row.beside else x
@@ -214,6 +227,9 @@ def _caption(sheet: Sheet, explanation: Explanation, record: RegionRecord, x: fl
     shares_of = (("location", record.location_probability), ("weight", record.weight))
     facts = [f"{name} {value:.0%}" for name, value in shares_of if value is not None]
     sheet.text(x, y, "   ·   ".join(facts), 9, FAINT)
+    sheet.text(
+        x, y + (0.19 if record.label is None else 0.38), explanation.place.centre_text(record.box_l0_yxyx), 8.5, FAINT
+    )
     if record.label is None or record.probability is None:
         return
     verdict = explanation.output.verdict

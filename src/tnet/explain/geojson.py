@@ -13,6 +13,8 @@ from typing import Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from tnet.errors import ImageError, OutputError
+from tnet.explain.exports import region_facts
+from tnet.explain.scale import map_point
 from tnet.files import check_outputs, name_after, write_text
 from tnet.inference.records import Prediction, RegionRecord
 from tnet.scenes.readers.base import GeoReference
@@ -72,9 +74,7 @@ def write_all_geojson(
     check_outputs(files, inputs=names, overwrite=overwrite)
     collections = [regions_geojson(prediction, place, coordinates=coordinates) for prediction, place in predictions]
     for collection, file in zip(collections, files, strict=True):
-        text = json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n"
-        # Names that are not UTF-8 keep their bytes, as escapes.
-        write_text(file, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_text(file, json.dumps(collection, ensure_ascii=False, allow_nan=False) + "\n")
     return files
 
 
@@ -114,8 +114,8 @@ def _ring(box_yxyx: tuple[int, int, int, int], georeference: GeoReference | None
     y0, x0, y1, x1 = box_yxyx
     corners: list[tuple[float, float]] = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
     if georeference is not None:
-        a, b, c, d, e, f = georeference.transform
-        corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
+        a, b, _, d, e, _ = georeference.transform
+        corners = [map_point(georeference, x, y) for x, y in corners]
         if a * e - b * d < 0:  # y goes up on the map, as nearly always, which reverses the orientation
             corners.reverse()
     return [list(corner) for corner in [*corners, corners[0]]]
@@ -160,9 +160,6 @@ def _epsg_code(crs: str) -> int | None:
 
 
 def _annotation(region: RegionRecord, order: int) -> dict[str, Any]:
-    values = {"order": order, "level": region.level, "probability": region.probability, "weight": region.weight}
-    values |= {"location probability": region.location_probability}
-    known, label = {name: value for name, value in values.items() if value is not None}, region.label
-    annotation: dict[str, Any] = {"objectType": "annotation", "name": region.number}
-    annotation |= {} if label is None else {"classification": {"name": label, "color": list(class_color(label))}}
-    return {**annotation, "isLocked": True, "measurements": known}
+    label, annotation = region.label, {"objectType": "annotation", "name": region.number}
+    kind = {} if label is None else {"classification": {"name": label, "color": list(class_color(label))}}
+    return {**annotation, **kind, "isLocked": True, "measurements": region_facts(region, order)}

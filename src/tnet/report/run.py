@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tnet.data.loading import LabelledData
+from tnet.evaluation.attention import measure_attention
 from tnet.evaluation.evaluator import Looks, LooksRow, evaluate, settings
 from tnet.evaluation.resources import machine
 from tnet.models.base import Model
@@ -38,6 +42,7 @@ def write_report(
     metrics: Sequence[Row] = (),
     looks: Sequence[Looks] = (),
     others: Sequence[tuple[str, Model]] = (),
+    marked: tuple[LabelledData, Mapping[int, Float[Tensor, "_ 4"]]] | None = None,
     batch_size: int = 16,
     workers: int = 0,
     device: str = "cpu",
@@ -57,6 +62,8 @@ def write_report(
         looks: numbers of looks; empty for the model's own. The report is about the default one if it is among them,
             else about the last.
         others: other models to compare with, by name, at their own number of looks.
+        marked: images with boxes of what decides in them, by index, as in
+            :func:`tnet.evaluation.attention.measure_attention`.
         batch_size: images per batch.
         workers: processes that read images.
         device: device to run on.
@@ -83,13 +90,18 @@ def write_report(
     compared = [
         (other, evaluate(net, data, looks=(net.config.default_looks or 0,), **options)[0]) for other, net in others
     ]
+    attention = None
+    if marked is not None and chosen.looks:
+        attention = measure_attention(
+            model, *marked, looks=[chosen.looks], policies=policies, curve_images=0, **options
+        )
     measured = Measured(model, rows, rows[asked.index(chosen)], answers, compared)
     shown = galleries(model, data, answers, progress)
     gallery = Section("Right, wrong and unsure", _GALLERY if chosen.looks else _GALLERY_WHOLE, shown)
     found = [
         sections.accuracy(measured),
         sections.places(measured),
-        # Here: tnet.evaluation.attention, where boxes are known.
+        sections.marked(attention) if attention else None,
         sections.where(measured),
         gallery,
         sections.classes(measured),

@@ -9,6 +9,7 @@ import numpy as np
 
 from tnet.cost import full_image_multiply_adds
 from tnet.errors import ConfigError
+from tnet.evaluation.attention import AttentionRow, Estimate
 from tnet.evaluation.comparison.report import bootstrap_interval
 from tnet.evaluation.evaluator import LooksRow, wilson_interval
 from tnet.evaluation.plots import looks_figure
@@ -126,6 +127,39 @@ def _alone(row: LooksRow) -> str:
     """Return the accuracy from the looks alone."""
     bits = row.right_without_context
     return "-" if bits is None else percent(bits.count("1") / len(bits))
+
+
+def marked(rows: Sequence[AttentionRow]) -> Section:
+    """Whether looks fall on places that people marked; the learned ones come first."""
+    learned, *controls = rows
+    what = "the middle of a marked place"
+    lead = f"{learned.images:,} of the images have places marked that decide. "
+    lead += f"The first look shows {what} in {_estimate(learned.hit)} of them (95 % interval)"
+    lead += "".join(f", at {_PLACES.get(row.policy, row.policy)} in {_estimate(row.hit)}" for row in controls)
+    lead += (
+        f". With all {learned.total_looks} looks it is {_estimate(learned.hit_any)}."
+        if learned.total_looks > 1
+        else "."
+    )
+    header = [
+        "looks at",
+        "first look shows it",
+        "any look",
+        "first look is centred in it",
+        "marked area seen",
+        "image seen",
+    ]
+    body = []
+    for row in rows:
+        shares = row.hit, row.hit_any, row.pointing, row.box_share, row.image_share
+        name = _PLACES.get(row.policy, "places that it chooses" if row is learned else row.policy)
+        body.append([name, *("-" if share is None else percent(share.mean) for share in shares)])
+    note = f"A place is shown if {what} is inside a look. Random looks see about as much of a place as of the image."
+    return Section("Does it look at marked places?", f"{lead}.", [Table(header, body, strong=frozenset([0]))], note)
+
+
+def _estimate(share: Estimate | None) -> str:
+    return "-" if share is None else f"{percent(share.mean)} ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
 def where(measured: Measured) -> Section | None:
