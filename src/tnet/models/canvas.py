@@ -24,7 +24,7 @@ def overlap(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
 
 def cover(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
     """Return the overlap, but a span shorter than a part is as heavy as a whole part: small is not faint."""
-    return overlap(spans) / (SIDE * spans.diff(dim=-1)).clamp(1e-9, 1)
+    return overlap(spans) / (SIDE * spans.diff(dim=-1)).clamp(1e-9, 1.0)
 
 
 def _parts(spans: Float[Tensor, "views 2"], count: int) -> Float[Tensor, "views count 2"]:
@@ -54,6 +54,13 @@ class CanvasAggregation(nn.Module):
         nn.init.zeros_(self.evidence.weight)
         nn.init.zeros_(self.evidence.bias)
 
+    def views(self, cell_map: Float[Tensor, "views cell_dim h w"], boxes: Float[Tensor, "views 4"]) -> Canvas:
+        """Return what each view writes into the start of its image's canvas; see :meth:`begin`."""
+        start = self.start(cell_map)
+        boxes, (h, w) = boxes.to(start), start.shape[2:]
+        down, across = overlap(_parts(boxes[:, 0::2], h)), overlap(_parts(boxes[:, 1::2], w))
+        return torch.einsum("vchw,vhi,vwj->vcij", start, down, across)
+
     def begin(
         self,
         cell_map: Float[Tensor, "views cell_dim h w"],
@@ -67,10 +74,7 @@ class CanvasAggregation(nn.Module):
             boxes: their places, ``(y0, x0, y1, x1)`` as shares of the image's height and width.
             image: their images.
         """
-        start = self.start(cell_map)
-        boxes, (h, w) = boxes.to(start), start.shape[2:]
-        down, across = overlap(_parts(boxes[:, 0::2], h)), overlap(_parts(boxes[:, 1::2], w))
-        views = torch.einsum("vchw,vhi,vwj->vcij", start, down, across)
+        views = self.views(cell_map, boxes)
         return views.new_zeros(int(image.max()) + 1, *views.shape[1:]).index_add(0, image.to(views.device), views)
 
     def written(self, features: Features, seen: Mask, places: Places) -> Canvas:

@@ -1,0 +1,172 @@
+"""A model as one function of a tensor: preprocessing, and a fixed number of looks, unrolled."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from tnet.errors import ConfigError, GeometryError
+from tnet.export.parts import Answer, describe
+from tnet.geometry import axis_cells, cell_boxes, cell_spans, image_shares, whole_images
+from tnet.models.tnet import TNet
+from tnet.scenes.base import Resize
+from tnet.scenes.resample import interpolate
+from tnet.traversal import FixedCells, TopK
+
+OUTPUTS = {
+    "logits": "float32 [batch, classes]",
+    "boxes": "int64 [batch, n, 4]: the whole image first, then in the order of looking",
+    "weights": "float32 [batch, n]: share of each region in the decision",
+    "region_logits": "float32 [batch, n, classes]: from each region alone",
+}
+"""Outputs of :class:`FixedLooks`."""
+
+
+class FixedLooks(nn.Module):
+    """A TNet on images of one size, with the same number of looks in each: nothing but tensors, to be exported.
+
+    Crops are resized by two matrix products with constant weights, those of the model's own filter. Pixels are not
+    rounded in between: the result is that of the model for normalised floating point images.
+
+    Args:
+        model: the model.
+        looks: locations per region for levels 1, 2, ...
+        size_hw: height and width of the images, pixels.
+
+    Raises:
+        ConfigError: the looks cannot be unrolled.
+        GeometryError: images of this size are too small for the looks.
+    """
+
+    def __init__(self, model: TNet, looks: tuple[int, ...], size_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.looks, self.size_hw = model, looks, size_hw
+        self.policy = check_unrollable(model, looks)
+        self.answer = Answer(model)
+        problem = model.config.size_problem(size_hw, looks)
+        if problem:
+            size = f"images of {size_hw[0]} x {size_hw[1]} px (height x width)"
+            raise GeometryError(f"{size} have {problem}; export for larger images, or with fewer levels (--looks)")
+        config, grid = model.config, model.grid
+        self.levels = [_Level(size_hw, config.base_px, config.resize)]
+        low, high, first, last = [0, 0], list(size_hw), [0, 0], [0, 0]
+        for _ in looks:
+            parent = whole_images([self.levels[-1].size_hw])
+            y_spans, x_spans = cell_spans(parent, grid)
+            self.levels[-1].divide(cell_boxes(parent, grid)[0, :, :2], y_spans, x_spans)
+            axes = [(0, grid.rows), (1, grid.cols)]
+            cells = [axis_cells(self.levels[-1].size_hw[axis], count, grid.cell_extent) for axis, count in axes]
+            for axis, cell in enumerate(cells):
+                first[axis] += cell.starts_px[0]
+                last[axis] += cell.starts_px[-1]
+                low[axis] = min(low[axis], first[axis])
+                high[axis] = max(high[axis], last[axis] + cell.cell_px)
+            self.levels.append(_Level((cells[0].cell_px, cells[1].cell_px), config.base_px, config.resize))
+        self.stages = nn.ModuleList(self.levels)
+        self.before = (-low[0], -low[1])  # padding that the farthest regions reach into
+        self.after = (high[0] - size_hw[0], high[1] - size_hw[1])
+
+    def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
+        """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
+        model, grid = self.model, self.model.grid
+        pixels = (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
+        glimpses = self.levels[0].resized(pixels)
+        (top, left), (bottom, right) = self.before, self.after
+        rows = F.pad(pixels, (left, right, top, bottom)).permute(0, 2, 1, 3)  # rows are contiguous
+        batch = image.shape[0]
+        origin = image.new_zeros(batch, 1, 2, dtype=torch.long)
+        position = origin
+        features, boxes, whole_map = [], [], None
+        for level, stage in enumerate(self.levels):
+            described = describe(model, glimpses, level)
+            whole_map = described.cell_map if whole_map is None else whole_map
+            place = position.reshape(-1, 2).float()
+            feature = model.position(described.pooled, F.pad(place, (0, 1), value=float(level)))
+            features.append(feature.reshape(batch, -1, feature.shape[1]))
+            boxes.append(torch.cat([origin, origin + torch.tensor(stage.size_hw)], dim=2))
+            if level == len(self.looks):
+                break
+            assert self.policy is not None
+            scores = feature.new_zeros(feature.shape[0], grid.cells)
+            if self.policy.needs_logits:
+                spans = (edges.expand(feature.shape[0], -1, -1) for edges in (stage.y_spans, stage.x_spans))
+                scores = model.score(described.cell_map, described.pooled, *spans)
+            cells = self.policy(scores, self.looks[level]).cells
+            origin = (origin.reshape(-1, 1, 2) + stage.starts[cells]).reshape(batch, -1, 2)
+            inner = torch.stack([cells // grid.cols, cells % grid.cols], dim=2)
+            position = (position.reshape(-1, 1, 2) * torch.tensor([grid.rows, grid.cols]) + inner).reshape(batch, -1, 2)
+            glimpses = self.levels[level + 1].cropped(rows, origin + torch.tensor(self.before))
+        table = torch.cat(boxes, dim=1)
+        shares = image_shares(table, torch.tensor([self.size_hw]))
+        answered = self.answer(torch.cat(features, dim=1), None, shares, whole_map)
+        values = (answered.logits, table, answered.weights, answered.region_logits)
+        return dict(zip(OUTPUTS, values, strict=True))
+
+
+def check_unrollable(model: TNet, looks: tuple[int, ...]) -> TopK | FixedCells | None:
+    """Return the policy that chooses looks; ``None`` for no looks.
+
+    Raises:
+        ConfigError: the looks cannot be unrolled; the message says what can be exported.
+    """
+    if not looks:
+        return None
+    if model.sees_collected:
+        problem = "model.locator.context is 'collected', so that scores depend on all that was seen"
+        raise ConfigError(f"{problem}; only the whole image alone can be exported, with --looks 0")
+    policy = model.policy(model.config.policy.eval)
+    if not isinstance(policy, (TopK, FixedCells)):
+        problem = f"model.policy.eval is {model.config.policy.eval!r}, whose looks cannot be unrolled"
+        raise ConfigError(f"{problem}; export see, locate and answer with --parts, or the whole image with --looks 0")
+    return policy
+
+
+class _Level(nn.Module):
+    """Constants of a level, whose regions all have one size, and the resizing of its glimpses."""
+
+    starts: Int[Tensor, "cells 2"]  # first pixel of each cell in its parent
+    y_spans: Float[Tensor, "1 rows 2"]
+    x_spans: Float[Tensor, "1 cols 2"]
+
+    def __init__(self, size_hw: tuple[int, int], base_px: int, resize: Resize) -> None:
+        super().__init__()
+        self.size_hw = size_hw
+        self.register_buffer("down", resize_weights(size_hw[0], base_px, resize))
+        self.register_buffer("across", resize_weights(size_hw[1], base_px, resize))
+
+    def divide(self, starts: Tensor, y_spans: Tensor, x_spans: Tensor) -> None:
+        """Set the geometry of cells."""
+        self.register_buffer("starts", starts)
+        self.register_buffer("y_spans", y_spans)
+        self.register_buffer("x_spans", x_spans)
+
+    def resized(self, pixels: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels side side"]:
+        """Resize whole images."""
+        return _times(_times(pixels, self.get_buffer("down")).mT, self.get_buffer("across")).mT
+
+    def cropped(
+        self, rows: Float[Tensor, "batch h channels w"], origin_yx: Int[Tensor, "batch k 2"]
+    ) -> Float[Tensor, "regions channels side side"]:
+        """Crop regions of this level and resize them; axis by axis, by indices of whole rows, then columns."""
+        (batch, height, channels, width), count = rows.shape, origin_yx.shape[1]
+        y0, x0 = origin_yx.reshape(-1, 2).unbind(1)
+        image = torch.arange(batch)[:, None].expand(batch, count).reshape(-1)
+        taken = (image * height + y0)[:, None] + torch.arange(self.size_hw[0])
+        strips = _times(rows.reshape(-1, channels * width)[taken], self.get_buffer("down"))
+        regions, side, _ = strips.shape
+        columns = strips.reshape(regions, side * channels, width).mT.reshape(-1, side * channels)
+        taken = (torch.arange(regions) * width + x0)[:, None] + torch.arange(self.size_hw[1])
+        glimpses = _times(columns[taken], self.get_buffer("across"))
+        return glimpses.reshape(regions, -1, side, channels).permute(0, 3, 2, 1)
+
+
+def _times(values: Float[Tensor, "*n size m"], weights: Float[Tensor, "side size"]) -> Float[Tensor, "*n side m"]:
+    """Resample along the last axis but one; nothing to do if the size stays."""
+    return values if weights.shape[0] == weights.shape[1] else weights @ values
+
+
+def resize_weights(size_px: int, base_px: int, resize: Resize) -> Float[Tensor, "{base_px} {size_px}"]:
+    """Return the matrix by which the model's filter resizes an axis."""
+    return interpolate(torch.eye(size_px)[None, None], (base_px, size_px), resize)[0, 0]
