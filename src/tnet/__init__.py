@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     # isort: off
     from tnet.backbones import BackboneConfig as BackboneConfig
     from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
-    from tnet.errors import ExportError as ExportError, GeometryError as GeometryError, ImageError as ImageError, OutputError as OutputError
+    from tnet.errors import (
+        ExportError as ExportError,
+        GeometryError as GeometryError,
+        ImageError as ImageError,
+        OutputError as OutputError,
+    )
     from tnet.errors import RecipeError as RecipeError, ResourceError as ResourceError, TnetError as TnetError
     from tnet.errors import SlowImageWarning as SlowImageWarning, TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image

@@ -28,7 +28,7 @@ from tnet.threads import choose_threads
 
 # In the order of the help; each is a function in the module of its name.
 _VERBS = ["demo", "suggest", "recipes", "train", "evaluate", "calibrate", "compare"]
-_VERBS += ["predict", "explain", "models", "info", "pyramid", "doctor"]
+_VERBS += ["predict", "explain", "export", "models", "info", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)

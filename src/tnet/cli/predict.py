@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tnet.traversal import BestFirst
 
 Aspect = Literal["squeeze", "keep"]
+EngineName = Literal["onnx", "openvino"]
 IMAGES_HELP = (
     "Images, folders of images (searched recursively), or manifests: a table (.csv, .parquet) with a column 'path', or "
     "a .txt file with one path per line; relative paths start from the manifest's folder."
@@ -42,6 +43,10 @@ _ASPECT_HELP = (
     "How images that are 1.5 times as long as wide, or longer, are seen whole: squeeze, as a square; or keep, as up to "
     "16 squares side by side, each searched like an image. The looks are chosen as with --levels."
 )
+_ENGINE_HELP = (
+    "What runs the network, on the CPU: onnx (ONNX Runtime) or openvino. The model is then a folder written by `tnet "
+    "export --parts`. [default: PyTorch, or onnx for such a folder]"
+)
 _MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
 
@@ -59,6 +64,7 @@ def predict(
     batch_size: common.BatchSizeOption = 8,
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
+    engine: Annotated[EngineName | None, typer.Option(help=_ENGINE_HELP, show_default=False)] = None,
     max_side_px: common.MaxSideOption = None,
     preprocess: common.PreprocessOption = None,
     read: common.ReadOption = None,
@@ -77,6 +83,7 @@ def predict(
     """
     chosen = common.parse_looks(looks) if looks is not None else None
 
+    from tnet.export import EngineTNet, is_export
     from tnet.inference.inputs import find_inputs
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
@@ -91,7 +98,13 @@ def predict(
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
     progress = progress and (out is not None or not sys.stdout.isatty())
-    network = load_model(model)
+    if engine is not None or is_export(model):
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"device is {device!r}, but other engines than PyTorch run on the CPU; omit --device")
+        network: Model = EngineTNet(model, engine or "onnx")
+        device = "cpu"
+    else:
+        network = load_model(model)
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:

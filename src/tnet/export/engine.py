@@ -15,11 +15,11 @@ from tnet.errors import ConfigError
 from tnet.export.metadata import METADATA_NAME, read_metadata
 from tnet.export.runtime import Engine, Run, open_session
 from tnet.geometry import Regions
-from tnet.models.aggregation import Features, Mask, Places
+from tnet.models.aggregation import AGGREGATIONS, Features, Mask, Places
 from tnet.models.canvas import CanvasAggregation
 from tnet.models.engine import Seen
 from tnet.models.parts import Locator
-from tnet.models.tnet import AGGREGATIONS, TNet
+from tnet.models.tnet import TNet
 
 SEE, SEE_WHOLE, SEE_REGION = "see.onnx", "see_whole.onnx", "see_region.onnx"
 LOCATE, ANSWER = "locate.onnx", "answer.onnx"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def write_onnx(
     """
     try:
         with _quiet():
-            table = {torch.ops.aten.sort.stable: _sort_stable}
+            table: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.sort.stable: _sort_stable}
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, output_names=outputs, verbose=False,
                 custom_translation_table=table,
@@ -78,8 +78,9 @@ def save_program(program: ExportedProgram, path: Path, name: str, metadata: Mapp
 
 def _sort_stable(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """Sort as ``torch.sort(stable=True)`` does: TopK puts the lower index first among equal values."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # typed for tensors, used on symbols
     size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
 

@@ -91,8 +91,8 @@ class FixedLooks(nn.Module):
             assert self.policy is not None
             scores = feature.new_zeros(feature.shape[0], grid.cells)
             if self.policy.needs_logits:
-                spans = (edges.expand(feature.shape[0], -1, -1) for edges in (stage.y_spans, stage.x_spans))
-                scores = model.score(described.cell_map, described.pooled, *spans)
+                y_spans, x_spans = (edges.expand(place.shape[0], -1, -1) for edges in (stage.y_spans, stage.x_spans))
+                scores = model.score(described.cell_map, described.pooled, y_spans, x_spans)
             cells = self.policy(scores, self.looks[level]).cells
             origin = (origin.reshape(-1, 1, 2) + stage.starts[cells]).reshape(batch, -1, 2)
             inner = torch.stack([cells // grid.cols, cells % grid.cols], dim=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -141,11 +141,11 @@ def _write_parts(
     metadata = describe_export(config, form, kind="parts", looks=list(looks), opset=opset)
     pixels, position = torch.rand(regions, config.in_channels, config.base_px, config.base_px), torch.rand(regions, 3)
     names = {SEE: 0} if model.population_norms is None else {SEE_WHOLE: 0, SEE_REGION: 1}
+    given = {"pixels": pixels, "position": position}
     for name, level in names.items():
-        see = See(model, level).eval()
-        given = {"pixels": pixels, "position": position}
-        write_onnx(trace(see, given, _rows(given, "regions")), folder / name, SEE_OUTPUTS, opset, metadata)
-    feature, pooled, cell_map = see(pixels, position)
+        program = trace(See(model, level).eval(), given, _rows(given, "regions"))
+        write_onnx(program, folder / name, SEE_OUTPUTS, opset, metadata)
+    feature, pooled, cell_map = See(model, 0)(**given)
     y_spans, x_spans = (torch.rand(regions, count, 2).sort(dim=2).values for count in (grid.rows, grid.cols))
     given = {"cell_map": cell_map, "pooled": pooled, "y_spans": y_spans, "x_spans": x_spans}
     program = trace(Locate(model).eval(), given, _rows(given, "regions"))
@@ -206,9 +206,7 @@ def normalised(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Floa
     return (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
 
 
-def _compare(
-    model: TNet, run: Run | Callable[[Tensor], dict[str, Tensor]], images: Tensor, looks: tuple[int, ...]
-) -> float:
+def _compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...]) -> float:
     """Return how far the logits of an export are from the model's; raise ExportError if too far, or for other boxes."""
     difference = 0.0
     for batch in (images, images[-1:]):
