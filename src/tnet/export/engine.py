@@ -46,6 +46,7 @@ class EngineTNet(TNet):
         self.population_norms = None
         self._see = [open_session(folder / name, engine) for name in names]
         self._locate, self._answer = (open_session(folder / name, engine) for name in (LOCATE, ANSWER))
+        self.eval()
 
     @override
     def encode(self, pixels: Float[Tensor, "regions channels side side"], regions: Regions) -> Seen:
