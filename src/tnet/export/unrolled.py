@@ -99,7 +99,7 @@ class FixedLooks(nn.Module):
             position = (position.reshape(-1, 1, 2) * torch.tensor([grid.rows, grid.cols]) + inner).reshape(batch, -1, 2)
             glimpses = self.levels[level + 1].cropped(rows, origin + torch.tensor(self.before))
         table = torch.cat(boxes, dim=1)
-        shares = image_shares(table, torch.tensor([self.size_hw]))
+        shares = image_shares(table, torch.tensor(self.size_hw).expand(batch, 2))
         answered = self.answer(torch.cat(features, dim=1), None, shares, whole_map)
         values = (answered.logits, table, answered.weights, answered.region_logits)
         return dict(zip(OUTPUTS, values, strict=True))

@@ -124,14 +124,14 @@ def _write_whole(
     )  # fmt: skip
     path = folder / _NAMES[form]
     if form == "torch-export":
-        return metadata, _compare(model, save_program(program, path, METADATA_NAME, metadata), images, looks)
+        return metadata, compare(model, save_program(program, path, METADATA_NAME, metadata), images, looks)
     target = path if form == "onnx" else folder / _NAMES["onnx"]
     write_onnx(program, target, list(OUTPUTS), opset, metadata)
     if form == "openvino":
         _to_openvino(target, path, metadata)
         target.unlink()
         del metadata["opset"]
-    return metadata, _compare(model, open_session(path, form), images, looks)
+    return metadata, compare(model, open_session(path, form), images, looks)
 
 
 def _write_parts(
@@ -165,7 +165,7 @@ def _write_parts(
         output = engine(normalised(model, image), looks)
         return {"logits": output.logits, "boxes": _boxes(output)}
 
-    return metadata, _compare(model, run, images, looks)
+    return metadata, compare(model, run, images, looks)
 
 
 def _rows(given: Mapping[str, Tensor], name: str) -> dict[str, dict[int, str]]:
@@ -206,7 +206,7 @@ def normalised(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Floa
     return (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
 
 
-def _compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...]) -> float:
+def compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...]) -> float:
     """Return how far the logits of an export are from the model's; raise ExportError if too far, or for other boxes."""
     difference = 0.0
     for batch in (images, images[-1:]):

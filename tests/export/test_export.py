@@ -1,0 +1,221 @@
+"""What ``tnet export`` writes: the whole model, its parts, their metadata; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tests.export.conftest import small, tnet
+from tests.export.forms import as_floats, build, forms, noise
+from tests.golden import TINY, Golden
+from tests.helpers import tiny_config
+from torch import Tensor
+from typer.testing import Result
+
+from tnet.errors import ConfigError, ExportError
+from tnet.export import export_model, runtime, write
+from tnet.export.runtime import open_session
+from tnet.export.unrolled import FixedLooks
+from tnet.models import LocatorConfig, PolicyConfig, TNet
+from tnet.models.io import load_model
+from tnet.models.registry import create_model, list_models, model_config
+
+
+def assert_equals(model: TNet, outputs: dict[str, Tensor], images: Tensor, looks: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        expected = model(as_floats(model, images), looks)
+    assert torch.equal(outputs["boxes"], expected.regions.box_l0_yxyx[expected.rows])
+    assert float((outputs["logits"] - expected.logits).abs().max()) <= 1e-4 * float(expected.logits.abs().max())
+
+
+# --- the whole model
+
+
+def test_whole_model(whole: tuple[Path, Result], saved: Path) -> None:
+    folder, result = whole
+    assert result.exit_code == 0 and result.stderr == ""
+    assert f"{folder}: export.json, model.onnx, for images of 90 x 70 px (height x width), 1 looks" in result.stdout
+    model = load_model(saved)
+    assert isinstance(model, TNet)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    for count in (1, 5):
+        images = noise(3, (90, 70), count)
+        results = session.run(["logits", "boxes"], {"image": images.numpy()})
+        assert_equals(model, dict(zip(("logits", "boxes"), map(torch.from_numpy, results), strict=True)), images, (1,))
+
+
+def test_metadata_is_in_the_file_and_beside_it(whole: tuple[Path, Result]) -> None:
+    beside = json.loads((whole[0] / "export.json").read_text())
+    stored = onnx.load(str(whole[0] / "model.onnx"))
+    inside = {item.key.removeprefix("tnet."): json.loads(item.value) for item in stored.metadata_props}
+    assert {key: beside[key] for key in inside} == inside
+    assert inside["classes"] == ["ant", "bee", "cat", "dog", "elk"] and inside["image_size_hw"] == [90, 70]
+    assert inside["preprocessing"]["mean"] == [0.5] and inside["preprocessing"]["channel_order"] == "RGB"
+    assert {"levels": 2, "base_px": 32, "rows": 3, "cols": 3, "cell_extent": 0.5}.items() <= inside["geometry"].items()
+    assert inside["opset"] == 20 == stored.opset_import[0].version
+    assert 0 <= beside["difference"] <= beside["tolerance"] == 1e-4
+
+
+def test_an_export_is_not_replaced_unless_asked(whole: tuple[Path, Result], saved: Path) -> None:
+    result = tnet("export", saved, whole[0], "--size", "90x70", "--looks", 1)
+    assert result.exit_code == 1 and "exists and is not empty; choose another folder" in result.stderr
+
+
+FORMS = forms()
+# All of them with TNET_EXPORTS=tiny, at full size with TNET_EXPORTS=full.
+CHOSEN = ["tnet_convnext_tiny.own"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS if os.environ.get("TNET_EXPORTS") == "tiny" else CHOSEN)
+def test_registered_forms(name: str, tmp_path: Path) -> None:
+    model = build(FORMS[name])
+    exported = export_model(model, tmp_path / "out", size_hw=(131, 150))
+    images = noise(3, (131, 150))
+    outputs = open_session(exported.folder / "model.onnx", "onnx")(image=images)
+    assert_equals(model, outputs, images, model.config.looks)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [n for n in list_models() if type(model_config(n)) is type(tiny_config())])
+@pytest.mark.skipif(os.environ.get("TNET_EXPORTS") != "full", reason="minutes per model; set TNET_EXPORTS=full")
+def test_registered_models_at_full_size(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    exported = export_model(create_model(name), tmp_path / "out")
+    assert exported.difference <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", TINY if os.environ.get("TNET_EXPORTS") else TINY[:1])
+def test_published_models_with_the_reference_weights(name: str, tmp_path: Path) -> None:
+    golden = Golden(name)
+    model, images = golden.model(), golden.images("eval")
+    raw = ((images / 2 + 0.5) * 255).round().to(torch.uint8)
+    exported = export_model(model, tmp_path / "out", size_hw=(images.shape[2], images.shape[3]))
+    outputs = open_session(exported.folder / "model.onnx", "onnx")(image=raw)
+    assert_equals(model, outputs, raw, golden.looks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch-export", "openvino"])
+def test_other_formats(form: Any, tmp_path: Path) -> None:
+    model, images = small(aggregation="canvas"), noise(3, (90, 70), 4)
+    exported = export_model(model, tmp_path / "out", form, size_hw=(90, 70))
+    if form == "openvino":
+        assert exported.files == ("export.json", "model.bin", "model.xml")
+        outputs = open_session(exported.folder / "model.xml", "openvino")(image=images)
+    else:
+        more = {"export.json": ""}
+        program = torch.export.load(exported.folder / "model.pt2", extra_files=more).module()
+        assert json.loads(more["export.json"])["classes"] == list(model.config.class_names)
+        outputs = program(image=images)
+    assert_equals(model, outputs, images, (2,))
+
+
+# --- verification
+
+
+CHANGES: list[tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = [
+    (lambda out: {**out, "logits": out["logits"] * 1.001}, r"differ from the model's by 1.0e-03 .* more than 1e-04"),
+    (lambda out: {**out, "logits": out["logits"] * torch.nan}, "differ from the model's by nan"),
+    (lambda out: {**out, "boxes": out["boxes"] + 1}, "looked elsewhere than the model in 9 of 9 regions"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), CHANGES)
+def test_verification(change: Callable[[dict[str, Tensor]], dict[str, Tensor]], text: str) -> None:
+    model = small()
+    unrolled, images = FixedLooks(model, (2,), (90, 70)).eval(), write.example_images(3, (90, 70))
+    with torch.no_grad():
+        assert write.compare(model, lambda image: unrolled(image), images, (2,)) < 1e-5
+        with pytest.raises(ExportError, match=text):
+            write.compare(model, lambda image: change(unrolled(image)), images, (2,))
+
+
+@pytest.mark.slow
+def test_an_export_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = write.save_program
+
+    def wrong(*arguments: Any) -> runtime.Run:
+        run = save(*arguments)
+        return lambda **given: CHANGES[0][0](run(**given))
+
+    monkeypatch.setattr(write, "save_program", wrong)
+    with pytest.raises(ExportError, match=CHANGES[0][1]):
+        export_model(small(), tmp_path / "out", "torch-export", size_hw=(90, 70))
+    assert not list(tmp_path.iterdir())
+
+
+# --- refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--opset", 11], "opset 11 is too old; give 18 to 23"),
+        (["--opset", 99], "opset 99 is too new; give 18 to 23"),
+        (["--looks", 10], "looks 10 asks for 10 locations in a grid of 3 x 3"),
+        (["--size", "1x1"], "images of 1 x 1 px (height x width) have too few"),
+        (["--parts", "--format", "openvino"], "parts are ONNX files, not openvino"),
+    ],
+)
+def test_options_that_are_refused(arguments: list[object], text: str, saved: Path, tmp_path: Path) -> None:
+    result = tnet("export", saved, tmp_path / "out", *arguments)
+    assert result.exit_code == 1 and text in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts", "text"),
+    [
+        ({"levels": 1, "looks": ()}, True, "nothing to locate; export the whole without --parts"),
+        (
+            {"policy": PolicyConfig(eval="sample")},
+            False,
+            "cannot be unrolled; export see, locate and answer with --parts",
+        ),
+        ({"locator": LocatorConfig(context="collected")}, True, "only the whole image alone can be exported"),
+    ],
+)
+def test_models_that_are_refused(changes: dict[str, Any], parts: bool, text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=text):
+        export_model(small(**changes), tmp_path / "out", parts=parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_baselines_are_refused(tmp_path: Path) -> None:
+    model = create_model("attention_sampling.digits")
+    with pytest.raises(ConfigError, match="whose looks tnet cannot unroll; TNets and plain networks can be exported"):
+        export_model(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("form", "missing", "text"),
+    [
+        ("onnx", "onnxscript", r"onnxscript is needed but is not installed; run: pip install 'tnet\[onnx\]'"),
+        ("openvino", "openvino", r"openvino is needed but is not installed; run: pip install 'tnet\[openvino\]'"),
+    ],
+)
+def test_missing_libraries(form: Any, missing: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(ConfigError, match=text):
+        export_model(small(), tmp_path / "out", form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(np.arange(100, dtype=np.uint8).tobytes())
+    with pytest.raises(ExportError, match="model.onnx cannot be loaded .*; export the model again"):
+        open_session(tmp_path / "model.onnx", "onnx")
+    with pytest.raises(ExportError, match="missing.onnx does not exist"):
+        open_session(tmp_path / "missing.onnx", "onnx")
