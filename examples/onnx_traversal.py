@@ -76,8 +76,8 @@ class Exported:
         for depth in range(len(looks) + 1):
             pixels = np.stack([self.glimpse(image, box) for box, _ in level])
             position = np.array([(*place, depth) for _, place in level], np.float32)
-            name = "see" if "see" in self.sessions else "see_region" if depth else "see_whole"
-            seen = self.run(name, pixels=pixels, position=position)
+            files = self.about["see"]  # one, or one for whole images and one for regions
+            seen = self.run(Path(files[min(depth, len(files) - 1)]).stem, pixels=pixels, position=position)
             whole_map = seen["cell_map"] if whole_map is None else whole_map
             features.append(seen["feature"])
             boxes += [box for box, _ in level]

@@ -166,6 +166,7 @@ def test_an_export_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         (["--opset", 99], "opset 99 is too new; give 18 to 23"),
         (["--looks", 10], "looks 10 asks for 10 locations in a grid of 3 x 3"),
         (["--size", "1x1"], "images of 1 x 1 px (height x width) have too few"),
+        (["--parts", "--looks", 0], "looks is 0, so that there is nothing to locate"),
         (["--parts", "--format", "openvino"], "parts are ONNX files, not openvino"),
     ],
 )
@@ -178,7 +179,7 @@ def test_options_that_are_refused(arguments: list[object], text: str, saved: Pat
 @pytest.mark.parametrize(
     ("changes", "parts", "text"),
     [
-        ({"levels": 1, "looks": ()}, True, "nothing to locate; export the whole without --parts"),
+        ({"levels": 1, "looks": ()}, True, "levels is 1.* nothing to locate; export the whole without --parts"),
         (
             {"policy": PolicyConfig(eval="sample")},
             False,

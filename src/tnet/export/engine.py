@@ -37,8 +37,9 @@ class EngineTNet(TNet):
 
     def __init__(self, folder: str | Path, engine: Engine = "onnx") -> None:
         folder = Path(folder)
-        config = read_metadata(folder).config
-        names = [SEE] if (folder / SEE).is_file() else [SEE_WHOLE, SEE_REGION]
+        metadata = read_metadata(folder)
+        config = metadata.config
+        names = [SEE] if metadata.values.get("see") == [SEE] else [SEE_WHOLE, SEE_REGION]
         super(TNet, self).__init__(config)  # without the network
         self.calibration = None
         self.grid, self.levels = config.grid, config.levels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ _MAX_BYTES = 16 * 2**20
 Metadata = dict[str, Any]
 
 
-def describe_export(config: TNetConfig, form: str, **more: Any) -> Metadata:
+def describe_export(config: TNetConfig, form: str, looks: tuple[int, ...], **more: Any) -> Metadata:
     """Return what users of an export need to know without tnet, and the configuration for tnet itself."""
     from tnet import __version__
 
+    config = replace(config, levels=len(looks) + 1, looks=looks)
     mean, std = config.normalization
     grid = config.grid
     return {
@@ -28,6 +29,7 @@ def describe_export(config: TNetConfig, form: str, **more: Any) -> Metadata:
         "format": form,
         "classes": list(config.class_names) or [str(index) for index in range(config.num_classes)],
         "multilabel": config.multilabel,
+        "looks": list(looks),  # per region, for levels 1, 2, ...
         "preprocessing": {
             "channels": config.in_channels,
             "channel_order": "RGB" if config.in_channels == 3 else "as trained",

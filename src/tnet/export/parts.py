@@ -100,10 +100,11 @@ class Answer(nn.Module):
         return Answered(*self.model.decide(features, seen, places))
 
 
-def check_parts(model: TNet) -> None:
+def check_parts(model: TNet, looks: tuple[int, ...]) -> None:
     """Raise ConfigError if the model does not look, or looks in another way than see, locate and answer."""
-    if model.locator is None:
-        raise ConfigError("model.levels is 1, so that there is nothing to locate; export the whole without --parts")
+    if model.locator is None or not looks:
+        why = "model.levels is 1" if model.locator is None else "looks is 0"
+        raise ConfigError(f"{why}, so that there is nothing to locate; export the whole without --parts")
     if model.sees_collected:
         problem = "model.locator.context is 'collected', so that scores depend on all that was seen"
         raise ConfigError(f"{problem}; only the whole image alone can be exported, with --looks 0")

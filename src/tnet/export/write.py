@@ -18,7 +18,7 @@ from tnet.export.engine import ANSWER, LOCATE, SEE, SEE_REGION, SEE_WHOLE, Engin
 from tnet.export.metadata import METADATA_NAME, Metadata, describe_export
 from tnet.export.parts import ANSWER_OUTPUTS, LOCATE_OUTPUTS, SEE_OUTPUTS, Answer, Locate, See, check_parts
 from tnet.export.programs import DEFAULT_OPSET, check_opset, save_program, trace, write_onnx
-from tnet.export.runtime import Run, open_session, require
+from tnet.export.runtime import Run, first_line, open_session, require
 from tnet.export.unrolled import OUTPUTS, FixedLooks
 from tnet.files import atomic_folder, check_new_folder
 from tnet.models.base import Model
@@ -85,15 +85,16 @@ def export_model(
     if not isinstance(model, TNet):
         problem = f"the model is a {model.config.title}, whose looks tnet cannot unroll"
         raise ConfigError(f"{problem}; TNets and plain networks can be exported")
+    if model.get_buffer("mean").device.type != "cpu":
+        raise ConfigError("the model is on another device than the CPU; move it there with model.cpu()")
+    config, was_training, chosen = model.config, model.training, model.config.resolve_looks(looks)
     if parts:
         if form != "onnx":
             raise ConfigError(f"parts are ONNX files, not {form}; OpenVINO reads them too: omit --format")
-        check_parts(model)
+        check_parts(model, chosen)
     check_opset(opset)
     require(*({"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "torch-export": []}[form]))
     check_new_folder(Path(out), overwrite=overwrite)
-    config, was_training = model.config, model.training
-    chosen = config.resolve_looks(looks)
     side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1))
     size_hw = size_hw or (side, side)
     model.eval()
@@ -118,7 +119,7 @@ def _write_whole(
     program = trace(FixedLooks(model, looks, size_hw).eval(), {"image": images}, {"image": {0: "batch"}})
     size = f"{size_hw[0]}, {size_hw[1]}"
     metadata = describe_export(
-        model.config, form, kind="whole", looks=list(looks), image_size_hw=list(size_hw), opset=opset,
+        model.config, form, looks, kind="whole", image_size_hw=list(size_hw), opset=opset,
         inputs={"image": f"uint8 [batch, {model.config.in_channels}, {size}]"},
         outputs=OUTPUTS,
     )  # fmt: skip
@@ -138,9 +139,10 @@ def _write_parts(
     model: TNet, folder: Path, form: Format, looks: tuple[int, ...], size_hw: tuple[int, int], opset: int
 ) -> tuple[Metadata, float]:
     config, grid, regions, n = model.config, model.grid, 3, 4
-    metadata = describe_export(config, form, kind="parts", looks=list(looks), opset=opset)
+    has_norms = model.population_norms is not None and model.population_norms.norms
+    names = {SEE_WHOLE: 0, SEE_REGION: 1} if has_norms else {SEE: 0}
+    metadata = describe_export(config, form, looks, kind="parts", opset=opset, see=list(names))
     pixels, position = torch.rand(regions, config.in_channels, config.base_px, config.base_px), torch.rand(regions, 3)
-    names = {SEE: 0} if model.population_norms is None else {SEE_WHOLE: 0, SEE_REGION: 1}
     given = {"pixels": pixels, "position": position}
     for name, level in names.items():
         program = trace(See(model, level).eval(), given, _rows(given, "regions"))
@@ -162,10 +164,10 @@ def _write_parts(
     engine, images = EngineTNet(folder), example_images(config.in_channels, size_hw)
 
     def run(image: Tensor) -> dict[str, Tensor]:
-        output = engine(normalised(model, image), looks)
+        output = engine(normalised(model, image), looks, "topk")
         return {"logits": output.logits, "boxes": _boxes(output)}
 
-    return metadata, compare(model, run, images, looks)
+    return metadata, compare(model, run, images, looks, "topk")
 
 
 def _rows(given: Mapping[str, Tensor], name: str) -> dict[str, dict[int, str]]:
@@ -181,8 +183,7 @@ def _to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
             converted.set_rt_info(json.dumps(value), ["tnet", key])
         openvino.save_model(converted, str(target), compress_to_fp16=False)
     except Exception as error:  # the library's own types are not public
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ExportError(f"OpenVINO cannot convert the model ({reason}); use --format onnx") from None
+        raise ExportError(f"OpenVINO cannot convert the model ({first_line(error)}); use --format onnx") from None
 
 
 def example_images(channels: int, size_hw: tuple[int, int]) -> UInt8[Tensor, "3 channels height width"]:
@@ -208,11 +209,11 @@ def normalised(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Floa
     return (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
 
 
-def compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...]) -> float:
+def compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...], policy: str | None = None) -> float:
     """Return how far the logits of an export are from the model's; raise ExportError if too far, or for other boxes."""
     difference = 0.0
     for batch in (images, images[-1:]):
-        expected, actual = model(normalised(model, batch), looks), run(image=batch)
+        expected, actual = model(normalised(model, batch), looks, policy), run(image=batch)
         if not torch.equal(actual["boxes"].long(), _boxes(expected)):
             wrong = int((actual["boxes"].long() != _boxes(expected)).any(dim=2).sum())
             problem = (
