@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import torch
 from tests.export.conftest import small, tnet
 from tests.export.forms import as_floats, build, forms, noise
 from tests.golden import TINY, Golden
-from tests.helpers import tiny_config
 from torch import Tensor
 from typer.testing import Result
 
+from tnet.baselines.saccader import Saccader, SaccaderConfig
 from tnet.errors import ConfigError, ExportError
 from tnet.export import export_model, runtime, write
 from tnet.export.runtime import open_session
 from tnet.export.unrolled import FixedLooks
-from tnet.models import LocatorConfig, PolicyConfig, TNet
+from tnet.models import LocatorConfig, PolicyConfig, TNet, TNetConfig
 from tnet.models.io import load_model
 from tnet.models.registry import create_model, list_models, model_config
 
@@ -69,13 +70,17 @@ def test_an_export_is_not_replaced_unless_asked(whole: tuple[Path, Result], save
     assert result.exit_code == 1 and "exists and is not empty; choose another folder" in result.stderr
 
 
+# Converting takes seconds for a tiny network, and minutes for a large one: by default one golden form is converted, and
+# all forms are compared before conversion (test_unrolled.py). TNET_EXPORTS=tiny converts all forms with tiny backbones,
+# TNET_EXPORTS=full every registered model at full size.
+EXPORTS = os.environ.get("TNET_EXPORTS", "")
 FORMS = forms()
-# All of them with TNET_EXPORTS=tiny, at full size with TNET_EXPORTS=full.
-CHOSEN = ["tnet_convnext_tiny.own"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS if os.environ.get("TNET_EXPORTS") == "tiny" else CHOSEN)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.skipif(EXPORTS != "tiny", reason="minutes together; set TNET_EXPORTS=tiny")
 def test_registered_forms(name: str, tmp_path: Path) -> None:
     model = build(FORMS[name])
     exported = export_model(model, tmp_path / "out", size_hw=(131, 150))
@@ -85,9 +90,9 @@ def test_registered_forms(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", [n for n in list_models() if type(model_config(n)) is type(tiny_config())])
-@pytest.mark.skipif(os.environ.get("TNET_EXPORTS") != "full", reason="minutes per model; set TNET_EXPORTS=full")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [name for name in list_models() if isinstance(model_config(name), TNetConfig)])
+@pytest.mark.skipif(EXPORTS != "full", reason="minutes each; set TNET_EXPORTS=full")
 def test_registered_models_at_full_size(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     exported = export_model(create_model(name), tmp_path / "out")
@@ -96,7 +101,7 @@ def test_registered_models_at_full_size(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", TINY if os.environ.get("TNET_EXPORTS") else TINY[:1])
+@pytest.mark.parametrize("name", TINY if EXPORTS else TINY[:1])
 def test_published_models_with_the_reference_weights(name: str, tmp_path: Path) -> None:
     golden = Golden(name)
     model, images = golden.model(), golden.images("eval")
@@ -107,19 +112,34 @@ def test_published_models_with_the_reference_weights(name: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["torch-export", "openvino"])
-def test_other_formats(form: Any, tmp_path: Path) -> None:
+def test_openvino(tmp_path: Path) -> None:
     model, images = small(aggregation="canvas"), noise(3, (90, 70), 4)
-    exported = export_model(model, tmp_path / "out", form, size_hw=(90, 70))
-    if form == "openvino":
-        assert exported.files == ("export.json", "model.bin", "model.xml")
-        outputs = open_session(exported.folder / "model.xml", "openvino")(image=images)
-    else:
-        more = {"export.json": ""}
-        program = torch.export.load(exported.folder / "model.pt2", extra_files=more).module()
-        assert json.loads(more["export.json"])["classes"] == list(model.config.class_names)
-        outputs = program(image=images)
+    exported = export_model(model, tmp_path / "out", "openvino", size_hw=(90, 70))
+    assert exported.files == ("export.json", "model.bin", "model.xml")
+    outputs = open_session(exported.folder / "model.xml", "openvino")(image=images)
     assert_equals(model, outputs, images, (2,))
+
+
+TINY_SACCADER = SaccaderConfig(
+    num_classes=5, input_px=64, looks=3, planes=(4, 4), blocks=(1, 1), strides=(2, 2), wide_blocks=(1, 1), expansion=1,
+    attention_dims=(4,), mixed_dim=8,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_saccader_and_torch_export(tmp_path: Path) -> None:
+    model = Saccader(TINY_SACCADER).eval()
+    exported = export_model(model, tmp_path / "out", "torch-export", size_hw=(90, 70))
+    images, more = noise(3, (90, 70), 4), {"export.json": ""}
+    outputs = torch.export.load(exported.folder / "model.pt2", extra_files=more).module()(image=images)
+    assert json.loads(more["export.json"])["looks"] == [3]
+    with torch.no_grad():
+        expected = model((images / 255 - 0.5) / 0.5)
+    windows = expected.regions.at_level(1).box_l0_yxyx.reshape(4, 3, 4)
+    assert torch.equal(outputs["boxes"][:, 1:], windows) and outputs["boxes"][:, 0].tolist() == [[0, 0, 90, 70]] * 4
+    torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs["region_logits"][:, 1:], expected.feature_logits, rtol=1e-4, atol=1e-5)
+    assert outputs["weights"].tolist() == [[0, *[pytest.approx(1 / 3)] * 3]] * 4
 
 
 # --- verification
@@ -196,8 +216,15 @@ def test_models_that_are_refused(changes: dict[str, Any], parts: bool, text: str
 
 def test_baselines_are_refused(tmp_path: Path) -> None:
     model = create_model("attention_sampling.digits")
-    with pytest.raises(ConfigError, match="whose looks tnet cannot unroll; TNets and plain networks can be exported"):
+    with pytest.raises(
+        ConfigError, match="is Attention sampling, which cannot be exported with its looks unrolled; TNets"
+    ):
         export_model(model, tmp_path / "out")
+    with pytest.raises(ConfigError, match="is Saccader, which cannot be exported in steps"):
+        export_model(Saccader(TINY_SACCADER), tmp_path / "out", parts=True)
+    with pytest.raises(ConfigError, match="policy is 'sample'.*only the representation network can be exported"):
+        export_model(Saccader(replace(TINY_SACCADER, policy="sample")), tmp_path / "out", "torch-export")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

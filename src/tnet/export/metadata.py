@@ -9,7 +9,9 @@ from typing import Any
 
 from tnet.config import parse_dataclass, to_plain
 from tnet.errors import ExportError, TnetError
+from tnet.models.base import ModelConfig
 from tnet.models.config import TNetConfig
+from tnet.models.kind import kind_of
 
 METADATA_NAME = "export.json"
 _MAX_BYTES = 16 * 2**20
@@ -17,13 +19,17 @@ _MAX_BYTES = 16 * 2**20
 Metadata = dict[str, Any]
 
 
-def describe_export(config: TNetConfig, form: str, looks: tuple[int, ...], **more: Any) -> Metadata:
+def describe_export(config: ModelConfig, form: str, looks: tuple[int, ...], **more: Any) -> Metadata:
     """Return what users of an export need to know without tnet, and the configuration for tnet itself."""
     from tnet import __version__
 
-    config = replace(config, levels=len(looks) + 1, looks=looks)
+    geometry: dict[str, Any] = {"boxes": "y0, x0, y1, x1 in pixels of the image, ends exclusive"}
+    geometry |= {"levels": len(looks) + 1, "base_px": config.whole_px}
+    if isinstance(config, TNetConfig):
+        config, grid = replace(config, levels=len(looks) + 1, looks=looks), config.grid
+        geometry |= {"rows": grid.rows, "cols": grid.cols, "cell_extent": grid.cell_extent}
+        geometry |= {"max_overlap": config.policy.max_overlap}
     mean, std = config.normalization
-    grid = config.grid
     return {
         "tnet": __version__,
         "format": form,
@@ -39,16 +45,9 @@ def describe_export(config: TNetConfig, form: str, looks: tuple[int, ...], **mor
             "resize": config.resize,
             "outside": list(mean),
         },
-        "geometry": {
-            "boxes": "y0, x0, y1, x1 in pixels of the image, ends exclusive",
-            "levels": config.levels,
-            "base_px": config.base_px,
-            "rows": grid.rows,
-            "cols": grid.cols,
-            "cell_extent": grid.cell_extent,
-            "max_overlap": config.policy.max_overlap,
-        },
+        "geometry": geometry,
         **more,
+        "model_type": kind_of(config),
         "model": to_plain(config.without_weights()),
     }
 
@@ -76,9 +75,11 @@ def read_metadata(folder: Path) -> ReadMetadata:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
             raise ValueError("it describes no model")
-        config = parse_dataclass(TNetConfig, values["model"], str(path))
-    except (OSError, ValueError, RecursionError, TnetError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path} is damaged ({error}); export the model again") from None
     if values.get("kind") != "parts":
         raise ExportError(f"{folder} holds a whole model, which needs no loop; tnet runs parts: export with --parts")
-    return ReadMetadata(values, config)
+    try:
+        return ReadMetadata(values, parse_dataclass(TNetConfig, values["model"], str(path)))
+    except TnetError as error:
+        raise ExportError(f"{path} is damaged ({error}); export the model again") from None

@@ -50,7 +50,7 @@ class FixedLooks(nn.Module):
             size = f"images of {size_hw[0]} x {size_hw[1]} px (height x width)"
             raise GeometryError(f"{size} have {problem}; export for larger images, or with fewer levels (--looks)")
         config, grid = model.config, model.grid
-        self.levels = [_Level(size_hw, config.base_px, config.resize)]
+        self.levels = [Level(size_hw, config.base_px, config.resize)]
         low, high, first, last = [0, 0], list(size_hw), [0, 0], [0, 0]
         for _ in looks:
             parent = whole_images([self.levels[-1].size_hw])
@@ -63,7 +63,7 @@ class FixedLooks(nn.Module):
                 last[axis] += cell.starts_px[-1]
                 low[axis] = min(low[axis], first[axis])
                 high[axis] = max(high[axis], last[axis] + cell.cell_px)
-            self.levels.append(_Level((cells[0].cell_px, cells[1].cell_px), config.base_px, config.resize))
+            self.levels.append(Level((cells[0].cell_px, cells[1].cell_px), config.base_px, config.resize))
         self.stages = nn.ModuleList(self.levels)
         self.before = (-low[0], -low[1])  # padding that the farthest regions reach into
         self.after = (high[0] - size_hw[0], high[1] - size_hw[1])
@@ -123,7 +123,7 @@ def check_unrollable(model: TNet, looks: tuple[int, ...]) -> TopK | FixedCells |
     return policy
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """Constants of a level, whose regions all have one size, and the resizing of its glimpses."""
 
     starts: Int[Tensor, "cells 2"]  # first pixel of each cell in its parent

@@ -7,23 +7,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from tnet.baselines.saccader import Saccader
 from tnet.errors import ConfigError, ExportError
 from tnet.export.engine import ANSWER, LOCATE, SEE, SEE_REGION, SEE_WHOLE, EngineTNet
 from tnet.export.metadata import METADATA_NAME, Metadata, describe_export
 from tnet.export.parts import ANSWER_OUTPUTS, LOCATE_OUTPUTS, SEE_OUTPUTS, Answer, Locate, See, check_parts
 from tnet.export.programs import DEFAULT_OPSET, check_opset, save_program, trace, write_onnx
 from tnet.export.runtime import Run, first_line, open_session, require
+from tnet.export.saccader import FixedSaccader
 from tnet.export.unrolled import OUTPUTS, FixedLooks
 from tnet.files import atomic_folder, check_new_folder
-from tnet.models.base import Model
+from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.canvas import CanvasAggregation
-from tnet.models.tnet import TNet, TNetOutput
+from tnet.models.config import TNetConfig
+from tnet.models.tnet import TNet
 
 Format = Literal["onnx", "torch-export", "openvino"]
 TOLERANCE = 1e-4
@@ -64,7 +67,7 @@ def export_model(
     regions, and logits within :data:`TOLERANCE`.
 
     Args:
-        model: a TNet, or a plain network, which is a TNet of one level.
+        model: a TNet; a plain network, which is a TNet of one level; or a Saccader.
         out: output folder; must be new or empty unless ``overwrite``.
         form: ``onnx``, ``torch-export`` or ``openvino``; parts are ``onnx``.
         looks: as in ``model(images, looks)``.
@@ -82,26 +85,28 @@ def export_model(
     """
     if form not in get_args(Format):
         raise ConfigError(f"format is {str(form)[:40]!r}; give one of {', '.join(get_args(Format))}")
-    if not isinstance(model, TNet):
-        problem = f"the model is a {model.config.title}, whose looks tnet cannot unroll"
-        raise ConfigError(f"{problem}; TNets and plain networks can be exported")
+    if not isinstance(model, TNet if parts else (TNet, Saccader)):
+        what = "in steps" if parts else "with its looks unrolled"
+        problem = f"the model is {model.config.title}, which cannot be exported {what}"
+        raise ConfigError(f"{problem}; TNets, plain networks and Saccader (without --parts) can")
     if model.get_buffer("mean").device.type != "cpu":
         raise ConfigError("the model is on another device than the CPU; move it there with model.cpu()")
     config, was_training, chosen = model.config, model.training, model.config.resolve_looks(looks)
     if parts:
         if form != "onnx":
             raise ConfigError(f"parts are ONNX files, not {form}; OpenVINO reads them too: omit --format")
-        check_parts(model, chosen)
+        check_parts(cast(TNet, model), chosen)
     check_opset(opset)
     require(*({"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "torch-export": []}[form]))
     check_new_folder(Path(out), overwrite=overwrite)
-    side = round(config.base_px / config.grid.cell_extent ** (config.levels - 1))
-    size_hw = size_hw or (side, side)
+    size_hw = size_hw or _default_size(config)
     model.eval()
     try:
         with atomic_folder(out) as folder, torch.no_grad():
-            write = _write_parts if parts else _write_whole
-            metadata, difference = write(model, folder, form, chosen, size_hw, opset)
+            if parts:
+                metadata, difference = _write_parts(cast(TNet, model), folder, chosen, size_hw, opset)
+            else:
+                metadata, difference = _write_whole(model, folder, form, chosen, size_hw, opset)
             text = json.dumps({**metadata, "difference": difference, "tolerance": TOLERANCE}, indent=2)
             (folder / METADATA_NAME).write_text(text + "\n", encoding="utf-8")
             if recipe is not None and parts:
@@ -112,11 +117,21 @@ def export_model(
     return Exported(Path(out), files, size_hw, chosen, difference)
 
 
+def _default_size(config: ModelConfig) -> tuple[int, int]:
+    """Return the size of an image whose last level has as many pixels as a glimpse."""
+    side = config.needed_px
+    if isinstance(config, TNetConfig):
+        side = round(side / config.grid.cell_extent ** (config.levels - 1))
+    return side, side
+
+
 def _write_whole(
-    model: TNet, folder: Path, form: Format, looks: tuple[int, ...], size_hw: tuple[int, int], opset: int
+    model: Model, folder: Path, form: Format, looks: tuple[int, ...], size_hw: tuple[int, int], opset: int
 ) -> tuple[Metadata, float]:
     images = example_images(model.config.in_channels, size_hw)
-    program = trace(FixedLooks(model, looks, size_hw).eval(), {"image": images}, {"image": {0: "batch"}})
+    unroll = FixedLooks if isinstance(model, TNet) else FixedSaccader
+    unrolled = unroll(cast(Any, model), looks, size_hw).eval()
+    program = trace(unrolled, {"image": images}, {"image": {0: "batch"}})
     size = f"{size_hw[0]}, {size_hw[1]}"
     metadata = describe_export(
         model.config, form, looks, kind="whole", image_size_hw=list(size_hw), opset=opset,
@@ -136,12 +151,12 @@ def _write_whole(
 
 
 def _write_parts(
-    model: TNet, folder: Path, form: Format, looks: tuple[int, ...], size_hw: tuple[int, int], opset: int
+    model: TNet, folder: Path, looks: tuple[int, ...], size_hw: tuple[int, int], opset: int
 ) -> tuple[Metadata, float]:
     config, grid, regions, n = model.config, model.grid, 3, 4
     has_norms = model.population_norms is not None and model.population_norms.norms
     names = {SEE_WHOLE: 0, SEE_REGION: 1} if has_norms else {SEE: 0}
-    metadata = describe_export(config, form, looks, kind="parts", opset=opset, see=list(names))
+    metadata = describe_export(config, "onnx", looks, kind="parts", opset=opset, see=list(names))
     pixels, position = torch.rand(regions, config.in_channels, config.base_px, config.base_px), torch.rand(regions, 3)
     given = {"pixels": pixels, "position": position}
     for name, level in names.items():
@@ -209,7 +224,7 @@ def normalised(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Floa
     return (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
 
 
-def compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...], policy: str | None = None) -> float:
+def compare(model: Model, run: Run, images: Tensor, looks: tuple[int, ...], policy: str | None = None) -> float:
     """Return how far the logits of an export are from the model's; raise ExportError if too far, or for other boxes."""
     difference = 0.0
     for batch in (images, images[-1:]):
@@ -230,5 +245,7 @@ def compare(model: TNet, run: Run, images: Tensor, looks: tuple[int, ...], polic
     return difference
 
 
-def _boxes(output: TNetOutput) -> Tensor:
-    return output.regions.box_l0_yxyx[output.rows]
+def _boxes(output: ModelOutput) -> Int[Tensor, "batch n 4"]:
+    """Return the boxes of each image, of which all have the same number, in the order seen."""
+    order = output.regions.image.argsort(stable=True)
+    return output.regions.box_l0_yxyx[order].reshape(output.logits.shape[0], -1, 4)
