@@ -49,6 +49,6 @@ def noise(channels: int, size_hw: tuple[int, int], count: int = 2) -> Tensor:
 
 
 def as_floats(model: TNet, images: Tensor) -> Tensor:
-    """Normalised images, whose glimpses the model does not round."""
+    """Normalised images, whose glimpses the model does not round, unlike those of raw images."""
     mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in model.config.normalization)
     return (images / 255 - mean) / std

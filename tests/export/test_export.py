@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from tests.export.conftest import small, tnet
-from tests.export.forms import as_floats, build, forms, noise
+from tests.export.forms import build, forms, noise
 from tests.golden import TINY, Golden
 from torch import Tensor
 from typer.testing import Result
@@ -32,7 +32,7 @@ from tnet.models.registry import create_model, list_models, model_config
 
 def assert_equals(model: TNet, outputs: dict[str, Tensor], images: Tensor, looks: tuple[int, ...]) -> None:
     with torch.no_grad():
-        expected = model(as_floats(model, images), looks)
+        expected = model(images, looks)
     assert torch.equal(outputs["boxes"], expected.regions.box_l0_yxyx[expected.rows])
     assert float((outputs["logits"] - expected.logits).abs().max()) <= 1e-4 * float(expected.logits.abs().max())
 
@@ -134,7 +134,7 @@ def test_saccader_and_torch_export(tmp_path: Path) -> None:
     outputs = torch.export.load(exported.folder / "model.pt2", extra_files=more).module()(image=images)
     assert json.loads(more["export.json"])["looks"] == [3]
     with torch.no_grad():
-        expected = model((images / 255 - 0.5) / 0.5)
+        expected = model(images)
     windows = expected.regions.at_level(1).box_l0_yxyx.reshape(4, 3, 4)
     assert torch.equal(outputs["boxes"][:, 1:], windows) and outputs["boxes"][:, 0].tolist() == [[0, 0, 90, 70]] * 4
     torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-4, atol=1e-5)

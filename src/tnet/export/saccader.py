@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tnet.baselines.geometry import window_regions
 from tnet.baselines.saccader import Saccader
 from tnet.errors import ConfigError
-from tnet.export.unrolled import OUTPUTS, Level
+from tnet.export.resize import Resized
+from tnet.export.unrolled import OUTPUTS
 from tnet.geometry import Regions
 
 _DRAWN = ("sample", "random")
@@ -30,13 +31,13 @@ class FixedSaccader(nn.Module):
         if self.policy in _DRAWN and looks:
             problem = f"model.policy is {self.policy!r}, whose looks cannot be unrolled"
             raise ConfigError(f"{problem}; only the representation network can be exported, with --looks 0")
-        self.whole = Level(size_hw, model.config.input_px, model.config.resize)
+        self.whole = Resized(size_hw, model.config.input_px, model.config.resize)
 
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
         model, config, batch = self.model, self.model.config, image.shape[0]
-        pixels = (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
-        logits, path, _ = model.look(self.whole.resized(pixels), self.looks, self.policy)
+        pixels = (self.whole.resized(image.float()) / 255 - model.get_buffer("mean")) / model.get_buffer("std")
+        logits, path, _ = model.look(pixels, self.looks, self.policy)
         seen = logits.gather(1, path[:, :, None].expand(-1, -1, logits.shape[2]))
         zeros, one = torch.zeros(batch, dtype=torch.long), torch.tensor([[0, 0, *self.whole.size_hw]])
         whole = Regions(

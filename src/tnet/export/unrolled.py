@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from tnet.errors import ConfigError, GeometryError
 from tnet.export.parts import Answer, describe
+from tnet.export.resize import Resized, is_reproduced
 from tnet.geometry import axis_cells, cell_boxes, cell_spans, image_shares, whole_images
 from tnet.models.tnet import TNet
-from tnet.scenes.base import Resize
-from tnet.scenes.resample import interpolate
 from tnet.traversal import FixedCells, TopK
 
 OUTPUTS = {
@@ -27,8 +26,8 @@ OUTPUTS = {
 class FixedLooks(nn.Module):
     """A TNet on images of one size, with the same number of looks in each: nothing but tensors, to be exported.
 
-    Crops are resized by two matrix products with constant weights, those of the model's own filter. Pixels are not
-    rounded in between: the result is that of the model for normalised floating point images.
+    The result is that of the model for ``uint8`` images on the CPU or, where :attr:`rounded` is false, for normalised
+    floating point images; see :mod:`tnet.export.resize`.
 
     Args:
         model: the model.
@@ -45,6 +44,7 @@ class FixedLooks(nn.Module):
         self.model, self.looks, self.size_hw = model, looks, size_hw
         self.policy = check_unrollable(model, looks)
         self.answer = Answer(model)
+        self.rounded = is_reproduced(model.config.resize)
         problem = model.config.size_problem(size_hw, looks)
         if problem:
             size = f"images of {size_hw[0]} x {size_hw[1]} px (height x width)"
@@ -71,16 +71,18 @@ class FixedLooks(nn.Module):
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
         model, grid = self.model, self.model.grid
-        pixels = (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
+        mean, std, pixels = model.get_buffer("mean"), model.get_buffer("std"), image.float()
         glimpses = self.levels[0].resized(pixels)
         (top, left), (bottom, right) = self.before, self.after
-        rows = F.pad(pixels, (left, right, top, bottom)).permute(0, 2, 1, 3)  # rows are contiguous
+        outside = (255 * mean).round() if self.rounded else 255 * mean
+        padded = F.pad(pixels - outside, (left, right, top, bottom)) + outside
+        columns = padded.permute(0, 3, 1, 2)  # of which each is contiguous
         batch = image.shape[0]
         origin = image.new_zeros(batch, 1, 2, dtype=torch.long)
         position = origin
         features, boxes, whole_map = [], [], None
         for level, stage in enumerate(self.levels):
-            described = describe(model, glimpses, level)
+            described = describe(model, (glimpses / 255 - mean) / std, level)
             whole_map = described.cell_map if whole_map is None else whole_map
             place = position.reshape(-1, 2).float()
             feature = model.position(described.pooled, F.pad(place, (0, 1), value=float(level)))
@@ -97,7 +99,7 @@ class FixedLooks(nn.Module):
             origin = (origin.reshape(-1, 1, 2) + stage.starts[cells]).reshape(batch, -1, 2)
             inner = torch.stack([cells // grid.cols, cells % grid.cols], dim=2)
             position = (position.reshape(-1, 1, 2) * torch.tensor([grid.rows, grid.cols]) + inner).reshape(batch, -1, 2)
-            glimpses = self.levels[level + 1].cropped(rows, origin + torch.tensor(self.before))
+            glimpses = self.levels[level + 1].cropped(columns, origin + torch.tensor(self.before))
         table = torch.cat(boxes, dim=1)
         shares = image_shares(table, torch.tensor(self.size_hw).expand(batch, 2))
         answered = self.answer(torch.cat(features, dim=1), None, shares, whole_map)
@@ -123,50 +125,15 @@ def check_unrollable(model: TNet, looks: tuple[int, ...]) -> TopK | FixedCells |
     return policy
 
 
-class Level(nn.Module):
-    """Constants of a level, whose regions all have one size, and the resizing of its glimpses."""
+class Level(Resized):
+    """Constants of a level, whose regions all have one size."""
 
     starts: Int[Tensor, "cells 2"]  # first pixel of each cell in its parent
     y_spans: Float[Tensor, "1 rows 2"]
     x_spans: Float[Tensor, "1 cols 2"]
-
-    def __init__(self, size_hw: tuple[int, int], base_px: int, resize: Resize) -> None:
-        super().__init__()
-        self.size_hw = size_hw
-        self.register_buffer("down", resize_weights(size_hw[0], base_px, resize))
-        self.register_buffer("across", resize_weights(size_hw[1], base_px, resize))
 
     def divide(self, starts: Tensor, y_spans: Tensor, x_spans: Tensor) -> None:
         """Set the geometry of cells."""
         self.register_buffer("starts", starts)
         self.register_buffer("y_spans", y_spans)
         self.register_buffer("x_spans", x_spans)
-
-    def resized(self, pixels: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n channels side side"]:
-        """Resize whole images."""
-        return _times(_times(pixels, self.get_buffer("down")).mT, self.get_buffer("across")).mT
-
-    def cropped(
-        self, rows: Float[Tensor, "batch h channels w"], origin_yx: Int[Tensor, "batch k 2"]
-    ) -> Float[Tensor, "regions channels side side"]:
-        """Crop regions of this level and resize them; axis by axis, by indices of whole rows, then columns."""
-        (batch, height, channels, width), count = rows.shape, origin_yx.shape[1]
-        y0, x0 = origin_yx.reshape(-1, 2).unbind(1)
-        image = torch.arange(batch)[:, None].expand(batch, count).reshape(-1)
-        taken = (image * height + y0)[:, None] + torch.arange(self.size_hw[0])
-        strips = _times(rows.reshape(-1, channels * width)[taken], self.get_buffer("down"))
-        regions, side, _ = strips.shape
-        columns = strips.reshape(regions, side * channels, width).mT.reshape(-1, side * channels)
-        taken = (torch.arange(regions) * width + x0)[:, None] + torch.arange(self.size_hw[1])
-        glimpses = _times(columns[taken], self.get_buffer("across"))
-        return glimpses.reshape(regions, -1, side, channels).permute(0, 3, 2, 1)
-
-
-def _times(values: Float[Tensor, "*n size m"], weights: Float[Tensor, "side size"]) -> Float[Tensor, "*n side m"]:
-    """Resample along the last axis but one; nothing to do if the size stays."""
-    return values if weights.shape[0] == weights.shape[1] else weights @ values
-
-
-def resize_weights(size_px: int, base_px: int, resize: Resize) -> Float[Tensor, "{base_px} {size_px}"]:
-    """Return the matrix by which the model's filter resizes an axis."""
-    return interpolate(torch.eye(size_px)[None, None], (base_px, size_px), resize)[0, 0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, Num, UInt8
 from torch import Tensor
 
 from tnet.baselines.saccader import Saccader
@@ -19,6 +19,7 @@ from tnet.export.engine import ANSWER, LOCATE, SEE, SEE_REGION, SEE_WHOLE, Engin
 from tnet.export.metadata import METADATA_NAME, Metadata, describe_export
 from tnet.export.parts import ANSWER_OUTPUTS, LOCATE_OUTPUTS, SEE_OUTPUTS, Answer, Locate, See, check_parts
 from tnet.export.programs import DEFAULT_OPSET, check_opset, save_program, trace, write_onnx
+from tnet.export.resize import is_reproduced
 from tnet.export.runtime import Run, first_line, open_session, require
 from tnet.export.saccader import FixedSaccader
 from tnet.export.unrolled import OUTPUTS, FixedLooks
@@ -179,7 +180,7 @@ def _write_parts(
     engine, images = EngineTNet(folder), example_images(config.in_channels, size_hw)
 
     def run(image: Tensor) -> dict[str, Tensor]:
-        output = engine(normalised(model, image), looks, "topk")
+        output = engine(prepared(model, image), looks, "topk")
         return {"logits": output.logits, "boxes": _boxes(output)}
 
     return metadata, compare(model, run, images, looks, "topk")
@@ -219,8 +220,10 @@ def example_images(channels: int, size_hw: tuple[int, int]) -> UInt8[Tensor, "3 
     return (torch.cat([noise, waves[None]]) * 255).round().to(torch.uint8)
 
 
-def normalised(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-    """Return raw images as the backbone expects them: the model then rounds no pixels when it resizes."""
+def prepared(model: Model, image: UInt8[Tensor, "batch channels h w"]) -> Num[Tensor, "batch channels h w"]:
+    """Return raw images, or normalised ones if the export does not round the pixels of glimpses."""
+    if is_reproduced(model.config.resize):
+        return image
     return (image.float() / 255 - model.get_buffer("mean")) / model.get_buffer("std")
 
 
@@ -228,7 +231,7 @@ def compare(model: Model, run: Run, images: Tensor, looks: tuple[int, ...], poli
     """Return how far the logits of an export are from the model's; raise ExportError if too far, or for other boxes."""
     difference = 0.0
     for batch in (images, images[-1:]):
-        expected, actual = model(normalised(model, batch), looks, policy), run(image=batch)
+        expected, actual = model(prepared(model, batch), looks, policy), run(image=batch)
         if not torch.equal(actual["boxes"].long(), _boxes(expected)):
             wrong = int((actual["boxes"].long() != _boxes(expected)).any(dim=2).sum())
             problem = (
