@@ -166,7 +166,7 @@ def test_the_example_runs_a_whole_model(
     (expected,) = predict(saved, tmp_path / "fits.png", looks=1, device="cpu")
     item = exported.classify(tmp_path / "fits.png")
     assert [tuple(box) for box in item["boxes"]] == [region.box_l0_yxyx for region in expected.regions]
-    assert item["label"] == expected.label and item["probability"] == pytest.approx(expected.probability, abs=1e-2)
+    assert item["label"] == expected.label and item["probability"] == pytest.approx(expected.probability, abs=1e-5)
     with pytest.raises(
         SystemExit, match=r"small.png has 80 x 70 px, but the model was exported for 90 x 70 .*resize it"
     ):
