@@ -196,6 +196,11 @@ def test_options_that_are_refused(arguments: list[object], text: str, saved: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_of_the_model_is_refused(saved: Path) -> None:
+    result = tnet("export", saved, saved, "--overwrite")
+    assert result.exit_code == 1 and "is the folder of the model; choose another place" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "parts", "text"),
     [

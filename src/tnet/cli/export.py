@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from tnet.cli import common
+from tnet.errors import OutputError
 
 FormatName = Literal["onnx", "torch-export", "openvino"]
 _FORMAT_HELP = "onnx: one .onnx file; torch-export: a .pt2 file for torch.export.load; openvino: .xml and .bin. "
@@ -41,8 +42,10 @@ def export(
     size_hw = common.parse_image_size(size) if size is not None else None
 
     from tnet.export import export_model
-    from tnet.models.io import load_model, recipe_path
+    from tnet.models.io import load_model, model_folder, recipe_path
 
+    if out.resolve() in (model.resolve(), model_folder(model).resolve()):
+        raise OutputError(f"{out} is the folder of the model; choose another place for the export")
     exported = export_model(
         load_model(model), out, format, looks=chosen, size_hw=size_hw, parts=parts, opset=opset,
         recipe=recipe_path(model), overwrite=overwrite,

@@ -34,7 +34,6 @@ TOLERANCE = 1e-4
 """Largest difference of logits from the model's own, relative to the largest logit."""
 
 _NAMES: dict[Format, str] = {"onnx": "model.onnx", "torch-export": "model.pt2", "openvino": "model.xml"}
-_EXAMPLES = 3  # images; more than one, since torch.export would take a batch of 1 for a constant
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
 
 
 def example_images(channels: int, size_hw: tuple[int, int]) -> UInt8[Tensor, "3 channels height width"]:
-    """Return images to verify with: two of noise at several scales, as in photographs; waves with a bright square.
+    """Return images to trace and verify with: two of noise at several scales, like photographs, and waves with a square.
 
     White noise would not do: it can drive a network so far from what it knows that PyTorch's own rounding errors show.
     """
