@@ -202,7 +202,7 @@ def _to_openvino(source: Path, target: Path, metadata: Metadata) -> None:
 
 
 def example_images(channels: int, size_hw: tuple[int, int]) -> UInt8[Tensor, "3 channels height width"]:
-    """Return images to trace and verify with: two of noise at several scales, like photographs, and waves with a square.
+    """Return images to trace and verify with: two of noise at several scales, like photographs, and waves.
 
     White noise would not do: it can drive a network so far from what it knows that PyTorch's own rounding errors show.
     """
