@@ -27,7 +27,7 @@ LAYERS = (
     ("models",),
     ("objectives",),
     ("baselines",),
-    ("cost",),
+    ("cost", "export"),
     ("data",),
     ("interop",),
     ("inference",),

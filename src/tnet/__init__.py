@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "tnet.backbones": "BackboneConfig",
-    "tnet.errors": "CheckpointError ConfigError DataError GeometryError ImageError ImageSizeError OutputError "
-    "RecipeError ResourceError SlowImageWarning TnetError TrainingError",
+    "tnet.errors": "CheckpointError ConfigError DataError ExportError GeometryError ImageError ImageSizeError "
+    "OutputError RecipeError ResourceError SlowImageWarning TnetError TrainingError",
     "tnet.explain": "explain_image",
+    "tnet.export": "export_model",
     "tnet.geometry": "Grid Regions fit_grid",
     "tnet.inference": "Prediction predict",
     "tnet.models": "TNet TNetConfig TNetOutput load_model save_model",
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     # isort: off
     from tnet.backbones import BackboneConfig as BackboneConfig
     from tnet.errors import CheckpointError as CheckpointError, ConfigError as ConfigError, DataError as DataError
-    from tnet.errors import GeometryError as GeometryError, ImageError as ImageError, ImageSizeError as ImageSizeError
-    from tnet.errors import OutputError as OutputError
+    from tnet.errors import ExportError as ExportError, GeometryError as GeometryError, ImageError as ImageError
+    from tnet.errors import ImageSizeError as ImageSizeError, OutputError as OutputError
     from tnet.errors import RecipeError as RecipeError, ResourceError as ResourceError, TnetError as TnetError
     from tnet.errors import SlowImageWarning as SlowImageWarning, TrainingError as TrainingError
     from tnet.explain import explain_image as explain_image
+    from tnet.export import export_model as export_model
     from tnet.geometry import Grid as Grid, Regions as Regions, fit_grid as fit_grid
     from tnet.inference import Prediction as Prediction, predict as predict
     from tnet.models import TNet as TNet, TNetConfig as TNetConfig, TNetOutput as TNetOutput, load_model as load_model

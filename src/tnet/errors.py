@@ -57,6 +57,10 @@ class TrainingError(TnetError, RuntimeError):
     """Training run that cannot start or continue."""
 
 
+class ExportError(TnetError, RuntimeError):
+    """Model that cannot be exported, export that differs from its model, or damaged exported file."""
+
+
 class OutputError(TnetError, OSError):
     """File or folder that cannot be written."""
 

@@ -83,7 +83,7 @@ def test_recipe_keys_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     keys = re.findall(r"(?<![\w./-])((?:model|objective|optim|data|train)\.[a-z_][\w.]*)(?=[=`:])", text)
     recipe = load_recipe(ROOT / "recipes" / "own_images.yaml")
-    for key in {key for key in keys if not re.search(r"kwargs|\.(csv|safetensors|yaml|py|md|parquet)$", key)}:
+    for key in {key for key in keys if not re.search(r"kwargs|\.(csv|safetensors|yaml|py|md|parquet|onnx)$", key)}:
         values: Any = recipe
         for name in key.split("."):
             if not hasattr(values, name) and key.startswith("model.type"):

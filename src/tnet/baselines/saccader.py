@@ -17,6 +17,7 @@ almost free, and the model costs as much as seeing everything. Differences from 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -220,16 +221,7 @@ class Saccader(Model):
         looks, scene = self.config.count_looks(looks), self.scene(images)
         whole = whole_images(scene.sizes_hw)
         pixels = self.pixels(scene, whole, self.config.input_px)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not pretraining):
-            maps = self.backbone.describe(pixels)
-            position_logits = self.classifier(maps.what.flatten(2).transpose(1, 2))
-        path = self._path(policy, pixels, position_logits.detach(), looks)
-        location_logits: tuple[Tensor, ...] = ()
-        if looks and (path is None or pretraining):
-            mixed = self.mix(torch.cat([self.attention(maps.features), maps.what], dim=1)).flatten(2)
-            samples = policy == "sample" or (policy == "learned" and self.training)
-            path, location_logits = self._traverse(mixed, looks, path, samples)
-        assert path is not None
+        position_logits, path, location_logits = self.look(pixels, looks, policy, pretraining)
         representation_logits = position_logits.mean(dim=1)
         feature_logits = position_logits.gather(1, path[:, :, None].expand(-1, -1, position_logits.shape[2]))
         windows = window_regions(whole, path, self.side, self.backbone.grid.field_px, self.config.input_px)
@@ -240,6 +232,22 @@ class Saccader(Model):
         return SaccaderOutput(
             logits, feature_logits, representation_logits, position_logits, path, regions, location_logits, log_prob
         )
+
+    def look(
+        self, pixels: Float[Tensor, "batch c h w"], looks: int, policy: str, pretraining: bool = False
+    ) -> tuple[Float[Tensor, "batch p classes"], Int[Tensor, "batch looks"], tuple[Tensor, ...]]:
+        """Compute the tensor part of :meth:`forward`: logits of all positions, the path, and the cell's logits."""
+        with torch.no_grad() if pretraining else nullcontext():
+            maps = self.backbone.describe(pixels)
+            position_logits = self.classifier(maps.what.flatten(2).transpose(1, 2))
+        path = self._path(policy, pixels, position_logits.detach(), looks)
+        location_logits: tuple[Tensor, ...] = ()
+        if looks and (path is None or pretraining):
+            mixed = self.mix(torch.cat([self.attention(maps.features), maps.what], dim=1)).flatten(2)
+            samples = policy == "sample" or (policy == "learned" and self.training)
+            path, location_logits = self._traverse(mixed, looks, path, samples)
+        assert path is not None
+        return position_logits, path, location_logits
 
     def _path(
         self, policy: str, pixels: Float[Tensor, "batch c h w"], logits: Float[Tensor, "batch p classes"], looks: int
@@ -264,7 +272,7 @@ class Saccader(Model):
         self, mixed: Float[Tensor, "batch dim p"], looks: int, path: Int[Tensor, "batch looks"] | None, samples: bool
     ) -> tuple[Int[Tensor, "batch looks"], tuple[Tensor, ...]]:
         """Apply the cell once per glimpse; follow its choice, or the given path."""
-        visited = torch.zeros(len(mixed), mixed.shape[2], device=mixed.device)
+        visited = torch.zeros(mixed.shape[0], mixed.shape[2], device=mixed.device)
         draw, chosen, location_logits = SampleWithoutReplacement(), [], []
         for step in range(looks):
             logits = self.cell(mixed, visited)

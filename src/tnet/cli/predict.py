@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tnet.traversal import BestFirst
 
 Aspect = Literal["squeeze", "keep"]
+EngineName = Literal["onnx", "openvino"]
 IMAGES_HELP = (
     "Images, folders of images (searched recursively), or manifests: a table (.csv, .parquet) with a column 'path', or "
     "a .txt file with one path per line; relative paths start from the manifest's folder."
@@ -51,6 +52,10 @@ _SHARD_HELP = (
 )
 _PART_HELP = "With a folder as --out: images per part. What a stop interrupts is at most the part under way."
 _RETRY_HELP = "With a folder as --out: also predict the images again that failed before."
+_ENGINE_HELP = (
+    "What runs the network, on the CPU: onnx (ONNX Runtime) or openvino. The model is then a folder written by `tnet "
+    "export --parts`. [default: PyTorch, or onnx for such a folder]"
+)
 _MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
 
@@ -68,6 +73,7 @@ def predict(
     batch_size: common.BatchSizeOption = 8,
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
+    engine: Annotated[EngineName | None, typer.Option(help=_ENGINE_HELP, show_default=False)] = None,
     max_side_px: common.MaxSideOption = None,
     preprocess: common.PreprocessOption = None,
     read: common.ReadOption = None,
@@ -89,6 +95,7 @@ def predict(
     """
     chosen = common.parse_looks(looks) if looks is not None else None
 
+    from tnet.export import EngineTNet, is_export
     from tnet.inference.inputs import find_inputs
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
@@ -109,7 +116,13 @@ def predict(
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
     progress = progress and (out is not None or not sys.stdout.isatty())
-    network = load_model(model)
+    if engine is not None or is_export(model):
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"device is {device!r}, but other engines than PyTorch run on the CPU; omit --device")
+        network: Model = EngineTNet(model, engine or "onnx")
+        device = "cpu"
+    else:
+        network = load_model(model)
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:

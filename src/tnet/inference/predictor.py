@@ -108,7 +108,7 @@ def predict(
             search=search,
             batch_size=batch_size,
             workers=workers,
-            device=next(model.parameters()).device if device is None else device,
+            device=model.get_buffer("mean").device if device is None else device,
             read=read or DEFAULT_READ,
             allow_small=allow_small,
             progress=progress,

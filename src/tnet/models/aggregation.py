@@ -73,6 +73,13 @@ class PlacedAggregation(nn.Module):
             boxes: their places, ``(y0, x0, y1, x1)`` as shares of the image's height and width.
             image: their images.
         """
+        views = self.views(cell_map, boxes)
+        return views.new_zeros(int(image.max()) + 1, *views.shape[1:]).index_add(0, image.to(views.device), views)
+
+    def views(
+        self, cell_map: Float[Tensor, "views cell_dim h w"], boxes: Float[Tensor, "views 4"]
+    ) -> Float[Tensor, "views channels side side"]:
+        """Return what each view writes into the start of its image's map; arguments: see :meth:`begin`."""
         raise NotImplementedError
 
     def read(self, features: Features, seen: Mask, places: Places | None) -> Float[Tensor, "batch channels side side"]:

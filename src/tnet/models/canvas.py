@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -25,7 +25,7 @@ def overlap(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
 
 def cover(spans: Float[Tensor, "*spans 2"]) -> Float[Tensor, "*spans side"]:
     """Return the overlap, but a span shorter than a part is as heavy as a whole part: small is not faint."""
-    return overlap(spans) / (SIDE * spans.diff(dim=-1)).clamp(1e-9, 1)
+    return overlap(spans) / (SIDE * spans.diff(dim=-1)).clamp(1e-9, 1.0)
 
 
 def _parts(spans: Float[Tensor, "views 2"], count: int) -> Float[Tensor, "views count 2"]:
@@ -58,17 +58,11 @@ class CanvasAggregation(PlacedAggregation):
         nn.init.zeros_(self.evidence.bias)
 
     @override
-    def begin(
-        self,
-        cell_map: Float[Tensor, "views cell_dim h w"],
-        boxes: Float[Tensor, "views 4"],
-        image: Int[Tensor, " views"],
-    ) -> Canvas:
+    def views(self, cell_map: Float[Tensor, "views cell_dim h w"], boxes: Float[Tensor, "views 4"]) -> Canvas:
         start = self.start(cell_map)
         boxes, (h, w) = boxes.to(start), start.shape[2:]
         down, across = overlap(_parts(boxes[:, 0::2], h)), overlap(_parts(boxes[:, 1::2], w))
-        views = torch.einsum("vchw,vhi,vwj->vcij", start, down, across)
-        return views.new_zeros(int(image.max()) + 1, *views.shape[1:]).index_add(0, image.to(views.device), views)
+        return torch.einsum("vchw,vhi,vwj->vcij", start, down, across)
 
     def written(self, features: Features, seen: Mask, places: Places) -> Canvas:
         """Return the canvas with features added at their places."""

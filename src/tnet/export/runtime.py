@@ -1,0 +1,87 @@
+"""Run exported files: one session per file, of ONNX Runtime or OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tnet.errors import ConfigError, ExportError
+
+Engine = Literal["onnx", "openvino"]
+Run = Callable[..., dict[str, Tensor]]
+"""Takes tensors by the names of the inputs, and returns the outputs by name."""
+
+_LIBRARIES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+
+
+def require(*extras: str) -> None:
+    """Raise ConfigError if the libraries of an extra of tnet are not installed."""
+    for extra in extras:
+        missing = [library for library in _LIBRARIES[extra] if find_spec(library) is None]
+        if missing:
+            raise ConfigError(f"{missing[0]} is needed but is not installed; run: pip install 'tnet[{extra}]'")
+
+
+def open_session(path: Path, engine: Engine) -> Run:
+    """Load an exported file (``.onnx``, or ``.xml`` of OpenVINO), with as many threads as PyTorch uses.
+
+    Raises:
+        ConfigError: the engine is unknown or not installed.
+        ExportError: the file is missing, damaged or not supported.
+    """
+    if engine not in get_args(Engine):
+        raise ConfigError(f"engine is {str(engine)[:40]!r}; give one of {', '.join(get_args(Engine))}")
+    require(engine)
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist; export the model again")
+    try:
+        return _onnxruntime(path) if engine == "onnx" else _openvino(path)
+    except Exception as error:  # the libraries raise several types, none of them public
+        raise ExportError(f"{path} cannot be loaded ({first_line(error)}); export the model again") from None
+
+
+def _onnxruntime(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    inputs, outputs = ([item.name for item in items] for items in (session.get_inputs(), session.get_outputs()))
+
+    def run(**given: Tensor) -> dict[str, Tensor]:
+        results = session.run(None, {name: _array(given[name]) for name in inputs})
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(outputs, results, strict=True)}
+
+    return run
+
+
+def _openvino(path: Path) -> Run:
+    import openvino
+
+    # Some processors would choose bfloat16.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+
+    def run(**given: Tensor) -> dict[str, Tensor]:
+        inputs = {item.any_name: _array(given[item.any_name]) for item in compiled.inputs}
+        results: Any = compiled(inputs)
+        return {item.any_name: torch.from_numpy(np.array(results[item])) for item in compiled.outputs}
+
+    return run
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
