@@ -73,6 +73,7 @@ USUAL = (
 )  # one per verb
 # Verbs that write folders which must be new or empty; train --resume goes on in the folder of a run.
 FOLDERS = {
+    "export": ["export", "MODEL", "--format", "torch-export", "OUT"],
     "import-tf": ["import-tf", "gone.npz", "OUT", "--model", "tnet_efficientnet_b0.cub"],
     "train": ["train", "tiny.yaml", "--out", "OUT"],
     "train resume": ["train", "tiny.yaml", "--resume", "--out", "OUT"],

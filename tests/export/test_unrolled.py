@@ -9,6 +9,7 @@ import torch
 from tests.export.forms import as_floats, build, forms, noise
 from tests.helpers import three_levels, tiny_config
 
+from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError, GeometryError
 from tnet.export import resize as resize_module
 from tnet.export import unrolled as unrolled_module
@@ -59,6 +60,8 @@ def test_registered_forms(name: str) -> None:
         ),  # 64 px: a level without resizing
         ({"batch_norm": "per_level"}, (40, 33), ()),
         ({"resize": "bilinear"}, (24, 20), (1,)),  # enlarged
+        ({"backbone": BackboneConfig("test_resnet"), "base_px": 48, "look_px": 32}, (150, 131), (2, 1)),
+        ({"look_weights": "separate"}, (150, 131), (2, 1)),
     ],
 )
 def test_other_forms(changes: dict[str, Any], size_hw: tuple[int, int], looks: tuple[int, ...]) -> None:
