@@ -87,7 +87,9 @@ def test_addresses() -> None:
 @pytest.mark.slow
 def test_it_serves_ten_people_and_ends_at_once(root: Path, tmp_path: Path) -> None:
     model = save_model(TNet(tiny_config()), tmp_path / "model")
-    code = "import sys; sys.argv[0] = 'tnet'; from tnet.cli.main import main; main()"
+    # A shell that runs the tests in the background has them ignore Ctrl-C.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "import sys; sys.argv[0] = 'tnet'; from tnet.cli.main import main; main()"
     command = [sys.executable, "-c", code, "view", str(model), "--root", str(root), "--port", "0", "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
