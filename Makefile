@@ -47,7 +47,8 @@ test: $(READY) ## run the default test suite, with tensor shapes checked on ever
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(READY) ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow --timeout 900 --durations 25 $(ARGS)
+	@$(BIN)/python -m pytest -m slow --timeout 900 --durations 25 $(if $(ARGS),$(ARGS),--ignore tests/export)
+	@$(if $(ARGS),,$(BIN)/python -m pytest -m slow --timeout 900 tests/export) # in processes that ran nothing else
 
 # Where it cannot, those tests are skipped.
 browser: ## install Chromium with apt, if root, for the tests of the viewer's page

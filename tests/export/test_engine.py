@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -64,6 +65,17 @@ def test_records_are_those_of_the_model(
         assert [r["weight"] for r in mine["regions"]] == pytest.approx(
             [r["weight"] for r in theirs["regions"]], abs=1e-5
         )
+
+
+@pytest.mark.slow
+def test_a_job_runs_an_export(parts: Path, pictures: list[Path], tmp_path: Path) -> None:
+    (expected,) = records(parts, pictures[0], tmp_path / "a.jsonl")
+    result = tnet("predict", parts, pictures[0], "--out", tmp_path / "job", "--no-progress")
+    assert result.exit_code == 0, result.stderr
+    (row,) = pyarrow.parquet.read_table(tmp_path / "job/parts").to_pylist()
+    assert (row["label"], json.loads(row["regions"])) == (expected["label"], expected["regions"])
+    result = tnet("predict", parts, pictures[0], "--out", tmp_path / "job", "--engine", "openvino")
+    assert result.exit_code == 1 and "holds another job (engine" in result.stderr
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def predict(
     if is_job:
         assert out is not None
         job = {"part_rows": part_rows, "shard": share, "retry_failed": retry_failed}
-        _run_job(out, network, model, paths, options, **running, **job)
+        _run_job(out, network, model, paths, options, engine, **running, **job)
         return
     predictions = iter_predictions(network, paths, **options, **running, skip_unreadable=skip_unreadable)
     skipped = 0
@@ -186,13 +186,21 @@ def _own_device(name: str) -> str:
 
 
 def _run_job(
-    out: Path, network: Model, folder: Path, paths: list[Path], options: dict[str, Any], **running: Any
+    out: Path,
+    network: Model,
+    folder: Path,
+    paths: list[Path],
+    options: dict[str, Any],
+    engine: EngineName | None,
+    **running: Any,
 ) -> None:
+    from tnet.export import export_digest, is_export
     from tnet.inference.job import predict_into
     from tnet.models.io import model_digest
 
-    settings = {name: repr(value) for name, value in options.items()}
-    report = predict_into(out, network, paths, model_hash=model_digest(folder), settings=settings, **options, **running)
+    settings = {name: repr(value) for name, value in {**options, "engine": engine}.items()}
+    digest = export_digest(folder) if is_export(folder) else model_digest(folder)
+    report = predict_into(out, network, paths, model_hash=digest, settings=settings, **options, **running)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())
     failed = f"{report.failed} failed ({kinds})" if report.failed else "none failed"
     text = f"{out}: {report.predicted} of {report.images} images predicted, {failed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -14,6 +15,7 @@ from typing_extensions import override
 from tnet.errors import ConfigError
 from tnet.export.metadata import METADATA_NAME, read_metadata
 from tnet.export.runtime import Engine, Run, open_session
+from tnet.files import file_digest
 from tnet.geometry import Regions
 from tnet.models.aggregation import AGGREGATIONS, Features, Mask, PlacedAggregation, Places
 from tnet.models.engine import Seen
@@ -114,6 +116,12 @@ class EngineTNet(TNet):
 
 def _seen(see: Run, pixels: Tensor, position: Tensor) -> Seen:
     return Seen(**see(pixels=pixels, position=position))
+
+
+def export_digest(folder: str | Path) -> str:
+    """Return a hash of the files of an export."""
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".onnx", ".json"))
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()[:16]
 
 
 def is_export(folder: str | Path) -> bool:
