@@ -26,7 +26,7 @@ from tnet.models.base import Model
 from tnet.scenes.reading import ReadOptions
 from tnet.serve.batches import Batches, BusyError
 from tnet.serve.decoding import Decoder
-from tnet.view.safety import NotFoundError, find_image
+from tnet.view.safety import NotFoundError, find_image, is_known_host
 
 _TYPES = ("application/octet-stream", "image/")
 _RETRY = {"retry-after": "1"}
@@ -100,8 +100,8 @@ def create_app(
     @app.middleware("http")
     async def limit(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         nonlocal running
-        host = request.url.hostname or ""
-        if host not in hosts and not (any_address and _is_numeric(host)):
+        host = request.headers.get("host", "")
+        if not is_known_host(host, hosts, any_address):
             return _refused(403, f"this server is not addressed as {host[:200]!r}; start it with --host")
         is_work = request.url.path == "/predict"
         if is_work and running >= limits.waiting:
@@ -196,10 +196,6 @@ def _path_in(body: bytes) -> str:
     if not isinstance(path, str):
         raise HTTPException(400, 'the body is not JSON with a path; send {"path": "folder/image.png"}')
     return path
-
-
-def _is_numeric(host: str) -> bool:
-    return bool(host) and all(character in "0123456789abcdef.:" for character in host.lower())
 
 
 def _json(content: Any) -> Response:

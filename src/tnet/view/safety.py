@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -132,7 +132,7 @@ class Guard:
         """Return status and sentence if the request is refused by its head."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
-        if not self._is_known(host):
+        if not is_known_host(host, self.hosts, self.any_address):
             return 403, f"this server is not addressed as {host[:200]!r}; use http://localhost, or start it with --host"
         if headers.get(b"sec-fetch-site") == "cross-site" and scope["path"] != "/":
             return 403, "this request comes from another site"
@@ -151,18 +151,20 @@ class Guard:
                 return 413, _TOO_LARGE
         return None
 
-    def _is_known(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return name in self.hosts or (self.any_address and _is_address(name))
-
 
 def allowed_hosts(host: str) -> tuple[list[str], bool]:
     """Return the names by which a server that listens on ``host`` may be addressed, and whether any address may."""
     is_any = host in ("", "0.0.0.0", "::")
     return [*_LOOPBACK, host.lower(), *([platform.node().lower()] if is_any else [])], is_any
+
+
+def is_known_host(host: str, hosts: Collection[str], any_address: bool) -> bool:
+    """Return whether a ``Host`` header names this server; arguments: see :func:`allowed_hosts`."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return name in hosts or (any_address and _is_address(name))
 
 
 def _is_address(name: str) -> bool:
