@@ -602,17 +602,24 @@ def test_gains_are_those_of_one_more_look(aggregation: Any) -> None:
     torch.testing.assert_close(total, rise.detach())
 
 
-def test_gains_of_different_numbers_of_looks() -> None:
-    """Features that are padding have no part in them, and no error."""
-    torch.manual_seed(3)
-    model = TNet(three_levels(locator=VALUED)).double().eval()
+def fewer_looks(model: TNet) -> TNetOutput:
+    """Output of four images with 1, 2, 3 and 4 regions, the whole image included."""
 
     class Fewer(StoppingRule):
         def __call__(self, trail: Trail) -> Tensor:
             return trail.looks >= torch.arange(trail.images)
 
     images = torch.randn(BATCH, 1, 96, 96, dtype=torch.float64)
-    output = model(images, search=BestFirst(looks=4, levels=2, stop=(Fewer(),)))
+    output: TNetOutput = model(images, search=BestFirst(looks=4, levels=2, stop=(Fewer(),)))
+    return output
+
+
+def test_gains_of_different_numbers_of_looks() -> None:
+    """Features that are padding have no part in them, and no error."""
+    torch.manual_seed(3)
+    model = TNet(three_levels(locator=VALUED)).double().eval()
+
+    output = fewer_looks(model)
     assert output.seen is not None and output.seen.sum(1).tolist() == [1, 2, 3, 4] and output.gains is not None
     gains, errors = Objective.gains(output, TARGET, model), []
     for image in range(BATCH):
@@ -656,3 +663,137 @@ def test_gains_without_a_second_locator_or_scores() -> None:
     blind = valued(torch.randn(BATCH, 1, 96, 96, dtype=torch.float64), policy="random")
     with pytest.raises(ConfigError, match="needs predicted gains"):
         objective(blind, TARGET, valued)
+
+
+# --- rewards and answers look by look
+
+
+def order_of(output: TNetOutput, image: int, scores: Tensor) -> list[int]:
+    """Columns of an image level by level, in a level the largest score of the cell first."""
+    regions, divided = output.regions, output.divided.tolist()
+    count = output.rows.shape[1] if output.seen is None else int(output.seen[image].sum())
+
+    def key(column: int) -> tuple[int, float]:
+        row = int(output.rows[image, column])
+        level = int(regions.level[row])
+        return level, -float(
+            scores.detach()[divided.index(int(regions.parent[row])), regions.cell[row]]
+        ) if level else 0.0
+
+    return sorted(range(count), key=key)
+
+
+def answers_by_loops(model: TNet, output: TNetOutput, image: int, order: list[int]) -> list[Tensor]:
+    """Class logits from the first 1, 2, ... features of an image."""
+    return [model.classify(output.features[image, order[:n]][None])[0].detach() for n in range(1, len(order) + 1)]
+
+
+@pytest.mark.parametrize("value", [False, True])
+@pytest.mark.parametrize("fewer", [False, True])
+def test_a_gain_is_rewarded_above_what_was_expected(value: bool, fewer: bool) -> None:
+    """By plain loops: the fall of the cross entropy at each look, and its baseline, predicted or a moving mean."""
+    locator = VALUED if value else LocatorConfig("squeeze", logits="l2_scaled")
+    torch.manual_seed(3)
+    model, output = traverse(three_levels(locator=locator))
+    if fewer:
+        model.eval()
+        output = fewer_looks(model)
+        shape = output.log_prob.shape  # a search has none
+        output = replace(output, log_prob=-torch.rand(shape).double(), joint_log_prob=-torch.rand(BATCH).double())
+    expected_gains = output.gains.detach() if value and output.gains is not None else None
+    config = ObjectiveConfig(reward="gain", reinforce_weight=2.0, joint_weight_reinforce=0.4, gain_weight=float(value))
+    objective = Objective(config).train()
+    assert float(objective.baseline) == 0
+    objective.baseline.fill_(0.125)
+    single, joint, every = [], [], []
+    for image in range(BATCH):
+        order = order_of(output, image, output.location_logits if expected_gains is None else expected_gains)
+        answers = answers_by_loops(model, output, image, order)
+        cost = [cross_entropy(answer.numpy(), int(TARGET[image])) for answer in answers]
+        total = 0.0
+        for before, after, column in zip(cost[:-1], cost[1:], order[1:], strict=True):
+            expected = 0.125
+            row = int(output.rows[image, column])
+            if expected_gains is not None:
+                parent = output.divided.tolist().index(int(output.regions.parent[row]))
+                expected = float(expected_gains[parent, output.regions.cell[row]])
+            single.append((before - after - expected) * -float(output.log_prob.detach()[image, column - 1]))
+            total += before - after - expected
+            every.append(before - after)
+        joint.append(total * -float(output.joint_log_prob.detach()[image]))
+    loss = objective(output, TARGET, model)
+    assert values(loss)["reinforce_per_feature"] == pytest.approx(2 * 0.6 * float(np.mean(single)), rel=1e-6)
+    assert values(loss)["reinforce"] == pytest.approx(2 * 0.4 * float(np.mean(joint)), rel=1e-6)
+    assert float(objective.baseline) == pytest.approx(0.9 * 0.125 + 0.1 * float(np.mean(every)), rel=1e-5)
+    assert float(loss.reward) == float(reward(output.logits, TARGET).mean()), "accuracy is still what is reported"
+
+
+@pytest.mark.parametrize("fewer", [False, True])
+def test_answers_before_the_last_look_learn_the_label_and_the_last_answer(fewer: bool) -> None:
+    model, output = traverse(three_levels(aggregation="attention", locator=LocatorConfig("squeeze")))
+    if fewer:
+        model.eval()
+        output = fewer_looks(model)
+    costs, divergences = [], []
+    for image in range(BATCH):
+        order = order_of(output, image, output.location_logits)
+        *earlier, last = answers_by_loops(model, output, image, order)
+        p = last.softmax(0)
+        for answer in earlier:
+            costs.append(cross_entropy(answer.numpy(), int(TARGET[image]), 0.1))
+            divergences.append(float((p * (p.log() - answer.log_softmax(0))).sum()))
+    assert len(costs) == (0 + 1 + 2 + 3 if fewer else BATCH * 6)
+    config = ObjectiveConfig(every_look_weight=0.5, distil_weight=0.25, label_smoothing=0.1)
+    loss = Objective(config)(output, TARGET, model)
+    assert values(loss)["every_look"] == pytest.approx(0.5 * float(np.mean(costs)), rel=1e-6)
+    assert values(loss)["distil"] == pytest.approx(0.25 * float(np.mean(divergences)), rel=1e-6)
+
+
+def test_answers_learn_from_the_last_one_and_not_the_reverse() -> None:
+    """With the last answer held fixed the gradient is the same, so it is a teacher only."""
+    model, output = traverse(tiny_config(looks=(1,)))
+    features = output.features.detach().requires_grad_()
+    term = Objective(ObjectiveConfig(distil_weight=1.0))(replace(output, features=features), TARGET, model)
+    (gradient,) = torch.autograd.grad(term.terms["distil"], features)
+    assert gradient[:, 0].any() and not gradient[:, 1].any()
+
+
+def test_several_labels_at_every_look() -> None:
+    model, output = traverse(tiny_config(looks=(1,), multilabel=True))
+    config = ObjectiveConfig(every_look_weight=1.0, distil_weight=1.0)
+    terms = values(Objective(config)(output, LABELS, model))
+    whole = model.classify(output.features[:, :1]).detach()
+    p, q = model.classify(output.features).detach().sigmoid(), whole.sigmoid()
+    assert terms["every_look"] == pytest.approx(float(classification_loss(whole, LABELS).mean()))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert terms["distil"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_looks_that_are_taken_one_by_one_are_rewarded_in_their_order() -> None:
+    model, output = traverse(tiny_config(looks=(3,), locator=LocatorConfig("squeeze", context="collected")))
+    gains = Objective.gains(output, TARGET, model)
+    for image in range(BATCH):
+        answers = answers_by_loops(model, output, image, [0, 1, 2, 3])
+        cost = [cross_entropy(answer.numpy(), int(TARGET[image])) for answer in answers]
+        assert gains[image].tolist() == pytest.approx([cost[n] - cost[n + 1] for n in range(3)], rel=1e-6)
+
+
+def test_only_the_locator_learns_from_rewarded_gains() -> None:
+    model, output = traverse(tiny_config(looks=(2,)))
+    terms = Objective(ObjectiveConfig(reward="gain", reinforce_weight=1.0))(output, TARGET, model).terms
+    (terms["reinforce"] + terms["reinforce_per_feature"]).backward()
+    assert {name.split(".")[0] for name, item in model.named_parameters() if item.grad is not None} == {"locator"}
+
+
+@pytest.mark.parametrize("changes", [{"reward": "gain"}, {"every_look_weight": 1.0}, {"distil_weight": 1.0}])
+def test_terms_look_by_look_need_the_model_and_are_absent_without_looks(changes: dict[str, Any]) -> None:
+    objective = Objective(ObjectiveConfig(**changes))
+    with pytest.raises(ConfigError, match=r"objective\.(reward|every_look_weight|distil_weight) needs the"):
+        objective(random_output(), TARGET)
+    model = TNet(tiny_config())
+    assert objective(random_output((1,)), TARGET, model).terms.keys() == {"cross_entropy", "cross_entropy_per_feature"}
+
+
+def test_a_rewarded_gain_without_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.reward is gain, but objective\.reinforce_weight is 0"):
+        ObjectiveConfig(reward="gain", reinforce_weight=0.0)

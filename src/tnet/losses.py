@@ -72,6 +72,16 @@ def classification_loss(
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
 
 
+def divergence(
+    taught: Float[Tensor, "n classes"], logits: Float[Tensor, "n classes"], multilabel: bool
+) -> Float[Tensor, ""]:
+    """Return the mean divergence of probabilities from those taught, in nats, over samples (and multiple labels)."""
+    if multilabel:
+        taught, logits = (torch.stack([item, -item], dim=-1).flatten(0, 1) / 2 for item in (taught, logits))
+    found = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="none", log_target=True)
+    return found.sum(dim=-1).mean()
+
+
 def check_labels(target: Int[Tensor, " n"], classes: int) -> None:
     """Raise DataError for class indices outside of the classes."""
     wrong = target[(target < 0) | (target >= classes)]
@@ -124,7 +134,7 @@ class ModelObjective(nn.Module):
 
     def check_model(self, model: nn.Module | None) -> None:
         """Raise ConfigError if a term needs the model and it was not passed."""
-        for name in ("worth_weight", "gain_weight", "l2_weight"):
+        for name in ("worth_weight", "gain_weight", "every_look_weight", "distil_weight", "l2_weight"):
             if model is None and getattr(self.config, name, None):
                 raise ConfigError(f"objective.{name} needs the model; call objective(output, target, model)")
 

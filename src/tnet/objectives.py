@@ -19,6 +19,7 @@ from tnet.losses import (
     check_weights,
     classification_loss,
     contrastive_loss,
+    divergence,
     l2_term,
     penalised_parameters,
     repeat_target,
@@ -43,6 +44,14 @@ class ObjectiveConfig:
             0.05 fMoW); the rest goes to the cross entropy of single features.
         joint_weight_reinforce: the same for the two REINFORCE terms.
         reinforce_weight: weight of both REINFORCE terms (paper: 0.1).
+        reward: what REINFORCE rewards: a ``correct`` answer, of all features together and of each alone (paper); or the
+            ``gain`` of each look, the fall of the cross entropy from before to after it (:meth:`Objective.gains`), and
+            the sum of all gains. The baseline of a gain is the one predicted (``model.locator.value``), or else a
+            moving mean.
+        every_look_weight: weight of the mean cross entropy of the answers before the last look: after 0, 1, ... looks,
+            in the order of :meth:`Objective.gains` (not in the paper).
+        distil_weight: weight of the mean divergence of these answers from the last one, which they learn (not in the
+            paper).
         worth_weight: weight of the worth of the locator's choice among sibling regions (:meth:`Objective.worth`), which
             lets it learn from every look, not only from whether the answer was correct (not in the paper). Needs 2 or
             more looks at some level.
@@ -60,6 +69,9 @@ class ObjectiveConfig:
     joint_weight_ce: float = 0.3
     joint_weight_reinforce: float = 0.3
     reinforce_weight: float = 0.1
+    reward: Literal["correct", "gain"] = "correct"
+    every_look_weight: float = 0.0
+    distil_weight: float = 0.0
     worth_weight: float = 0.0
     gain_weight: float = 0.0
     entropy_weight: float = 0.0
@@ -77,22 +89,25 @@ class ObjectiveConfig:
         if not -1 <= self.contrastive_margin <= 1:
             raise ConfigError(f"objective.contrastive_margin is {self.contrastive_margin}; give a cosine, from -1 to 1")
         weights = "reinforce_weight", "worth_weight", "gain_weight", "entropy_weight", "contrastive_weight", "l2_weight"
-        check_weights(self, *weights, "per_feature_levels")
+        check_weights(self, *weights, "every_look_weight", "distil_weight", "per_feature_levels")
+        if self.reward == "gain" and not self.reinforce_weight:
+            problem = "objective.reward is gain, but objective.reinforce_weight is 0, so nothing learns from it"
+            raise ConfigError(f"{problem}; raise the weight, or set reward to correct")
 
 
 class Objective(ModelObjective):
     """The training objective with its moving reward baseline.
 
-    The baseline starts at 0.5 and follows the rewards with a decay of 0.9; both REINFORCE terms use its old value, and
-    it is updated once per step in training mode. With several processes the rewards are averaged over them, so that all
-    keep the same baseline.
+    The baseline starts at 0.5 (for gains at 0) and follows the rewards with a decay of 0.9; both REINFORCE terms use
+    its old value, and it is updated once per step in training mode. With several processes the rewards are averaged
+    over them, so that all keep the same baseline.
     """
 
     baseline: Tensor
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)
-        self.register_buffer("baseline", torch.tensor(0.5))
+        self.register_buffer("baseline", torch.tensor(0.0 if config.reward == "gain" else 0.5))
 
     def forward(self, output: TNetOutput, target: Target, model: nn.Module | None = None) -> Loss:
         """Compute all terms for one batch.
@@ -100,7 +115,7 @@ class Objective(ModelObjective):
         Args:
             output: output of the model in training mode.
             target: class indices, or 0/1 values for multiple labels.
-            model: the model, which the L2 and worth terms require.
+            model: the model, which the L2 term and all terms that are not in the paper require.
         """
         self.check_model(model)
         config = self.config
@@ -110,6 +125,9 @@ class Objective(ModelObjective):
         joint_reward = reward(output.logits, target)
         terms = {"cross_entropy": ce * config.joint_weight_ce}
         feature_reward = output.logits.new_zeros(())
+        gains = advantage = None
+        if looks and config.reward == "gain":
+            gains, advantage = self._advantage(output, target, model)
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
             logits, repeated = output.feature_logits.flatten(0, 1), repeat_target(target, used.shape[1]).flatten(0, 1)
             rows = _indices(used, logits.device)
@@ -120,16 +138,20 @@ class Objective(ModelObjective):
                 rewards = reward(logits, repeated).unflatten(0, (-1, used.shape[1]))[:, 1:].flatten()[chosen]
                 share = config.reinforce_weight * (1 - config.joint_weight_reinforce)
                 surprise = -output.log_prob.flatten()[chosen]
-                terms["reinforce_per_feature"] = ((rewards - self.baseline) * surprise).mean() * share
+                gained = rewards - self.baseline if advantage is None else advantage.flatten()[chosen]
+                terms["reinforce_per_feature"] = (gained * surprise).mean() * share
                 feature_reward = rewards.mean()
         if looks:
             share = config.reinforce_weight * config.joint_weight_reinforce
-            terms["reinforce"] = ((joint_reward - self.baseline) * -output.joint_log_prob).mean() * share
+            gained = joint_reward - self.baseline if advantage is None else advantage.sum(dim=1)
+            terms["reinforce"] = (gained * -output.joint_log_prob).mean() * share
             if config.entropy_weight:
                 probs, log_probs = output.location_logits.softmax(1), output.location_logits.log_softmax(1)
                 terms["entropy"] = -config.entropy_weight * -(probs * log_probs).sum(1).mean()
         if config.worth_weight and looks:
             terms["worth"] = -config.worth_weight * self._expected_worth(output, target, model)
+        if looks and (config.every_look_weight or config.distil_weight):
+            terms |= self._earlier_answers(output, target, model)
         if config.gain_weight and looks:
             terms["gain"] = config.gain_weight * self._gain_error(output, target, model)
         if config.contrastive_weight:
@@ -138,7 +160,9 @@ class Objective(ModelObjective):
             terms["contrastive"] = contrastive * config.contrastive_weight
         if config.l2_weight and model is not None:
             terms["l2"] = l2_term(penalised_parameters(model, config.l2_scope), config.l2_weight)
-        if self.training and looks:
+        if self.training and gains is not None:
+            self._update_baseline(gains.mean(), gains.mean())
+        elif self.training and looks:
             # With a cap of one level no chosen feature is used: the baseline follows the joint reward alone.
             self._update_baseline(joint_reward.mean(), feature_reward if used[:, 1:].any() else joint_reward.mean())
         return Loss.of(terms, joint_reward.mean(), feature_reward)
@@ -165,8 +189,7 @@ class Objective(ModelObjective):
         policy can have chosen. If all siblings are worth the same, as in memorised images, the gradient is zero. (Cross
         entropy with the softmax of the worth as target would push the locator to uniform there.)
         """
-        if not isinstance(model, TNet):
-            raise ConfigError("objective.worth_weight needs the TNet of the output; pass it as the third argument")
+        model = _tnet(model, "worth_weight")
         regions, seen = output.regions, output.seen
         worth, rows = self.worth(output, target, model), output.rows[:, 1:]
         valid = slice(None) if seen is None else seen[:, 1:]
@@ -190,20 +213,46 @@ class Objective(ModelObjective):
     def gains(output: TNetOutput, target: Target, model: TNet) -> Float[Tensor, "batch looks"]:
         """Return the gain of each look: log-likelihood of the label with it, above that without it, in nats.
 
-        Looks count level by level and in the order of their predicted gains, as a search by gain takes them. Dropout is
-        not applied.
+        Looks count level by level, and in a level in the order of their predicted gains, as a search by gain takes
+        them; if none are predicted, of their location logits; if looks are taken one by one, in the order seen. Dropout
+        is not applied.
         """
-        assert output.gains is not None
-        rows, seen, features = output.rows, output.seen, output.features.detach()
-        level = output.regions.level[rows] if seen is None else output.regions.level[rows].masked_fill(~seen, 2**30)
-        order = output.of_chosen(output.gains.detach()).cpu()[rows].argsort(dim=1, descending=True, stable=True)
-        order = order.gather(1, level.gather(1, order).argsort(dim=1, stable=True))
-        ordered = features.gather(1, order.to(features.device)[:, :, None].expand_as(features))
-        places = None if output.places is None else output.places.ordered(order)
-        logits = model.answers(ordered, None if seen is None else seen.gather(1, order), places)
+        logits, _, order = _answers(output, model, output.features.detach())
         repeated = repeat_target(target, logits.shape[1]).flatten(0, 1)
         likelihood = -classification_loss(logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2])
         return likelihood.diff(dim=1).gather(1, (order.argsort(dim=1)[:, 1:] - 1).to(likelihood.device))
+
+    def _advantage(
+        self, output: TNetOutput, target: Target, model: nn.Module | None
+    ) -> tuple[Float[Tensor, " seen"], Float[Tensor, "batch looks"]]:
+        """Return the gains of the looks, and by how much they exceed their baseline; 0 for looks not taken."""
+        gains = self.gains(output, target, _tnet(model, "reward"))
+        expected = self.baseline
+        if output.gains is not None:
+            expected = output.of_chosen(output.gains.detach())[output.rows[:, 1:].to(gains.device)]
+        if output.seen is None:
+            return gains.flatten(), gains - expected
+        seen = output.seen[:, 1:].to(gains.device)
+        return gains[seen], (gains - expected) * seen
+
+    def _earlier_answers(
+        self, output: TNetOutput, target: Target, model: nn.Module | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the terms of the answers before the last look of each image."""
+        config = self.config
+        logits, seen, _ = _answers(output, _tnet(model, "every_look_weight and distil_weight"), output.features)
+        looks, last = logits.shape[1] - 1, logits[:, -1].detach()
+        earlier = torch.ones(logits.shape[:2], dtype=torch.bool) if seen is None else seen
+        rows = _indices(earlier[:, 1:], logits.device)  # one look follows
+        answers, terms = logits[:, :-1].flatten(0, 1)[rows], {}
+        if config.every_look_weight:
+            repeated = repeat_target(target, looks).flatten(0, 1)[rows]
+            terms["every_look"] = classification_loss(answers, repeated, config.label_smoothing).mean()
+            terms["every_look"] *= config.every_look_weight
+        if config.distil_weight:
+            taught = last.repeat_interleave(looks, dim=0)[rows]
+            terms["distil"] = divergence(taught, answers, target.is_floating_point()) * config.distil_weight
+        return terms
 
     def _gain_error(self, output: TNetOutput, target: Target, model: nn.Module | None) -> Float[Tensor, ""]:
         """Return the Huber error of the predicted gains of the looks, which are of few large and many small sizes."""
@@ -229,6 +278,30 @@ class Objective(ModelObjective):
             torch.distributed.all_reduce(step)
             step = step / torch.distributed.get_world_size()
         self.baseline.mul_(_BASELINE_DECAY).add_((1 - _BASELINE_DECAY) * step)
+
+
+def _tnet(model: nn.Module | None, key: str) -> TNet:
+    if not isinstance(model, TNet):
+        raise ConfigError(f"objective.{key} needs the TNet of the output; pass it as the third argument")
+    return model
+
+
+def _answers(
+    output: TNetOutput, model: TNet, features: Float[Tensor, "batch n dim"]
+) -> tuple[Float[Tensor, "batch n classes"], Bool[Tensor, "batch n"] | None, Int[Tensor, "batch n"]]:
+    """Return the class logits after each look in the order of :meth:`Objective.gains`, the mask, and the order."""
+    rows, seen = output.rows, output.seen
+    scores = output.location_logits if output.gains is None else output.gains
+    if output.gains is None and model.sees_collected:
+        order = torch.arange(rows.shape[1]).expand_as(rows)
+    else:
+        level = output.regions.level[rows] if seen is None else output.regions.level[rows].masked_fill(~seen, 2**30)
+        order = output.of_chosen(scores.detach()).cpu()[rows].argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, level.gather(1, order).argsort(dim=1, stable=True))
+    ordered = features.gather(1, order.to(features.device)[:, :, None].expand_as(features))
+    places = None if output.places is None else output.places.ordered(order)
+    in_order = None if seen is None else seen.gather(1, order)
+    return model.answers(ordered, in_order, places), in_order, order
 
 
 def _indices(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:

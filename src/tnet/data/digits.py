@@ -175,8 +175,11 @@ class MegapixelDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
-        image, name = torch.from_numpy(self._draw(layout)[None]), f"made/{self.split}/{index:06d}"
-        return Sample(image, layout.answer(self.config.task), name)
+        return Sample(torch.from_numpy(self._draw(layout)[None]), layout.answer(self.config.task), self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample, without drawing it."""
+        return f"made/{self.split}/{index:06d}"
 
     def layout(self, index: int) -> DigitLayout:
         """Return the layout of one image without drawing it."""

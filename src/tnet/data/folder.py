@@ -107,7 +107,11 @@ class LabelledImages(Dataset[Sample]):
         if self.augment is not None:
             generator = sample_generator(self.seed, self.epoch, index)
             image = self.augment(image, generator, self._boxes_to_cover(index, image))
-        return Sample(image, self.targets[index], str(self.paths[index]))
+        return Sample(image, self.targets[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample, without loading it."""
+        return str(self.paths[index])
 
     def _load(self, index: int) -> UInt8[Tensor, "channels height width"] | Scene:
         return self.reading.load(self.paths[index])

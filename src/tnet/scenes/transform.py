@@ -84,7 +84,7 @@ def change_image(
         image = _sampled(image.float(), *positions).round().to(torch.uint8)
     else:
         image = image[..., y0:y1, x0:x1]
-    image = adjust_colours(_mirrored(image, change), change.colours)
+    image = adjust_colours(mirrored(image, change), change.colours)
     if change.pixels is not None:
         image = change_pixels(image, change.pixels)
     # A view would send the whole image between processes.
@@ -181,11 +181,11 @@ class TransformedScene:
         if inside == box and not self.change.angle_deg:
             in_source = (y0 + top, x0 + left, y1 + top, x1 + left)
             pixels = self.scene.glimpse(in_source, size_px, channels=channels, resize=resize, fill=fill)
-            return adjust_colours(_mirrored(pixels, self.change), colours, mean).contiguous()
+            return adjust_colours(mirrored(pixels, self.change), colours, mean).contiguous()
         scale_yx = ((y1 - y0) / size_px, (x1 - x0) / size_px)
         part = self._inside(inside, scale_yx, channels, resize)
         part = part._replace(pixels=adjust_colours(part.pixels, colours, mean))
-        return _mirrored(_laid_out(part, box, size_px, resize, fill), self.change).contiguous()
+        return mirrored(_laid_out(part, box, size_px, resize, fill), self.change).contiguous()
 
     def _inside(self, box_yxyx: BoxL0, scale_yx: tuple[float, float], channels: int, resize: Resize) -> _Inside:
         """Read a box in the crop, finer than ``scale_yx`` (source pixels per pixel)."""
@@ -238,8 +238,8 @@ class TransformedScene:
         return self._means[channels]
 
 
-def _mirrored(pixels: Tensor, change: ImageChange) -> Tensor:
-    """Flip, then rotate by quarter turns."""
+def mirrored(pixels: Tensor, change: ImageChange) -> Tensor:
+    """Flip the last two axes of pixels, or of a map, as the change does, then rotate them by quarter turns."""
     axes = [axis for axis, flip in ((-1, change.horizontal_flip), (-2, change.vertical_flip)) if flip]
     pixels = pixels.flip(axes) if axes else pixels
     return torch.rot90(pixels, change.quarter_turns, dims=(-2, -1))

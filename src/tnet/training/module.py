@@ -8,7 +8,6 @@ import warnings
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,18 +16,22 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, Multicl
 
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
-from tnet.losses import Loss
+from tnet.losses import Loss, divergence
 from tnet.models.base import Model, ModelConfig, ModelOutput
-from tnet.models.io import load_model
+from tnet.models.config import TNetConfig
 from tnet.models.kind import build_model
+from tnet.models.tnet import TNetOutput
 from tnet.objectives import Objective
+from tnet.training.guide import Guide, load_teacher
 from tnet.training.optimizers import build_optimizer, schedule_factor
 from tnet.training.recipe import Recipe, build_objective
+from tnet.traversal.policies import SampleWithoutReplacement
 
 # Neighbouring seeds do not share the random numbers of a step.
 _SEED_STRIDE = 1_000_000_007
 _RANK_STRIDE = 2**16
 _MOST_RECALLS = 20
+_RANDOM = 1e6  # temperature at which all cells are equally likely; the locator still runs, and can learn
 
 
 def accuracy_metric(classes: int, multilabel: bool) -> Metric:
@@ -71,7 +74,13 @@ class TNetModule(pl.LightningModule):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
         # In a list, so that it is neither saved nor trained.
-        self.teacher = [self._load_teacher(recipe.train.teacher)] if recipe.train.teacher is not None else []
+        self.teacher: list[Model] = []
+        if recipe.train.teacher is not None:
+            teacher = load_teacher(recipe.train.teacher, recipe.model, "train.teacher")
+            self.teacher.append(teacher.requires_grad_(False))
+        self.guide: Guide | None = None
+        if recipe.train.guide.teacher is not None and isinstance(recipe.model, TNetConfig):
+            self.guide = Guide(recipe.train.guide, recipe.model)
         self.elapsed_share = 0.0  # of the time limit; set by TimeLimit
         config = recipe.model
         names = [*(["0"] if config.allows_no_looks else []), *self.eval_policies]
@@ -79,16 +88,6 @@ class TNetModule(pl.LightningModule):
             self.model.policy(policy)  # raises if unknown
         self.accuracy = nn.ModuleDict({name: accuracy_metric(config.num_classes, config.multilabel) for name in names})
         self.by_class = nn.ModuleDict(class_metrics(config))
-
-    def _load_teacher(self, folder: str) -> Model:
-        teacher = load_model(folder).requires_grad_(False)
-        theirs, ours = teacher.config, self.recipe.model
-        compared = ("num_classes", "class_names", "multilabel", "in_channels")
-        if any(getattr(theirs, name) != getattr(ours, name) for name in compared):
-            forms = [f"{config.num_classes} classes and {config.in_channels} channel(s)" for config in (theirs, ours)]
-            problem = f"train.teacher {folder} has {forms[0]}, the recipe {forms[1]}"
-            raise ConfigError(f"{problem}; give a model of the same classes")
-        return teacher
 
     @property
     def eval_policies(self) -> tuple[str, ...]:
@@ -130,23 +129,26 @@ class TNetModule(pl.LightningModule):
         return loss.total
 
     def _plain_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
-        output: ModelOutput = self.model(batch.images, **self.objective.forward_options)
+        train = self.recipe.train
+        is_random = self.current_epoch < train.random_looks_epochs
+        options = {"policy": SampleWithoutReplacement(temperature=_RANDOM)} if is_random else {}
+        output: ModelOutput = self.model(batch.images, **self.objective.forward_options, **options)
         loss = self.objective(output, batch.targets, self.model)
+        terms = dict(loss.terms)
         if self.teacher:
-            term = self.recipe.train.teacher_weight * self._divergence(output, batch)
-            loss = Loss.of({**loss.terms, "teacher": term}, loss.reward, loss.reward_per_feature)
-        return output, loss
+            terms["teacher"] = train.teacher_weight * self._divergence(output, batch)
+        if self.guide is not None and (weight := train.guide.weight(self.progress(self.global_step))):
+            assert isinstance(output, TNetOutput)
+            terms["guide"] = weight * self.guide.divergence(output, batch)
+        return output, Loss.of(terms, loss.reward, loss.reward_per_feature)
 
     def _divergence(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Return the divergence from the teacher's probabilities, in nats."""
         temperature = self.recipe.train.teacher_temperature
         with torch.no_grad():
             taught = self.teacher[0].to(output.logits.device)(batch.images).logits.to(output.logits) / temperature
-        logits = output.logits / temperature
-        if self.recipe.model.multilabel:
-            taught, logits = (torch.stack([item, -item], dim=-1).flatten(0, 1) / 2 for item in (taught, logits))
-        divergence = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="none", log_target=True)
-        return divergence.sum(dim=-1).mean() * temperature**2
+        found = divergence(taught, output.logits / temperature, self.recipe.model.multilabel)
+        return found * temperature**2
 
     def _mixed_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
         """Mix each image with the one before it; the loss is linear in the target, so losses are mixed likewise."""

@@ -25,6 +25,7 @@ from tnet.models.kind import DEFAULT_KIND, MODEL_KINDS, kind_of
 from tnet.objectives import ObjectiveConfig
 from tnet.remote import check_local
 from tnet.training.bundled import find_recipe
+from tnet.training.guide import GuideConfig
 
 _MAX_RECIPE_BYTES = 2**20
 _MAX_VALUES = 2**17
@@ -34,7 +35,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MOST: dict[str, float] = {
     "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "max_gmacs": 10**15,
     "workers": 256, "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
-    "teacher_temperature": 10**6, "mixup_alpha": 10**6,
+    "teacher_temperature": 10**6, "mixup_alpha": 10**6, "random_looks_epochs": 10**6,
 }  # fmt: skip
 
 Keep = Literal["best", "last"]  # the epoch whose model a run keeps
@@ -109,6 +110,9 @@ class TrainConfig:
             on the same augmented images. ``null`` for none.
         teacher_weight: weight of the divergence from the teacher's probabilities.
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
+        guide: what teaches a TNet where to look.
+        random_looks_epochs: epochs at the start in which a TNet's looks are random, so that it learns to classify
+            regions of all kinds before it chooses; the locator learns meanwhile from the guide and the worth of looks.
         patience: end training after this many epochs without a better validation accuracy; ``null`` for never. The
             schedule of the learning rate still assumes all epochs.
         balance: ``classes`` draws the images of an epoch with replacement, as many of each class; ``none`` takes each
@@ -137,6 +141,8 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weight: float = 1.0
     teacher_temperature: float = 2.0
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    random_looks_epochs: int = 0
     patience: int | None = None
     balance: Literal["none", "classes"] = "none"
     logger: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
@@ -145,7 +151,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "devices", "images_per_epoch", "patience")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
-        _require(self, "train", ("workers", "overlays", "recalibrate_batches"), lambda value: value >= 0, "0 or more")
+        numbers = ("workers", "overlays", "recalibrate_batches", "random_looks_epochs")
+        _require(self, "train", numbers, lambda value: value >= 0, "0 or more")
         _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")
         _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")
         _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
@@ -198,6 +205,13 @@ class Recipe:
             raise ConfigError(f"objective is a {name} but model type {kind} takes a {wanted.__name__}; give that")
         if self.train.mixup_alpha:
             self._check_mixup()
+        self.train.guide.check(self.model, self.data.augment)
+        has_looks = isinstance(self.model, TNetConfig) and bool(self.model.looks)
+        if self.train.random_looks_epochs and not has_looks:
+            problem = (
+                f"train.random_looks_epochs is {self.train.random_looks_epochs}, but the model is not a TNet with looks"
+            )
+            raise ConfigError(f"{problem}; set it to 0")
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             looks, remedy = list(self.model.default_looks), "use 2 or more looks at some level, or set it to 0"

@@ -32,7 +32,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from tnet.allocator import keep_freed_memory
 from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.config import shown, to_plain
-from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
 from tnet.data.repeats import find_repeats
 from tnet.errors import CheckpointError, ConfigError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
@@ -90,7 +89,7 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed; a note says which epochs are kept and how to resume.
     """
     folder = Path(folder)
-    _check_outside(recipe.data, folder)
+    _check_outside(recipe, folder)
     with claimed(folder) if is_first() else nullcontext():
         return _train(recipe, folder, resume, progress, val_batches)
 
@@ -104,8 +103,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     """Train in a folder that this process has claimed."""
     checkpoint = _checkpoint_to_resume(folder, resume)
     is_new = not _names_in(folder)
-    for key in ("start_from", "teacher"):  # before pretrained weights are downloaded
-        model = getattr(recipe.train, key)
+    sources = {"start_from": recipe.train.start_from, "teacher": recipe.train.teacher}
+    sources["guide.teacher"] = recipe.train.guide.teacher
+    for key, model in sources.items():  # before pretrained weights are downloaded
         if model is not None and not Path(model).exists():
             raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
     data = TNetData(recipe)
@@ -117,6 +117,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
         warnings.warn(repeat, RepeatedImagesWarning, stacklevel=3)
     torch.manual_seed(recipe.seed)
     module = TNetModule(recipe)
+    if module.guide is not None:
+        on_gpu = recipe.train.accelerator != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        module.guide.open_maps(data.train_data, recipe.train.batch_size, recipe.train.workers, device, progress)
     start_from = recipe.train.start_from if checkpoint is None else None
     not_started = tuple(fill_from(module.model, start_from)) if start_from is not None else ()
     if is_first():
@@ -166,14 +170,15 @@ def _names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {CLAIM_NAME}
 
 
-def _check_outside(data: DataConfig, folder: Path) -> None:
+def _check_outside(recipe: Recipe, folder: Path) -> None:
     """Refuse to write among the class folders, of which the run would become one."""
+    data, maps = recipe.data, recipe.train.guide.maps
+    outputs = {"--out": folder, "data.overview_folder": data.overview_folder, "train.guide.maps": maps}
     for split in (data.train, data.val) if data.kind not in ("digits", "table") else ():
         images = Path(data.root) / (split or "")
-        for path in (folder, data.overview_folder):
+        for key, path in outputs.items():
             if split and path and Path(path).resolve().is_relative_to(images.resolve()):
-                remedy = f"give another {'--out' if path == folder else 'data.overview_folder'}"
-                raise OutputError(f"{path} is inside the folder of images {images}; {remedy}, outside of it")
+                raise OutputError(f"{path} is inside the folder of images {images}; give another {key}, outside of it")
 
 
 def _check_same_recipe(recipe: Recipe, folder: Path) -> None:

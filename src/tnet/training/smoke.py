@@ -14,6 +14,7 @@ from tnet.errors import ConfigError
 from tnet.files import write_text
 from tnet.models.base import ModelConfig
 from tnet.text import csv_row
+from tnet.training.guide import GuideConfig
 from tnet.training.recipe import Recipe
 from tnet.training.run import RunResult, train
 
@@ -38,6 +39,7 @@ def smoke_recipe(recipe: Recipe, root: Path) -> Recipe:
     """Return the recipe cut to two steps on synthetic images, which are written to ``root``."""
     small = replace(recipe.train, epochs=1, batch_size=_BATCH, images_per_epoch=_BATCH * _STEPS, workers=0, devices=1)
     small = replace(small, max_minutes=None, max_gmacs=None, overlays=0, start_from=None, teacher=None)
+    small = replace(small, guide=GuideConfig())
     small = replace(small, recalibrate_batches=min(small.recalibrate_batches, 1))
     data = _synthetic(replace(recipe.data, overview_folder=None), recipe.model, root)
     return replace(recipe, model=recipe.model.without_weights(), data=data, train=small)

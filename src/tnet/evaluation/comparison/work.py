@@ -85,8 +85,11 @@ def recipe_key(recipe: Recipe) -> str:
     """Return a hash of everything the outcome of a run depends on, including the weights that it starts from."""
     # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
     train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
+    guide = recipe.train.guide
+    guide = replace(guide, teacher=guide.teacher and "", maps=guide.maps and "")
+    train_config = replace(train_config, guide=guide)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
-    sources = recipe.train.start_from, recipe.train.teacher
+    sources = recipe.train.start_from, recipe.train.teacher, recipe.train.guide.teacher
     digests = [None if folder is None else model_digest(Path(folder)) for folder in sources]
     digests.append(file_digest(Path(weights)) if weights and Path(weights).is_file() else None)
     plain = replace(recipe, title="", train=train_config)
