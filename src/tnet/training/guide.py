@@ -210,8 +210,8 @@ def worth_of_cells(
 ) -> Float[Tensor, "images cells"]:
     """Return the log-likelihood of the right class given each cell, above the mean of the image's cells, in nats.
 
-    A plain network, or a model other than a TNet, is given the cell alone, at ``look_px``; a TNet with looks is given the
-    whole image and the cell.
+    A plain network, or a model other than a TNet, is given the cell alone, at ``look_px``; a TNet with looks is given
+    the whole image and the cell.
     """
     scene = teacher.scene(images)
     if isinstance(teacher, TNet) and teacher.levels > 1:
