@@ -150,7 +150,8 @@ class Guide:
 
     def divergence(self, output: TNetOutput, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean divergence of the locator's choice in the whole images from the guide's, in nats."""
-        logits = output.location_logits[output.regions.level[output.divided] == 0]
+        logits = output.location_logits
+        logits = logits[(output.regions.level[output.divided] == 0).to(logits.device)]
         if self.maps is None:
             self.teacher.to(logits.device)
             maps = self.measure(batch)
