@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from finetune import write_folds
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tnet.allocator import keep_freed_memory
 from tnet.data.boxes import read_boxes
@@ -135,8 +136,9 @@ def run(arguments: argparse.Namespace, out: Path, root: Path | None, seeds: Sequ
     write_text(path, dump_yaml(suite_of(arguments, root, seeds)))
     suite = load_suite(path)
     found = compare(suite, out / "compared", progress=not arguments.quiet)
-    for name, reason in found.failures.items():
-        print(f"{name} failed: {reason}")
+    if found.failures:
+        names = ", ".join(found.failures)
+        raise SystemExit(f"failed: {names}; what is done is kept in {out}, and the same command resumes")
     return suite, found.lines
 
 
@@ -156,10 +158,11 @@ def rows_of(lines: Sequence[Line]) -> list[Row]:
             for widths in ([s.mean - s.low for s in shares], [s.high - s.mean for s in shares])
         )
         time = mine[0].time(TIME)
+        ms = None if time is None else time.median_ms
         network = "tnet" if key[0] == "TNet" else "plain"
         values = 100 * mean, 100 * (mean - below), 100 * (mean + above)
         seeds = sum(line.seeds for line in mine)
-        rows.append(Row(network, key[0], key[2], key[3], *values, seeds, cost.macs / 1e9, time and time.median_ms))
+        rows.append(Row(network, key[0], key[2], key[3], *values, seeds, cost.macs / 1e9, ms))
     return rows
 
 
@@ -276,14 +279,19 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
             points = sorted((x, row.accuracy, row.low, row.high) for row in mine if (x := _cost(row, number)))
             if not points:
                 continue
-            x, y, low, high = map(np.array, zip(*points, strict=True))
-            bars = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
-            axis.errorbar(x, y, bars, color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8, label=name)
+            costs, means, low, high = map(np.array, zip(*points, strict=True))
+            bars = [np.maximum(means - low, 0), np.maximum(high - means, 0)]
+            axis.errorbar(
+                costs, means, bars, color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8, label=name
+            )
         for row in rows:
             if row.network == "tnet" and row.policy not in CONTROLS and (x_at := _cost(row, number)):
                 at = (x_at, row.accuracy)
                 axis.annotate(str(row.total_looks), at, (4, 5), textcoords="offset points", fontsize=8)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy (%)")
@@ -305,7 +313,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of the backbone; the network's own are fetched if left out")
     parser.add_argument("--boxes", type=Path, help="table of boxes, to measure where it looks")
     parser.add_argument("--out", type=Path, default=Path("runs/equal_cost"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="[default: 0 1 2, or all folds]")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of all networks")
     parser.add_argument("--tnet", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the TNet alone")
     parser.add_argument("--quick", action="store_true", help="one seed, two plain networks, two steps each")
@@ -315,7 +323,8 @@ def main() -> None:
     task, out = TASKS[arguments.task], arguments.out / (arguments.task + "-quick" * arguments.quick)
     if arguments.root is None and arguments.task != "digits":
         parser.error(f"{arguments.task} needs --root")
-    seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
+    seeds = arguments.seeds or list(range(task.folds or 3))
+    seeds = seeds[:1] if arguments.quick else seeds
     parts: list[tuple[Path, Path | None, list[int]]] = [(out, arguments.root and arguments.root.resolve(), seeds)]
     if task.folds:
         parts = [(out / f"fold-{seed}", (out / f"fold-{seed}/data").resolve(), [seed]) for seed in seeds]
