@@ -127,7 +127,8 @@ class Guide:
             if self.teacher.levels == 1:
                 self.teacher.backbone.check_px(self.look_px)
             elif self.teacher.grid != model.grid:
-                raise ConfigError(f"{key} looks by {self.teacher.grid}, the model by {model.grid}; give the same grid")
+                grids = f"{key} has {_cells(self.teacher.grid)}, the model {_cells(model.grid)}"
+                raise ConfigError(f"{grids}; give a teacher with the same grid, or a plain network")
 
     def open_maps(
         self, data: LabelledData, batch_size: int, workers: int, device: torch.device, progress: bool
@@ -141,9 +142,8 @@ class Guide:
         config = self.config
         if config.maps is None or config.teacher is None:
             return
-        grid = f"{self.grid.rows} x {self.grid.cols} cells of {self.grid.cell_extent}"
         look = f" at {self.look_px} px" if config.by == "cells" else ""
-        made = {"teacher": model_digest(config.teacher), "grid": grid, "measure": config.by + look}
+        made = {"teacher": model_digest(config.teacher), "grid": _cells(self.grid), "measure": config.by + look}
         self.maps = WorthMaps(Path(config.maps), data, made, self.grid)
         self.teacher.to(device)
         self.maps.complete(lambda batch: self.measure(batch.to(device)), batch_size, workers, progress)
@@ -165,6 +165,10 @@ class Guide:
             assert isinstance(self.teacher, TNet)
             return evidence_in_cells(self.teacher, batch.images, batch.targets, self.grid)
         return worth_of_cells(self.teacher, batch.images, batch.targets, self.grid, self.look_px)
+
+
+def _cells(grid: Grid) -> str:
+    return f"{grid.rows} x {grid.cols} cells of extent {grid.cell_extent}"
 
 
 def evidence_in_cells(teacher: TNet, images: Images, targets: Target, grid: Grid) -> Float[Tensor, "images cells"]:
