@@ -161,6 +161,7 @@ def test_images_that_are_listed_twice_cannot_be_told_apart(tmp_path: Path, image
 # --- training
 
 
+@pytest.mark.slow
 def test_a_run_measures_its_maps_once(tmp_path: Path) -> None:
     """The second run, with another seed, reads the first one's file; a run with another teacher is refused."""
     classes: dict[str, Any] = {"num_classes": 10, "class_names": tuple(map(str, range(10)))}
