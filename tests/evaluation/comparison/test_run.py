@@ -25,6 +25,7 @@ from tnet.files import make_folder
 from tnet.models import build_model
 from tnet.models.io import load_model, model_digest, save_model
 from tnet.models.tnet import TNet
+from tnet.training.guide import GuideConfig
 from tnet.training.recipe import Recipe, load_recipe, save_recipe
 
 COSTS = CostsConfig(devices=("cpu",), batch_sizes=(1,), repeats=1, warmup=1, memory_batch_size=0)
@@ -289,6 +290,9 @@ def test_keys_are_of_content(tmp_path: Path) -> None:
     assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b" / "model")
     moved = tiny_recipe(train={"start_from": str(tmp_path / "b")})
     assert recipe_key(moved) == recipe_key(others[-1])  # the same weights elsewhere
+    guides = [GuideConfig(teacher=str(tmp_path / name), maps=maps) for name in "ab" for maps in (None, f"{name}.st")]
+    keys = [recipe_key(tiny_recipe(train={"guide": guide})) for guide in guides]
+    assert keys[:2] == keys[2:] and len({recipe_key(recipe), *keys}) == 3
     with pytest.raises(ConfigError, match="has no config.json"):
         model_digest(tmp_path)
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1}) != content_key({"a": 1, "b": 3})
