@@ -153,6 +153,18 @@ def test_damaged_and_foreign_files_are_refused_and_left_alone(tmp_path: Path, im
         maps_of(images, tmp_path)
 
 
+def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path: Path, images: LabelledImages) -> None:
+    def unasked(batch: Batch) -> Tensor:
+        raise AssertionError
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        maps_of(images, tmp_path / "file").complete(unasked, 4, 0, progress=False)
+    (tmp_path / "folder/maps.safetensors").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no file of maps"):
+        maps_of(images, tmp_path / "folder")
+
+
 def test_images_that_are_listed_twice_cannot_be_told_apart(tmp_path: Path, images: LabelledImages) -> None:
     with pytest.raises(ConfigError, match="several training images have the same file"):
         maps_of(images.subset([0, 1, 1], augment=None), tmp_path)

@@ -70,6 +70,7 @@ class WorthMaps:
         if isinstance(plain, LabelledImages):
             plain.augment = None
         loader = eval_loader(plain, batch_size, workers, indices=missing)
+        self._save()  # fails before the work if it cannot be written
         saved = time.monotonic()
         try:
             for batch in track_images(loader, len(missing), "measuring where to look", progress):
