@@ -82,6 +82,7 @@ def export_model(
         ExportError: a layer cannot be exported, or the export differs from the model; nothing is left behind.
         OutputError: the folder exists, or cannot be written.
     """
+    model.check_original("exported")
     if form not in get_args(Format):
         raise ConfigError(f"format is {str(form)[:40]!r}; give one of {', '.join(get_args(Format))}")
     if not isinstance(model, TNet if parts else (TNet, Saccader)):
