@@ -1,10 +1,11 @@
 """Where the time of inference goes: shares of the parts of a forward pass, before and after preparation.
 
-    python benchmarks/profile.py [--models NAME ...] [--rounds 5]
+    python benchmarks/profile_forward.py [--models NAME ...] [--rounds 5]
 
-For each published form at batch 1 and 16: crop and resize, backbone, position, locator, answer (aggregation and classes), and
-the rest, which is Python and bookkeeping; and multiply-adds per second against the machine's own matrix products. Reading
-and decoding a JPEG of the same size is timed beside it.
+For each published form at batch 1 and 16: crop and resize, backbone, position, locator, answer (aggregation and
+classes), and the rest, which is Python and bookkeeping; and multiply-adds per second against the machine's own matrix
+products. Reading and decoding a JPEG of the same size is timed beside it. (Not named ``profile``, which is a module of
+Python's.)
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def main() -> None:
     head = ["model", "batch", "", "ms/image", "times faster", *(f"{name} %" for name in (*PARTS.values(), "rest"))]
     print(markdown_table([*head, "of matrix product rate %", "JPEG decode ms"], lines))
     print(
-        f"Matrix products: {peak / 1e9:.0f} G multiply-adds/s. {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, {datetime.date.today()}."
+        f"Matrix products: {peak / 1e9:.0f} G multiply-adds/s. {platform.machine()}, {torch.get_num_threads()} threads,"
+        f" Python {platform.python_version()}, PyTorch {torch.__version__}, {datetime.date.today()}."
     )
 
 
