@@ -28,7 +28,8 @@ from tnet.allocator import keep_freed_memory
 from tnet.cost import multiply_adds
 from tnet.evaluation.report import looks_label, markdown_table
 from tnet.export.write import default_size
-from tnet.models import TNet, create_model
+from tnet.models import TNet
+from tnet.models.registry import create_model
 
 MODELS = [
     "tnet_bagnet77.imagenet", "tnet_efficientnet_b0.fmow_448", "tnet_efficientnet_b0.fmow_896",
