@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tnet.backbones import BackboneConfig
+from tnet.baselines.attention_sampling import AttentionSamplingConfig
+from tnet.baselines.dram import DRAMConfig
+from tnet.baselines.ips import IPSConfig
+from tnet.baselines.saccader import SaccaderConfig
 from tnet.data.config import DataConfig
 from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
+from tnet.models.base import ModelConfig
 from tnet.training.recipe import Recipe, TrainConfig
 from tnet.traversal import Calibrated, LookGain
 
@@ -71,6 +76,28 @@ def tiny_recipe(**changes: Any) -> Recipe:
     )
     sections = {name: replace(getattr(recipe, name), **change) for name, change in changes.items() if name != "seed"}
     return replace(recipe, **sections, seed=changes.get("seed", 0))
+
+
+_GREY: dict[str, Any] = {"in_channels": 1, "num_classes": 5}
+_PATCHES: dict[str, Any] = {**_GREY, "backbone": TINY_RESNET, "patch_px": 32, "looks": 2}
+_POSITIONS: dict[str, Any] = {
+    **_GREY, "input_px": 96, "planes": (4, 4, 4, 4), "blocks": (1, 1, 1, 1), "wide_blocks": (1, 1, 1, 0),
+    "expansion": 1, "feature_dim": 8, "attention_dims": (8, 4), "mixed_dim": 8,
+}  # fmt: skip
+EVERY_KIND: dict[str, ModelConfig] = {
+    "tnet": tiny_config(),
+    "plain network": tiny_config(levels=1, looks=()),
+    "bagnet": tiny_config(backbone=TINY_BAGNET),
+    "dram": DRAMConfig(
+        **_GREY, input_px=64, glimpse_px=32, scales=2, looks=2, stem_dim=4, planes=(4, 4), blocks=(1, 1), expansion=1,
+        classifier_dim=8, location_dim=8,
+    ),
+    "saccader": SaccaderConfig(**_POSITIONS, looks=2),
+    "bagnet-lowd": SaccaderConfig(**_POSITIONS, looks=0),
+    "ips": IPSConfig(**_PATCHES, backbone_stages=4, step=4, heads=2, hidden=8),
+    "attention sampling": AttentionSamplingConfig(**_PATCHES, features="backbone", low_px=32),
+}  # fmt: skip
+"""Tiny models of every kind."""
 
 
 def regions(boxes: list[tuple[int, int, int, int]], images: list[int] | None = None, level: int = 1) -> Regions:
@@ -141,4 +168,14 @@ def awaken(module: Module) -> Module:
     for parameter in module.parameters():
         if not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def as_trained(module: Module) -> Module:
+    """Give batch norms statistics unlike those of a new network."""
+    for name, buffer in module.named_buffers():
+        if "mean" in name and "." in name:
+            buffer.normal_(std=0.2)
+        elif name.endswith("_var"):
+            buffer.uniform_(0.5, 2)
     return module

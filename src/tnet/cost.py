@@ -142,6 +142,7 @@ def cost_by_module(
     Raises:
         GeometryError: the model or the image does not allow these looks.
     """
+    model.check_original("counted")
     size_hw = image_size_hw or model.config.typical_size_hw
     policy = policy or model.config.eval_policy
     chosen = model.config.resolve_looks(looks)

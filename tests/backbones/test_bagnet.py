@@ -9,7 +9,7 @@ from tests.helpers import TINY_BAGNET
 from torch import Tensor, nn
 
 from tnet.backbones import BackboneConfig, BagNet77, create_backbone
-from tnet.backbones.bagnet import Bottleneck, same_pad
+from tnet.backbones.bagnet import Bottleneck
 
 
 def narrow(**changes: object) -> BagNet77:
@@ -77,8 +77,10 @@ def test_receptive_field_is_77_px() -> None:
         (7, 3, 3, (1, 1)),
     ],
 )
-def test_same_pad(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> None:
-    assert same_pad(size, kernel, stride) == padding
+def test_a_block_pads_more_after_the_image(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> None:
+    look, x = Bottleneck(1, 1, 1, kernel, stride, valid=False).look, torch.randn(1, 1, size, size)
+    padded = F.pad(x, (*padding, *padding))
+    torch.testing.assert_close(look(x), F.conv2d(padded, look.weight, look.bias, stride))
 
 
 def test_valid_block_crops_its_shortcut() -> None:

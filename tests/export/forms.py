@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from tests.helpers import awaken
+from tests.helpers import as_trained, awaken
 from torch import Tensor
 
 from tnet.backbones import BackboneConfig
@@ -34,13 +34,7 @@ def forms() -> dict[str, TNetConfig]:
 def build(config: TNetConfig) -> TNet:
     """A model with weights and batch norm statistics as after some training."""
     torch.manual_seed(1)
-    model = awaken(TNet(config)).eval()
-    for name, buffer in model.named_buffers():
-        if "mean" in name and "." in name:
-            buffer.normal_(std=0.2)
-        elif name.endswith("_var"):
-            buffer.uniform_(0.5, 2)
-    return model
+    return as_trained(awaken(TNet(config)).eval())
 
 
 def noise(channels: int, size_hw: tuple[int, int], count: int = 2) -> Tensor:

@@ -9,36 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import TINY_BAGNET, TINY_RESNET, tiny_config
+from tests.helpers import EVERY_KIND
 
-from tnet.baselines.attention_sampling import AttentionSamplingConfig
-from tnet.baselines.dram import DRAMConfig
-from tnet.baselines.ips import IPSConfig
-from tnet.baselines.saccader import SaccaderConfig
 from tnet.errors import CheckpointError
-from tnet.models.base import ModelConfig
 from tnet.models.io import load_model, read_config, save_model
 from tnet.models.kind import build_model
 
-GREY: dict[str, Any] = {"in_channels": 1, "num_classes": 5}
-PATCHES: dict[str, Any] = {**GREY, "backbone": TINY_RESNET, "patch_px": 32, "looks": 2}
-POSITIONS: dict[str, Any] = {
-    **GREY, "input_px": 96, "planes": (4, 4, 4, 4), "blocks": (1, 1, 1, 1), "wide_blocks": (1, 1, 1, 0),
-    "expansion": 1, "feature_dim": 8, "attention_dims": (8, 4), "mixed_dim": 8,
-}  # fmt: skip
-CONFIGS: dict[str, ModelConfig] = {
-    "tnet": tiny_config(),
-    "plain network": tiny_config(levels=1, looks=()),
-    "bagnet": tiny_config(backbone=TINY_BAGNET),
-    "dram": DRAMConfig(
-        **GREY, input_px=64, glimpse_px=32, scales=2, looks=2, stem_dim=4, planes=(4, 4), blocks=(1, 1), expansion=1,
-        classifier_dim=8, location_dim=8,
-    ),
-    "saccader": SaccaderConfig(**POSITIONS, looks=2),
-    "bagnet-lowd": SaccaderConfig(**POSITIONS, looks=0),
-    "ips": IPSConfig(**PATCHES, backbone_stages=4, step=4, heads=2, hidden=8),
-    "attention sampling": AttentionSamplingConfig(**PATCHES, features="backbone", low_px=32),
-}  # fmt: skip
 ABSURD = [10**9, 10**18, math.nan, math.inf, 1e308]
 SMALL = [-1, 0]
 
@@ -74,13 +50,13 @@ def answer_of(folder: Path, allowed: str) -> str:
 
 @pytest.fixture
 def saved(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    folder = save_model(build_model(CONFIGS[request.param]), tmp_path / "model")
+    folder = save_model(build_model(EVERY_KIND[request.param]), tmp_path / "model")
     return (folder / "config.json").rename(folder / "original.json").parent
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-@pytest.mark.parametrize("saved", CONFIGS, indirect=True)
+@pytest.mark.parametrize("saved", EVERY_KIND, indirect=True)
 def test_absurd_numbers_are_refused_by_key(saved: Path) -> None:
     found = list(places(json.loads((saved / "original.json").read_text())))
     assert len(found) >= 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from tnet.backbones.base import Backbone, Described
@@ -16,37 +16,28 @@ _SLOPE = 0.2
 _EXPANDED_BLOCKS = 2  # the first two blocks of a stage have kernel size 3, the others 1
 
 
-def same_pad(size_px: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the "same" padding before and after, as in the reference implementation: an odd pixel goes after."""
-    total = max((-(-size_px // stride) - 1) * stride + kernel - size_px, 0)
-    return total // 2, total - total // 2
-
-
 class Bottleneck(nn.Module):
     """1x1, k x k and 1x1 convolutions with a shortcut; all with biases, no normalisation."""
 
     def __init__(self, in_dim: int, planes: int, expansion: int, kernel: int, stride: int, valid: bool) -> None:
         super().__init__()
         out_dim = planes * expansion
-        self.kernel, self.stride, self.valid = kernel, stride, valid
+        self.kernel, self.valid = kernel, valid
         self.reduce = nn.Conv2d(in_dim, planes, 1)
-        self.look = nn.Conv2d(planes, planes, kernel, stride)
+        # Padded as in the reference implementation: an odd pixel goes after the image.
+        self.look = (nn.Conv2d if valid else Conv2dSame)(planes, planes, kernel, stride)
         self.expand = nn.Conv2d(planes, out_dim, 1)
         self.shortcut = nn.Conv2d(in_dim, out_dim, 1, stride) if stride > 1 or in_dim != out_dim else None
+        self.reduce_act, self.look_act, self.act = (nn.LeakyReLU(_SLOPE) for _ in range(3))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Transform a feature map."""
-        y = F.leaky_relu(self.reduce(x), _SLOPE)
-        if self.kernel > 1 and not self.valid:
-            top, bottom = same_pad(y.shape[-2], self.kernel, self.stride)
-            left, right = same_pad(y.shape[-1], self.kernel, self.stride)
-            y = F.pad(y, (left, right, top, bottom))
-        y = self.expand(F.leaky_relu(self.look(y), _SLOPE))
+        y = self.expand(self.look_act(self.look(self.reduce_act(self.reduce(x)))))
         # A valid 3x3 convolution loses one pixel per side; the shortcut is cropped likewise.
         short = x[..., 1:-1, 1:-1] if self.kernel > 1 and self.valid else x
         if self.shortcut is not None:
             short = self.shortcut(short)
-        return F.leaky_relu(y + short, _SLOPE)
+        return self.act(y + short)
 
 
 class BagNet77(Backbone):
@@ -96,6 +87,7 @@ class BagNet77(Backbone):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
         self.head = nn.Conv2d(dim, feature_dim, 1)
+        self.stem_act, self.head_act = nn.LeakyReLU(_SLOPE), nn.LeakyReLU(_SLOPE)
         self.dropout = nn.Dropout2d(spatial_dropout)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -105,8 +97,10 @@ class BagNet77(Backbone):
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
         """Extract features of glimpses of at least ``min_px``."""
-        x = F.leaky_relu(self.stem(glimpses), _SLOPE)
+        if glimpses.device.type == "cpu" and not self.training:
+            glimpses = glimpses.contiguous(memory_format=torch.channels_last)  # faster
+        x = self.stem_act(self.stem(glimpses))
         for stage in self.stages[:3]:
             x = stage(x)
-        last = self.dropout(F.leaky_relu(self.head(self.stages[3](x)), _SLOPE))
+        last = self.dropout(self.head_act(self.head(self.stages[3](x))))
         return Described(torch.mean(last, dim=(2, 3)), x)

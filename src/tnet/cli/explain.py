@@ -72,7 +72,7 @@ def explain(
     from tnet.explain.batch import explain_paths, explain_samples
     from tnet.inference.inputs import find_inputs
     from tnet.inference.records import Unreadable
-    from tnet.models.io import load_model
+    from tnet.models.io import load_for_inference
     from tnet.text import on_one_line
 
     chosen_policy = policy.value if policy else None
@@ -81,10 +81,9 @@ def explain(
     if samples is None:
         paths, data_config = find_inputs(images or [], check_exists=not skip_unreadable), common.data_of(recipe)
         figures = explain_paths(
-            load_model(model), paths, out, looks=chosen, policy=chosen_policy, device=common.pick_device(device),
-            progress=progress, skip_unreadable=skip_unreadable, geojson=geojson, coordinates=crs,
-            exports=exports,
-            model_name=name, allow_small=allow_small, overwrite=overwrite,
+            load_for_inference(model), paths, out, looks=chosen, policy=chosen_policy,
+            device=common.pick_device(device), progress=progress, skip_unreadable=skip_unreadable, geojson=geojson,
+            coordinates=crs, exports=exports, model_name=name, allow_small=allow_small, overwrite=overwrite,
             inputs=[path for path in images or [] if not path.is_dir()],
             read=common.parse_reading(data_config, read, bands, value_range, max_side_px, preprocess),
         )  # fmt: skip
@@ -93,7 +92,7 @@ def explain(
 
         if recipe is None:
             raise DataError(f"{model} has no recipe.yaml, which names its validation images; give images instead")
-        net = load_model(model)
+        net = load_for_inference(model)
         data, place = open_data(recipe.data, net.config.in_channels, recipe.seed)[1], common.pick_device(device)
         figures = explain_samples(
             net, data, samples, out, looks=chosen, policy=chosen_policy, device=place, progress=progress,

@@ -28,7 +28,7 @@ from tnet.threads import choose_threads
 
 # In the order of the help; each is a function in the module of its name.
 _VERBS = ["demo", "suggest", "split", "recipes", "train", "crossval", "evaluate", "report", "calibrate", "compare"]
-_VERBS += ["predict", "explain", "export", "view", "serve", "models", "info", "pyramid", "doctor"]
+_VERBS += ["predict", "explain", "export", "view", "serve", "models", "info", "bench", "pyramid", "doctor"]
 
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -100,7 +100,7 @@ def predict(
     from tnet.inference.predictor import iter_predictions
     from tnet.inference.records import Unreadable
     from tnet.inference.write import FILE_SUFFIXES, check_output, prediction_line, write_predictions
-    from tnet.models.io import load_model
+    from tnet.models.io import load_for_inference
     from tnet.text import on_one_line
 
     is_job = out is not None and (not out.suffix or (out.is_dir() and out.suffix.lower() not in FILE_SUFFIXES))
@@ -122,7 +122,7 @@ def predict(
         network: Model = EngineTNet(model, engine or "onnx")
         device = "cpu"
     else:
-        network = load_model(model)
+        network = load_for_inference(model, device=common.pick_device(device))
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:

@@ -42,7 +42,7 @@ def serve(
     import uvicorn
 
     from tnet.inference.predictor import run_read_options
-    from tnet.models.io import load_model
+    from tnet.models.io import load_for_inference
     from tnet.serve.app import Limits, create_app
     from tnet.view.safety import allowed_hosts
     from tnet.view.serve import address_of, listen
@@ -50,7 +50,7 @@ def serve(
     if root is not None and not root.is_dir():
         raise ConfigError(f"--root {root} is not a folder; correct the path")
     with listen(host, port) as listener:
-        network = load_model(model).to(common.pick_device(device)).eval()
+        network = load_for_inference(model, device=common.pick_device(device))
         hosts, any_address = allowed_hosts(host)
         limits = Limits(round(max_mb * 2**20), waiting, seconds, batch_size, wait_ms / 1000, decoders)
         app = create_app(

@@ -43,7 +43,7 @@ def view(
 
     import webbrowser
 
-    from tnet.models.io import load_model
+    from tnet.models.io import load_for_inference
     from tnet.view.app import create_app
     from tnet.view.serve import address_of, listen, serve
 
@@ -51,7 +51,7 @@ def view(
     if host not in ("127.0.0.1", "localhost", "::1"):
         common.say("warning: there is no password; everyone who reaches this machine can see the images", err=True)
     with listen(host, port) as listener:  # before the model is loaded, which takes longer
-        network = load_model(model).to(common.pick_device(device))
+        network = load_for_inference(model, device=common.pick_device(device))
         app = create_app(
             network, root, name=model.resolve().name, host=host, read=reading, predictions=predictions, truth=truth,
             labels=labels,

@@ -228,20 +228,21 @@ def evaluate(
     check_data_fits(config, data)
     place = torch.device(device)
     model.to(place).eval()
+    fast = model.prepare_for_inference()
     runs = [_Run(model, setting, seed, place) for setting in settings(model, looks, policies)]
     first: Tensor | list[Tensor] | list[Scene] | None = None
     with torch.inference_mode():
         for batch in track_images(eval_loader(data, batch_size, workers), len(data), "evaluating", progress):
             images = batch.to(place).images
             for run in runs:
-                time_ms = run.add(model, batch, images, observe)
+                time_ms = run.add(fast, batch, images, observe)
                 # The first batch warms up, and a last one of another size is not like the others.
                 if first is not None and len(images) == len(first):
                     run.times_ms.append(time_ms)
             first = images if first is None else first
     assert first is not None
     parameters = count_parameters(model).trainable
-    return [run.row(model, first, parameters) for run in runs]
+    return [run.row(model, fast, first, parameters) for run in runs]
 
 
 class _Run:
@@ -303,7 +304,7 @@ class _Run:
     def _keep(self, name: str, right: Bool[Tensor, " batch"]) -> None:
         self.right[name].append("".join("1" if one else "0" for one in right.tolist()))
 
-    def row(self, model: Model, first: Tensor | list[Tensor] | list[Scene], parameters: int) -> LooksRow:
+    def row(self, model: Model, fast: Model, first: Tensor | list[Tensor] | list[Scene], parameters: int) -> LooksRow:
         """Compute the metrics; the first batch is timed again if there was no other like it."""
         config, setting = model.config, self.setting
         bits = {name: "".join(parts) or None for name, parts in self.right.items()}
@@ -311,7 +312,7 @@ class _Run:
         low, high = wilson_interval(right.count("1"), len(right))
         times = self.times_ms
         if not times:
-            timing = time_per_image_ms(model, first, setting.looks, policy=self.policy, repeats=3, warmup=0)
+            timing = time_per_image_ms(fast, first, setting.looks, policy=self.policy, repeats=3, warmup=0)
             times = [timing.median_ms, timing.min_ms, timing.max_ms]
         size_hw = model.scene(first).sizes_hw[0] if config.cost_depends_on_size else None
         return LooksRow(

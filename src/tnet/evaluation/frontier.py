@@ -80,11 +80,11 @@ def measure_curves(
         raise ConfigError("the search stops by itself, so its later answers cannot be measured; give one without rules")
     check_data_fits(model.config, data)
     model.to(device).eval()
-    costs = step_costs(model)
+    costs, fast = step_costs(model), model.prepare_for_inference()
     parts: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
         for batch in track_images(eval_loader(data, batch_size, workers), len(data), "measuring", progress):
-            output = model(batch.to(torch.device(device)).images, search=search)
+            output = fast(batch.to(torch.device(device)).images, search=search)
             n = torch.arange(search.looks + 1)
             taken = n.expand(len(batch.targets), -1)
             if output.seen is not None or output.features.shape[1] <= search.looks:

@@ -41,11 +41,11 @@ def collect_logits(
         DataError: the images do not fit the model, or cannot be read.
     """
     check_data_fits(model.config, data)
-    device = next(model.parameters()).device
+    device, fast = model.get_buffer("mean").device, model.prepare_for_inference()
     logits, targets = [], []
     with torch.inference_mode():
         for batch in track_images(eval_loader(data, batch_size, workers), len(data), "predicting", progress):
-            logits.append(model(batch.to(device).images).logits.float().cpu())
+            logits.append(fast(batch.to(device).images).logits.float().cpu())
             targets.append(batch.targets.cpu())
     return torch.cat(logits), torch.cat(targets)
 

@@ -172,10 +172,10 @@ def _times(
 ) -> tuple[TimeUse, ...]:
     times = []
     for device in devices:
-        model.to(device)
+        fast = model.to(device).prepare_for_inference()
         for batch_size in config.batch_sizes:
             shape = (batch_size, model.config.in_channels, *size_hw)
             images = torch.randint(256, shape, dtype=torch.uint8, device=device)
-            timing = time_per_image_ms(model, images, repeats=config.repeats, warmup=config.warmup, **options)
+            timing = time_per_image_ms(fast, images, repeats=config.repeats, warmup=config.warmup, **options)
             times.append(TimeUse(device, batch_size, config.repeats, timing.median_ms, timing.min_ms, timing.max_ms))
     return tuple(times)

@@ -82,6 +82,7 @@ def export_model(
         ExportError: a layer cannot be exported, or the export differs from the model; nothing is left behind.
         OutputError: the folder exists, or cannot be written.
     """
+    model.check_original("exported")
     if form not in get_args(Format):
         raise ConfigError(f"format is {str(form)[:40]!r}; give one of {', '.join(get_args(Format))}")
     if not isinstance(model, TNet if parts else (TNet, Saccader)):
@@ -98,7 +99,7 @@ def export_model(
     check_opset(opset)
     require(*({"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "torch-export": []}[form]))
     check_new_folder(Path(out), overwrite=overwrite)
-    size_hw = size_hw or _default_size(config)
+    size_hw = size_hw or default_size(config)
     model.eval()
     try:
         with atomic_folder(out) as folder, torch.no_grad():
@@ -116,7 +117,7 @@ def export_model(
     return Exported(Path(out), files, size_hw, chosen, difference)
 
 
-def _default_size(config: ModelConfig) -> tuple[int, int]:
+def default_size(config: ModelConfig) -> tuple[int, int]:
     """Return the size of an image whose last level has as many pixels as a glimpse."""
     side = config.needed_px
     if isinstance(config, TNetConfig):

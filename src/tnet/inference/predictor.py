@@ -28,7 +28,7 @@ from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable, prediction_of
 from tnet.models.base import Model, ModelConfig
 from tnet.models.engine import traverse_all
-from tnet.models.io import load_model, recipe_path
+from tnet.models.io import load_for_inference, recipe_path
 from tnet.models.tnet import TNet
 from tnet.scenes.base import Scene
 from tnet.scenes.memory import MemoryScene, as_image, one_or_more
@@ -98,7 +98,7 @@ def predict(
         folder = Path(model)
         read = run_read_options(folder) if read is None else read
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(folder)
+        model = load_for_inference(folder, device=device)
     try:
         predictions = iter_predictions(
             model,

@@ -47,6 +47,7 @@ def save_model(model: Model, folder: str | Path, *, card: str | None = None, ove
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
+    model.check_original("saved")
     folder = Path(folder)
     check_new_folder(folder, overwrite=overwrite)
     # The file contains the pretrained weights; loading must not fetch them again.
@@ -110,6 +111,11 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibr
     if isinstance(model, TNet) and calibrated:
         model.calibration = read_calibration(folder, model.config.class_names)
     return model.to(device).eval()
+
+
+def load_for_inference(folder: str | Path, *, device: str | torch.device = "cpu", calibrated: bool = True) -> Model:
+    """Load a model as :func:`load_model` does, and prepare it for inference."""
+    return load_model(folder, device=device, calibrated=calibrated).prepare_for_inference()
 
 
 def fill_from(model: Model, folder: str | Path) -> list[str]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tnet.backbones import Backbone, Described, PopulationNorms, create_backbone
+from tnet.backbones import Backbone, Described, PopulationNorms, create_backbone, fuse
 from tnet.errors import ConfigError
 from tnet.geometry import Regions, cell_boxes, cell_spans, image_shares
 from tnet.models.aggregation import AGGREGATIONS, Aggregated, Features, Mask, PlacedAggregation, Places, mean_of
@@ -184,6 +184,17 @@ class TNet(Traversable):
     @override
     def parts(self) -> tuple[str, ...]:
         return PARTS if self.look_backbone is None else (PARTS[0], "look_backbone", *PARTS[1:])
+
+    @override
+    def _fused_backbones(self) -> dict[str, Backbone]:
+        if self.population_norms is None:
+            return super()._fused_backbones()
+        fused, sides = {}, (self.config.base_px, self.config.region_px)
+        for level, (name, side) in enumerate(zip(("backbone", "look_backbone"), sides, strict=True)):
+            with self.population_norms.of_level(level):
+                fused[name] = fuse(self.backbone, self.config.in_channels, {side})
+        complete = {name: part for name, part in fused.items() if part is not None}
+        return complete if len(complete) == len(fused) else {}
 
     @override
     def seeded_policy(self, kind: str, seed: int, device: torch.device) -> Policy:

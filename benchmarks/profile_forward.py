@@ -1,0 +1,143 @@
+"""Where the time of inference goes: shares of the parts of a forward pass, before and after preparation.
+
+    python benchmarks/profile_forward.py [--models NAME ...] [--rounds 5]
+
+For each published form at batch 1 and 16: crop and resize, backbone, position, locator, answer (aggregation and
+classes), and the rest, which is Python and bookkeeping; and multiply-adds per second against the machine's own matrix
+products. Reading and decoding a JPEG of the same size is timed beside it. (Not named ``profile``, which is a module of
+Python's.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tnet.allocator import keep_freed_memory
+from tnet.cost import multiply_adds
+from tnet.evaluation.report import looks_label, markdown_table
+from tnet.export.write import default_size
+from tnet.models import TNet
+from tnet.models.registry import create_model
+
+MODELS = [
+    "tnet_bagnet77.imagenet", "tnet_efficientnet_b0.fmow_448", "tnet_efficientnet_b0.fmow_896",
+    "tnet_efficientnet_b0.cub", "tnet_mobilenetv2_100.own",
+]  # fmt: skip
+PARTS = {
+    "look_pixels": "crop, resize",
+    "describe": "backbone",
+    "position": "position",
+    "locate": "locator",
+    "answer": "answer",
+}
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """Return the multiply-adds per second of the best of several products of matrices."""
+    best = 0.0
+    with torch.inference_mode():
+        for side in (512, 1024, 2048):
+            a, b = torch.randn(2, side, side)
+            end = time.perf_counter() + seconds / 3
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                torch.mm(a, b)
+                best = max(best, side**3 / (time.perf_counter() - start))
+    return best
+
+
+def timed(spent: Counter[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that adds its time to a counter."""
+
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        result = call(*arguments, **options)
+        spent[name] += time.perf_counter() - start
+        return result
+
+    return wrapper
+
+
+def shares(model: TNet, images: torch.Tensor, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return the median time of a pass in seconds, and the share of each part in all passes."""
+    spent: Counter[str] = Counter()
+    for part, name in PARTS.items():
+        call = getattr(model, part)
+        object.__setattr__(model, part, timed(spent, name, call.forward if part == "position" else call))
+    times = []
+    with torch.inference_mode():
+        for index in range(rounds + 2):
+            if index == 2:
+                spent.clear()
+            start = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - start)
+    for part in PARTS:
+        object.__delattr__(model, part)
+    total = sum(times[2:])
+    found = {name: spent[name] / total for name in PARTS.values()}
+    return statistics.median(times[2:]), {**found, "rest": 1 - sum(found.values())}
+
+
+def decode_ms(side_px: int) -> float:
+    """Return the time of decoding a JPEG of smooth noise, milliseconds."""
+    noise = np.random.default_rng(0).integers(0, 256, (side_px // 8, side_px // 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((side_px, side_px), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        np.asarray(Image.open(io.BytesIO(file.getvalue())))
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    keep_freed_memory()
+    peak = matmul_rate()
+    lines = []
+    for name in args.models:
+        model = create_model(name).eval()
+        size_hw, looks = default_size(model.config), looks_label(model.config.default_looks)
+        macs, decode = multiply_adds(model), decode_ms(size_hw[0])
+        prepared = model.prepare_for_inference()
+        for batch in args.batches:
+            images = torch.randint(256, (batch, model.config.in_channels, *size_hw), dtype=torch.uint8)
+            before = None
+            for label, network in (("before", model), ("prepared", prepared)):
+                seconds, parts = shares(network, images, args.rounds)
+                gain = "" if before is None else f"{before / seconds:.2f}"
+                before = seconds
+                rate = macs * batch / seconds / peak
+                lines.append([
+                    f"{name}, {looks} looks, {size_hw[0]} px", str(batch), label, f"{1000 * seconds / batch:.1f}", gain,
+                    *(f"{100 * value:.0f}" for value in parts.values()), f"{100 * rate:.0f}", f"{decode:.1f}",
+                ])  # fmt: skip
+    head = ["model", "batch", "", "ms/image", "times faster", *(f"{name} %" for name in (*PARTS.values(), "rest"))]
+    print(markdown_table([*head, "of matrix product rate %", "JPEG decode ms"], lines))
+    print(
+        f"Matrix products: {peak / 1e9:.0f} G multiply-adds/s. {platform.machine()}, {torch.get_num_threads()} threads,"
+        f" Python {platform.python_version()}, PyTorch {torch.__version__}, {datetime.date.today()}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Time of a model on this machine, beside plain networks with its backbone, in every engine that is installed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tnet.cost import multiply_adds, synchronize
+from tnet.errors import ConfigError, ExportError, TnetError
+from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
+from tnet.export import export_model
+from tnet.export.runtime import open_session
+from tnet.export.write import default_size
+from tnet.files import atomic_path
+from tnet.inference.predictor import check_image_size
+from tnet.inference.progress import progress_bar
+from tnet.models.base import Model
+from tnet.models.kind import build_model
+from tnet.models.tnet import TNet
+
+BenchEngine = Literal["eager", "torch", "onnx", "openvino"]
+ENGINES: dict[BenchEngine, str] = {
+    "eager": "PyTorch, unprepared", "torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
+}  # fmt: skip
+_FILES: dict[str, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
+_STEP_PX = 32  # sides of plain networks are multiples
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """Time of one system, at one number of looks, in one engine and one size of batch.
+
+    Attributes:
+        system: what is timed, such as ``3 looks`` or ``plain network, 224 px``.
+        looks: looks per image; ``None`` for a plain network.
+        engine: key of :data:`ENGINES`.
+        macs: multiply-adds per image.
+        batch_size: images per batch.
+        median_ms, low_ms, high_ms: median and quartiles of the rounds, milliseconds per image.
+    """
+
+    system: str
+    looks: int | None
+    engine: BenchEngine
+    macs: int
+    batch_size: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class _System:
+    name: str
+    model: Model
+    looks: tuple[int, ...]
+    is_plain: bool
+    macs: int
+
+
+def bench(
+    model: Model,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    looks: Sequence[int | Sequence[int]] = (),
+    batch_sizes: Sequence[int] = (1, 16),
+    engines: Sequence[BenchEngine] = ("torch",),
+    rounds: int = 5,
+    device: str = "cpu",
+    progress: bool = True,
+) -> tuple[list[BenchRow], list[str]]:
+    """Time a model at each number of looks, and plain networks, on random ``uint8`` images in memory.
+
+    Rounds are interleaved: each times every system once, so that a machine that becomes slower slows all of them.
+    Plain networks have the model's backbone, with new weights: at the model's base resolution, at the resolution at
+    which they cost as much as the model, and at full resolution.
+
+    Args:
+        model: any model; is moved to ``device``.
+        size_hw: height and width of the images, pixels; ``None`` for the size at which the last level shows them at
+            full resolution.
+        looks: numbers of looks; empty for 0 and the model's own.
+        batch_sizes: images per batch.
+        engines: keys of :data:`ENGINES`; ``onnx`` and ``openvino`` export every system first, and run on the CPU.
+        rounds: timed passes of each, after one to warm up.
+        device: of PyTorch.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The rows, and notes about systems and engines that could not be timed.
+
+    Raises:
+        GeometryError: the model does not support these looks.
+        ConfigError: an argument is out of range.
+    """
+    if rounds < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise ConfigError(f"rounds is {rounds} and batch_sizes {list(batch_sizes)}; give at least 1 of each")
+    size_hw = size_hw or default_size(model.config)
+    check_image_size(size_hw, model.config, "of this size")
+    systems, notes = _systems(model.to(device).eval(), size_hw, looks)
+    rows: list[BenchRow] = []
+    with tempfile.TemporaryDirectory() as folder, progress_bar(progress) as bar, torch.inference_mode():
+        ready: list[tuple[_System, BenchEngine, Callable[[Tensor], object]]] = []
+        pairs = [(system, engine) for engine in engines for system in systems]
+        for index, (system, engine) in enumerate(bar.track(pairs, description="preparing")):
+            try:
+                ready.append((system, engine, _runner(system, engine, size_hw, Path(folder) / str(index))))
+            except (ExportError, ConfigError) as error:
+                notes.append(f"{system.name} in {ENGINES[engine]}: {error}")
+        total = len(batch_sizes) * (rounds + 1) * len(ready)
+        task = bar.add_task("timing", total=total)
+        for batch_size in batch_sizes:
+            images = torch.randint(256, (batch_size, model.config.in_channels, *size_hw), dtype=torch.uint8)
+            place = images.to(device)
+            times: list[list[float]] = [[] for _ in ready]
+            for round_ in range(rounds + 1):
+                for (_, engine, run), mine in zip(ready, times, strict=True):
+                    given = images if engine in _FILES else place
+                    start = time.perf_counter()
+                    run(given)
+                    synchronize(place.device)
+                    if round_:
+                        mine.append(1000 * (time.perf_counter() - start) / batch_size)
+                    bar.advance(task)
+            rows += [
+                BenchRow(
+                    system.name, None if system.is_plain else sum(system.looks), engine, system.macs, batch_size,
+                    *_quartiles(mine),
+                )
+                for (system, engine, _), mine in zip(ready, times, strict=True)
+            ]  # fmt: skip
+    return rows, notes
+
+
+def _quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return middle, low, high
+
+
+def _systems(
+    model: Model, size_hw: tuple[int, int], looks: Sequence[int | Sequence[int]]
+) -> tuple[list[_System], list[str]]:
+    config = model.config
+    none = [()] if config.allows_no_looks else []
+    chosen = [config.resolve_looks(item) for item in looks] or [*none, config.default_looks]
+    systems = []
+    for item in dict.fromkeys(chosen):
+        name = f"{looks_label(config.looks_at_each_level(item)) if item else 0} looks"
+        systems.append(_System(name, model, item, False, multiply_adds(model, item, size_hw)))
+    if not isinstance(model, TNet) or model.config.levels == 1:
+        return systems, []
+    notes: list[str] = []
+    for side, why in _plain_sides(model, size_hw, systems[-1].macs):
+        plain = replace(
+            model.config, levels=1, looks=(), base_px=side, look_px=None, look_weights="shared", batch_norm="shared"
+        ).without_weights()
+        name = f"plain network, {side} px ({why})"
+        try:
+            network = build_model(plain).to(model.get_buffer("mean").device).eval()
+        except TnetError as error:
+            notes.append(f"{name}: {error}")
+            continue
+        systems.append(_System(name, network, (), True, multiply_adds(network, 0)))
+    return systems, notes
+
+
+def _plain_sides(model: TNet, size_hw: tuple[int, int], macs: int) -> Iterator[tuple[int, str]]:
+    """Yield the sides of plain networks, each once, and why: cost grows with the area."""
+    base, full = model.config.base_px, round(math.sqrt(size_hw[0] * size_hw[1]))
+    whole = multiply_adds(model, 0)
+    equal = round(base * math.sqrt(macs / whole) / _STEP_PX) * _STEP_PX
+    sides = {base: "base resolution"}
+    if base < equal < full:
+        sides[equal] = "equal cost"
+    sides.setdefault(full, "full resolution")
+    yield from sides.items()
+
+
+def _runner(system: _System, engine: BenchEngine, size_hw: tuple[int, int], folder: Path) -> Callable[[Tensor], object]:
+    """Return what runs a batch of raw images through a system."""
+    if engine in _FILES:
+        form: Any = engine
+        export_model(system.model, folder, form, looks=system.looks, size_hw=size_hw)
+        session = open_session(folder / _FILES[engine], form)
+        return lambda images: session(image=images)
+    model = system.model.prepare_for_inference() if engine == "torch" else system.model
+    return lambda images: model(images, looks=system.looks)
+
+
+def bench_table(rows: Sequence[BenchRow]) -> str:
+    """Return a Markdown table: a line per system and engine, a column per size of batch."""
+    unit, letter = macs_unit(max(row.macs for row in rows))
+    batches = list(dict.fromkeys(row.batch_size for row in rows))
+    lines = []
+    for system, engine in dict.fromkeys((row.system, row.engine) for row in rows):
+        mine = [row for row in rows if (row.system, row.engine) == (system, engine)]
+        times = [f"{row.median_ms:.1f} ({row.low_ms:.1f} to {row.high_ms:.1f})" for row in mine]
+        lines.append([system, short_number(mine[0].macs / unit), ENGINES[engine], *times])
+    return markdown_table(
+        ["system", f"multiply-adds ({letter})", "engine", *(f"ms/image, batch {size}" for size in batches)], lines
+    )
+
+
+def plot_bench(rows: Sequence[BenchRow], path: str | Path) -> None:
+    """Write a figure: time per image of every system and engine, one panel per size of batch.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    batches = list(dict.fromkeys(row.batch_size for row in rows))
+    names = list(dict.fromkeys((row.system, row.engine) for row in rows))
+    figure = Figure(figsize=(4 + 4 * len(batches), 1 + 0.3 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    for axis, batch_size in zip(panels, batches, strict=True):
+        mine = [row for row in rows if row.batch_size == batch_size]
+        errors = [[row.median_ms - row.low_ms for row in mine], [row.high_ms - row.median_ms for row in mine]]
+        colors = ["tab:gray" if row.looks is None else "tab:blue" for row in mine]
+        axis.barh(range(len(mine)), [row.median_ms for row in mine], xerr=errors, color=colors)
+        axis.set_yticks(range(len(mine)), [f"{row.system}, {ENGINES[row.engine]}" for row in mine], fontsize=8)
+        axis.set_xlabel(f"ms per image, batch of {batch_size}")
+        axis.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)

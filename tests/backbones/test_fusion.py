@@ -1,0 +1,116 @@
+"""Tests of fused backbones: the same outputs, and nothing changed that may not be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.helpers import as_trained
+from torch import nn
+
+from tnet.backbones import create_backbone
+from tnet.backbones.base import Backbone, BackboneConfig, Described, batch_norms
+from tnet.backbones.fusion import TOLERANCE, FusedConv, fuse
+
+# One of each way in which convolutions, batch norm and activations follow each other.
+FAMILIES = {
+    "tf_efficientnet_b0": 0,  # squeeze and excitation, "same" padding, batch norm with activation
+    "mobilenetv2_100": 0,
+    "mobilenetv3_small_050": 0,  # hard gates
+    "resnet18": 0,  # activations in place after sums in place
+    "resnetv2_50x1_bit": 0,  # standardised weights, group norm
+    "regnety_002": 0,
+    "densenet121": 62,  # batch norm before convolutions: what is left cannot be folded
+    "convnext_atto": 0,
+    "ghostnet_050": 0,
+    "bagnet77": 0,
+}
+
+
+def trained(name: str, side_px: int = 64) -> Backbone:
+    """A backbone whose batch norms have statistics unlike those of a new one."""
+    kwargs = {"planes": [4, 4, 8, 8], "feature_dim": 8} if name == "bagnet77" else {}
+    torch.manual_seed(1)
+    return as_trained(create_backbone(BackboneConfig(name, kwargs=kwargs), 3, side_px, 4).eval())  # type: ignore[arg-type]
+
+
+def difference(one: Described, other: Described) -> float:
+    """Largest difference relative to the largest value."""
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("name", "left"), FAMILIES.items())
+def test_outputs_stay_the_same(name: str, left: int) -> None:
+    backbone = trained(name)
+    state = copy.deepcopy(backbone.state_dict())
+    fused = fuse(backbone, 3, {64})
+    assert fused is not None
+    assert len(batch_norms(fused)) == left
+    assert any(isinstance(module, FusedConv) for module in fused.modules()) == (name != "resnetv2_50x1_bit")
+    with torch.inference_mode():
+        for shape in ((1, 3, 64, 64), (2, 3, 65, 64)):  # odd sizes pad otherwise
+            glimpses = torch.randn(shape)
+            assert difference(backbone(glimpses), fused(glimpses)) < 1e-5
+    after = backbone.state_dict()
+    assert state.keys() == after.keys() and all(torch.equal(state[key], after[key]) for key in state)
+
+
+def test_copies_and_other_precisions_work() -> None:
+    backbone = trained("tf_efficientnet_b0")
+    fused = fuse(backbone, 3, {64})
+    assert fused is not None
+    glimpses = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = backbone(glimpses)
+        assert difference(wanted, copy.deepcopy(fused)(glimpses)) < 1e-5
+        # Not oneDNN's single precision: the other path of each convolution.
+        double = copy.deepcopy(fused).double()(glimpses.double())
+        assert difference(wanted, Described(double.pooled.float(), double.cell_map.float())) < 1e-5
+
+
+class Reused(Backbone):
+    """Uses the output of a convolution in a way that no module shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, glimpses: torch.Tensor) -> Described:
+        x = self.conv(glimpses)
+        x = self.norm(x) + x
+        return Described(x.mean((2, 3)), x)
+
+
+class Shared(Backbone):
+    """Calls one batch norm twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, glimpses: torch.Tensor) -> Described:
+        x = self.norm(self.conv(self.norm(glimpses)))
+        return Described(x.mean((2, 3)), x)
+
+
+def test_a_hidden_use_of_a_tensor_is_noticed() -> None:
+    backbone = Reused()
+    backbone.norm.running_mean.normal_()  # type: ignore[union-attr]
+    assert fuse(backbone, 3, {16}) is None
+
+
+def test_a_module_that_is_called_twice_stays() -> None:
+    backbone = Shared()
+    backbone.norm.running_mean.normal_()  # type: ignore[union-attr]
+    fused = fuse(backbone, 3, {16})
+    assert fused is not None and len(batch_norms(fused)) == 1
+    glimpses = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert difference(backbone.eval()(glimpses), fused(glimpses)) < TOLERANCE
+
+
+def test_the_mode_of_the_backbone_stays() -> None:
+    backbone = trained("mobilenetv2_100").train()
+    assert fuse(backbone, 3, {64}) is not None
+    assert backbone.training and all(parameter.requires_grad for parameter in backbone.parameters())
