@@ -1,6 +1,8 @@
 """Where the time of inference goes: shares of the parts of a forward pass, before and after preparation.
 
-    python benchmarks/profile_forward.py [--models NAME ...] [--rounds 5]
+    OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=2000 python benchmarks/profile_forward.py [--models NAME ...] [--rounds 5]
+
+(Threads wait as the command line lets them wait.)
 
 For each published form at batch 1 and 16: crop and resize, backbone, position, locator, answer (aggregation and
 classes), and the rest, which is Python and bookkeeping; and multiply-adds per second against the machine's own matrix
