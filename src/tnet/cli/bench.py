@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, cast
 
 import typer
 
 from tnet.cli import common
 
-EngineName = Literal["eager", "torch", "onnx", "openvino"]
+EngineName = StrEnum("EngineName", ["eager", "torch", "onnx", "openvino"])
 _MODEL_HELP = "Run directory, folder of a saved model, or model name (see tnet models), which then has random weights."
 _SIZE_HELP = "Size of the images, such as 768x1024. [default: square, at which the last level shows full resolution]"
 _ENGINE_HELP = (
@@ -41,8 +42,8 @@ def bench(
 
     from importlib.util import find_spec
 
+    from tnet.evaluation.bench import BenchEngine, bench_table, plot_bench
     from tnet.evaluation.bench import bench as measure
-    from tnet.evaluation.bench import bench_table, plot_bench
     from tnet.evaluation.report import write_csv
     from tnet.evaluation.resources import machine
     from tnet.export.write import default_size
@@ -53,11 +54,11 @@ def bench(
     network = load_model(model) if Path(model).is_dir() else create_model(model).eval()
     files = [] if out is None else [out / name for name in ("bench.md", "bench.csv", "bench.png")]
     check_outputs(files, inputs=[], overwrite=overwrite)
-    found: list[EngineName] = ["torch"]
-    found += ["onnx"] if find_spec("onnxruntime") and find_spec("onnxscript") else []
-    found += ["openvino"] if find_spec("openvino") and find_spec("onnxscript") else []
+    needed = {"torch": (), "onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "onnxscript")}
+    installed = [name for name, libraries in needed.items() if all(map(find_spec, libraries))]
+    engines = cast("list[BenchEngine]", [item.value for item in engine] if engine else installed)
     rows, notes = measure(
-        network, size_hw=size_hw, looks=chosen, batch_sizes=batch_size or (1, 16), engines=engine or found,
+        network, size_hw=size_hw, looks=chosen, batch_sizes=batch_size or (1, 16), engines=engines,
         rounds=rounds, device=common.pick_device(device), progress=progress,
     )  # fmt: skip
     height, width = size_hw or default_size(network.config)

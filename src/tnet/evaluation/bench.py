@@ -89,7 +89,7 @@ def bench(
         model: any model; is moved to ``device``.
         size_hw: height and width of the images, pixels; ``None`` for the size at which the last level shows them at
             full resolution.
-        looks: numbers of looks; empty for 0 and the model's own.
+        looks: numbers of looks; empty for those up to the model's own.
         batch_sizes: images per batch.
         engines: keys of :data:`ENGINES`; ``onnx`` and ``openvino`` export every system first, and run on the CPU.
         rounds: timed passes of each, after one to warm up.
@@ -153,8 +153,7 @@ def _systems(
     model: Model, size_hw: tuple[int, int], looks: Sequence[int | Sequence[int]]
 ) -> tuple[list[_System], list[str]]:
     config = model.config
-    none = [()] if config.allows_no_looks else []
-    chosen = [config.resolve_looks(item) for item in looks] or [*none, config.default_looks]
+    chosen = [config.resolve_looks(item) for item in looks or config.listed_looks()]
     systems = []
     for item in dict.fromkeys(chosen):
         name = f"{looks_label(config.looks_at_each_level(item)) if item else 0} looks"
