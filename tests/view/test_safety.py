@@ -14,7 +14,8 @@ from tests.view.conftest import ADDRESS, HOSTILE, Viewer
 
 from tnet.models import TNet
 from tnet.view import runs, safety
-from tnet.view.safety import NotFoundError, find_image
+from tnet.view.errors import NotFoundError
+from tnet.view.safety import find_image
 
 ADDRESSES = ("/", "/static/index.html", "/api/model", "/api/images", "/api/image?path=slide.tif", "/nothing")
 

@@ -5,7 +5,7 @@ writes. The first time and depth are read, with all channels; three of 8 bits ar
 (``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of all levels
 coincide, whatever translations say. A chunk without a file is the fill value, as Zarr defines it; a missing array
 description is an error, and so is a level with files of which none is a chunk (another separator, for one). Only files
-inside the folder are read, wherever links lead, with the codecs that Zarr itself defines.
+inside the folder are read, also where links lead elsewhere, with the codecs that Zarr itself defines.
 """
 
 from __future__ import annotations
