@@ -104,7 +104,7 @@ def test_tables_that_do_not_fit(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="probability 'sure' in prediction 1; it must be from 0 to 1"):
         Listing(root, table)
     table.write_text("file,label\nslide.tif,ant\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no column 'path'"):
+    with pytest.raises(DataError, match=r"no column 'path' \(columns: 'file', 'label'\); rename one$"):
         Listing(root, truth=table)
     with pytest.raises(DataError, match="does not exist"):
         Listing(root, tmp_path / "missing.csv")
