@@ -81,7 +81,7 @@ def test_answers_are_those_of_predict(client: TestClient, model: TNet, root: Pat
         (b'{"path": "none.png"}', "application/json", "", 404, "below the root"),
         (b"a=b", "application/x-www-form-urlencoded", "", 415, "send the bytes of an image"),
         (b"x", "image/png", "?looks=99", 400, "looks"),
-        (b"x", "image/png", "?looks=a", 422, ""),
+        (b"x", "image/png", "?looks=a", 400, "looks is not valid"),
     ],
 )
 def test_what_is_refused(client: TestClient, data: bytes, kind: str, query: str, status: int, error: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tnet.serve.batches import Batches, BusyError
+from tnet.serve.batches import Batches
+from tnet.view.errors import BusyError
 
 
 class Model:

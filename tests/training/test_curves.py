@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tnet.errors import OutputError
-from tnet.training.curves import plot_curves, read_metrics, read_run, write_metrics
+from tnet.training.curves import curves_figure, plot_curves, read_metrics, read_run, write_metrics
 
 ROWS = [
     {
@@ -97,3 +97,9 @@ def test_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         write_metrics(ROWS, tmp_path / "file" / "metrics.csv")
     with pytest.raises(OutputError):
         plot_curves(ROWS, tmp_path / "file" / "curves.png")
+
+
+def test_metrics_have_words_where_there_are_some() -> None:
+    figure = curves_figure(ROWS, {"val/accuracy": "validation images"})
+    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert words == ["validation images"]

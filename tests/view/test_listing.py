@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,12 @@ def test_limits(shared: Viewer, query: dict, problem: str) -> None:
 @pytest.fixture
 def predictions(tmp_path: Path, root: Path) -> Path:
     rows = [
-        [str(root / "ant" / "image1.png"), "ant", "0.9"], ["ant/image2.png", "bee", "0.8"],
-        ["ant/image10.png", "ant", "0.35"], ["bee/tall.png", "bee", "0.55"], ["elsewhere.png", "bee", "0.1"],
-        ["bee/broken.png", "", ""],
+        [str(root / "ant" / "image1.png"), "ant", "0.9", ""], ["ant/image2.png", "bee", "0.8", ""],
+        ["ant/image10.png", "ant", "0.35", ""], ["bee/tall.png", "bee", "0.55", ""],
+        ["elsewhere.png", "bee", "0.1", ""], ["bee/broken.png", "", "", "it is damaged"],
     ]  # fmt: skip
     with (tmp_path / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["path", "label", "probability"], *rows])
+        csv.writer(file).writerows([["path", "label", "probability", "error"], *rows])
     return tmp_path / "predictions.csv"
 
 
@@ -74,6 +75,18 @@ def test_filters(model: TNet, root: Path, predictions: Path) -> None:
     assert unknown["label"] is None and unknown["predicted"] is None
 
 
+def test_predictions_as_json_lines(root: Path, tmp_path: Path) -> None:
+    lines = [
+        {"path": "ant/image1.png", "label": "", "probability": 0.3, "regions": []}, {"path": "a\0.png", "label": "ant",
+        "probability": 0.9}, {"path": "bee/broken.png", "error": "it is damaged"}, {"path": "slide.tif", "label": "bee",
+        "probability": 0.7},
+    ]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    known = Listing(root, tmp_path / "p.jsonl")
+    assert [entry.path for entry in known.query(kind="unsure")] == ["ant/image1.png"]
+    assert [(entry.path, entry.probability) for entry in known.query(predicted="bee")] == [("slide.tif", 0.7)]
+
+
 def test_true_classes_from_a_table(root: Path, tmp_path: Path, predictions: Path) -> None:
     table = tmp_path / "truth.csv"
     table.write_text("path,label\nant/image1.png,bee|ant\nant/image2.png,bee\n", encoding="utf-8")
@@ -87,8 +100,11 @@ def test_tables_that_do_not_fit(root: Path, tmp_path: Path) -> None:
     table.write_text("path,label,probability\nmissing.png,ant,0.5\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"none of the 1 paths .* is an image below .* \(first: 'missing.png'\)"):
         Listing(root, table)
+    table.write_text("path,label,probability\nslide.tif,ant,sure\n", encoding="utf-8")
+    with pytest.raises(DataError, match="probability 'sure' in prediction 1; it must be from 0 to 1"):
+        Listing(root, table)
     table.write_text("file,label\nslide.tif,ant\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no column 'path'"):
+    with pytest.raises(DataError, match=r"no column 'path' \(columns: 'file', 'label'\); rename one$"):
         Listing(root, truth=table)
     with pytest.raises(DataError, match="does not exist"):
         Listing(root, tmp_path / "missing.csv")

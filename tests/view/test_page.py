@@ -319,6 +319,28 @@ def test_link_and_label(page: Page, address: str, folder: Path) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
+def test_link_with_places_and_a_rule(page: Page, address: str) -> None:
+    settings = {"mode": "search", "score": "density", "stop": "max_ms", "limit": 60000}
+    show(page, address, looks=3, asked="1.550.750.650.950_x_2.1.1.1", **settings)
+    expect(page.locator("[data-box]")).to_have_count(4)
+    assert boxes(page)[1] == pytest.approx((550, 750, 650, 950), abs=2)  # after one look, as in the link
+    assert page.input_value("#stop") == "max_ms" and page.input_value("#stop-value") == "60000"
+    page.keyboard.press("l")
+    page.locator("#stage").press("Enter")
+    expect(page.locator("[data-asked]")).to_have_count(2)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("[data-box]")).to_have_count(6)
+    link, shown = page.url, boxes(page)
+    assert "asked=1.550.750.650.950_3." in link and "stop=max_ms" in link and "limit=60000" in link
+    page.goto("about:blank")
+    page.goto(link)
+    expect(page.locator("[data-box]")).to_have_count(6)
+    assert boxes(page) == shown and page.url == link
+    page.goto(link.replace("stop=max_ms", "stop=never").replace("asked=", "other="))
+    expect(page.locator("[data-box]")).to_have_count(4)
+    assert page.input_value("#stop") == "" and page.locator("[data-asked]").count() == 0
+
+
 def test_everything_is_reachable(page: Page, address: str) -> None:
     show(page, address)
     for width, height in ((1280, 720), (1024, 768), (768, 1024)):

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.websockets import WebSocketDisconnect
 from tests.view.conftest import ADDRESS, HOSTILE, Viewer
 
 from tnet.models import TNet
 from tnet.view import runs, safety
-from tnet.view.safety import NotFoundError, find_image
+from tnet.view.errors import NotFoundError
+from tnet.view.safety import find_image
 
 ADDRESSES = ("/", "/static/index.html", "/api/model", "/api/images", "/api/image?path=slide.tif", "/nothing")
 
@@ -64,6 +66,26 @@ def test_links_in_a_circle_and_links_inside(root: Path) -> None:
         circle.unlink()
     assert find_image(root, "inner.png") == root / "inner.png"
     assert find_image(root, HOSTILE) == root / HOSTILE
+
+
+def test_links_out_of_an_image_that_is_a_folder(model: TNet, pixels: np.ndarray, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    root = tmp_path / "images"
+    for place in (tmp_path / "outside.zarr", root / "chunk.zarr", root / "row.zarr"):
+        zarr.create_array(place, shape=(700, 1100), dtype="uint8", chunks=(350, 1100))[:] = pixels[..., 0]
+    for link in (root / "chunk.zarr" / "c" / "1" / "0", root / "row.zarr" / "c" / "1", root / "all.zarr"):
+        if link.exists():
+            link.rename(tmp_path / link.parts[-2])
+        link.symlink_to(tmp_path / "outside.zarr" / link.relative_to(root / link.relative_to(root).parts[0]))
+    viewer = Viewer(model, root)
+    assert [item["path"] for item in viewer.get("/api/images")["items"]] == ["chunk.zarr", "row.zarr"]
+    for name in ("chunk.zarr", "row.zarr"):
+        for address in ("/api/thumb", "/api/tile"):
+            answer = viewer.client.get(address, params={"path": name, "level": 11, "col": 0, "row": 2})
+            assert answer.status_code == 422 and "a link that leads out of it" in answer.json()["error"]
+            assert str(tmp_path) not in answer.text
+        assert "a link that leads out of it" in viewer.error(422, name)
+    assert "below the root" in viewer.error(404, "all.zarr")
 
 
 def test_static_files_are_a_fixed_list(shared: Viewer) -> None:

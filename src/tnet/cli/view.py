@@ -16,7 +16,7 @@ from tnet.errors import ConfigError
 _ROOT_HELP = "Folder of images, with its subfolders. Nothing outside it is shown."
 _HOST_HELP = "Address to listen on. With another than the default, everyone who reaches this machine sees the images."
 _LABELS_HELP = "Table (.csv) to which typed labels are appended: path, label, time. [default: none are kept]"
-_PREDICTIONS_HELP = "Table from `tnet predict --out FILE.csv`, for the filters wrong, unsure and class."
+_PREDICTIONS_HELP = "Predictions that `tnet predict --out` wrote (.csv, .jsonl), to filter by wrong, unsure and class."
 _TRUTH_HELP = "True classes: a table (.csv, .parquet) with columns path and label, or a folder with one per class."
 
 

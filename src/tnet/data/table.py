@@ -34,6 +34,10 @@ _MAX_LINE = 2**20  # characters
 _MAX_CHARACTERS = 2**31  # of a column
 _MAX_TARGETS = 2**31
 _BATCH_ROWS = 2**16
+_NAME_COLUMNS = (
+    "rename one, or give its name (data.path_column and data.label_column of the recipe; some commands have "
+    "--path-column and --label-column)"
+)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -82,7 +86,7 @@ class ImageTable(LabelledImages):
         if not os.path.isdir(root):  # noqa: PTH112 (False instead of an error in a folder without permission)
             raise DataError(f"the image folder image_root={root} does not exist; correct the path")
         columns = [path_column, label_column, *([] if split is None else [split_column])]
-        table = read_columns(path, columns)
+        table = read_columns(path, columns, remedy=_NAME_COLUMNS)
         labels = _split_labels(path, label_column, table[label_column], label_separator)
         names = sorted({label for row in labels for label in row}) if classes is None else check_classes(classes)
         targets = _targets(path, labels, names, multilabel=label_separator is not None)
@@ -97,10 +101,12 @@ class ImageTable(LabelledImages):
         super().__init__(paths, targets[rows], names, **options)
 
 
-def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+def read_columns(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), remedy: str = "rename one"
+) -> dict[str, list[str]]:
     """Read columns of a ``.csv``, ``.parquet`` or ``.pq`` file as text, by name; missing values are empty.
 
-    Columns that are ``optional`` are read if the table has them.
+    Columns that are ``optional`` are read if the table has them; ``remedy`` is for one that the table lacks.
 
     Raises:
         DataError: the table is missing, unreadable, of another format, without rows, or lacks a column.
@@ -112,7 +118,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"the table {path} is empty (0 bytes); download or save it again")
-        values = reader(path, columns, optional)
+        values = reader(path, columns, optional, remedy)
     except (csv.Error, pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -149,11 +155,11 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
+def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> dict[str, list[str]]:
     """Read text unchanged: a label 013 must not become 13, nor NA a missing value."""
     reader = csv.reader(read_lines(path), strict=True)
     header = list(map(unmarked, next(reader, [])))
-    columns = _check_columns(path, header, columns, optional)
+    columns = _check_columns(path, header, columns, optional, remedy)
     values: dict[str, list[str]] = {name: [] for name in columns}
     places = [(values[name].append, header.index(name)) for name in values]
     width = len(header)
@@ -168,12 +174,12 @@ def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str]) -> di
     return values
 
 
-def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
+def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> dict[str, list[str]]:
     """Read batch by batch, with values that are stored once kept once: a small file can stand for a huge table."""
     check_regular(path)
     with path.open("rb") as stream:
         metadata = pyarrow.parquet.read_metadata(stream)
-        columns = _check_columns(path, metadata.schema.to_arrow_schema().names, columns, optional)
+        columns = _check_columns(path, metadata.schema.to_arrow_schema().names, columns, optional, remedy)
         values: dict[str, list[str]] = {name: [] for name in columns}
         names = list(values)
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -194,13 +200,14 @@ def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -
     return values
 
 
-def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> Sequence[str]:
+def _check_columns(
+    path: Path, header: Sequence[str], columns: Sequence[str], optional: Sequence[str], remedy: str
+) -> Sequence[str]:
     """Return the columns to read, each of which is there once."""
     columns = [*columns, *(name for name in optional if name in header)]
     for name in columns:
         if header.count(name) != 1:
             problem = "has no column" if name not in header else "has more than one column"
-            remedy = "rename one, or give its name (--path-column, --label-column; data.path_column in a recipe)"
             if len(header) == 1 and (other := re.search("[;\t|]", header[0])):
                 remedy = f"save it with commas between the values, not {other[0]!r}"
             raise DataError(f"the table {path} {problem} {name!r} (columns: {shorten(header, 20)}); {remedy}")

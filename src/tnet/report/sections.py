@@ -26,6 +26,11 @@ _MOST_CLASSES = 100  # of a table
 _MOST_MAPS = 24
 _MOST_MISTAKES = 10
 _MAP_PX = 120
+_CURVES = {
+    "train/accuracy": "training images", "train/region_accuracy": "training images, each look alone",
+    "val/accuracy": "validation images", "val/accuracy_0_looks": "validation images, without looks",
+    "val/accuracy_random": "validation images, random places",
+}  # fmt: skip
 _PLACES = {"random": "random places", "centre": "the places nearest to the middle"}
 
 
@@ -174,7 +179,7 @@ def where(measured: Measured) -> Section | None:
     shown += [(answers.classes[n], answers.looked[1 + n] / counts[n], int(counts[n])) for n in labels]
     most = max(float(average.max()) for _, average, _ in shown)
     shots = [
-        Shot(heat(average.numpy(), most), _MAP_PX, _MAP_PX, f"{count:,} images", name) for name, average, count in shown
+        Shot(heat(average.numpy(), most), _MAP_PX, _MAP_PX, _images(count), name) for name, average, count in shown
     ]
     lead = (
         "Each square stands for the whole image, however wide or tall; the brighter a place, the more often the "
@@ -215,14 +220,17 @@ def classes(measured: Measured) -> Section:
     if mistakes := answers.mistakes()[:_MOST_MISTAKES]:
         (true, said), number = mistakes[0]
         names = answers.classes
-        lead += f" The most frequent mistake is to take {names[true]} for {names[said]} ({number} images)."
+        lead += f" The most frequent mistake is to take {names[true]} for {names[said]} ({_images(number)})."
         rows = [[names[true], names[said], f"{count:,}"] for (true, said), count in mistakes]
         if len(names) > 2:
             blocks.append(
                 Table(["true class", "answer", "images"], rows, texts=2, heading="The most frequent mistakes")
             )
     if len(answers.classes) <= MOST_CONFUSED:
-        caption = "Rows: the true class. Columns: the answer. Everything off the diagonal is a mistake."
+        caption = (
+            "Rows: the true class. Columns: the answer. The stronger the colour, the larger the share of the true "
+            "class. Everything off the diagonal is a mistake."
+        )
         blocks.append(plot(confusion_figure(answers.confusion(), answers.classes), "Confusion matrix", caption))
     return Section("By class", lead, blocks)
 
@@ -267,15 +275,20 @@ def training(metrics: Sequence[Row], kept: str) -> Section | None:
         return None
     lead = (
         f"Over {len(metrics)} epoch{'s' * (len(metrics) > 1)} (passes over the training images) the accuracy should "
-        "rise and level off. If train/accuracy ends far above val/accuracy, images were memorized; if val/accuracy "
-        f"stays at val/accuracy_random, the network did not learn where to look. The {kept} epoch was kept."
+        "rise and level off. If it ends far higher on training images than on validation images, which are not "
+        "trained on, images were memorized; if looks at random places do as well, the network did not learn where to "
+        f"look. The {kept} epoch was kept."
     )
-    return Section("Training", lead, [plot(curves_figure(shown), "Accuracy over the epochs of the training")])
+    return Section("Training", lead, [plot(curves_figure(shown, _CURVES), "Accuracy over the epochs of the training")])
 
 
 def looks_text(row: LooksRow) -> str:
     """Return the number of looks of a row in words."""
     return "no looks" if not row.total_looks else f"{row.total_looks} look{'s' * (row.total_looks > 1)}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def macs_text(macs: int) -> str:

@@ -81,6 +81,12 @@ def accessing(path: Path) -> Iterator[None]:
         raise unreadable(path, f"it cannot be opened ({one_line(error)})", "correct the path") from error
 
 
+def check_inside(image: Path, file: Path) -> None:
+    """Raise ``ImageError`` if a file of an image that is a folder is elsewhere, since a link leads out of it."""
+    if not file.resolve().is_relative_to(image.resolve()):
+        raise unreadable(image, f"{file.name} is behind a link that leads out of it", "put a copy in place of the link")
+
+
 def open_file(path: Path) -> IO[bytes]:
     """Open a regular, non-empty file; raises ``ImageError`` for anything else."""
     with accessing(path):

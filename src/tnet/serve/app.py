@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from tnet.errors import GeometryError, TnetError
 from tnet.inference.predictor import AnyImage, iter_predictions
 from tnet.inference.records import Prediction
 from tnet.models.base import Model
 from tnet.scenes.reading import ReadOptions
-from tnet.serve.batches import Batches, BusyError
+from tnet.serve.batches import Batches
 from tnet.serve.decoding import Decoder
-from tnet.view.safety import NotFoundError, find_image, is_known_host
+from tnet.view.respond import Json, handle_errors, refusal
+from tnet.view.safety import find_image, is_known_host
 
 _TYPES = ("application/octet-stream", "image/")
-_RETRY = {"retry-after": "1"}
 _log = logging.getLogger(__name__)
 
 
@@ -96,17 +95,18 @@ def create_app(
 
     app = FastAPI(title="tnet serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=closing)
     app.state.batches = batches
+    handle_errors(app, folder)
 
     @app.middleware("http")
     async def limit(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         nonlocal running
         host = request.headers.get("host", "")
         if not is_known_host(host, hosts, any_address):
-            return _refused(403, f"this server is not addressed as {host[:200]!r}; start it with --host")
+            return refusal(403, f"this server is not addressed as {host[:200]!r}; start it with --host")
         is_work = request.url.path == "/predict"
         if is_work and running >= limits.waiting:
             statuses[503] += 1
-            return _refused(503, "too many requests are waiting; try again in a second")
+            return refusal(503, "too many requests are waiting; try again in a second")
         running += is_work
         try:
             response = await call(request)
@@ -116,24 +116,10 @@ def create_app(
             statuses[response.status_code] += 1
         return response
 
-    @app.exception_handler(TnetError)
-    async def explain(_: Request, error: Exception) -> Response:
-        status = 404 if isinstance(error, NotFoundError) else 400 if isinstance(error, GeometryError) else 422
-        return _refused(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _refused(error.status_code, str(error.detail))
-
-    @app.exception_handler(BusyError)
-    async def busy(_: Request, error: Exception) -> Response:
-        return _refused(503, "too many images are waiting; try again in a second")
-
     @app.exception_handler(Exception)
     async def fail(_: Request, error: Exception) -> Response:
         _log.error("a request failed", exc_info=error)
-        return _refused(500, "the request failed; see the server's output")
+        return refusal(500, "the request failed; see the server's output")
 
     @app.post("/predict")
     async def answer(request: Request, looks: int | None = None) -> Response:
@@ -151,11 +137,11 @@ def create_app(
             raise HTTPException(415, f"send the bytes of an image (content-type: image/jpeg){also}")
         future: Future[Prediction] = batches.submit(image, looks)
         prediction = await asyncio.wrap_future(future)
-        return _json(asdict(replace(prediction, path=name or "")))
+        return Json(asdict(replace(prediction, path=name or "")))
 
     @app.get("/health")
     async def health() -> Response:
-        return _json({"status": "ok", "model": model.config.line(), "classes": list(model.config.class_names)})
+        return Json({"status": "ok", "model": model.config.line(), "classes": list(model.config.class_names)})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -196,11 +182,3 @@ def _path_in(body: bytes) -> str:
     if not isinstance(path, str):
         raise HTTPException(400, 'the body is not JSON with a path; send {"path": "folder/image.png"}')
     return path
-
-
-def _json(content: Any) -> Response:
-    return Response(json.dumps(content, allow_nan=False), media_type="application/json")
-
-
-def _refused(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status, headers=_RETRY if status == 503 else None)

@@ -15,12 +15,9 @@ from typing import Any
 
 from tnet.inference.predictor import AnyImage
 from tnet.inference.records import Prediction
+from tnet.view.errors import BusyError
 
 Predict = Callable[[Sequence[AnyImage], int | None], list[Prediction]]
-
-
-class BusyError(Exception):
-    """Too many images are waiting."""
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Batches:
         try:
             self._queue.put_nowait(job)
         except queue.Full:
-            raise BusyError from None
+            raise BusyError("too many images are waiting; try again in a second") from None
         return job.future
 
     def close(self) -> None:

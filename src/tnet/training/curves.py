@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,8 @@ def plot_curves(rows: list[Row], path: Path) -> None:
         curves_figure(rows).savefig(temporary, dpi=110)
 
 
-def curves_figure(rows: list[Row]) -> Figure:
-    """Draw accuracy, loss terms and location entropy over the epochs."""
+def curves_figure(rows: list[Row], labels: Mapping[str, str] | None = None) -> Figure:
+    """Draw accuracy, loss terms and location entropy over the epochs; ``labels`` are words for names of metrics."""
     # Not pyplot, whose backend belongs to the caller.
     from matplotlib.figure import Figure
 
@@ -73,7 +74,9 @@ def curves_figure(rows: list[Row]) -> Figure:
     for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
         for name in metrics:
             points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
+            axis.plot(
+                *zip(*points, strict=True), label=(labels or {}).get(name, name), marker="." if len(points) < 30 else ""
+            )
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

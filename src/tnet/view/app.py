@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +9,22 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
-from typing_extensions import override
 
-from tnet.errors import DataError, ImageError, OutputError, TnetError
+from tnet.errors import DataError
 from tnet.inference.predictor import DEFAULT_READ
 from tnet.models.base import Model
 from tnet.scenes.reading import ReadOptions
 from tnet.traversal.best_first import Score
+from tnet.view.errors import NotFoundError
 from tnet.view.exports import Format, exported
 from tnet.view.labels import Labels
 from tnet.view.listing import Filter, Listing
 from tnet.view.plan import MAX_ASKED, Mode, Settings, Stop, abilities
+from tnet.view.respond import Json, handle_errors
 from tnet.view.runs import Runs
-from tnet.view.safety import RETRY_SECONDS, BusyError, Guard, NotFoundError, allowed_hosts, find_image
+from tnet.view.safety import Guard, allowed_hosts, find_image
 from tnet.view.tiles import Tiles, encoded, entity_tag
 
 STATIC = Path(__file__).with_name("static")
@@ -75,14 +73,6 @@ class LabelRequest(_Body):
     label: Annotated[str, Field(max_length=1000)]
 
 
-class _Json(JSONResponse):
-    """JSON in ASCII, which holds every name."""
-
-    @override
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-
-
 def create_app(
     model: Model,
     root: Path,
@@ -114,7 +104,7 @@ def create_app(
         raise DataError(f"the root {root} {'is not a folder' if root.exists() else 'does not exist'}; correct the path")
     root = root.resolve()
     app = FastAPI(
-        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, default_response_class=_Json
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, default_response_class=Json
     )  # fmt: skip
     token, (hosts, any_address) = secrets.token_urlsafe(24), allowed_hosts(host)
     listing, table = Listing(root, predictions, truth), None if labels is None else Labels(labels)
@@ -122,7 +112,7 @@ def create_app(
     files = {file.relative_to(STATIC).as_posix(): file for file in STATIC.rglob("*") if file.suffix in _TYPES}
     app.state.runs = runs
     app.add_middleware(Guard, hosts=hosts, any_address=any_address, token=token)
-    _handle_errors(app, f"{root}/")
+    handle_errors(app, root)
 
     @app.get("/")
     def page() -> Response:
@@ -201,25 +191,3 @@ def _cached(request: Request, file: Path, what: tuple[object, ...], make: Callab
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
     return Response(make(), media_type="image/jpeg", headers=headers)
-
-
-def _handle_errors(app: FastAPI, root: str) -> None:
-    """Answer every error with a sentence, in which paths start below the root."""
-
-    def say(status: int, sentence: object, **headers: str) -> Response:
-        return _Json({"error": str(sentence).replace(root, "")}, status, headers)
-
-    statuses: dict[type[TnetError], int] = {TnetError: 400, NotFoundError: 404, ImageError: 422, OutputError: 500}
-    for kind, status in statuses.items():
-        app.add_exception_handler(kind, lambda _, error, status=status: say(status, error))
-    busy = "the model is busy with other requests; try again in a second"
-    app.add_exception_handler(BusyError, lambda *_: say(503, busy, **{"retry-after": str(RETRY_SECONDS)}))
-    app.add_exception_handler(RequestValidationError, lambda _, error: say(400, _invalid(error)))
-    app.add_exception_handler(HTTPException, lambda _, error: say(error.status_code, str(error.detail).lower()))
-
-
-def _invalid(error: Any) -> str:
-    """Return the first problem of a request as a sentence."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return f"{where} is not valid ({first['msg'].lower()}); correct the request"

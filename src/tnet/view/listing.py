@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tnet.data.table import read_columns
 from tnet.errors import DataError
+from tnet.inference.read import read_predictions
 from tnet.scenes.find import list_images
 from tnet.view.safety import is_utf8
 
 Filter = Literal["all", "wrong", "unsure"]
+Value = TypeVar("Value")
 
 UNSURE_BELOW = 0.6
 """Probability of the predicted class below which an answer is unsure."""
@@ -45,8 +47,8 @@ class Listing:
 
     Args:
         root: folder, resolved.
-        predictions: table as ``tnet predict`` writes it; its paths are relative to the root, the table's folder or the
-            working directory, or absolute.
+        predictions: file as ``tnet predict`` writes it (``.csv``, ``.jsonl``); its paths are relative to the root, the
+            file's folder or the working directory, or absolute.
         truth: table with columns ``path`` and ``label``, or a folder whose subfolders are named after classes.
 
     Raises:
@@ -56,17 +58,19 @@ class Listing:
     def __init__(self, root: Path, predictions: Path | None = None, truth: Path | None = None) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._predicted: dict[str, tuple[str, float | None]] = {}
+        self._predicted: dict[str, tuple[str, float]] = {}
         self._labels: dict[str, str] = {}
         self._class_root = truth.resolve() if truth is not None and truth.is_dir() else None
         self._entries = self._find()
         self._found_s = time.monotonic()
         names = {entry.path for entry in self._entries}
         if predictions is not None:
-            rows = _by_image(predictions, ["label", "probability"], root, names)
-            self._predicted = {name: (label, _number(text)) for name, (label, text) in rows.items() if label}
+            answers, _ = read_predictions(predictions)
+            rows = [(answer.path, (answer.label, answer.probability)) for answer in answers]
+            self._predicted = _by_image(predictions, rows, root, names)
         if truth is not None and self._class_root is None:
-            self._labels = {name: label for name, (label,) in _by_image(truth, ["label"], root, names).items()}
+            columns = read_columns(truth, ["path", "label"])
+            self._labels = _by_image(truth, list(zip(columns["path"], columns["label"], strict=True)), root, names)
         self._entries = list(map(self._described, self._entries))
 
     def entry(self, path: str) -> Entry:
@@ -121,8 +125,8 @@ class Listing:
             file = self.root / entry.path
             parts = file.relative_to(self._class_root).parts if file.is_relative_to(self._class_root) else ()
             label = parts[0] if len(parts) > 1 else None
-        predicted, probability = self._predicted.get(entry.path, (None, None))
-        return replace(entry, label=label, predicted=predicted, probability=probability)
+        predicted, probability = self._predicted.get(entry.path, ("", None))
+        return replace(entry, label=label, predicted=predicted or None, probability=probability)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -131,23 +135,22 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)]
 
 
-def _by_image(table: Path, columns: list[str], root: Path, names: set[str]) -> dict[str, list[str]]:
-    """Return the values of a table by image."""
-    values = read_columns(table, ["path", *columns])
-    rows: dict[str, list[str]] = {}
+def _by_image(table: Path, rows: list[tuple[str, Value]], root: Path, names: set[str]) -> dict[str, Value]:
+    """Return the values of the rows of a table, each with its path, by image."""
+    found: dict[str, Value] = {}
     places = [Path(os.path.abspath(place)) for place in (root, table.parent, Path())]  # noqa: PTH100 (keeps links)
-    for path, *row in zip(*(values[name] for name in ["path", *columns]), strict=True):
+    for path, value in rows:
+        if "\0" in path:  # which no file has
+            continue
         for place in places:
-            file = place / path
-            name = _below(file, root)
+            name = _below(place / path, root)
             if name in names:
-                rows[name] = row
+                found[name] = value
                 break
-    if not rows:
-        first = values["path"][0]
-        problem = f"none of the {len(values['path'])} paths in {table} is an image below {root} (first: {first!r})"
+    if not found:
+        problem = f"none of the {len(rows)} paths in {table} is an image below {root} (first: {rows[0][0]!r})"
         raise DataError(f"{problem}; give the table of these images")
-    return rows
+    return found
 
 
 def _below(file: Path, root: Path) -> str:
@@ -157,11 +160,3 @@ def _below(file: Path, root: Path) -> str:
         return plain.relative_to(root).as_posix()
     with_links = Path(os.path.realpath(file))
     return with_links.relative_to(root).as_posix() if with_links.is_relative_to(root) else ""
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 <= number <= 1 else None

@@ -27,9 +27,9 @@ from tnet.models.tnet import TNet
 from tnet.scenes import SceneBatch, TensorBatch
 from tnet.scenes.reading import ReadOptions
 from tnet.traversal import BestFirst
+from tnet.view.errors import BusyError, NotFoundError
 from tnet.view.plain import cells_of, probabilities, regions_of
 from tnet.view.plan import MAX_LOOKS, SEED, Settings, places, plan, searchable
-from tnet.view.safety import BusyError, NotFoundError
 from tnet.view.tiles import Stamp, stamp_of
 
 Box = tuple[int, int, int, int]
@@ -37,6 +37,7 @@ Box = tuple[int, int, int, int]
 _MAX_RUNS = 32
 _MAX_WAITING = 16  # requests for the model, which answers one at a time
 _MAX_LOADED = 3  # images, which may be decoded as a whole
+_BUSY = "the model is busy with other requests; try again in a second"
 _NO_SCENE = TensorBatch(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
 
 
@@ -154,7 +155,7 @@ class Runs:
     def _turn(self) -> Iterator[None]:
         """Wait for the model, unless too many do."""
         if not self._places.acquire(blocking=False):
-            raise BusyError
+            raise BusyError(_BUSY)
         try:
             with self._model_lock:
                 yield
@@ -250,7 +251,7 @@ class Runs:
 
     def _step(self, run: Run, traversal: Traversal) -> None:
         if self.closing:
-            raise BusyError
+            raise BusyError(_BUSY)
         advance([traversal])
         regions = traversal.trail.regions
         counted = (regions.level == 1) if run.settings.mode == "policy" else (regions.level > 0)

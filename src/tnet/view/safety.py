@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import platform
 import secrets
@@ -14,9 +13,10 @@ from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
-from tnet.errors import DataError
 from tnet.scenes.find import image_exists, is_image_path
 from tnet.scenes.guard import one_line
+from tnet.view.errors import NotFoundError
+from tnet.view.respond import refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,6 @@ TOKEN_HEADER = "x-tnet-token"
 MAX_BODY_BYTES = 64 * 2**10
 MAX_REQUESTS = 64
 """Largest number of requests that are answered at a time; ten people who look around need about 60."""
-RETRY_SECONDS = 1
 
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; object-src 'none'; "
@@ -42,14 +41,6 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MAX_PATH = 4096  # characters
 
 _log = logging.getLogger(__name__)
-
-
-class NotFoundError(DataError):
-    """Image, tile, region or run that does not exist."""
-
-
-class BusyError(Exception):
-    """Request that must be repeated later, since too many are waiting."""
 
 
 def find_image(root: Path, path: str) -> Path:
@@ -111,12 +102,11 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
             await send(message)
 
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await _say(send_with_headers, *refusal)
-            return
-        if self._running >= MAX_REQUESTS:
-            await _say(send_with_headers, 503, "too many requests at a time; try again in a second")
+        refused = self._refusal(scope)
+        if refused is None and self._running >= MAX_REQUESTS:
+            refused = 503, "too many requests at a time; try again in a second"
+        if refused is not None:
+            await refusal(*refused)(scope, receive, send_with_headers)
             return
         self._running += 1
         try:
@@ -124,7 +114,8 @@ class Guard:
         except Exception as error:
             _log.exception("a request failed")
             if not started:
-                await _say(send_with_headers, 500, f"the request failed ({one_line(error)}); see the server's output")
+                answer = refusal(500, f"the request failed ({one_line(error)}); see the server's output")
+                await answer(scope, receive, send_with_headers)
         finally:
             self._running -= 1
 
@@ -190,12 +181,3 @@ class _Body:
         if self.nbytes > MAX_BODY_BYTES:
             raise HTTPException(413, _TOO_LARGE)
         return message
-
-
-async def _say(send: Send, status: int, sentence: str) -> None:
-    """Send an error as JSON."""
-    headers = [(b"content-type", b"application/json")]
-    if status == 503:
-        headers.append((b"retry-after", str(RETRY_SECONDS).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": sentence}).encode()})

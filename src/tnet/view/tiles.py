@@ -25,7 +25,7 @@ from tnet.scenes.guard import accessing
 from tnet.scenes.overview import OverviewScene
 from tnet.scenes.readers.base import GeoReference, ImageInfo
 from tnet.scenes.resample import interpolate
-from tnet.view.safety import NotFoundError
+from tnet.view.errors import NotFoundError
 
 TILE_PX = 256
 _THUMB_PX = 160

@@ -108,6 +108,31 @@ def test_a_chunk_without_a_file_is_fill_value(tmp_path: Path, version: str) -> N
 
 
 @VERSIONS
+@pytest.mark.parametrize("linked", ["chunk", "row", "level", "description", "attributes"])
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, version: str, linked: str) -> None:
+    path = make.ome_zarr(tmp_path / "a", [RAMPS], version=version)
+    attributes, mark, row = (".zattrs", ".zarray", "0") if version == "0.4" else ("zarr.json", "zarr.json", "c/0")
+    place = {"chunk": f"0/{row}/0/1", "row": f"0/{row}", "level": "0", "description": f"0/{mark}"}
+    file = path / place.get(linked, attributes)
+    inside, outside = path / "kept", tmp_path / "elsewhere"
+    file.rename(inside)
+    file.symlink_to(inside)
+    np.testing.assert_array_equal(whole(opened(path)), RAMPS)
+    inside.rename(outside)
+    file.unlink()
+    file.symlink_to(outside)
+    with pytest.raises(ImageError, match="is behind a link that leads out of it; put a copy") as problem:
+        whole(opened(path))
+    assert "elsewhere" not in str(problem.value)
+
+
+def test_the_folder_may_be_a_link(tmp_path: Path) -> None:
+    make.ome_zarr(tmp_path / "a", [RAMPS]).rename(tmp_path / "real")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "real")
+    np.testing.assert_array_equal(whole(opened(tmp_path / "link.zarr")), RAMPS)
+
+
+@VERSIONS
 @pytest.mark.parametrize("separator", ["/", "."])
 @pytest.mark.parametrize("axes", ["yx", "cyx", "tczyx"])
 def test_chunks_under_other_names_are_not_fill_values(tmp_path: Path, version: str, separator: str, axes: str) -> None:

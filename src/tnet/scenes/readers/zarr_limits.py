@@ -28,6 +28,8 @@ from zarr.core.metadata.v2 import ArrayV2Metadata
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import LocalStore, StorePath
 
+from tnet.scenes.guard import check_inside
+
 _SLACK_BYTES = 1 << 16  # checksums, headers
 _STEP_BYTES = 1 << 20
 _ZSTD_MAGIC = 0xFD2FB528
@@ -48,9 +50,9 @@ class Meter:
             self.tiles_read += tiles
 
 
-def open_limited(folder: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
-    """Open an array for reading, with limits on the decoded size of its chunks; ``meter`` counts reads."""
-    store = _MeteredStore(folder, meter)
+def open_limited(folder: Path, image: Path, zarr_format: int, meter: Meter) -> zarr.Array[Any]:
+    """Open an array of an image for reading, with limits on the decoded size of its chunks; ``meter`` counts reads."""
+    store = _MeteredStore(folder, image, meter)
     array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
     itemsize = array.dtype.itemsize
     largest = int(np.prod([float(side) for side in array.shards or array.chunks])) * itemsize
@@ -120,11 +122,11 @@ def _streamed_size(name: str, view: memoryview, limit: int) -> int:
 
 
 class _MeteredStore(LocalStore):
-    """A read-only folder whose files are counted; refuses pipes, devices and files too large for a chunk."""
+    """A read-only folder whose files are counted; refuses pipes, devices, links out of the image, and large files."""
 
-    def __init__(self, root: Path, meter: Meter) -> None:
+    def __init__(self, root: Path, image: Path, meter: Meter) -> None:
         super().__init__(root, read_only=True)
-        self._meter = meter
+        self._image, self._meter = image, meter
         self.max_bytes = 1 << 24  # limit for a description; chunks have their own limit
 
     def get_sync(
@@ -140,6 +142,7 @@ class _MeteredStore(LocalStore):
         return self._counted(await super().get(key, prototype, byte_range))
 
     def _check(self, key: str) -> None:
+        check_inside(self._image, self.root / key)
         try:
             status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):

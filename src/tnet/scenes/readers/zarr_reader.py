@@ -5,7 +5,7 @@ writes. The first time and depth are read, with all channels; three of 8 bits ar
 (``omero``) give them other colours. Downsamples and spacing follow from the scale transforms; the corners of all levels
 coincide, whatever translations say. A chunk without a file is the fill value, as Zarr defines it; a missing array
 description is an error, and so is a level with files of which none is a chunk (another separator, for one). Only files
-inside the folder are read, with the codecs that Zarr itself defines.
+inside the folder are read, also where links lead elsewhere, with the codecs that Zarr itself defines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnet.scenes.base import Window
-from tnet.scenes.guard import guarded, unreadable
+from tnet.scenes.guard import check_inside, guarded, unreadable
 from tnet.scenes.readers.base import READERS, Color, ImageInfo, ReaderEntry, ReaderOptions, StoredLevel, stamp_of
 from tnet.scenes.readers.common import MAX_CHANNELS, MAX_LEVELS, check_block, check_window, clip_text, only_series
 from tnet.scenes.readers.content import Content
@@ -125,6 +125,7 @@ class ZarrReader:
     def _json(self, file: Path) -> dict[str, Any]:
         if not file.is_file():
             return {}
+        check_inside(self._path, file)
         self._read_files.setdefault(file, stamp_of(file))
         if file.stat().st_size > _MAX_JSON_BYTES:
             raise unreadable(self._path, f"{file.name} has {file.stat().st_size:,} bytes")
@@ -164,7 +165,7 @@ class ZarrReader:
         if not described:
             raise unreadable(self._path, f"its level {folder.name!r} is missing", "restore the folder")
         self._check_codecs(described)
-        array = open_limited(folder, 3 if mark.name == "zarr.json" else 2, self._meter)
+        array = open_limited(folder, self._path, 3 if mark.name == "zarr.json" else 2, self._meter)
         if array.dtype.kind not in "uif" or not 2 <= array.ndim <= 5 or min(*array.shape, *array.chunks) < 1:
             raise unreadable(self._path, f"it holds {array.dtype} of shape {array.shape} in {array.chunks}")
         if array.shards and math.prod(array.shards) // math.prod(array.chunks) > _MAX_CHUNKS_PER_SHARD:
@@ -179,6 +180,7 @@ class ZarrReader:
         grid = [-(-side // part) for side, part in zip(array.shape, array.shards or array.chunks, strict=True)]
         strange: list[str] = []
         for file in _files_in(folder, len(grid)):
+            check_inside(self._path, file)
             name = file.relative_to(folder).as_posix()
             place = tuple(map(int, _NUMBERS.findall(name)))
             is_inside = len(place) == len(grid) and all(index < count for index, count in zip(place, grid, strict=True))

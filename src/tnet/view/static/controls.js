@@ -60,9 +60,12 @@ export class Controls {
   }
 
   /** Take settings from a link; what is unknown is left. */
-  set({ looks, mode, policy, score }) {
+  set({ looks, mode, policy, score, stop, limit }) {
     const value = mode === "search" ? `search:${score ?? "path"}` : `policy:${policy ?? this.model.policy}`;
     if ([...byId("chooser").options].some((option) => option.value === value)) byId("chooser").value = value;
+    const isRule = limit > 0 && [...byId("stop").options].some((option) => option.value === stop);
+    byId("stop").value = isRule ? stop : "";
+    byId("stop-value").value = isRule ? limit : "";
     this.refresh();
     if (looks >= 0) this.looks = looks;
   }

@@ -26,7 +26,7 @@ function quiet() {
 
 // --- images
 
-async function open(path, view = null) {
+async function open(path, view = null, places = []) {
   opening?.abort();
   running?.abort();
   const request = (opening = new AbortController());
@@ -44,7 +44,7 @@ async function open(path, view = null) {
     stage.open(found, view);
     showLabel();
     remember();
-    await run();
+    await runAgain(places, request);
   } catch (error) {
     if (error.name === "AbortError") return;
     clear("No answer.");
@@ -52,6 +52,19 @@ async function open(path, view = null) {
     say("This image cannot be shown", error);
     remember();
   }
+}
+
+// Ask for the places of a link after as many looks as then, since later looks depend on them.
+async function runAgain(places, request) {
+  const { looks } = controls;
+  for (const place of places) {
+    controls.looks = place.looks;
+    asked = [...asked, place];
+    await run();
+    if (opening !== request) return; // another image
+  }
+  controls.looks = looks;
+  await run();
 }
 
 // --- runs
@@ -70,10 +83,10 @@ async function run(again = false) {
   const known = stored(), { looks, settings } = controls;
   if (again) known.clear();
   if (!known.has(looks)) {
-    const request = (running = new AbortController());
+    const request = (running = new AbortController()), boxes = asked.map(({ box }) => box);
     document.body.classList.add("busy");
     try {
-      known.set(looks, await send("/api/run", { path: image.path, looks, ...settings, asked }, request.signal));
+      known.set(looks, await send("/api/run", { path: image.path, looks, ...settings, asked: boxes }, request.signal));
     } catch (error) {
       if (error.name === "AbortError") return;
       clear("No answer.");
@@ -105,7 +118,7 @@ function clear(text) {
 
 function ask(box) {
   setAsking(false);
-  asked = [...asked, box];
+  asked = [...asked, { looks: controls.looks, box }];
   run();
 }
 
@@ -183,9 +196,12 @@ async function savePng() {
 // --- the link
 
 function remember() {
-  const { mode, policy, score } = controls.settings, path = byId("title").textContent;
+  const { mode, policy, score, stop } = controls.settings, path = byId("title").textContent;
   if (!path) return;
-  const parts = Object.entries({ path, looks: controls.looks, mode, policy, score, ...stage.view });
+  const [rule, limit] = Object.entries(stop ?? {})[0] ?? [null, null];
+  const places = asked.map(({ looks, box }) => [looks, ...box].join(".")).join("_") || null;
+  const parts = Object.entries({ path, looks: controls.looks, mode, policy, score, stop: rule, limit, asked: places,
+    ...stage.view });
   history.replaceState(null, "", `#${new URLSearchParams(parts.filter(([, value]) => value !== null))}`);
 }
 
@@ -193,7 +209,11 @@ async function follow() {
   const link = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   controls.set({ ...link, looks: Number(link.looks) });
   const view = { x: Number(link.x), y: Number(link.y), zoom: Number(link.zoom) };
-  if (link.path) await open(link.path, Object.values(view).every(Number.isFinite) && view.zoom > 0 ? view : null);
+  const places = (link.asked ?? "").split("_").map((place) => place.split(".").map(Number))
+    .filter((place) => place.length === 5 && place.every(Number.isInteger))
+    .map(([looks, ...box]) => ({ looks, box }));
+  const isView = Object.values(view).every(Number.isFinite) && view.zoom > 0;
+  if (link.path) await open(link.path, isView ? view : null, model.can_search ? places : []);
   else if (list.items.length) await open(list.items[0].path);
   else showWaiting("No images here.");
 }
