@@ -51,7 +51,12 @@ def test_other_models_are_timed_alone() -> None:
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     rows, notes = bench(
-        build_model(EVERY_KIND["dram"]), batch_sizes=(1,), engines=["torch", "onnx"], rounds=1, progress=False
+        build_model(EVERY_KIND["dram"]),
+        looks=[1],
+        batch_sizes=(1,),
+        engines=["torch", "onnx"],
+        rounds=1,
+        progress=False,
     )
     assert {row.engine for row in rows} == {"torch"}
     assert len(notes) == 1 and "ONNX Runtime" in notes[0] and "cannot be exported" in notes[0]

@@ -338,7 +338,10 @@ def test_options_that_cannot_be_are_refused_at_once(
 def test_predict_takes_models_folders_files_and_tensors(model: TNet, paths: list[Path], tmp_path: Path) -> None:
     expected = predict(model, paths)
     saved = save_model(model, tmp_path / "run" / "model")
-    assert tnet.predict(model, paths[0].parent) == tnet.predict(saved.parent, paths, device="cpu") == expected
+    assert tnet.predict(model, paths[0].parent) == expected
+    loaded = tnet.predict(saved.parent, paths, device="cpu")  # prepared for inference
+    assert loaded == tnet.predict(model.prepare_for_inference(), paths)
+    same(loaded, expected)
     same(tnet.predict(model, str(paths[0])), expected[:1])
     same(tnet.predict(str(saved), [paths[0]], device="cpu"), expected[:1])
     tensors = [load_image(path, channels=1) for path in paths]
