@@ -151,7 +151,7 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
         raise ConfigError(f"{where} ({_first_line(error)}); see what Ray wrote to /tmp/ray, or omit --engine") from None
-    if threading.current_thread() is threading.main_thread():  # Ray's ends the process without a word
+    if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process silently
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
     try:
         yield

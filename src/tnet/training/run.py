@@ -2,7 +2,7 @@
 
 A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far, or the last one:
 safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard),
-``metrics.csv``, ``curves.png`` and ``overlays/``.
+``metrics.csv``, ``curves.png``, ``overlays/``, and ``unreadable.csv`` if images were left out (``data.unreadable``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ from tnet.config import shown, to_plain
 from tnet.data.config import DataConfig
 from tnet.data.loading import LabelledData
 from tnet.data.repeats import find_repeats
-from tnet.errors import CheckpointError, ConfigError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
+from tnet.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    ImageSizeError,
+    OutputError,
+    RepeatedImagesWarning,
+    TnetError,
+    TrainingError,
+)
 from tnet.explain.batch import REGIONS_NAME, explain_samples
 from tnet.files import CLAIM_NAME, cannot_write, claimed, make_folder
 from tnet.inference.progress import is_terminal
@@ -47,6 +56,7 @@ from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.effort import within_effort
 from tnet.training.module import TNetModule
+from tnet.training.readable import UNREADABLE_NAME, RecordUnreadable
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
@@ -92,7 +102,12 @@ def train(
     folder = Path(folder)
     _check_outside(recipe.data, folder)
     with claimed(folder) if is_first() else nullcontext():
-        return _train(recipe, folder, resume, progress, val_batches)
+        try:
+            return _train(recipe, folder, resume, progress, val_batches)
+        except ImageError as error:
+            if recipe.data.unreadable == "raise" and not isinstance(error, ImageSizeError):
+                error.add_note("data.unreadable=skip leaves such images out")
+            raise
 
 
 def is_first() -> bool:
@@ -122,6 +137,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     if is_first():
         save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(data.recipe, folder, module, progress, val_batches)
+    if data.most_unreadable:
+        record = RecordUnreadable(folder / UNREADABLE_NAME, data.most_unreadable)
+        trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
         for part in module.modules():
@@ -182,7 +200,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     def compared(recipe: Recipe) -> dict[str, Any]:
         train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, patience=None, workers=0, overlays=0)
         train = replace(train, logger="none")
-        data = replace(recipe.data, root="", overview_folder=None)
+        data = replace(recipe.data, root="", overview_folder=None, unreadable="raise", unreadable_cap=0.0)
         return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 
     path = folder / RECIPE_NAME
