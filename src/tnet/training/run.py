@@ -63,7 +63,7 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
 _HARMLESS = (
     ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
-    "|broadcast_buffers)"
+    "|broadcast_buffers|sync_dist=True)"  # metrics are shared when they are computed
 )
 
 
@@ -238,9 +238,9 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(EarlyStopping(module.monitor, patience=train.patience, mode="max"))
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
-    active.append(callbacks.ShareStatistics())
     if train.recalibrate_batches:
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
+    active.append(callbacks.ShareStatistics())
     if train.max_minutes is not None:
         active.append(callbacks.TimeLimit(train.max_minutes))
     is_bar = progress and is_terminal(sys.stdout)
