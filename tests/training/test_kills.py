@@ -47,7 +47,7 @@ def kill_at_random(recipe: Recipe, out: Path, epoch_s: float, seed: int) -> Iter
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_kills_change_nothing(tmp_path: Path) -> None:
     # Dropout, sampled looks, a schedule, averaged weights and measured statistics: all that a resumed run must restore.
