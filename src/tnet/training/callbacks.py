@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # torch.save would report a full disk as an error of its own
         torch.save(checkpoint, content)
         with atomic_path(path) as temporary:  # unlike Lightning's writer, which goes through TMPDIR
-            temporary.write_bytes(content.getbuffer())
+            temporary.write_bytes(content.getvalue())  # no copy, and no view that may outlive it in a traceback
 
 
 class AtomicCSVLogger(CSVLogger):
