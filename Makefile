@@ -5,6 +5,8 @@
 # Unset: the first of these that is new enough and has ensurepip; tested versions come first.
 PYTHON ?=
 PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3)
+# The Python of `make test-python OTHER=python3.13`, in an environment of its own.
+OTHER ?= python3.13
 # Passed on to pytest: make test ARGS="-k geometry"
 ARGS ?=
 # Where `make demo` writes.
@@ -30,7 +32,7 @@ unexport PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-smoke test test-slow browser test-lowest check dist docs lock clean
+.PHONY: help setup demo demo-smoke test test-slow browser test-lowest test-python check audit dist docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +69,12 @@ test-lowest: $(TOOLS_READY) ## run the default test suite on the oldest releases
 	@$(UV) pip install --quiet --python .venv-lowest --resolution lowest-direct --group dev -e .
 	@.venv-lowest/bin/python -m pytest $(ARGS)
 
+test-python: $(TOOLS_READY) ## run the default test suite on another Python: make test-python OTHER=python3.13
+	@$(UV) venv --quiet --clear --python "$(OTHER)" .venv-other
+	@$(UV) pip sync --quiet --python .venv-other --require-hashes requirements.lock
+	@$(UV) pip install --quiet --python .venv-other --no-deps --no-build-isolation --editable .
+	@.venv-other/bin/python -V && .venv-other/bin/python -m pytest $(ARGS)
+
 check: $(READY) ## check lint, format, types, and that the environment fits pyproject.toml
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -74,6 +82,16 @@ check: $(READY) ## check lint, format, types, and that the environment fits pypr
 	@$(UV) pip check --quiet --python .venv || { echo "pyproject.toml and requirements.lock disagree (above): run 'make lock'"; exit 1; }
 	@$(BIN)/python -W error -c "import tnet; [getattr(tnet, name) for name in tnet.__all__]"
 	@$(BIN)/tnet --help > /dev/null
+
+# pip-audit succeeds where it reaches no list of vulnerabilities, and only says of each package that it is not found.
+audit: $(TOOLS_READY) ## look for known vulnerabilities of the locked packages, where a list of them can be reached
+	@if text=$$($(UV) tool run --quiet --python .tools/bin/python 'pip-audit>=2.9' --disable-pip --require-hashes \
+		--requirement requirements.lock --progress-spinner off 2>&1); then \
+		left=$$(printf '%s\n' "$$text" | grep -c 'could not be audited'); \
+		if [ "$$left" = 0 ]; then echo "no known vulnerabilities"; \
+		else echo "skipped: no list of vulnerabilities can be reached for $$left of the packages"; fi; \
+	elif printf '%s\n' "$$text" | grep -q '^Found .* known vulnerabilit'; then printf '%s\n' "$$text"; exit 1; \
+	else echo "skipped: pip-audit does not work here ($$(printf '%s\n' "$$text" | tail -n 1))"; fi
 
 dist: $(READY) ## build wheel and sdist in dist/, and try both in a clean environment
 	@rm -rf dist && $(UV) build --quiet --no-build-isolation --python .venv/bin/python
@@ -99,7 +117,7 @@ lock: $(TOOLS_READY) ## rewrite requirements.lock from pyproject.toml
 	@mv requirements.lock.tmp requirements.lock && rm -f requirements.lock.new
 
 clean: ## remove the environments, caches and builds; results stay
-	rm -rf .tools .venv .venv-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site
+	rm -rf .tools .venv .venv-lowest .venv-other .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv, in an environment of its own.

@@ -85,6 +85,10 @@ class PartWarning(UserWarning):
     """Damaged part of a job, which is written again."""
 
 
+class UnreadableWarning(UserWarning):
+    """Images that training leaves out, since they cannot be read."""
+
+
 class MemoryWarning(UserWarning):
     """Batch that did not fit into memory, and was divided."""
 

@@ -139,6 +139,8 @@ def test_a_signal_ends_a_verb_with_its_number_even_if_a_worker_got_it_first(
     (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "ended (exited unexpectedly)"),
     (OSError(errno.EMFILE, "Too many open files", "/x"), "ulimit -n"),
     (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+    (RuntimeError("[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:21423: Connection reset by peer."),
+     "another process of this training ended (Connection reset by peer)"),
 ])  # fmt: skip
 def test_workers_that_end_and_files_that_run_out_are_one_sentence(error: Exception, sentence: str) -> None:
     result = CliRunner().invoke(fails_with(error), ["verb"])

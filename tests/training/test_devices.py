@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from tnet.evaluation.evaluator import evaluate
 from tnet.models.io import load_model
 from tnet.training.data import TNetData
 from tnet.training.recipe import load_recipe, parse_recipe
-from tnet.training.run import train
+from tnet.training.run import LAST_CHECKPOINT, train
 
 # Without batch norm, dropout and random looks, on which processes rightly differ.
 RECIPE = """
@@ -30,7 +33,7 @@ model:
   policy: {train: topk}
   dropout: 0.0
   in_channels: 1
-objective: {reinforce_weight: 0.0}
+objective: {reinforce_weight: 0.1}
 data:
   kind: digits
   digits: {task: max, canvas_px: 96, target_copies: 1, other_digits: 0, noise_patterns: 2,
@@ -59,7 +62,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     assert [len(part) for part in rows] == [2, 2]
     for first, second in zip(*rows, strict=True):
         assert first["step"] == second["step"]
-        for key in ("train/loss", "train/cross_entropy", "val/accuracy", "val/accuracy_0_looks"):
+        of_training = ("train/loss", "train/cross_entropy", "train/reinforce", "train/baseline", "train/accuracy")
+        for key in (*of_training, "val/accuracy", "val/accuracy_0_looks", "val/balanced_accuracy"):
             assert float(second[key]) == pytest.approx(float(first[key]), abs=2e-4), key
     models = [load_model(tmp_path / name) for name in ("one", "two")]
     for (name, ours), theirs in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
@@ -69,6 +73,26 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
     measured = evaluate(models[1], TNetData(recipe).val_data, looks=(2,), policies=["topk"], progress=False)[0]
     assert float(rows[1][-1]["val/accuracy"]) == pytest.approx(measured.accuracy, abs=1e-6)
     assert (tmp_path / "two" / "overlays").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_that_dies_ends_the_training(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "tnet", "train", "two.yaml", "--no-progress", "--out", "two", "train.epochs=999"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            while not (tmp_path / "two" / LAST_CHECKPOINT).exists() and first.poll() is None:
+                time.sleep(0.1)
+            (second,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+            os.kill(int(second), signal.SIGKILL)
+            _, errors = first.communicate(timeout=60)
+        finally:
+            first.kill()
+    assert first.returncode == 1 and "Traceback" not in errors
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "another process of this training ended" in said[0]
+    assert said[0].endswith("epoch(s) are in two; continue with --resume")
 
 
 @pytest.mark.slow

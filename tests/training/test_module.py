@@ -179,7 +179,7 @@ def test_the_best_epoch_is_chosen_by_something_that_is_measured(changes: dict[st
 
 def test_validation_measures_each_policy_with_the_same_random_looks_every_time() -> None:
     module = Logged().eval()
-    images, targets, _ = batch(5, 7)
+    images, targets, *_ = batch(5, 7)
     with torch.no_grad():
         torch.manual_seed(1)
         module.validation_step(batch(5, 7), 3)
@@ -239,7 +239,7 @@ def test_a_mixed_step_is_cross_entropy_to_mixed_targets(monkeypatch: pytest.Monk
     module = Logged(**WHOLE).eval()
     share = 0.3
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(share))
-    images, targets, _ = batch(4)
+    images, targets, *_ = batch(4)
     assert isinstance(images, Tensor)
     loss = module.training_step(batch(4), 0)
     mixed = (share * images.float() + (1 - share) * images.roll(1, 0).float()).round().byte()
@@ -295,7 +295,7 @@ def test_a_teacher_of_several_labels_diverges_label_by_label(tmp_path: Any) -> N
     module = Logged(
         model={"multilabel": True}, train={"teacher": str(tmp_path / "teacher"), "teacher_temperature": 1.0}
     ).eval()
-    images, _, names = batch(4)
+    images, _, names, _ = batch(4)
     module.training_step(Batch(images, torch.eye(5)[:4], names), 0)
     p = load_model(tmp_path / "teacher")(images).logits.detach().sigmoid().double()
     q = module.model(images).logits.detach().sigmoid().double()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tnet.backbones.base import batch_norms
 from tnet.baselines.ips import IPS, IPSConfig
+from tnet.data.loading import Share
 from tnet.data.sample import Batch
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.training.callbacks import RecalibrateNorms, recalibrate_norms
@@ -191,3 +192,22 @@ def test_norms_that_no_batch_goes_through_keep_their_statistics() -> None:
         used.running_mean.fill_(17)  # type: ignore[union-attr]
         recalibrate_norms(model, batches())
         assert bool((used.running_mean == 17).all()) is reuse
+
+
+def test_processes_share_the_batches_of_a_recalibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(model={"backbone": TINY_RESNET})
+    data = TNetData(recipe)
+    module = TNetModule(with_classes(recipe, data.train_data.classes, data.train_data.multilabel))
+    trainer = _Trainer(data)
+
+    def measured(batches: int, share: Share) -> Tensor:
+        monkeypatch.setattr(TNetData, "share", share)
+        RecalibrateNorms(batches).on_validation_start(trainer, module)
+        mean = batch_norms(module.model)[0].running_mean
+        assert isinstance(mean, Tensor)
+        return mean.clone()
+
+    alone = measured(4, Share())
+    parts = [measured(2, Share(rank, 2)) for rank in range(2)]
+    assert not torch.equal(*parts)
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, alone)

@@ -33,6 +33,7 @@ _VERBS += ["predict", "explain", "export", "view", "serve", "models", "info", "b
 # Permissions, and disks that are full or read-only: not bugs.
 _SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited unexpectedly)")
+_LOST_PROCESS = re.compile(r"(?:gloo|NCCL).*(Connection (?:reset|closed) by peer|remote process exited)", re.DOTALL)
 _TOO_MANY_FILES = re.compile("Too many open files|received 0 items of ancdata")
 
 
@@ -73,6 +74,8 @@ def _sentence(error: Exception) -> str | None:
         return "too many open files; raise the limit (ulimit -n 4096), or use fewer workers"
     if dead := _DEAD_WORKER.search(str(error)):
         return f"a process that reads images ended ({dead[1]}), perhaps for want of memory; use fewer workers"
+    if lost := _LOST_PROCESS.search(str(error)):
+        return f"another process of this training ended ({lost[1]}); see what it wrote, perhaps above"
     # torch's error is recognized by name, since torch is not imported here.
     is_accelerator = type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or is_accelerator or "can't allocate memory" in str(error):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tnet.traversal import BestFirst
 
 Aspect = Literal["squeeze", "keep"]
-EngineName = Literal["onnx", "openvino"]
+EngineName = Literal["onnx", "openvino", "ray"]
 IMAGES_HELP = (
     "Images, folders of images (searched recursively), or manifests: a table (.csv, .parquet) with a column 'path', or "
     "a .txt file with one path per line; relative paths start from the manifest's folder."
@@ -53,8 +53,13 @@ _SHARD_HELP = (
 _PART_HELP = "With a folder as --out: images per part. What a stop interrupts is at most the part under way."
 _RETRY_HELP = "With a folder as --out: also predict the images again that failed before."
 _ENGINE_HELP = (
-    "What runs the network, on the CPU: onnx (ONNX Runtime) or openvino. The model is then a folder written by `tnet "
-    "export --parts`. [default: PyTorch, or onnx for such a folder]"
+    "What runs the network. onnx (ONNX Runtime) and openvino, on the CPU: the model is then a folder written by `tnet "
+    "export --parts`. ray: PyTorch in processes of a Ray cluster, for a folder as --out; --workers is their number, by "
+    "default one per GPU or core. [default: PyTorch, or onnx for such a folder]"
+)
+_RAY_HELP = (
+    "With --engine ray: address of the cluster that this machine belongs to. Its nodes need tnet, and this working "
+    "directory under the same path. [default: a cluster on this machine alone, which ends with the command]"
 )
 _MAX_MS_HELP = "Milliseconds per image for all looks, after reading; images are then searched one by one."
 
@@ -74,6 +79,7 @@ def predict(
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
     engine: Annotated[EngineName | None, typer.Option(help=_ENGINE_HELP, show_default=False)] = None,
+    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_RAY_HELP, show_default=False)] = None,
     max_side_px: common.MaxSideOption = None,
     preprocess: common.PreprocessOption = None,
     read: common.ReadOption = None,
@@ -108,6 +114,8 @@ def predict(
         raise typer.BadParameter("--shard and --retry-failed are for jobs; give a folder as --out")
     if is_job and overwrite:
         raise typer.BadParameter("--overwrite does not apply to the folder of a job; delete the folder, or omit it")
+    if (engine == "ray" and not is_job) or (engine != "ray" and ray_address is not None):
+        raise typer.BadParameter("--ray-address is for --engine ray, and that for jobs; give a folder as --out")
     share = _shard(shard) if is_job else (1, 1)
     paths = find_inputs(images, check_exists=not skip_unreadable and not is_job)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
@@ -116,10 +124,14 @@ def predict(
     data = common.data_of(common.recipe_of(model))
     # Lines that appear on a terminal are progress enough.
     progress = progress and (out is not None or not sys.stdout.isatty())
-    if engine is not None or is_export(model):
+    if engine == "ray":
+        if is_export(model):
+            raise ConfigError(f"{model} is an exported model, but --engine ray runs PyTorch; give the model itself")
+        network: Model = load_model(model)
+    elif engine is not None or is_export(model):
         if device not in ("auto", "cpu"):
             raise ConfigError(f"device is {device!r}, but other engines than PyTorch run on the CPU; omit --device")
-        network: Model = EngineTNet(model, engine or "onnx")
+        network = EngineTNet(model, engine or "onnx")
         device = "cpu"
     else:
         network = load_for_inference(model, device=common.pick_device(device))
@@ -139,12 +151,16 @@ def predict(
     }  # fmt: skip
     running: dict[str, Any] = {
         "workers": workers,
-        "device": common.pick_device(_own_device(device)),
+        "device": device if engine == "ray" else common.pick_device(_own_device(device)),
         "progress": progress,
     }
     if is_job:
         assert out is not None
-        job = {"part_rows": part_rows, "shard": share, "retry_failed": retry_failed}
+        job: dict[str, Any] = {"part_rows": part_rows, "shard": share, "retry_failed": retry_failed}
+        if engine == "ray":
+            from tnet.inference.cluster import ray_engine
+
+            engine, job["engine"] = None, ray_engine(ray_address)
         _run_job(out, network, model, paths, options, engine, **running, **job)
         return
     predictions = iter_predictions(network, paths, **options, **running, skip_unreadable=skip_unreadable)
@@ -191,14 +207,14 @@ def _run_job(
     folder: Path,
     paths: list[Path],
     options: dict[str, Any],
-    engine: EngineName | None,
+    runtime: EngineName | None,
     **running: Any,
 ) -> None:
     from tnet.export import export_digest, is_export
     from tnet.inference.job import predict_into
     from tnet.models.io import model_digest
 
-    settings = {name: repr(value) for name, value in {**options, "engine": engine}.items()}
+    settings = {name: repr(value) for name, value in {**options, "engine": runtime}.items()}
     digest = export_digest(folder) if is_export(folder) else model_digest(folder)
     report = predict_into(out, network, paths, model_hash=digest, settings=settings, **options, **running)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())

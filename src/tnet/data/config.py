@@ -52,6 +52,9 @@ class DataConfig:
             ``null`` for two to four times the model's ``base_px`` in training, as crops and rotation require, and none
             in evaluation; 0 for none. Glimpses served from it are averages of averages.
         overview_folder: folder that keeps these copies between runs; ``null`` for none.
+        unreadable: what training does with an image that cannot be opened or decoded: ``raise`` ends it; ``skip`` takes
+            the next image instead, in validation none, and lists it in ``unreadable.csv``.
+        unreadable_cap: share of such images, 0 to 1, above which training ends all the same.
         scene: options of lazily read files: bands, range of values, reader.
         preprocess: fixed preparation of every image: ``reference_448`` makes a square of 448 pixels, as the reference
             implementation does for evaluation; ``null`` keeps the shape.
@@ -77,6 +80,8 @@ class DataConfig:
     lazy_above_px: int = LAZY_ABOVE_PX
     overview_px: int | None = None
     overview_folder: str | None = None
+    unreadable: Literal["raise", "skip"] = "raise"
+    unreadable_cap: float = 0.01
     scene: SceneOptions = field(default_factory=SceneOptions)
     preprocess: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -103,5 +108,7 @@ class DataConfig:
         if self.box_context is not None and not (self.boxes == "crop" and 0 <= self.box_context <= _MAX_CONTEXT):
             problem = f"data.box_context is {self.box_context} and data.boxes is {self.boxes}"
             raise ConfigError(f"{problem}; give 0 to {_MAX_CONTEXT:g} with data.boxes: crop, else null")
-        check_most(self, "data.", {"overview_px": 2**14, "max_side_px": 2**24, "max_short_side_px": 2**24})
-        check_least(self, "data.", {"max_short_side_px": 1, "lazy_above_px": 0, "overview_px": 0})
+        check_most(
+            self, "data.", {"unreadable_cap": 1, "overview_px": 2**14, "max_side_px": 2**24, "max_short_side_px": 2**24}
+        )
+        check_least(self, "data.", {"unreadable_cap": 0, "max_short_side_px": 1, "lazy_above_px": 0, "overview_px": 0})

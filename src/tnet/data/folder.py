@@ -51,6 +51,7 @@ class LabelledImages(Dataset[Sample]):
         groups: what splits must not tear apart, such as the patient of each image; None if each image is its own.
         seed: seed of the augmentation, at least 0.
         epoch: epoch of the augmentation, from 0.
+        most_unreadable: how many images loaders may leave out if they cannot be read; if 0, they raise the error.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class LabelledImages(Dataset[Sample]):
         self.groups: list[str] | None = None
         self.seed = seed
         self.epoch = 0
+        self.most_unreadable = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch, from 0, which determines the augmentation together with the seed."""

@@ -21,11 +21,12 @@ from tnet.data.digits import MegapixelDigits
 from tnet.data.folder import ImageFolder, ImageOptions, LabelledImages, check_split_folders
 from tnet.data.groups import group_in_path
 from tnet.data.published import PUBLISHED
+from tnet.data.readable import Readable, collate_readable
 from tnet.data.sample import Sample, collate
 from tnet.data.table import ImageTable, read_columns
 from tnet.data.transforms import ReferenceEval, named_transform
 from tnet.data.workers import image_loader
-from tnet.errors import ConfigError, DataError, ImageError
+from tnet.errors import ConfigError, DataError, ImageError, ImageSizeError
 from tnet.remote import check_local
 from tnet.scenes.decode import shrunk_size
 from tnet.scenes.reading import ReadOptions
@@ -231,7 +232,7 @@ def _read_groups(config: DataConfig, images: LabelledImages, place: Path) -> lis
 
 
 def check_sizes(data: LabelledData, base_px: int) -> None:
-    """Raise an :class:`ImageError` if an image file is smaller than a glimpse, by the headers of up to 500 of them.
+    """Raise an :class:`ImageSizeError` if an image file is smaller than a glimpse, by the headers of up to 500 of them.
 
     Even the first glimpse would enlarge such an image, and closer looks cannot show more.
     """
@@ -239,7 +240,12 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
         return
     reading, augment = data.reading, data.augment
     for path in data.paths[:: max(1, len(data.paths) // _SIZES_CHECKED)]:
-        height, width = reading.size_hw(path)
+        try:
+            height, width = reading.size_hw(path)
+        except ImageError:
+            if data.most_unreadable:
+                continue
+            raise
         if isinstance(reading.prepare, ReferenceEval):
             height = width = reading.prepare.size_px
         elif augment is not None and augment.config.resize_px is not None:
@@ -249,7 +255,7 @@ def check_sizes(data: LabelledData, base_px: int) -> None:
             downscaled = "" if shown_hw == (height, width) else f", downscaled to {shown_hw[1]} x {shown_hw[0]} px"
             problem = f"image {path} has {width} x {height} px{downscaled}, below the base resolution of {base_px} px"
             remedy = "lower model.base_px, raise data.max_side_px or data.max_short_side_px, or remove it"
-            raise ImageError(f"{problem}; {remedy}")
+            raise ImageSizeError(f"{problem}; {remedy}")
 
 
 class Share(NamedTuple):
@@ -336,7 +342,7 @@ def train_loader(
         raise ConfigError(f"{problem}; set it to none")
     sampler = EpochSampler(len(data), per_epoch or len(data), seed, epoch, batch_size, share, classes)
     # Batch norm cannot normalise a last batch of one image.
-    return _loader(data, batch_size, workers, sampler=sampler, drop_last=len(sampler) > batch_size)
+    return _loader(data, batch_size, workers, replace=True, sampler=sampler, drop_last=len(sampler) > batch_size)
 
 
 def eval_loader(
@@ -344,8 +350,12 @@ def eval_loader(
 ) -> DataLoader[Any]:
     """Return a loader of all images (or those of ``indices``) in order, or of every n-th for one of n processes."""
     chosen = range(len(data)) if indices is None else indices
-    return _loader(data, batch_size, workers, sampler=chosen[share.rank :: share.processes])
+    return _loader(data, batch_size, workers, replace=False, sampler=chosen[share.rank :: share.processes])
 
 
-def _loader(data: LabelledData, batch_size: int, workers: int, **options: Any) -> DataLoader[Any]:
-    return image_loader(data, batch_size, workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
+def _loader(data: LabelledData, batch_size: int, workers: int, *, replace: bool, **options: Any) -> DataLoader[Any]:
+    options |= {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+    if isinstance(data, LabelledImages) and data.most_unreadable:
+        options["collate_fn"] = collate_readable
+        return image_loader(Readable(data, replace=replace), batch_size, workers, **options)
+    return image_loader(data, batch_size, workers, **options)

@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     images: UInt8[Tensor, "batch channels height width"] | list[UInt8[Tensor, "_ _ _"]] | list[Scene]
     targets: Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
     names: list[str]
+    unreadable: tuple[tuple[str, str], ...] = ()  # path and error of images that were left out
 
     def to(self, device: torch.device | str) -> Batch:
         """Move the tensors to a device; scenes stay, and only their glimpses go to the model's device."""
@@ -47,9 +48,9 @@ class Batch(NamedTuple):
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         images = self.images
         if isinstance(images, Tensor):
-            return Batch(change(images), change(self.targets), self.names)
+            return self._replace(images=change(images), targets=change(self.targets))
         changed = [change(image) if isinstance(image, Tensor) else image for image in images]
-        return Batch(cast("list[Tensor] | list[Scene]", changed), change(self.targets), self.names)
+        return self._replace(images=cast("list[Tensor] | list[Scene]", changed), targets=change(self.targets))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

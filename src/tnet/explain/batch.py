@@ -119,7 +119,8 @@ def explain_samples(
     names, files = _outputs(Path(out), named, exports)
     check_outputs(files, inputs=sources, overwrite=overwrite)
     model.to(device).eval()
-    results = _explain(explained, indices, names, Path(out), progress, False, exports, model_name)
+    skip = isinstance(data, LabelledImages) and data.most_unreadable > 0
+    results = _explain(explained, indices, names, Path(out), progress, skip, exports, model_name)
     return [item.figure for item in results if isinstance(item, _Drawn)]
 
 

@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -24,6 +24,7 @@ import pyarrow.parquet
 from tnet.errors import ConfigError, OutputError, PartWarning
 from tnet.files import atomic_path, cannot_write, check_unclaimed, claimed, make_folder, remove_leftovers, write_text
 from tnet.inference.predictor import iter_predictions
+from tnet.inference.records import Prediction, Unreadable
 from tnet.inference.write import row_of
 from tnet.models.base import Model
 
@@ -79,6 +80,7 @@ def predict_into(
     shard: tuple[int, int] = (1, 1),
     retry_failed: bool = False,
     progress: bool = True,
+    engine: Callable[..., Iterator[Prediction | Unreadable]] = iter_predictions,
     **options: Any,
 ) -> JobReport:
     """Predict images into the Parquet files ``OUT/parts/*.parquet``; what is there already is not repeated.
@@ -96,6 +98,7 @@ def predict_into(
         shard: this call writes every ``n``-th part, ``i`` being its number, from 1.
         retry_failed: predict the failed images of written parts again, and replace those parts.
         progress: show progress.
+        engine: what predicts: called as ``iter_predictions``, which it must equal.
         options: as of :func:`tnet.inference.predictor.iter_predictions`.
 
     Raises:
@@ -112,11 +115,16 @@ def predict_into(
         count = -(-len(images) // part_rows)
         mine = range(shard[0] - 1, count, shard[1])
         written = {part for part in mine if _is_whole(out, part, min(part_rows, len(images) - part * part_rows))}
-        todo = [row for part in mine if part not in written for row in _rows(part, part_rows, len(images))]
+        todo: dict[int, Sequence[int]] = {p: _rows(p, part_rows, len(images)) for p in mine if p not in written}
+        if retry_failed:
+            todo |= _failed_rows(out, sorted(written))
+
+        def predict(rows: list[int], parts: list[int]) -> Iterator[Prediction | Unreadable]:
+            chosen = [images[row] for row in rows]
+            return engine(model, chosen, **options, skip_unreadable=True, parts=parts, progress=progress)
+
         try:
-            new = _write_parts(out, model, images, todo, part_rows, progress, options)
-            if retry_failed:
-                new += _retry(out, model, images, sorted(written), progress, options)
+            new = _write_parts(out, todo, written, predict)
         except KeyboardInterrupt as error:
             done = sum(_part_path(out, part).exists() for part in mine)
             error.add_note(f"{done} of {len(mine)} parts are in {out}; the same command goes on")
@@ -178,6 +186,16 @@ def _rows(part: int, part_rows: int, images: int) -> range:
     return range(part * part_rows, min((part + 1) * part_rows, images))
 
 
+def _failed_rows(out: Path, parts: Sequence[int]) -> dict[int, list[int]]:
+    """Return the rows of failed images by part."""
+    failed = {}
+    for part in parts:
+        table = pyarrow.parquet.read_table(_part_path(out, part), columns=["row", "error_kind"])
+        if rows := [row["row"] for row in table.to_pylist() if row["error_kind"] is not None]:
+            failed[part] = rows
+    return failed
+
+
 def _is_whole(out: Path, part: int, rows: int) -> bool:
     """Return whether a part is there with all its rows; a damaged one, as after a copy that broke off, is not."""
     path = _part_path(out, part)
@@ -194,43 +212,22 @@ def _is_whole(out: Path, part: int, rows: int) -> bool:
 
 def _write_parts(
     out: Path,
-    model: Model,
-    images: Sequence[Path],
-    rows: Sequence[int],
-    part_rows: int,
-    progress: bool,
-    options: Mapping[str, Any],
+    todo: Mapping[int, Sequence[int]],
+    written: Collection[int],
+    predict: Callable[[list[int], list[int]], Iterator[Prediction | Unreadable]],
 ) -> int:
-    """Predict rows of parts that are missing, part after part, and return their number."""
-    if not rows:
+    """Predict rows of parts, part after part, and return their number; a part that is written keeps its other rows."""
+    if not todo:
         return 0
-    results = iter_predictions(
-        model, [images[row] for row in rows], **options, skip_unreadable=True, part_rows=part_rows, progress=progress
-    )
-    for begin in range(0, len(rows), part_rows):
-        numbers = rows[begin : begin + part_rows]
-        table = [{"row": row, **row_of(item)} for row, item in zip(numbers, islice(results, part_rows), strict=False)]
-        _write_part(out, rows[begin] // part_rows, table)
+    results = predict([row for rows in todo.values() for row in rows], [len(rows) for rows in todo.values()])
+    for part, rows in todo.items():
+        old = pyarrow.parquet.read_table(_part_path(out, part)).to_pylist() if part in written else ()
+        table = {row["row"]: row for row in old}
+        for row, item in zip(rows, islice(results, len(rows)), strict=True):
+            table[row] = {"row": row, **row_of(item)}
+        _write_part(out, part, list(table.values()))
     next(results, None)  # ends the progress bar
-    return len(rows)
-
-
-def _retry(
-    out: Path, model: Model, images: Sequence[Path], parts: Sequence[int], progress: bool, options: Mapping[str, Any]
-) -> int:
-    """Predict the failed rows of parts again, part by part, and return their number."""
-    count = 0
-    for part in parts:
-        table = pyarrow.parquet.read_table(_part_path(out, part)).to_pylist()
-        failed = [place for place, row in enumerate(table) if row["error"] is not None]
-        if failed:
-            again = [images[table[place]["row"]] for place in failed]
-            results = iter_predictions(model, again, **options, skip_unreadable=True, progress=progress)
-            for place, item in zip(failed, results, strict=True):
-                table[place] = {"row": table[place]["row"], **row_of(item)}
-            _write_part(out, part, table)
-            count += len(failed)
-    return count
+    return sum(map(len, todo.values()))
 
 
 def _write_part(out: Path, part: int, rows: list[dict[str, Any]]) -> None:

@@ -232,15 +232,15 @@ def iter_predictions(
     skip_unreadable: bool = False,
     allow_small: bool = False,
     read: ReadOptions = DEFAULT_READ,
-    part_rows: int | None = None,
+    parts: Sequence[int] | None = None,
 ) -> Iterator[Prediction | Unreadable]:
     """Classify images batch by batch and yield one result per image.
 
-    A batch may mix image sizes; it is closed early once its decoded pixels reach 512 MiB, and after ``part_rows``
-    images, so that the results of a part do not depend on the parts before. A batch that does not fit into memory is
-    divided. The model is moved to
-    ``device`` and set to evaluation mode. With ``skip_unreadable``, an image that cannot be read or is too small yields
-    :class:`Unreadable`. Other arguments and errors are as in :func:`predict`; invalid arguments raise at the call.
+    A batch may mix image sizes; it is closed early once its decoded pixels reach 512 MiB, and at the end of each of
+    ``parts``, given by their number of images, so that the results of a part do not depend on the parts before. A batch
+    that does not fit into memory is divided. The model is moved to ``device`` and set to evaluation mode. With
+    ``skip_unreadable``, an image that cannot be read or is too small yields :class:`Unreadable`. Other arguments and
+    errors are as in :func:`predict`; invalid arguments raise at the call.
     """
     if not images:
         raise DataError("there are no images to predict; give at least one")
@@ -262,8 +262,8 @@ def iter_predictions(
         with progress_bar(progress) as bar:
             task = bar.add_task("predicting", total=len(images))
             entries = iter(loader)
-            for _ in range(0, len(images), part_rows or len(images)):
-                part = islice(entries, part_rows)
+            for size in parts or (len(images),):
+                part = islice(entries, size)
                 if search is not None:
                     assert isinstance(model, TNet)
                     for item in _search_each(model, part, search, batch_size, skip_unreadable):

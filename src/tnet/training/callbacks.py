@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # torch.save would report a full disk as an error of its own
         torch.save(checkpoint, content)
         with atomic_path(path) as temporary:  # unlike Lightning's writer, which goes through TMPDIR
-            temporary.write_bytes(content.getbuffer())
+            temporary.write_bytes(content.getvalue())  # no copy, and no view that may outlive it in a traceback
 
 
 class AtomicCSVLogger(CSVLogger):
@@ -259,7 +259,10 @@ def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
 
 
 class RecalibrateNorms(Callback):
-    """Recalibrates batch norm over some training batches before each validation, for the model that is kept too."""
+    """Recalibrates batch norm over some training batches before each validation, for the model that is kept too.
+
+    Several processes take batches of their own, whose statistics :class:`ShareStatistics` averages.
+    """
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -269,10 +272,12 @@ class RecalibrateNorms(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, TNetModule) and isinstance(data, TNetData)
         train = data.recipe.train
-        count = min(self.batches * train.batch_size, len(data.train_data))
+        count = min(self.batches * train.batch_size * data.share.processes, len(data.train_data))
         # Not the first images of the epoch, and the same in a resumed run.
         seed = data.recipe.seed + 1
-        loader = train_loader(data.train_data, train.batch_size, train.workers, seed, trainer.current_epoch, count)
+        loader = train_loader(
+            data.train_data, train.batch_size, train.workers, seed, trainer.current_epoch, count, data.share
+        )
         with torch.random.fork_rng(devices=[]):
             batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
             recalibrate_norms(pl_module.model, batches)

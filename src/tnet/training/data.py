@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from tnet.data.folder import LabelledImages
 from tnet.data.loading import ALONE, Share, check_sizes, eval_loader, open_data, train_loader
 from tnet.errors import ConfigError
 from tnet.training.recipe import Recipe
@@ -20,6 +22,11 @@ class TNetData(pl.LightningDataModule):
         self.recipe = recipe
         model, seed = recipe.model, recipe.seed
         self.train_data, self.val_data = open_data(recipe.data, model.in_channels, seed, base_px=model.needed_px)
+        cap = recipe.data.unreadable_cap if recipe.data.unreadable == "skip" else 0.0
+        self.most_unreadable = math.ceil(cap * (len(self.train_data) + len(self.val_data)))
+        for data in (self.train_data, self.val_data):
+            if isinstance(data, LabelledImages):
+                data.most_unreadable = self.most_unreadable
         if model.default_looks:
             for data in (self.train_data, self.val_data):
                 check_sizes(data, model.needed_px)

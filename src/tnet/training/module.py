@@ -171,6 +171,8 @@ class TNetModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Measure accuracy at 0 looks, and at the recipe's looks for each policy."""
         size, multilabel = len(batch.names), self.recipe.model.multilabel
+        if not size:  # none of its images can be read
+            return
         # Random locations are the same at every epoch and in every run, so that curves can be compared.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_index)

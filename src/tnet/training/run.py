@@ -2,7 +2,7 @@
 
 A run directory holds ``recipe.yaml`` (every value spelled out), ``model/`` (the best model so far, or the last one:
 safetensors, config.json, README.md), ``checkpoints/`` (to resume this run only), ``logs/`` (CSV and TensorBoard),
-``metrics.csv``, ``curves.png`` and ``overlays/``.
+``metrics.csv``, ``curves.png``, ``overlays/``, and ``unreadable.csv`` if images were left out (``data.unreadable``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.config import shown, to_plain
 from tnet.data.loading import LabelledData
 from tnet.data.repeats import find_repeats
-from tnet.errors import CheckpointError, ConfigError, OutputError, RepeatedImagesWarning, TnetError, TrainingError
+from tnet.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    ImageSizeError,
+    OutputError,
+    RepeatedImagesWarning,
+    TnetError,
+    TrainingError,
+)
 from tnet.explain.batch import REGIONS_NAME, explain_samples
 from tnet.files import CLAIM_NAME, cannot_write, claimed, make_folder
 from tnet.inference.progress import is_terminal
@@ -46,13 +55,14 @@ from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.effort import within_effort
 from tnet.training.module import TNetModule
+from tnet.training.readable import UNREADABLE_NAME, RecordUnreadable
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
 _HARMLESS = (
     ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
-    "|broadcast_buffers)"
+    "|broadcast_buffers|sync_dist=True)"  # metrics are shared when they are computed
 )
 
 
@@ -91,7 +101,12 @@ def train(
     folder = Path(folder)
     _check_outside(recipe, folder)
     with claimed(folder) if is_first() else nullcontext():
-        return _train(recipe, folder, resume, progress, val_batches)
+        try:
+            return _train(recipe, folder, resume, progress, val_batches)
+        except ImageError as error:
+            if recipe.data.unreadable == "raise" and not isinstance(error, ImageSizeError):
+                error.add_note("data.unreadable=skip leaves such images out")
+            raise
 
 
 def is_first() -> bool:
@@ -126,6 +141,9 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     if is_first():
         save_recipe(recipe, folder / RECIPE_NAME)
     trainer = _trainer(data.recipe, folder, module, progress, val_batches)
+    if data.most_unreadable:
+        record = RecordUnreadable(folder / UNREADABLE_NAME, data.most_unreadable)
+        trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
         for part in module.modules():
@@ -187,7 +205,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     def compared(recipe: Recipe) -> dict[str, Any]:
         train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, patience=None, workers=0, overlays=0)
         train = replace(train, logger="none")
-        data = replace(recipe.data, root="", overview_folder=None)
+        data = replace(recipe.data, root="", overview_folder=None, unreadable="raise", unreadable_cap=0.0)
         return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 
     path = folder / RECIPE_NAME
@@ -225,9 +243,9 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(EarlyStopping(module.monitor, patience=train.patience, mode="max"))
     if train.ema_decay is not None:
         active.append(callbacks.AverageWeights(train.ema_decay))
-    active.append(callbacks.ShareStatistics())
     if train.recalibrate_batches:
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
+    active.append(callbacks.ShareStatistics())
     if train.max_minutes is not None:
         active.append(callbacks.TimeLimit(train.max_minutes))
     is_bar = progress and is_terminal(sys.stdout)

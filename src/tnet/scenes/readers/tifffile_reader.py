@@ -166,7 +166,7 @@ class TifffileReader:
         self._check_page(page)
         leading = [
             (axis, size)
-            for axis, size in zip(series.get_axes(False), series.get_shape(False), strict=True)
+            for axis, size in zip(series.axes, series.shape, strict=True)  # axes of length 1 may be left out
             if axis not in "YX" and not (axis == "S" and ("S" in page.axes or size == 1))
         ]
         sizes = [size for _, size in leading]
