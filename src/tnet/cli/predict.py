@@ -127,14 +127,14 @@ def predict(
     if engine == "ray":
         if is_export(model):
             raise ConfigError(f"{model} is an exported model, but --engine ray runs PyTorch; give the model itself")
-        network: Model = load_model(model)
+        network: Model = load_for_inference(model)
     elif engine is not None or is_export(model):
         if device not in ("auto", "cpu"):
             raise ConfigError(f"device is {device!r}, but other engines than PyTorch run on the CPU; omit --device")
         network = EngineTNet(model, engine or "onnx")
         device = "cpu"
     else:
-        network = load_for_inference(model, device=common.pick_device(device))
+        network = load_for_inference(model, device=common.pick_device(_own_device(device)))
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:
