@@ -142,7 +142,8 @@ def cost_by_module(
     Raises:
         GeometryError: the model or the image does not allow these looks.
     """
-    model.check_original("counted")
+    if model.is_prepared:
+        model = build_outline(model.config)  # fused operations are not counted
     size_hw = image_size_hw or model.config.typical_size_hw
     policy = policy or model.config.eval_policy
     chosen = model.config.resolve_looks(looks)

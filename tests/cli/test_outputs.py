@@ -58,6 +58,10 @@ FILES = {
     "pyramid": (["pyramid", "photos/ant/a.png", "out.tif"], "out.tif"),
     "data": (["data", "check", "cub", "cub", "--json", "out.json"], "out.json"),
     "compare": (["compare", "suite.yaml", "--out", "new"], "new/comparison.csv"),
+    "bench": (
+        ["bench", "MODEL", "--engine", "torch", "--looks", "1", "--batch-size", "1", "--rounds", "1", "--out", "new"],
+        "new/bench.csv",
+    ),
     "compare plot": (["compare", "suite.yaml", "--out", "new"], "new/accuracy_macs.png"),
 }  # fmt: skip
 USUAL = (
@@ -70,6 +74,7 @@ USUAL = (
     "pyramid",
     "data",
     "compare",
+    "bench",
 )  # one per verb
 # Verbs that write folders which must be new or empty; train --resume goes on in the folder of a run.
 FOLDERS = {
@@ -130,7 +135,7 @@ def place(saved_model: Path, in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def run(arguments: list[str]) -> tuple[int, str]:
     quiet = (
         ["--no-progress"]
-        if arguments[0] in ("predict", "explain", "evaluate", "report", "pyramid", "train", "demo")
+        if arguments[0] in ("predict", "explain", "evaluate", "report", "pyramid", "train", "demo", "bench")
         else []
     )
     result = CliRunner().invoke(app, [*arguments, *quiet])
