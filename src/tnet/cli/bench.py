@@ -65,7 +65,7 @@ def bench(
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
     text = (
         f"{network.config.line()}; images of {height} x {width} px\n\n{bench_table(rows)}\n"
-        f"Median (middle half) of {rounds} interleaved rounds. {about}.\n"
+        f"Median (middle half) of {rounds} rounds, interleaved within each engine. {about}.\n"
     )
     text += "".join(f"- Not timed: {note}\n" for note in notes)
     common.say(text)

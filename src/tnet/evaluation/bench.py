@@ -81,7 +81,7 @@ def bench(
 ) -> tuple[list[BenchRow], list[str]]:
     """Time a model at each number of looks, and plain networks, on random ``uint8`` images in memory.
 
-    Rounds are interleaved: each times every system once, so that a machine that becomes slower slows all of them.
+    Within an engine rounds are interleaved: each times every system once, so that a machine that becomes slower slows all.
     Plain networks have the model's backbone, with new weights: at the model's base resolution, at the resolution at
     which they cost as much as the model, and at full resolution.
 
@@ -109,37 +109,42 @@ def bench(
     check_image_size(size_hw, model.config, "of this size")
     systems, notes = _systems(model.to(device).eval(), size_hw, looks)
     rows: list[BenchRow] = []
-    with tempfile.TemporaryDirectory() as folder, progress_bar(progress) as bar, torch.inference_mode():
-        ready: list[tuple[_System, BenchEngine, Callable[[Tensor], object]]] = []
-        pairs = [(system, engine) for engine in engines for system in systems]
-        for index, (system, engine) in enumerate(bar.track(pairs, description="preparing")):
-            try:
-                ready.append((system, engine, _runner(system, engine, size_hw, Path(folder) / str(index))))
-            except (ExportError, ConfigError) as error:
-                notes.append(f"{system.name} in {ENGINES[engine]}: {error}")
-        total = len(batch_sizes) * (rounds + 1) * len(ready)
-        task = bar.add_task("timing", total=total)
-        for batch_size in batch_sizes:
-            images = torch.randint(256, (batch_size, model.config.in_channels, *size_hw), dtype=torch.uint8)
-            place = images.to(device)
-            times: list[list[float]] = [[] for _ in ready]
-            for round_ in range(rounds + 1):
-                for (_, engine, run), mine in zip(ready, times, strict=True):
-                    given = images if engine in _FILES else place
-                    start = time.perf_counter()
-                    run(given)
-                    synchronize(place.device)
-                    if round_:
-                        mine.append(1000 * (time.perf_counter() - start) / batch_size)
+    with progress_bar(progress) as bar, torch.inference_mode():
+        task = bar.add_task("timing", total=len(engines) * len(systems) * (1 + len(batch_sizes) * (rounds + 1)))
+        for engine in engines:  # one by one, as engines keep the memory that a batch needed
+            with tempfile.TemporaryDirectory() as folder:
+                ready: list[tuple[_System, Callable[[Tensor], object]]] = []
+                for index, system in enumerate(systems):
+                    try:
+                        ready.append((system, _runner(system, engine, size_hw, Path(folder) / str(index))))
+                    except (ExportError, ConfigError) as error:
+                        notes.append(f"{system.name} in {ENGINES[engine]}: {error}")
                     bar.advance(task)
-            rows += [
-                BenchRow(
-                    system.name, None if system.is_plain else sum(system.looks), engine, system.macs, batch_size,
-                    *_quartiles(mine),
-                )
-                for (system, engine, _), mine in zip(ready, times, strict=True)
-            ]  # fmt: skip
+                for batch_size in batch_sizes:
+                    shape = (batch_size, model.config.in_channels, *size_hw)
+                    images = torch.randint(256, shape, dtype=torch.uint8)
+                    images = images if engine in _FILES else images.to(device)
+                    times = _interleaved([run for _, run in ready], images, rounds, lambda: bar.advance(task))
+                    for (system, _), mine in zip(ready, times, strict=True):
+                        count = None if system.is_plain else sum(system.looks)
+                        rows.append(BenchRow(system.name, count, engine, system.macs, batch_size, *_quartiles(mine)))
     return rows, notes
+
+
+def _interleaved(
+    runs: Sequence[Callable[[Tensor], object]], images: Tensor, rounds: int, advance: Callable[[], None]
+) -> list[list[float]]:
+    """Return the times of several functions, which take turns, after a round to warm up: milliseconds per image."""
+    times: list[list[float]] = [[] for _ in runs]
+    for round_ in range(rounds + 1):
+        for run, mine in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run(images)
+            synchronize(images.device)
+            if round_:
+                mine.append(1000 * (time.perf_counter() - start) / len(images))
+            advance()
+    return times
 
 
 def _quartiles(times: Sequence[float]) -> tuple[float, float, float]:
