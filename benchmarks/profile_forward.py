@@ -19,7 +19,7 @@ import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,25 +72,30 @@ def timed(spent: Counter[str], name: str, call: Callable[..., Any]) -> Callable[
     return wrapper
 
 
-def shares(model: TNet, images: torch.Tensor, rounds: int) -> tuple[float, dict[str, float]]:
-    """Return the median time of a pass in seconds, and the share of each part in all passes."""
-    spent: Counter[str] = Counter()
-    for part, name in PARTS.items():
-        call = getattr(model, part)
-        object.__setattr__(model, part, timed(spent, name, call.forward if part == "position" else call))
-    times = []
+def shares(models: Sequence[TNet], images: torch.Tensor, rounds: int) -> list[tuple[float, dict[str, float]]]:
+    """Return, per model, the median time of a pass in seconds, and the share of each part; models take turns."""
+    spent: list[Counter[str]] = [Counter() for _ in models]
+    times: list[list[float]] = [[] for _ in models]
+    for model, mine in zip(models, spent, strict=True):
+        for part, name in PARTS.items():
+            call = getattr(model, part)
+            object.__setattr__(model, part, timed(mine, name, call.forward if part == "position" else call))
     with torch.inference_mode():
         for index in range(rounds + 2):
-            if index == 2:
-                spent.clear()
-            start = time.perf_counter()
-            model(images)
-            times.append(time.perf_counter() - start)
-    for part in PARTS:
-        object.__delattr__(model, part)
-    total = sum(times[2:])
-    found = {name: spent[name] / total for name in PARTS.values()}
-    return statistics.median(times[2:]), {**found, "rest": 1 - sum(found.values())}
+            for model, mine, passes in zip(models, spent, times, strict=True):
+                if index == 2:  # two to warm up
+                    mine.clear()
+                    passes.clear()
+                start = time.perf_counter()
+                model(images)
+                passes.append(time.perf_counter() - start)
+    results = []
+    for model, mine, passes in zip(models, spent, times, strict=True):
+        for part in PARTS:
+            object.__delattr__(model, part)
+        found = {name: mine[name] / sum(passes) for name in PARTS.values()}
+        results.append((statistics.median(passes), {**found, "rest": 1 - sum(found.values())}))
+    return results
 
 
 def decode_ms(side_px: int) -> float:
@@ -123,11 +128,9 @@ def main() -> None:
         prepared = model.prepare_for_inference()
         for batch in args.batches:
             images = torch.randint(256, (batch, model.config.in_channels, *size_hw), dtype=torch.uint8)
-            before = None
-            for label, network in (("before", model), ("prepared", prepared)):
-                seconds, parts = shares(network, images, args.rounds)
-                gain = "" if before is None else f"{before / seconds:.2f}"
-                before = seconds
+            results = shares([model, prepared], images, args.rounds)
+            for label, (seconds, parts) in zip(("before", "prepared"), results, strict=True):
+                gain = "" if label == "before" else f"{results[0][0] / seconds:.2f}"
                 rate = macs * batch / seconds / peak
                 lines.append([
                     f"{name}, {looks} looks, {size_hw[0]} px", str(batch), label, f"{1000 * seconds / batch:.1f}", gain,

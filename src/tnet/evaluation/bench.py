@@ -81,7 +81,7 @@ def bench(
 ) -> tuple[list[BenchRow], list[str]]:
     """Time a model at each number of looks, and plain networks, on random ``uint8`` images in memory.
 
-    Within an engine rounds are interleaved: each times every system once, so that a machine that becomes slower slows all.
+    Rounds are interleaved within an engine: each times every system once, so that a machine that slows down slows all.
     Plain networks have the model's backbone, with new weights: at the model's base resolution, at the resolution at
     which they cost as much as the model, and at full resolution.
 
