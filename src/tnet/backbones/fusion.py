@@ -28,6 +28,8 @@ from tnet.backbones.base import Backbone
 TOLERANCE = 1e-4
 """Largest change of a backbone's outputs by fusion, relative to the largest output."""
 
+_MAX_SIZES = 4  # of the input of a convolution, for which reordered weights are kept
+
 _NAMES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {  # oneDNN's name, and attributes that it takes
     nn.ReLU: ("relu", ()),
     nn.ReLU6: ("hardtanh", ("min_val", "max_val")),
@@ -76,12 +78,15 @@ class FusedConv(nn.Module):
                 x, padding = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
             y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return y if self.activation is None else self.activation(y)
+        is_shifted = False
         if self.is_same:
             x, padding, is_shifted = self._pad(x)
-            # Copying the image to pad it takes longer than multiplying by zeros.
-            weight = F.pad(weight, (1, 0, 1, 0)) if is_shifted and x.shape[2:] not in self._packed else weight
         packed = self._packed.get(x.shape[2:])
         if packed is None:
+            if is_shifted:  # copying every image to pad it would take longer than multiplying by zeros
+                weight = F.pad(weight, (1, 0, 1, 0))
+            if len(self._packed) >= _MAX_SIZES:
+                self._packed.clear()
             packed = self._packed[x.shape[2:]] = torch.ops.mkldnn._reorder_convolution_weight(
                 weight, padding, self.stride, self.dilation, self.groups, list(x.shape)
             )
