@@ -40,7 +40,13 @@ def difference(one: Described, other: Described) -> float:
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(("name", "left"), FAMILIES.items())
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        pytest.param(*item, marks=() if item[0] in ("tf_efficientnet_b0", "resnet18", "bagnet77") else pytest.mark.slow)
+        for item in FAMILIES.items()
+    ],
+)
 def test_outputs_stay_the_same(name: str, left: int) -> None:
     backbone = trained(name)
     state = copy.deepcopy(backbone.state_dict())

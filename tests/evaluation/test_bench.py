@@ -36,6 +36,7 @@ def test_looks_are_timed_beside_plain_networks() -> None:
     assert table.count("\n") == 2 + 5 * 2 and "ms/image, batch 2" in table
 
 
+@pytest.mark.slow
 def test_a_plain_network_of_equal_cost_lies_between() -> None:
     model = TNet(CONFIG)
     rows, _ = bench(model, size_hw=(320, 320), looks=[3], batch_sizes=(1,), rounds=1, progress=False)
@@ -44,6 +45,7 @@ def test_a_plain_network_of_equal_cost_lies_between() -> None:
     assert 0.7 < equal.macs / own.macs < 1.4
 
 
+@pytest.mark.slow
 def test_other_models_are_timed_alone() -> None:
     rows, _ = bench(build_model(EVERY_KIND["saccader"]), looks=[2], batch_sizes=(1,), rounds=1, progress=False)
     assert [row.system for row in rows] == ["2 looks"]
