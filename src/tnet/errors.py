@@ -12,6 +12,11 @@ import re
 _WORKER_TRACEBACK = re.compile(r"\ACaught (\w+) in .*\nOriginal Traceback .*\n(?:[\w.]+\.)?\1: ", re.DOTALL)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or else its type: the reason that an error of ours gives."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class TnetError(Exception):
     """Base of all errors that tnet raises on purpose."""
 

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
 from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stochastic_depth
-from tnet.errors import ConfigError, TnetError
+from tnet.errors import ConfigError, TnetError, first_line
 from tnet.weights import check_state, read_tensors
 
 # Arguments of timm.create_model that an untrusted configuration must not set.
@@ -60,7 +60,7 @@ class TimmBackbone(Backbone):
         except TnetError:
             raise
         except Exception as error:  # timm's models raise almost anything for sizes that they do not support
-            problem = f"does not support {base_px} px glimpses ({_reason(error)})"
+            problem = f"does not support {base_px} px glimpses ({first_line(error)})"
             own_px = (getattr(self.model, "pretrained_cfg", None) or {}).get("input_size", (base_px,))[-1]
             other = "another base_px" if own_px == base_px else f"another base_px, such as {own_px},"
             remedy = f"{'correct backbone.kwargs, or ' if config.kwargs else ''}choose {other} or another backbone"
@@ -78,7 +78,7 @@ class TimmBackbone(Backbone):
         try:
             self._probe(side_px, self._indices)
         except Exception as error:
-            problem = f"backbone {self.config.name} does not support regions of {side_px} px ({_reason(error)})"
+            problem = f"backbone {self.config.name} does not support regions of {side_px} px ({first_line(error)})"
             raise ConfigError(f"{problem} besides whole images; remove model.look_px, or choose another") from None
 
     def _probe(self, side_px: int, indices: list[int] | None) -> _Shapes:
@@ -164,11 +164,6 @@ class _Call(nn.Module):
         return self.call(*arguments)
 
 
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's message, or else its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
     """Build the timm model without classifier, with the configured weights."""
     kwargs: dict[str, Any] = dict(config.kwargs)
@@ -202,12 +197,12 @@ def _create(config: BackboneConfig, in_channels: int, base_px: int) -> Any:
         raise
     except Exception as error:  # timm's models check few of their arguments, and loading raises several types
         if config.pretrained and isinstance(error, (OSError, RuntimeError)):
-            problem = f"pretrained weights of {config.name} cannot be loaded ({_reason(error)})"
+            problem = f"pretrained weights of {config.name} cannot be loaded ({first_line(error)})"
             remedy = "connect to the network once, set HF_HOME to a cache with them, or set model.backbone.weights"
             raise ConfigError(f"{problem}; {remedy} to a file") from None
         given = f" with kwargs {kwargs}"[:200] if kwargs else ""
         remedy = "correct backbone.kwargs" if config.kwargs else "choose another base_px or another backbone"
-        problem = f"backbone {config.name} cannot be built{given} for {base_px} px glimpses ({_reason(error)})"
+        problem = f"backbone {config.name} cannot be built{given} for {base_px} px glimpses ({first_line(error)})"
         raise ConfigError(f"{problem}; {remedy}") from None
     if config.weights is not None:
         tensors = read_tensors(Path(config.weights))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tnet.errors import ConfigError, ExportError
-from tnet.export.runtime import Run, first_line
+from tnet.errors import ConfigError, ExportError, first_line
+from tnet.export.runtime import Run
 
 DEFAULT_OPSET = 20
 _OPSETS = (18, 23)  # that PyTorch's exporter knows; older ones would need conversions that can fail

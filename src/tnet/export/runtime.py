@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnet.errors import ConfigError, ExportError
+from tnet.errors import ConfigError, ExportError, first_line
 
 Engine = Literal["onnx", "openvino"]
 Run = Callable[..., dict[str, Tensor]]
@@ -80,8 +80,3 @@ def _openvino(path: Path) -> Run:
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or else its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

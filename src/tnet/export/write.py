@@ -14,13 +14,13 @@ from jaxtyping import Int, Num, UInt8
 from torch import Tensor
 
 from tnet.baselines.saccader import Saccader
-from tnet.errors import ConfigError, ExportError
+from tnet.errors import ConfigError, ExportError, first_line
 from tnet.export.engine import ANSWER, LOCATE, SEE, SEE_REGION, SEE_WHOLE, EngineTNet
 from tnet.export.metadata import METADATA_NAME, Metadata, describe_export
 from tnet.export.parts import ANSWER_OUTPUTS, LOCATE_OUTPUTS, SEE_OUTPUTS, Answer, Locate, See, check_parts
 from tnet.export.programs import DEFAULT_OPSET, check_opset, save_program, trace, write_onnx
 from tnet.export.resize import is_reproduced
-from tnet.export.runtime import Run, first_line, open_session, require
+from tnet.export.runtime import Run, open_session, require
 from tnet.export.saccader import FixedSaccader
 from tnet.export.unrolled import OUTPUTS, FixedLooks
 from tnet.files import atomic_folder, check_new_folder

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tnet.errors import ConfigError, ResourceError, TnetError
+from tnet.errors import ConfigError, ResourceError, TnetError, first_line
 from tnet.inference.predictor import iter_predictions
 from tnet.inference.progress import progress_bar
 from tnet.inference.records import Prediction, Unreadable
@@ -108,7 +108,7 @@ def _predict(
             except ray.exceptions.RayTaskError:  # a fault in tnet
                 raise
             except ray.exceptions.RayError as error:
-                problem = f"the Ray cluster no longer predicts ({_first_line(error)})"
+                problem = f"the Ray cluster no longer predicts ({first_line(error)})"
                 raise ResourceError(f"{problem}; look after its nodes, then run the command again") from None
 
 
@@ -150,14 +150,10 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
-        raise ConfigError(f"{where} ({_first_line(error)}); see what Ray wrote to /tmp/ray, or omit --engine") from None
+        raise ConfigError(f"{where} ({first_line(error)}); see what Ray wrote to /tmp/ray, or omit --engine") from None
     if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process silently
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

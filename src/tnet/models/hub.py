@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from tnet.errors import CheckpointError
+from tnet.errors import CheckpointError, first_line
 
 _Model = TypeVar("_Model", bound="HubModel")
 
@@ -82,8 +82,7 @@ class HubModel(ModelHubMixin):
                     local_files_only=local_files_only, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CALIBRATION_NAME],
                 )  # fmt: skip
             except (OSError, ValueError, EntryNotFoundError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                problem = f"model {source} is not a folder and cannot be fetched from the Hub ({reason})"
+                problem = f"model {source} is not a folder and cannot be fetched from the Hub ({first_line(error)})"
                 remedy = "check the name, the network and your access (hf auth login), or give a folder"
                 raise CheckpointError(f"{problem}; {remedy}") from None
             folder = Path(fetched)
