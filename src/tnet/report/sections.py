@@ -30,6 +30,7 @@ _CURVES = {
     "train/accuracy": "training images", "train/region_accuracy": "training images, each look alone",
     "val/accuracy": "validation images", "val/accuracy_0_looks": "validation images, without looks",
     "val/accuracy_random": "validation images, random places",
+    "val/balanced_accuracy": "validation images, mean over the classes",
 }  # fmt: skip
 _PLACES = {"random": "random places", "centre": "the places nearest to the middle"}
 
