@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import ipaddress
 import os
@@ -25,6 +26,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import typer.testing
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 from matplotlib.figure import Figure
@@ -128,6 +130,10 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def repository() -> Path:
     """The root of the checkout, for tests of recipes and documents."""
     return Path(__file__).resolve().parent.parent
+
+
+# Typer builds all verbs for every call of its runner: a twelfth of the tests of the command line.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_collection_finish() -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tnet.backbones import Described
+from tnet.backbones.counting import counting
 from tnet.baselines.patches import PatchModel
 from tnet.errors import ConfigError
 from tnet.geometry import Regions
@@ -155,9 +155,8 @@ def cost_by_module(
     config = model.config
     scene = _BlankScene(size_hw, config.in_channels, like=model.classifier.weight)
     training = model.training
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
+        with counting() as counter:
             kind = model.eval().policy(policy)
             model(scene, looks=chosen, policy=kind if isinstance(kind, str) else _FirstCells(kind.needs_logits))
     finally:
@@ -191,9 +190,8 @@ def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int
     """
     backbone = copy.deepcopy(model.backbone).to("meta").eval()
     image = torch.zeros(1, model.config.in_channels, *image_size_hw, device="meta")
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
+        with counting() as counter:
             described: Described = backbone(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(

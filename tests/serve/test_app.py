@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from tests.helpers import tiny_config
+from tests.serve.fakes import SlowOptions
 
 from tnet.errors import ImageError
 from tnet.inference.predictor import DEFAULT_READ, predict
 from tnet.models.tnet import TNet
-from tnet.scenes.reading import ReadOptions
 from tnet.serve.app import Limits, create_app
 from tnet.serve.decoding import Decoder
 
@@ -130,19 +129,8 @@ def test_too_many_requests_are_refused_at_once(client: TestClient, model: TNet, 
     assert statuses == [200] * 4
 
 
-class Slow(ReadOptions):
-    """Stands for images that take too long, or kill; pickled to the process."""
-
-    def load(self, path: Any) -> torch.Tensor:
-        if path.read_bytes() == b"slow":
-            time.sleep(60)
-        if path.read_bytes() == b"crash":
-            os._exit(1)
-        return torch.zeros(1, 2, 3, dtype=torch.uint8)
-
-
 def test_images_that_take_too_long_or_kill_cost_a_process_and_no_more() -> None:
-    decoder = Decoder(Slow(), seconds=0.5)
+    decoder = Decoder(SlowOptions(), seconds=0.5)
     try:
         assert decoder.decode(b"fine").shape == (1, 2, 3)
         with pytest.raises(ImageError, match="more than 0.5 s to decode"):

@@ -7,8 +7,8 @@ PyTorch's own compiler, but without compiling. Elsewhere only batch norm is fold
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -178,10 +178,6 @@ class _Call:
     output: Tensor | None = None
     output_version: int = -1
 
-    def feeds(self, other: _Call) -> bool:
-        """Return whether another call takes the output as it is."""
-        return other.input is self.output and other.input_version == self.output_version
-
 
 class _Chain(NamedTuple):
     """Names of modules that follow each other."""
@@ -213,24 +209,31 @@ def _chains(module: nn.Module, glimpses: Tensor) -> list[_Chain]:
             hook.remove()
     times = Counter(call.name for call in calls)
     calls = [call for call in calls if times[call.name] == 1]
+    takers = defaultdict(list)  # of a tensor as it was at one version
+    for call in calls:
+        takers[id(call.input), call.input_version].append(call)
     chains = []
     for conv in calls:
         if not _is_plain_conv(conv.module):
             continue
-        norm, activation = _follower(calls, conv, _BatchNorm), None
+        norm, activation = _follower(takers, conv, _BatchNorm), None
         if norm is not None and not _is_plain_norm(norm.module):
             norm = None
         if norm is None or not isinstance(norm.module, BatchNormAct2d):
-            activation = _follower(calls, norm or conv, tuple(_NAMES))
+            activation = _follower(takers, norm or conv, tuple(_NAMES))
         names = [None if call is None else call.name for call in (norm, activation)]
         chains.append(_Chain(conv.name, *names))
     return chains
 
 
-def _follower(calls: Sequence[_Call], call: _Call, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> _Call | None:
-    """Return the call of this kind that alone takes the output of another, if there is one."""
-    takers = [other for other in calls if call.feeds(other)]
-    return takers[0] if len(takers) == 1 and isinstance(takers[0].module, kind) else None
+def _follower(
+    takers: Mapping[tuple[int, int], Sequence[_Call]],
+    call: _Call,
+    kind: type[nn.Module] | tuple[type[nn.Module], ...],
+) -> _Call | None:
+    """Return the call of this kind that alone takes the output of another as it is, if there is one."""
+    found = takers.get((id(call.output), call.output_version), ())
+    return found[0] if len(found) == 1 and isinstance(found[0].module, kind) else None
 
 
 def _is_plain_conv(conv: nn.Module) -> bool:

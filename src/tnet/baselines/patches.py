@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from tnet.backbones import BackboneConfig
+from tnet.backbones.counting import counting
 from tnet.baselines.geometry import Looks
 from tnet.baselines.objective import BaselineObjective, BaselineObjectiveConfig, Terms
 from tnet.errors import ConfigError
@@ -76,8 +75,7 @@ class PatchModel(Model):
     @staticmethod
     def count_macs(run: Callable[[], object]) -> int:
         """Count the multiply-adds of a call, as :mod:`tnet.cost` does."""
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
+        with counting() as counter:
             run()
         return counter.get_total_flops() // 2
 

@@ -1,0 +1,31 @@
+"""Counting multiply-adds, and finding shapes, without computing what does not matter for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class SkipNorms(TorchFunctionMode):
+    """Leaves out batch norm, which changes no shape and counts as no multiply-add.
+
+    On the meta device, and under PyTorch's counter on any, batch norm runs in Python and takes longer than all else.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count floating-point operations, two per multiply-add, of what runs inside, whose outputs mean nothing."""
+    with torch.no_grad(), SkipNorms(), FlopCounterMode(display=False) as counter:
+        yield counter
