@@ -26,7 +26,8 @@ Module = TypeVar("Module", bound=nn.Module)
 # 16 features, 9 x 9 positions for the tap of a 3 x 3 grid at 32 px; a forward takes milliseconds.
 TINY_RESNET = BackboneConfig("resnet10t", kwargs={"channels": [8, 8, 16, 16], "stem_width": 8})
 TINY_BAGNET = BackboneConfig(
-    "bagnet77", kwargs={"planes": [4, 4, 8, 8], "expansion": 1, "feature_dim": 16, "spatial_dropout": 0.0}
+    "bagnet77",
+    kwargs={"planes": [4, 4, 8, 8], "blocks": [1, 1, 2, 1], "expansion": 1, "feature_dim": 16, "spatial_dropout": 0.0},
 )
 
 

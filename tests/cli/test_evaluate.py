@@ -27,7 +27,9 @@ from tnet.scenes.reading import ReadOptions
 from tnet.training.recipe import Recipe, save_recipe
 
 CONFIG = TNetConfig(
-    backbone=BackboneConfig("bagnet77", kwargs={"planes": [4] * 4, "expansion": 1, "feature_dim": 24}),
+    backbone=BackboneConfig(
+        "bagnet77", kwargs={"planes": [4] * 4, "blocks": [1] * 4, "expansion": 1, "feature_dim": 24}
+    ),
     num_classes=10,
     in_channels=1,
     base_px=32,
