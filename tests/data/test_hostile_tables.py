@@ -95,7 +95,7 @@ def test_parquet_dictionaries_nulls_and_numbers_are_text(tmp_path: Path) -> None
     assert read_columns(tmp_path / "m.parquet", ["path", "n", "text"]) == expected
 
 
-MILLION = """
+MANY = """
 import sys, time
 from tnet.inference.inputs import find_inputs
 start = time.process_time()
@@ -105,14 +105,14 @@ print(len(find_inputs([sys.argv[1]])), time.process_time() - start)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt"])
-def test_a_million_rows_take_seconds(tmp_path: Path, suffix: str) -> None:
+def test_many_rows_take_seconds(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "a.png").touch()
     manifest = tmp_path / f"m{suffix}"
     if suffix == ".parquet":
-        pyarrow.parquet.write_table(pa.table({"path": ["a.png"] * 10**6}), manifest)
+        pyarrow.parquet.write_table(pa.table({"path": ["a.png"] * 300_000}), manifest)
     else:
-        manifest.write_text(("path\n" if suffix == ".csv" else "") + "a.png\n" * 10**6)
+        manifest.write_text(("path\n" if suffix == ".csv" else "") + "a.png\n" * 300_000)
     # In another process, where types are not checked on every call.
-    done = subprocess.run([sys.executable, "-c", MILLION, manifest], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MANY, manifest], capture_output=True, text=True, check=True)
     count, seconds = done.stdout.split()
-    assert int(count) == 10**6 and float(seconds) < 20
+    assert int(count) == 300_000 and float(seconds) < 6

@@ -37,7 +37,7 @@ MODELS = {
 
 # One of each kind of model and data; the others differ in the size of the same network.
 TRIED = ["imagenet_tnet", "imagenet_bagnet77", "imagenet_saccader_1", "imagenet_saccader_3", "imagenet_dram"]
-TRIED += ["fmow_tnet_448", "fmow_tnet_896", "fmow_b0_224_crops", "cub_b0", "cub_tnet_b4", "nabirds_tnet_b0"]
+TRIED += ["fmow_tnet_448", "fmow_tnet_896", "fmow_b0_224_crops", "cub_b0", "nabirds_tnet_b0"]
 
 # Features of EfficientNet-B0 to B4, which a classifier has that many weights and a bias of for each class.
 DIMS = dict(zip(SIZES, (1280, 1280, 1408, 1536, 1792), strict=True))
