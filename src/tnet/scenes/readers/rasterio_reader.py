@@ -118,7 +118,8 @@ class RasterioReader:
 
         if number not in self._datasets:
             chosen = {"OVERVIEW_LEVEL": number - 1} if number else {}
-            with warnings.catch_warnings():
+            # rasterio compares "no data" with the limits of the type, in that type, which may be too small for it.
+            with warnings.catch_warnings(), np.errstate(over="ignore"):
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 path, driver = str(self._path.absolute()), self._driver
                 if self.header is not None and self.header.photometric == 5:
