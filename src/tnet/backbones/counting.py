@@ -21,7 +21,10 @@ class SkipNorms(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
 
 
 @contextmanager
