@@ -116,12 +116,13 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
     files += [make.giant_tiff(tmp_path / "tiles"), make.giant_tiff(tmp_path / "strip", tile=None)]
     files.append(make.raw_tiff(tmp_path / "one_tile", [make.tiff_ifd(16_384, tile=16_384, t259=(3, 1, 8))]))
     program = (
-        "import resource, sys\n"
+        "import sys\n"
         "from tnet.errors import ImageError\n"
+        "from tnet.evaluation.memory import _peak_bytes\n"
         "from tnet.scenes.readers import READERS, open_reader\n"
         "from tnet.scenes.readers.doctor import reader_status\n"
         "reader_status()\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = _peak_bytes()\n"
         "for path in sys.argv[1:]:\n"
         "    for name in (None, *list(READERS)[:4]):\n"
         "        try:\n"
@@ -131,7 +132,7 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
         "            continue\n"
         "        if 'bomb' not in path:\n"
         "            raise SystemExit(f'{path} was read by {name}')\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+        "print((_peak_bytes() - before) // 2**20)\n"
     )
     command = [sys.executable, "-c", program, *map(str, files)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
