@@ -251,6 +251,7 @@ def test_the_peak_of_the_process_grows_by_the_image_and_what_resizing_takes(dtyp
         return int(subprocess.run(command, cwd=repository, capture_output=True, check=True, timeout=300).stdout)
 
     image_bytes = 3 * (3584**2 - 896**2) * (1 if dtype == "uint8" else 4)
-    growth = peak(3584) - peak(896)
-    # The 14 MiB of the test above; and the peak of equal processes varies by some megabytes.
-    assert image_bytes - 8 * 2**20 < growth < image_bytes + (14 + 8) * 2**20
+    # The smaller of two, because the peak of equal processes varies by up to 10 MB.
+    growth = min(peak(3584) for _ in range(2)) - min(peak(896) for _ in range(2))
+    # Beyond the image the 14 MiB of the test above, and what varies; a copy of the image would be 37 MiB at least.
+    assert image_bytes - 8 * 2**20 < growth < image_bytes + (14 + 10) * 2**20
