@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tnet.backbones import Described
 from tnet.backbones.counting import counting
 from tnet.baselines.patches import PatchModel
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, first_line
 from tnet.geometry import Regions
 from tnet.models.base import Model, ModelConfig
 from tnet.models.kind import build_model
@@ -196,7 +196,7 @@ def full_image_multiply_adds(model: TNet, image_size_hw: tuple[int, int]) -> int
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"backbone {model.config.backbone.name} does not take a whole image of {image_size_hw[0]} x "
-            f"{image_size_hw[1]} px ({str(error).splitlines()[0]}); choose another backbone or image size"
+            f"{image_size_hw[1]} px ({first_line(error)}); choose another backbone or image size"
         ) from None
     return counter.get_total_flops() // 2 + described.pooled.shape[1] * model.config.num_classes
 
