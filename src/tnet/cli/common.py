@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tnet.errors import ConfigError
+from tnet.errors import ConfigError, first_line
 from tnet.text import visible
 
 if TYPE_CHECKING:
@@ -167,8 +167,7 @@ def pick_device(name: str) -> str:
         # A round trip is the one check that works for every kind of device.
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(f"device {name!r} is not available ({reason}); use --device cpu, or auto") from None
+        raise ConfigError(f"device {name!r} is not available ({first_line(error)}); use --device cpu, or auto") from None
     return name
 
 
