@@ -167,7 +167,8 @@ def pick_device(name: str) -> str:
         # A round trip is the one check that works for every kind of device.
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} is not available ({first_line(error)}); use --device cpu, or auto") from None
+        problem = f"device {name!r} is not available ({first_line(error)})"
+        raise ConfigError(f"{problem}; use --device cpu, or auto") from None
     return name
 
 
