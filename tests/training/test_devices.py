@@ -85,7 +85,11 @@ def test_a_process_that_dies_ends_the_training(tmp_path: Path) -> None:
             while not (tmp_path / "two" / LAST_CHECKPOINT).exists() and first.poll() is None:
                 time.sleep(0.1)
             (second,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+            # Lightning's observer wakes every 5 s: at once, beside the process that has yet to see the lost connection.
+            first.send_signal(signal.SIGSTOP)
             os.kill(int(second), signal.SIGKILL)
+            time.sleep(6)
+            first.send_signal(signal.SIGCONT)
             _, errors = first.communicate(timeout=60)
         finally:
             first.kill()

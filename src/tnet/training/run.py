@@ -12,6 +12,7 @@ import logging
 import pickle
 import shutil
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -22,6 +23,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
@@ -60,6 +62,7 @@ from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # Lightning's warnings about a deprecated class that it uses itself, small datasets, and resumed runs.
+_GRACE_SECONDS = 30
 _HARMLESS = (
     ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
     "|broadcast_buffers|sync_dist=True)"  # metrics are shared when they are computed
@@ -228,6 +231,21 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: item for part in parts for name, item in part.items()}
 
 
+class _PatientDDP(DDPStrategy):
+    """DDP whose main process has the time to say why it ends.
+
+    If a process has ended, Lightning's observer, which looks every 5 s, kills the main one, perhaps before that has
+    raised the error of the lost connection.
+    """
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                kill = thread._terminate_all
+                thread._terminate_all = lambda: (time.sleep(_GRACE_SECONDS), kill())  # type: ignore[method-assign]
+
+
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
     train = recipe.train
     place = folder / "checkpoints"
@@ -264,7 +282,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         return pl.Trainer(
             accelerator=train.accelerator, devices=train.devices, precision=train.precision, max_epochs=train.epochs,
             # Processes may validate different numbers of batches, and a stage may leave parameters out.
-            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
+            strategy=_PatientDDP(broadcast_buffers=False, find_unused_parameters=True) if train.devices > 1 else "auto",
             use_distributed_sampler=False, reload_dataloaders_every_n_epochs=1,
             callbacks=active, plugins=[callbacks.AtomicCheckpointIO()], gradient_clip_val=recipe.optim.clip_norm,
             logger=loggers, num_sanity_val_steps=0, limit_val_batches=val_batches, log_every_n_steps=10**9,
