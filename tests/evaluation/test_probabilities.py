@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tnet.evaluation.probabilities import calibrate_halves, calibration_error, fit_temperature
+from tnet.evaluation.probabilities import calibration_error, fit_calibration, fit_temperature
 
 
 def test_calibration_error_by_hand() -> None:
@@ -40,9 +40,25 @@ def test_the_temperature_that_made_the_logits_is_found(temperature: float, sever
     else:
         targets = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
     assert fit_temperature(logits * temperature, targets) == pytest.approx(temperature, rel=0.05)
-    before, after = calibrate_halves(logits * temperature, targets)
-    assert after < 0.012
-    assert (before > 0.05) == (temperature != 1.0)
+    found = fit_calibration(logits * temperature, targets)
+    assert found.error_after < 0.012
+    assert (found.error_before > 0.05) == (temperature != 1.0)
+    assert found.temperature == pytest.approx(temperature, rel=0.05)
+    assert found.helps or found.temperature == 1.0
+
+
+def test_a_temperature_that_does_not_help_is_not_kept() -> None:
+    # Fitted to few images that are all right, it makes the one that is wrong nearly certain.
+    logits = torch.tensor([[2.0, 0.0]] * 8 + [[0.0, 2.0]])
+    targets = torch.zeros(9, dtype=torch.long)
+    assert fit_temperature(logits[:-1], targets[:-1]) < 0.1
+    found = fit_calibration(logits, targets)
+    assert found.error_after > found.error_before
+    assert found.temperature == 1.0 and not found.helps
+
+
+def test_a_single_image_is_too_few_to_fit_to() -> None:
+    assert fit_calibration(torch.tensor([[1.0, 0.0]]), torch.tensor([0])).temperature == 1.0
 
 
 def test_no_other_temperature_is_better() -> None:

@@ -95,16 +95,17 @@ def _fit_probabilities(
     device: str,
     progress: bool,
 ) -> None:
-    """Fit the temperature, save it in the model's configuration, and report the error on images left out of the fit."""
-    from tnet.evaluation.probabilities import calibrate_halves, collect_logits, fit_temperature
+    """Save the temperature in the model's configuration, if it helps on images left out of the fit, and report both."""
+    from tnet.evaluation.probabilities import collect_logits, fit_calibration
     from tnet.models.io import load_model, save_temperature
 
     model = load_model(run).to(device)
     images, source = open_labelled(model.config, run, data, recipe, split)
-    logits, targets = collect_logits(model, images, batch_size=batch_size, workers=workers, progress=progress)
-    before, after = calibrate_halves(logits, targets)
-    temperature = fit_temperature(logits, targets)
-    path = save_temperature(run, temperature)
-    common.say(f"{source}: {len(images)} images, temperature {temperature:.3f}")
-    common.say(f"expected calibration error: {before:.1%} before, {after:.1%} after, on halves left out of the fit")
+    logits = collect_logits(model, images, batch_size=batch_size, workers=workers, progress=progress)
+    found = fit_calibration(*logits)
+    path = save_temperature(run, found.temperature)
+    kept = "" if found.helps else ", since another does not lower the error"
+    common.say(f"{source}: {len(images)} images, temperature {found.temperature:.3f}{kept}")
+    before, after = f"{found.error_before:.1%} before", f"{found.error_after:.1%} after"
+    common.say(f"expected calibration error: {before}, {after}, on halves left out of the fit")
     common.say(f"written: {path}")

@@ -17,7 +17,7 @@ from tnet.data.folder import LabelledImages
 from tnet.data.folds import write_folds
 from tnet.data.loading import LabelledData, open_data, open_labelled
 from tnet.errors import ConfigError, OutputError
-from tnet.evaluation.probabilities import calibration_error, collect_logits, fit_temperature
+from tnet.evaluation.probabilities import calibration_error, collect_logits, fit_calibration
 from tnet.evaluation.report import markdown_table
 from tnet.files import write_text
 from tnet.models.io import save_temperature
@@ -131,7 +131,7 @@ def cross_validate(
         result = train(own, place, resume=(place / "recipe.yaml").is_file(), progress=progress)
         _, val = open_data(own.data, recipe.model.in_channels, recipe.seed)
         _, test = open_data(replace(own.data, val=str(tables / "test.csv")), recipe.model.in_channels, recipe.seed)
-        temperature = fit_temperature(*collect_logits(result.model, val, progress=progress))
+        temperature = fit_calibration(*collect_logits(result.model, val, progress=progress)).temperature
         save_temperature(place, temperature)
         answers = _rows(test, *collect_logits(result.model, test, progress=progress), temperature)
         write_text(place / OUT_OF_FOLD, "".join(map(csv_row, answers)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -50,8 +52,27 @@ def collect_logits(
     return torch.cat(logits), torch.cat(targets)
 
 
-def calibrate_halves(logits: Float[Tensor, "images classes"], targets: Targets) -> tuple[float, float]:
-    """Return the calibration error before, and after fitting the temperature to the other half of the images.
+class Calibration(NamedTuple):
+    """A temperature, and what it does to images that it was not fitted to.
+
+    Attributes:
+        temperature: divisor of the logits; 1 if fitting one does not lower the error.
+        error_before: expected calibration error at a temperature of 1.
+        error_after: the same with the temperature of each half of the images fitted to the other half.
+    """
+
+    temperature: float
+    error_before: float
+    error_after: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the temperature lowers the error on images that it was not fitted to."""
+        return self.error_after < self.error_before
+
+
+def fit_calibration(logits: Float[Tensor, "images classes"], targets: Targets) -> Calibration:
+    """Fit a temperature, and keep it if it lowers the expected calibration error on halves left out of the fit.
 
     If images have several labels, each label counts as an answer of its own.
     """
@@ -60,8 +81,8 @@ def calibrate_halves(logits: Float[Tensor, "images classes"], targets: Targets) 
     if len(order) > 1:
         for mine, other in (order[::2], order[1::2]), (order[1::2], order[::2]):
             after[mine] /= fit_temperature(logits[other], targets[other])
-    first, second = (_error(values, targets) for values in (logits, after))
-    return first, second
+    found = Calibration(fit_temperature(logits, targets), _error(logits, targets), _error(after, targets))
+    return found if found.helps else found._replace(temperature=1.0)
 
 
 def _error(logits: Tensor, targets: Targets) -> float:

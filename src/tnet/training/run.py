@@ -16,8 +16,10 @@ import threading
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +244,12 @@ class _PatientDDP(DDPStrategy):
         super().setup_environment()
         for thread in threading.enumerate():
             if isinstance(thread, _ChildProcessObserver):
-                kill = thread._terminate_all
-                thread._terminate_all = lambda: (time.sleep(_GRACE_SECONDS), kill())  # type: ignore[method-assign]
+                thread._terminate_all = partial(_kill_later, thread._terminate_all)  # type: ignore[method-assign]
+
+
+def _kill_later(kill: Callable[[], None]) -> None:
+    time.sleep(_GRACE_SECONDS)
+    kill()
 
 
 def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, val_batches: int | None) -> pl.Trainer:
