@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
+from tests.helpers import regions
 
-from tnet.data.sample import Sample, collate
+from tnet.losses import divergence
 
 
 @pytest.fixture
@@ -65,10 +67,12 @@ def test_types_are_shipped(repository: Path) -> None:
 
 
 def test_shapes_are_checked() -> None:
-    sample = Sample(torch.zeros(3, 4, 5, dtype=torch.uint8), torch.tensor(1), "right")
-    assert collate([sample]).images.shape == (1, 3, 4, 5)
-    with pytest.raises(jaxtyping.TypeCheckError):
-        collate(3)  # type: ignore[arg-type]
+    assert divergence(torch.zeros(2, 3), torch.zeros(2, 3), multilabel=False) == 0
+    with pytest.raises(BeartypeCallHintViolation, match="Float"):
+        divergence(torch.zeros(2, 3), torch.zeros(1, 3), multilabel=False)  # which PyTorch would broadcast
+    table = regions([(0, 0, 4, 4)] * 2)
+    with pytest.raises(BeartypeCallHintViolation, match="Int"):
+        replace(table, image=table.image[:1])
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "example.invalid"])

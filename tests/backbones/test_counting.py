@@ -1,17 +1,20 @@
-"""Counting without batch norm: the same numbers as PyTorch's counter, and nothing is changed."""
+"""Counting without what is elementwise: the same numbers as PyTorch's counter, and nothing is changed."""
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnet.backbones.counting import SkipNorms, counting
+from tnet.backbones.counting import SkipElementwise, counting
 
 
-def test_counts_are_those_with_batch_norm() -> None:
-    model, images = timm.create_model("test_efficientnet"), torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "resnet10t", "test_vit"])
+def test_counts_are_those_of_all_operations(name: str) -> None:
+    model = timm.create_model(name, img_size=64) if "vit" in name else timm.create_model(name)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), FlopCounterMode(display=False) as wanted:
         model.eval()(images)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -22,10 +25,11 @@ def test_counts_are_those_with_batch_norm() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_batch_norm_is_left_out_only_inside() -> None:
+def test_elementwise_operations_are_left_out_only_inside() -> None:
     images, mean, var = torch.randn(2, 3, 4, 4), torch.ones(3), torch.full((3,), 4.0)
-    with SkipNorms():
+    with SkipElementwise():
         assert F.batch_norm(images, mean, var) is images
         assert F.batch_norm(input=images, running_mean=mean, running_var=var) is images
+        assert F.silu(images) is images
         assert F.group_norm(images, 3) is not images
     assert not torch.equal(F.batch_norm(images, mean, var), images)

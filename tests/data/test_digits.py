@@ -380,7 +380,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
         ({"target_copies": 2, "other_digits": 10}, "other_digits is 10.*at most 9"),
     ],
 )
-def test_wrong_settings_are_rejected(changes: dict[str, object], said: str, as_in_use: None) -> None:
+def test_wrong_settings_are_rejected(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         DigitsConfig(**(SMALL | changes))  # type: ignore[arg-type]
 
@@ -390,7 +390,7 @@ def test_other_tasks_need_no_majority() -> None:
     assert (layout.labels[1:] != layout.labels[0]).all()
 
 
-def test_an_unknown_split_is_rejected(as_in_use: None) -> None:
+def test_an_unknown_split_is_rejected() -> None:
     with pytest.raises(ConfigError, match="split is 'dev'.*train, val, test"):
         make("dev")  # type: ignore[arg-type]
 

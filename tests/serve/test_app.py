@@ -129,6 +129,7 @@ def test_too_many_requests_are_refused_at_once(client: TestClient, model: TNet, 
     assert statuses == [200] * 4
 
 
+@pytest.mark.slow
 def test_images_that_take_too_long_or_kill_cost_a_process_and_no_more() -> None:
     decoder = Decoder(SlowOptions(), seconds=0.5)
     try:

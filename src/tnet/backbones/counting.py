@@ -11,18 +11,22 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+_SKIPPED = {
+    F.batch_norm, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.mish, F.relu, F.relu6, F.silu,
+}  # fmt: skip
 
-class SkipNorms(TorchFunctionMode):
-    """Leaves out batch norm, which changes no shape and counts as no multiply-add.
 
-    On the meta device, and under PyTorch's counter on any, batch norm runs in Python and takes longer than all else.
+class SkipElementwise(TorchFunctionMode):
+    """Leaves out batch norm and activations, which change no shape and count as no multiply-add.
+
+    On the meta device, and under PyTorch's counter on any, they run in Python and take longer than all else.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm:
+        if func in _SKIPPED:
             return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
 
@@ -30,5 +34,5 @@ class SkipNorms(TorchFunctionMode):
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Count floating-point operations, two per multiply-add, of what runs inside, whose outputs mean nothing."""
-    with torch.no_grad(), SkipNorms(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), SkipElementwise(), FlopCounterMode(display=False) as counter:
         yield counter

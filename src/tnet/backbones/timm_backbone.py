@@ -16,7 +16,7 @@ from torch.func import functional_call
 from typing_extensions import override
 
 from tnet.backbones.base import Backbone, BackboneConfig, Described
-from tnet.backbones.counting import SkipNorms
+from tnet.backbones.counting import SkipElementwise
 from tnet.backbones.efficientnet import create_narrow, is_efficientnet, set_stochastic_depth
 from tnet.errors import ConfigError, TnetError, first_line
 from tnet.weights import check_state, read_tensors
@@ -102,7 +102,7 @@ class TimmBackbone(Backbone):
             for name, tensor in (*module.named_parameters("", False), *module.named_buffers("", False))
         }
         glimpses = torch.zeros(2, in_channels, side_px, side_px, device="meta")
-        with torch.no_grad(), SkipNorms():
+        with torch.no_grad(), SkipElementwise():
             result: tuple[Tensor, list[Tensor]] = functional_call(call, tensors, (glimpses, indices), tie_weights=False)
         return result
 
