@@ -213,13 +213,6 @@ def test_a_table_of_published_models() -> None:
     assert rows["tnet_efficientnet_b0.fmow_448"] == ["224", "2", "2", "4,517,575", "4,559,591", "1.155", "0.3851"]
 
 
-@pytest.mark.slow
-def test_every_registered_model_has_its_row() -> None:
-    code, output = run("--table")
-    assert code == 0
-    assert [name for name in table(output) if "." in name] == registry.list_models()
-
-
 @pytest.mark.usefixtures("registered")
 def test_a_pattern_that_names_nothing_is_an_error() -> None:
     code, output = run("--table", "*.c")
