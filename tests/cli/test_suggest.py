@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import typer
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
@@ -44,6 +46,28 @@ def test_what_it_says(photos: Path) -> None:
     for topic in ("backbone", "base", "levels", "grid", "looks", "rates", "reading", "batch", "epochs"):
         assert re.search(rf"^{topic} ", output, re.MULTILINE), topic
     assert "64 px" in output and "as proposed" in output and "warning: fewer than 20 training images" in output
+
+
+def test_a_test_for_looks_with_weights_from_a_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnet.suggest.probe._STEPS", 5)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), "weights.safetensors")
+    options = ("--backbone", "test_resnet", "--weights", "weights.safetensors", "--no-progress")
+    code, output = run("suggest", photos, *options, "--probe", 10, "--out", "made.yaml")
+    assert code == 0, output
+    assert re.search(r"^test +frozen features tell the class of \d+% at 64 px", output, re.MULTILINE)
+    assert "starts from the weights in weights.safetensors" in output
+    text = Path("made.yaml").read_text()
+    assert "# test: frozen features tell" in text
+    backbone = load_recipe("made.yaml").model.backbone  # type: ignore[attr-defined]
+    assert (backbone.weights, backbone.pretrained) == ("weights.safetensors", False)
+
+
+def test_a_test_for_looks_without_weights(photos: Path) -> None:
+    code, output = run("suggest", photos, "--backbone", "bagnet77", "--probe", 10, "--out", "made.yaml")
+    assert code == 1 and output.startswith("error: ") and "bagnet77 has none" in output
+    code, output = run("suggest", photos, "--backbone", "test_resnet", "--weights", "none.pth", "--probe", 10)
+    assert code == 1 and output.startswith("error: ") and "none.pth" in output
+    assert not Path("made.yaml").exists()
 
 
 @pytest.mark.slow

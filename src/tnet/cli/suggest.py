@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tnet.cli.common import OverwriteOption, say
+from tnet.cli.common import OverwriteOption, ProgressOption, say
 
 _FOLDER_HELP = (
     "Folder with train/CLASS/ and val/CLASS/, or with one folder per class; or a table (CSV, Parquet) of paths and "
@@ -18,6 +18,11 @@ _MACS_HELP = (
     "Most multiply-adds per image, such as 1.0G or 300M. [default: half of the plain backbone's at full resolution, if "
     "possible]"
 )
+_PROBE_HELP = (
+    "Test with that many training images, such as 700, whether looks are likely to pay: reads them with the frozen "
+    "backbone, which takes minutes."
+)
+_WEIGHTS_HELP = "File of the backbone's weights (.safetensors, .pth), instead of timm's, which are downloaded."
 
 
 def suggest(
@@ -26,6 +31,8 @@ def suggest(
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Backbone: see `tnet models --backbones`.")
     ] = "mobilenetv2_100",
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help=_WEIGHTS_HELP)] = None,
+    probe: Annotated[int, typer.Option(min=0, max=100_000, metavar="IMAGES", help=_PROBE_HELP)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the recipe (YAML) here, with reasons as comments.")] = None,
     path_column: Annotated[str, typer.Option(help="Column of a table with the paths.")] = "path",
     label_column: Annotated[str, typer.Option(help="Column of a table with the labels.")] = "label",
@@ -33,11 +40,12 @@ def suggest(
         str | None, typer.Option(help="Separator of several labels of an image in a table, such as |.")
     ] = None,
     overwrite: OverwriteOption = False,
+    progress: ProgressOption = True,
 ) -> None:
     """Propose a recipe for your own images, with the reasons.
 
-    Reads labels and image headers, not pixels; weights are neither loaded nor downloaded. The cost of the recipe is
-    compared with the plain backbone's on the downscaled and on the full image.
+    Reads labels and image headers, not pixels; weights are neither loaded nor downloaded, unless --probe is given. The
+    cost of the recipe is compared with the plain backbone's on the downscaled and on the full image.
     """
     from dataclasses import replace
 
@@ -50,7 +58,10 @@ def suggest(
     budget = parse_macs(macs) if macs is not None else None
     data = find_layout(folder)
     data = replace(data, path_column=path_column, label_column=label_column, label_separator=label_separator)
-    proposal = propose(survey_images(data), budget_macs=budget, backbone=backbone)
+    proposal = propose(
+        survey_images(data), budget_macs=budget, backbone=backbone, weights_file=weights, probe_images=probe,
+        progress=progress,
+    )  # fmt: skip
     say(explain(proposal))
     if out is None:
         say("to save it as a recipe, add --out recipe.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import timm
 
@@ -39,14 +40,23 @@ class Weights:
     name: str
     hub_id: str = ""  # source of timm's weights; empty if it has none
     side_px: int = 224  # image side of the pretraining
+    file: str | None = None  # given instead of timm's
 
     @classmethod
-    def of(cls, name: str) -> Weights:
-        """Return timm's pretrained weights of a backbone, if it has any."""
+    def of(cls, name: str, file: Path | None = None) -> Weights:
+        """Return a file, or timm's pretrained weights of a backbone, if it has any."""
         pretrained = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        side_px = cls.side_px if pretrained is None else int(pretrained.input_size[-1])
+        if file is not None:
+            return cls(name, side_px=side_px, file=str(file))
         if pretrained is None or not pretrained.has_weights:
             return cls(name)
-        return cls(name, str(pretrained.hf_hub_id or pretrained.url), int(pretrained.input_size[-1]))
+        return cls(name, str(pretrained.hf_hub_id or pretrained.url), side_px)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The backbone with these weights."""
+        return BackboneConfig(self.name, pretrained=bool(self.hub_id), weights=self.file)
 
     @property
     def is_cached(self) -> bool:
@@ -145,7 +155,7 @@ def _plans(survey: Survey, weights: Weights) -> Iterator[LookPlan]:
 
     def plan(base_px: int, fit: GridFit | None, looks: tuple[int, ...], wanted_steps: int) -> LookPlan:
         config = TNetConfig(
-            backbone=BackboneConfig(weights.name, pretrained=bool(weights.hub_id)), num_classes=len(survey.classes),
+            backbone=weights.backbone, num_classes=len(survey.classes),
             multilabel=survey.multilabel, base_px=base_px, levels=1 + len(looks),
             grid=Grid() if fit is None else fit.grid, looks=looks,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tnet.geometry import square_boxes, total_looks
 from tnet.objectives import ObjectiveConfig
 from tnet.suggest.plan import BASES_PX, GAIN, LEAST_GAIN, LookPlan, Weights, format_macs
+from tnet.suggest.probe import Probe
 from tnet.suggest.survey import Survey
 from tnet.training.recipe import Recipe
 
@@ -38,7 +39,9 @@ def model_reasons(survey: Survey, plan: LookPlan, weights: Weights, budget_macs:
     """Yield the reasons for the model."""
     config, (height, width) = plan.config, survey.median_hw
     longer, base_px = max(height, width), config.base_px
-    if not weights.hub_id:
+    if weights.file is not None:
+        state = f"starts from the weights in {weights.file}"
+    elif not weights.hub_id:
         state = "has no pretrained weights, so it starts at random and needs more images and epochs"
     elif weights.is_cached:
         state = "starts from timm's pretrained weights, which are in the local cache"
@@ -95,6 +98,25 @@ def _inference_reasons(survey: Survey, plan: LookPlan) -> Iterator[Reason]:
         yield Reason("aspect", "model", text)
 
 
+def probe_reason(probe: Probe) -> Reason:
+    """Return what a frozen backbone read of a few images, and what follows."""
+    base, finest = probe.readings[0], probe.readings[-1]
+    count = len(base.whole)
+    best = ", ".join(f"{reading.best.float().mean():.0%} at {reading.side_px} px" for reading in probe.readings)
+    read = f"frozen features tell the class of {best}, of {count} images (chance: {probe.chance:.0%})"
+    parts, whole = (f"{right.float().mean():.0%}" for right in (finest.parts, finest.whole))
+    at = f"at {finest.side_px} px, {parts} from single places and {whole} from the whole"
+    if probe.verdict == "unreadable":
+        text = f"{read}, so this test cannot tell; train the plain backbone at two resolutions"
+    elif probe.verdict == "plain":
+        text = f"{read}: resolution hardly helps, so the plain backbone at {base.side_px} px may be as good for less"
+    elif probe.verdict == "pixels":
+        text = f"{read}; {at}: resolution helps, but the whole shows as much; train a plain backbone of that size too"
+    else:
+        text = f"{read}; {at}; half of the evidence is in {finest.area:.1%} of the image: looks should pay"
+    return Reason("test", "model", text)
+
+
 def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) -> Iterator[Reason]:
     """Yield the reasons for the rest of the recipe; ``steps`` is the aim in training steps."""
     train, optim, objective = recipe.train, recipe.optim, recipe.objective
@@ -102,7 +124,7 @@ def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) 
         rewards = ", and from rewards if it has no siblings" if objective.reinforce_weight else ""
         yield Reason("locator", "objective", f"learns from the worth of each look compared with its siblings{rewards}")
     rates = f"{optim.lr:g} for all layers, none of which is pretrained"
-    if weights.hub_id:
+    if weights.hub_id or weights.file:
         rates = f"{optim.lr:g} for the new layers, {optim.backbone_lr or optim.lr:g} for the pretrained backbone"
     yield Reason("rates", "optim", f"{rates}; cosine decay to 0")
     yield from _data_reasons(survey, recipe)

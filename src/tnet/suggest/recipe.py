@@ -12,6 +12,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tnet.backbones import BackboneConfig
@@ -23,7 +24,16 @@ from tnet.geometry import total_looks
 from tnet.models.config import TNetConfig
 from tnet.objectives import ObjectiveConfig
 from tnet.suggest.plan import Weights, choose_plan, format_macs
-from tnet.suggest.reasons import Reason, data_warnings, format_ratio, model_reasons, model_warnings, other_reasons
+from tnet.suggest.probe import probe
+from tnet.suggest.reasons import (
+    Reason,
+    data_warnings,
+    format_ratio,
+    model_reasons,
+    model_warnings,
+    other_reasons,
+    probe_reason,
+)
 from tnet.suggest.survey import Survey
 from tnet.text import on_one_line
 from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, parse_recipe
@@ -72,28 +82,43 @@ def parse_macs(text: str) -> int:
     return round(macs)
 
 
-def propose(survey: Survey, *, budget_macs: int | None = None, backbone: str = DEFAULT_BACKBONE) -> Proposal:
-    """Propose a recipe, without loading weights.
+def propose(
+    survey: Survey,
+    *,
+    budget_macs: int | None = None,
+    backbone: str = DEFAULT_BACKBONE,
+    weights_file: Path | None = None,
+    probe_images: int = 0,
+    progress: bool = True,
+) -> Proposal:
+    """Propose a recipe; weights are loaded for the test alone.
 
     Args:
         survey: survey of the images.
         budget_macs: maximum multiply-adds per image; ``None`` for half of the plain backbone's at full resolution, if
             possible.
         backbone: ``bagnet77`` or the name of a timm model.
+        weights_file: file of the backbone's weights, instead of timm's.
+        probe_images: training images to test with whether looks are likely to pay (:mod:`tnet.suggest.probe`).
+        progress: show the progress of the test on standard error.
 
     Raises:
-        ConfigError: the backbone is unknown, or the budget too small for the whole image alone.
+        ConfigError: the backbone is unknown, the budget too small for the whole image alone, or the test impossible.
+        DataError: an image of the test cannot be read.
     """
-    weights = Weights.of(backbone)
+    weights = Weights.of(backbone, weights_file)
     plan = choose_plan(survey, weights, budget_macs)
     # Training sets the classes.
     model = replace(plan.config, num_classes=TNetConfig.num_classes, multilabel=False)
     title = f"{on_one_line(survey.place)}, {len(survey.classes)} classes"
-    optim = OPTIM if weights.hub_id else replace(OPTIM, backbone_lr=None)
+    optim = OPTIM if weights.hub_id or weights.file else replace(OPTIM, backbone_lr=None)
     recipe = Recipe(title, 0, model, _objective(model), optim, _data(survey), _train(survey, model))
-    reasons = (*model_reasons(survey, plan, weights, budget_macs), *other_reasons(survey, recipe, weights, _STEPS))
+    reasons = [*model_reasons(survey, plan, weights, budget_macs)]
+    if probe_images:
+        reasons.append(probe_reason(probe(survey, model, images=probe_images, progress=progress)))
+    reasons += other_reasons(survey, recipe, weights, _STEPS)
     warnings = (*data_warnings(survey), *model_warnings(survey, plan, weights, budget_macs))
-    return Proposal(survey, recipe, reasons, warnings, plan.macs, plan.macs_whole, plan.macs_full)
+    return Proposal(survey, recipe, tuple(reasons), warnings, plan.macs, plan.macs_whole, plan.macs_full)
 
 
 def _objective(model: TNetConfig) -> ObjectiveConfig:
