@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from tnet.allocator import keep_freed_memory
+from tnet.evaluation.memory import peak_bytes
 from tnet.evaluation.report import markdown_table
 from tnet.models.io import build_model
 from tnet.training.recipe import build_objective, load_recipe
@@ -52,7 +52,7 @@ def measure(name: str, keep: bool, steps: int) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return statistics.median(times[2:]), peak_bytes() / 2**20
 
 
 def main() -> None:

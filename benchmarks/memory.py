@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,13 +27,14 @@ def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
     import torch
 
     from tnet import create_model
+    from tnet.evaluation.memory import peak_bytes
 
     torch.set_num_threads(1)
     model = create_model(name).eval()
     with torch.inference_mode():
         # The smallest image first, so that one-time allocations are part of the start.
         model(torch.zeros(1, 3, 224, 224), looks=4)
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        start = peak_bytes() / 2**20
         if dtype == "uint8":
             images = torch.full((1, 3, size_px, size_px), 100, dtype=torch.uint8)
         else:
@@ -42,7 +42,7 @@ def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
         begin = time.perf_counter()
         model(images, looks=4)
         seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     return {
         "input_mib": images.numel() * images.element_size() / 2**20,
         "start_mib": start,

@@ -64,16 +64,12 @@ def write_tiled(path: Path, side_px: int) -> None:
             )  # fmt: skip
 
 
-def peak_mib() -> float:
-    """Return the largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
     """Predict one file, in a separate process."""
     import torch
 
     import tnet
+    from tnet.evaluation.memory import peak_bytes
     from tnet.inference.predictor import iter_predictions
     from tnet.scenes.reading import ReadOptions
 
@@ -83,7 +79,7 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
     model = tnet.create_model("tnet_mobilenetv2_100.own", num_classes=10, levels=4, grid=grid, looks=LOOKS).eval()
     with torch.inference_mode():
         model(torch.zeros(1, 3, 2048, 2048, dtype=torch.uint8))  # kernels are chosen and memory is set up
-    before = peak_mib()
+    before = peak_bytes() / 2**20
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + limit_mib * 2**20,) * 2)
     times = []
@@ -101,7 +97,7 @@ def measure(path: Path, repeats: int, limit_mib: int) -> dict[str, float]:
         model(scene)
     return {
         "median_s": statistics.median(times[1:]), "min_s": min(times[1:]), "max_s": max(times[1:]),
-        "peak_mib": peak_mib(), "before_mib": before,
+        "peak_mib": peak_bytes() / 2**20, "before_mib": before,
         "bytes": scene.stats.bytes_read - start_bytes, "tiles": scene.stats.tiles_read - start_tiles,
     }  # fmt: skip
 

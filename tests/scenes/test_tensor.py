@@ -235,11 +235,11 @@ def test_what_a_forward_allocates_does_not_depend_on_the_image(side: int, dtype:
 PEAK = """
 import sys, torch
 from tests.scenes.test_tensor import tiny_tnet
-from tnet.evaluation.memory import _peak_bytes
+from tnet.evaluation.memory import peak_bytes
 model, image = tiny_tnet(), torch.ones(1, 3, int(sys.argv[1]), int(sys.argv[1]), dtype=torch.uint8)
 with torch.inference_mode():
     model(image, looks=4)
-print(_peak_bytes())
+print(peak_bytes())
 """
 
 

@@ -84,17 +84,21 @@ def _measure(job: dict[str, Any]) -> int:
     # Where the peak of resident memory cannot be reset, the peak of loading is subtracted too.
     with contextlib.suppress(OSError):  # not Linux, or not permitted
         _CLEAR.write_text("5", encoding="ascii")
-    before = _peak_bytes()
+    before = peak_bytes()
     shape = (job["batch_size"], model.config.in_channels, *job["size_hw"])
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         model(images, looks=looks, policy=job["policy"])
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return max(0, _peak_bytes() - before)
+    return max(0, peak_bytes() - before)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Not ``ru_maxrss`` on Linux, which begins with what the process that started this one held.
+    """
     with contextlib.suppress(OSError):
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -118,11 +118,11 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from tnet.errors import ImageError\n"
-        "from tnet.evaluation.memory import _peak_bytes\n"
+        "from tnet.evaluation.memory import peak_bytes\n"
         "from tnet.scenes.readers import READERS, open_reader\n"
         "from tnet.scenes.readers.doctor import reader_status\n"
         "reader_status()\n"
-        "before = _peak_bytes()\n"
+        "before = peak_bytes()\n"
         "for path in sys.argv[1:]:\n"
         "    for name in (None, *list(READERS)[:4]):\n"
         "        try:\n"
@@ -132,7 +132,7 @@ def test_hostile_files_fit_into_little_memory(tmp_path: Path) -> None:
         "            continue\n"
         "        if 'bomb' not in path:\n"
         "            raise SystemExit(f'{path} was read by {name}')\n"
-        "print((_peak_bytes() - before) // 2**20)\n"
+        "print((peak_bytes() - before) // 2**20)\n"
     )
     command = [sys.executable, "-c", program, *map(str, files)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
