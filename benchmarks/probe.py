@@ -64,7 +64,7 @@ def main() -> None:
         "G",
         "from the whole %",
         "from places %",
-        "half of the evidence in % of the image",
+        "evidence %",
     ]
     system = ", ".join(f"{key} {value}" for key, value in machine().items())
     text = f"{markdown_table([*heads, 'verdict'], rows)}\n\nSeed {arguments.seed}; {system}, {date.today()}.\n"
