@@ -91,7 +91,7 @@ def _is_above(differences: Float[Tensor, " images"]) -> bool:
     return float(differences.mean()) > _Z * float(error)
 
 
-def probe(survey: Survey, config: TNetConfig, *, images: int = 400, seed: int = 0, progress: bool = True) -> Probe:
+def probe(survey: Survey, config: TNetConfig, *, images: int = 700, seed: int = 0, progress: bool = True) -> Probe:
     """Read training images, as many of each class, with the frozen backbone of a configuration.
 
     Args:
