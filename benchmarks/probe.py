@@ -29,10 +29,8 @@ def rows_of(name: str, found: Probe) -> list[list[str]]:
     for reading in found.readings:
         shares = [f"{100 * right.float().mean():.1f}" for right in (reading.whole, reading.parts)]
         verdict = found.verdict if reading is found.readings[-1] else ""
-        area = f"{100 * reading.area:.1f}"
-        rows.append(
-            [name, str(len(reading.whole)), str(reading.side_px), f"{reading.macs / 1e9:.2f}", *shares, area, verdict]
-        )
+        sizes = str(len(reading.whole)), str(reading.side_px), f"{reading.macs / 1e9:.2f}"
+        rows.append([name, *sizes, *shares, f"{100 * reading.area:.1f}", verdict])
     return rows
 
 
@@ -57,17 +55,9 @@ def main() -> None:
         config = TNetConfig(backbone=backbone, base_px=int(base or 224), mean=mean, std=std)
         found = probe(survey_images(data), config, images=arguments.images, seed=arguments.seed)
         rows += rows_of(Path(path).parent.name if data.kind == "table" else Path(path).name, found)
-    heads = [
-        "images of",
-        "number",
-        "px",
-        "G",
-        "from the whole %",
-        "from places %",
-        "evidence %",
-    ]
+    heads = ["images of", "number", "px", "G", "from the whole %", "from places %", "evidence %", "says"]
     system = ", ".join(f"{key} {value}" for key, value in machine().items())
-    text = f"{markdown_table([*heads, 'verdict'], rows)}\n\nSeed {arguments.seed}; {system}, {date.today()}.\n"
+    text = f"{markdown_table(heads, rows)}\n\nSeed {arguments.seed}; {system}, {date.today()}.\n"
     write_text(make_folder(arguments.out) / "probe.md", text)
     print(text)
 

@@ -52,8 +52,8 @@ def _jaxtyped(*, typechecker: object) -> Callable[[Any], Any]:
 
     def decorate(item: Any) -> Any:
         if isinstance(item, type):
-            if "__dataclass_fields__" in vars(item) and _has_shapes(item.__init__):
-                item.__init__ = _with_shapes(typechecker=None)(_checked(item.__init__))
+            if "__dataclass_fields__" in vars(item):
+                item.__init__ = decorate(item.__init__)
             return item
         if isinstance(item, classmethod | staticmethod):
             return type(item)(decorate(item.__func__))

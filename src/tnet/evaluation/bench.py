@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,9 +167,7 @@ def _systems(
         return systems, []
     notes: list[str] = []
     for side, why in _plain_sides(model, size_hw, systems[-1].macs):
-        plain = replace(
-            model.config, levels=1, looks=(), base_px=side, look_px=None, look_weights="shared", batch_norm="shared"
-        ).without_weights()
+        plain = model.config.plain(side).without_weights()
         name = f"plain network, {side} px ({why})"
         try:
             network = build_model(plain).to(model.get_buffer("mean").device).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from typing_extensions import override
@@ -172,6 +172,12 @@ class TNetConfig(ModelConfig):
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean, std = pretrained_normalization(self.backbone.name, self.in_channels)
         return self.mean or mean, self.std or std
+
+    def plain(self, base_px: int) -> TNetConfig:
+        """Return the plain network of the same backbone, on the whole image at a resolution of its own."""
+        return replace(
+            self, levels=1, looks=(), base_px=base_px, look_px=None, look_weights="shared", batch_norm="shared"
+        )
 
     @property
     @override

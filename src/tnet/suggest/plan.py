@@ -54,6 +54,11 @@ class Weights:
         return cls(name, str(pretrained.hf_hub_id or pretrained.url), side_px)
 
     @property
+    def is_pretrained(self) -> bool:
+        """Whether there are any weights."""
+        return bool(self.hub_id or self.file)
+
+    @property
     def backbone(self) -> BackboneConfig:
         """The backbone with these weights."""
         return BackboneConfig(self.name, pretrained=bool(self.hub_id), weights=self.file)

@@ -161,11 +161,7 @@ def _describe(
     data: LabelledImages, chosen: Int[Tensor, " images"], config: TNetConfig, side_px: int, progress: bool
 ) -> tuple[int, Float[Tensor, "images features"], Float[Tensor, "images positions channels"]]:
     """Return multiply-adds per image, pooled features and last maps of whole images."""
-    plain = TNetConfig(
-        backbone=replace(config.backbone, tap=-1), base_px=side_px, levels=1, looks=(), batch_norm="shared",
-        in_channels=config.in_channels, mean=config.mean, std=config.std, resize=config.resize,
-    )  # fmt: skip
-    model = TNet(plain).eval()
+    model = TNet(replace(config.plain(side_px), backbone=replace(config.backbone, tap=-1))).eval()
     fast = model.prepare_for_inference()
     pooled, maps = [], []
     title = f"reading at {side_px} px"

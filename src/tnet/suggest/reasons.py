@@ -124,7 +124,7 @@ def other_reasons(survey: Survey, recipe: Recipe, weights: Weights, steps: int) 
         rewards = ", and from rewards if it has no siblings" if objective.reinforce_weight else ""
         yield Reason("locator", "objective", f"learns from the worth of each look compared with its siblings{rewards}")
     rates = f"{optim.lr:g} for all layers, none of which is pretrained"
-    if weights.hub_id or weights.file:
+    if weights.is_pretrained:
         rates = f"{optim.lr:g} for the new layers, {optim.backbone_lr or optim.lr:g} for the pretrained backbone"
     yield Reason("rates", "optim", f"{rates}; cosine decay to 0")
     yield from _data_reasons(survey, recipe)

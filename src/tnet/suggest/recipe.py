@@ -111,7 +111,7 @@ def propose(
     # Training sets the classes.
     model = replace(plan.config, num_classes=TNetConfig.num_classes, multilabel=False)
     title = f"{on_one_line(survey.place)}, {len(survey.classes)} classes"
-    optim = OPTIM if weights.hub_id or weights.file else replace(OPTIM, backbone_lr=None)
+    optim = OPTIM if weights.is_pretrained else replace(OPTIM, backbone_lr=None)
     recipe = Recipe(title, 0, model, _objective(model), optim, _data(survey), _train(survey, model))
     reasons = [*model_reasons(survey, plan, weights, budget_macs)]
     if probe_images:

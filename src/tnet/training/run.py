@@ -47,6 +47,7 @@ from tnet.errors import (
     RepeatedImagesWarning,
     TnetError,
     TrainingError,
+    first_line,
 )
 from tnet.explain.batch import REGIONS_NAME, explain_samples
 from tnet.files import CLAIM_NAME, cannot_write, claimed, make_folder
@@ -295,7 +296,7 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
             enable_progress_bar=is_bar, enable_model_summary=False, default_root_dir=folder,
         )  # fmt: skip
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        device, reason = f"{train.devices} x {train.accelerator}", str(error).splitlines()[0]
+        device, reason = f"{train.devices} x {train.accelerator}", first_line(error)
         remedy = "change train.accelerator, train.devices or train.precision"
         raise TrainingError(f"training on {device} with {train.precision} cannot start ({reason}); {remedy}") from None
 
