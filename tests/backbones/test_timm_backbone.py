@@ -273,3 +273,30 @@ def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pyt
     save_file(model.state_dict(), repository / "snapshots" / ("0" * 40) / "model.safetensors")
     actual = build("test_resnet", 64, {}, pretrained=True).model.state_dict()
     assert actual and all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in actual.items())
+
+
+@families
+def test_frozen_stages_get_no_gradients_and_stay_in_evaluation(name: str, side: int, kwargs: dict[str, Any]) -> None:
+    backbone = build(name, side, kwargs)
+    backbone.freeze(2)
+    trained = {name: parameter.requires_grad for name, parameter in backbone.model.named_parameters()}
+    first, last = next(iter(trained)), [name for name in trained if "head" not in name][-1]
+    assert not trained[first] and trained[last]
+    for mode in (True, False):
+        backbone.train(mode)
+        frozen = {id(part) for top in backbone.frozen for part in top.modules()}
+        for part in backbone.model.modules():
+            own = list(part.parameters(recurse=False))
+            assert not own or (id(part) in frozen) != any(parameter.requires_grad for parameter in own)
+            assert part.training == (mode and id(part) not in frozen)
+    backbone.train()(torch.randn(2, 3, side, side)).pooled.square().sum().backward()
+    assert all((parameter.grad is not None) <= parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_all_stages_can_be_frozen_but_no_more() -> None:
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
+    backbone.freeze(5)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(part.training for part in backbone.model.modules())
+    with pytest.raises(ConfigError, match=r"frozen_stages is 6.*resnet10t has 5"):
+        build("resnet10t", 64, TINY_RESNET.kwargs).freeze(6)

@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from tests.helpers import TINY_RESNET, tiny_config, tiny_recipe
+from tests.helpers import TINY_BAGNET, TINY_RESNET, tiny_config, tiny_recipe
 from torch import Tensor, nn
 
 from tnet.backbones.base import batch_norms
 from tnet.baselines.ips import IPS, IPSConfig
 from tnet.data.loading import Share
 from tnet.data.sample import Batch
+from tnet.errors import ConfigError
+from tnet.models.io import save_model
 from tnet.models.tnet import TNet, TNetOutput
+from tnet.training import callbacks
 from tnet.training.callbacks import RecalibrateNorms, recalibrate_norms
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
 from tnet.training.recipe import with_classes
+from tnet.training.run import train
 
 
 def batches(count: int = 3, size: int = 4) -> list[Batch]:
@@ -211,3 +217,41 @@ def test_processes_share_the_batches_of_a_recalibration(monkeypatch: pytest.Monk
     parts = [measured(2, Share(rank, 2)) for rank in range(2)]
     assert not torch.equal(*parts)
     torch.testing.assert_close((parts[0] + parts[1]) / 2, alone)
+
+
+def test_frozen_stages_are_recalibrated_once_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("per_level")
+    save_model(model, tmp_path / "start")
+    kept: list[int] = []
+    original = callbacks.recalibrate_norms
+
+    def recalibrate(model: TNet, batches: Iterable[Batch], frozen: Collection[nn.Module]) -> None:
+        kept.append(len(frozen))
+        original(model, batches, frozen)
+        if len(kept) == 1:
+            statistics.update(of_norms(model))
+
+    def of_norms(model: TNet) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in model.named_buffers() if name.endswith(("_mean", "_var"))}
+
+    statistics: dict[str, Tensor] = {}
+    monkeypatch.setattr(callbacks, "recalibrate_norms", recalibrate)
+    changes = {"epochs": 2, "recalibrate_batches": 1, "frozen_stages": 2, "start_from": str(tmp_path / "start")}
+    recipe = tiny_recipe(model={"backbone": TINY_RESNET}, train=changes)
+    trained = train(recipe, tmp_path / "run", progress=False).model
+    assert kept[0] == 0 and kept[1] == kept[2] > 0
+    before = dict(model.named_parameters())
+    same = {name for name, value in trained.named_parameters() if name in before and torch.equal(value, before[name])}
+    changed = {name for name, _ in trained.named_parameters()} - same
+    first = ("backbone.model.conv1", "backbone.model.bn1", "backbone.model.layer1")
+    assert not any(name.startswith(first) for name in changed)
+    assert any(name.startswith("backbone.model.layer2") for name in changed)
+    for name, value in of_norms(trained).items():
+        assert torch.equal(value, statistics[name]) == name.startswith(first), name
+        assert not (value == 17).any()
+
+
+def test_frozen_stages_need_a_backbone_of_timm() -> None:
+    recipe = tiny_recipe(model={"backbone": TINY_BAGNET}, train={"frozen_stages": 1})
+    with pytest.raises(ConfigError, match=r"frozen_stages is 1.*timm"):
+        TNetModule(recipe)

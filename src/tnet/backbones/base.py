@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -139,9 +139,9 @@ class PopulationNorms:
         finally:
             _POPULATION.reset(token)
 
-    def reset(self) -> None:
-        """Reset both sets of statistics."""
+    def reset(self, norms: Iterable[_BatchNorm]) -> None:
+        """Reset both sets of statistics of some of the batch norms."""
         for level in (0, 1):
             with self.of_level(level):
-                for norm in self.norms:
+                for norm in norms:
                     norm.reset_running_stats()

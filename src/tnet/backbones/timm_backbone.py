@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
@@ -38,6 +39,7 @@ class TimmBackbone(Backbone):
     ``grid_side``, the larger of the grid's rows and columns, is used by ``tap: auto``.
 
     Attributes:
+        frozen: modules that :meth:`freeze` keeps as they are.
         train_channels_last: use the channels-last memory format on the CPU also in training, as in evaluation. Faster,
             but batch norm then accumulates in single precision, and gradients are rounded more coarsely.
     """
@@ -47,6 +49,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, config: BackboneConfig, in_channels: int, base_px: int, grid_side: int) -> None:
         super().__init__()
+        self.frozen: list[nn.Module] = []
         self.config, self.in_channels = config, in_channels
         self.model = _create(config, in_channels, base_px)
         training = self.model.training
@@ -72,6 +75,36 @@ class TimmBackbone(Backbone):
         if not maps or len(maps[0]) != 4:
             raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
         self.feature_dim, self.cell_dim = pooled[1], maps[0][1]
+
+    def freeze(self, stages: int) -> None:
+        """Stop training the first stages, as timm groups them; the stem is one, or part of the first.
+
+        Their batch norm and dropout stay in evaluation mode. They need no gradients, hence less time and memory.
+
+        Raises:
+            ConfigError: there are fewer stages.
+        """
+        stage_of = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
+        count = 1 + max(stage_of.values())
+        if stages > count:
+            raise ConfigError(f"train.frozen_stages is {stages}, but {self.config.name} has {count}; give at most that")
+        trained = [name for name, stage in stage_of.items() if stage >= stages]
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in trained)
+        self.frozen = [
+            part
+            for path, part in self.model.named_modules()
+            if next(part.parameters(), None) is not None
+            and not any(name.startswith(f"{path}.".lstrip(".")) for name in trained)
+        ]
+        self.train(self.training)
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     @override
     def check_px(self, side_px: int) -> None:

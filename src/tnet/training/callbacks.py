@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMPr
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnet.backbones.base import batch_norms
 from tnet.data.loading import train_loader
@@ -227,19 +227,19 @@ class ShareStatistics(Callback):
 
 
 @torch.no_grad()
-def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
+def recalibrate_norms(model: Model, batches: Iterable[Batch], kept: Collection[nn.Module] = ()) -> None:
     """Replace the running statistics of batch norm by plain averages over training batches on the model's device.
 
     The model runs as in evaluation (its policy, no dropout), so that the statistics describe its inputs there. Norms
-    without input keep theirs.
+    without input keep theirs, and so do those in ``kept``.
     """
-    norms = batch_norms(model)
+    norms = [norm for norm in batch_norms(model) if norm not in kept]
     if not norms:
         return
     training, momenta = model.training, [norm.momentum for norm in norms]
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     if model.population_norms is not None:
-        model.population_norms.reset()
+        model.population_norms.reset(norms)
     model.eval()
     for norm in norms:
         if model.population_norms is None:
@@ -261,16 +261,27 @@ def recalibrate_norms(model: Model, batches: Iterable[Batch]) -> None:
 class RecalibrateNorms(Callback):
     """Recalibrates batch norm over some training batches before each validation, for the model that is kept too.
 
-    Several processes take batches of their own, whose statistics :class:`ShareStatistics` averages.
+    Several processes take batches of their own, whose statistics :class:`ShareStatistics` averages. Frozen stages are
+    recalibrated once, before training, since they cannot adapt to other statistics later.
     """
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Recalibrate all norms of a model with frozen stages."""
+        assert isinstance(pl_module, TNetModule)
+        if pl_module.frozen and trainer.global_step == 0:
+            self._recalibrate(trainer, pl_module, kept=())
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace the running statistics."""
+        """Recalibrate the norms that are not frozen."""
+        assert isinstance(pl_module, TNetModule)
+        self._recalibrate(trainer, pl_module, kept=pl_module.frozen)
+
+    def _recalibrate(self, trainer: pl.Trainer, pl_module: TNetModule, kept: Collection[nn.Module]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, TNetModule) and isinstance(data, TNetData)
+        assert isinstance(data, TNetData)
         train = data.recipe.train
         count = min(self.batches * train.batch_size * data.share.processes, len(data.train_data))
         # Not the first images of the epoch, and the same in a resumed run.
@@ -280,4 +291,4 @@ class RecalibrateNorms(Callback):
         )
         with torch.random.fork_rng(devices=[]):
             batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
-            recalibrate_norms(pl_module.model, batches)
+            recalibrate_norms(pl_module.model, batches, kept)

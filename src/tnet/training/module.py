@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassRecall, MultilabelExactMatch
 
+from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
 from tnet.losses import Loss, divergence
@@ -62,6 +63,16 @@ def _metric_name(measured: str) -> str:
     return {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(measured, f"val/accuracy_{measured}")
 
 
+def _freeze(model: Model, stages: int) -> list[nn.Module]:
+    """Freeze the first stages of a model's backbones, and return all modules in them."""
+    backbones = [part for part in model.modules() if isinstance(part, TimmBackbone)] if stages else []
+    if stages and not backbones:
+        raise ConfigError(f"train.frozen_stages is {stages}, but the model has no backbone of timm; set it to 0")
+    for backbone in backbones:
+        backbone.freeze(stages)
+    return [module for backbone in backbones for part in backbone.frozen for module in part.modules()]
+
+
 class TNetModule(pl.LightningModule):
     """Trains a model of any kind by a recipe with the dataset's classes; builds the model unless it is given."""
 
@@ -73,6 +84,7 @@ class TNetModule(pl.LightningModule):
         trained = self.objective.trained(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
+        self.frozen = frozenset(_freeze(self.model, recipe.train.frozen_stages))
         # In a list, so that it is neither saved nor trained.
         self.teacher: list[Model] = []
         if recipe.train.teacher is not None:

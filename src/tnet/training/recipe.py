@@ -35,7 +35,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MOST: dict[str, float] = {
     "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "max_gmacs": 10**15,
     "workers": 256, "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
-    "teacher_temperature": 10**6, "mixup_alpha": 10**6, "random_looks_epochs": 10**6,
+    "teacher_temperature": 10**6, "mixup_alpha": 10**6, "random_looks_epochs": 10**6, "frozen_stages": 1000,
 }  # fmt: skip
 
 Keep = Literal["best", "last"]  # the epoch whose model a run keeps
@@ -110,6 +110,7 @@ class TrainConfig:
             on the same augmented images. ``null`` for none.
         teacher_weight: weight of the divergence from the teacher's probabilities.
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
+        frozen_stages: first stages of a timm backbone, the stem included, that are not trained, which saves time.
         guide: what teaches a TNet where to look.
         random_looks_epochs: epochs at the start in which a TNet's looks are random, so that it learns to classify
             regions of all kinds before it chooses; the locator learns meanwhile from the guide and the worth of looks.
@@ -141,6 +142,7 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weight: float = 1.0
     teacher_temperature: float = 2.0
+    frozen_stages: int = 0
     guide: GuideConfig = field(default_factory=GuideConfig)
     random_looks_epochs: int = 0
     patience: int | None = None
@@ -151,7 +153,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "devices", "images_per_epoch", "patience")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
-        numbers = ("workers", "overlays", "recalibrate_batches", "random_looks_epochs")
+        numbers = ("workers", "overlays", "recalibrate_batches", "random_looks_epochs", "frozen_stages")
         _require(self, "train", numbers, lambda value: value >= 0, "0 or more")
         _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")
         _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")

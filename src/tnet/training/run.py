@@ -68,7 +68,8 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 _GRACE_SECONDS = 30
 _HARMLESS = (
     ".*(treespec, LeafSpec|not have many workers|Checkpoint directory .* exists|number of training batches"
-    "|broadcast_buffers|sync_dist=True)"  # metrics are shared when they are computed
+    "|broadcast_buffers|sync_dist=True"  # metrics are shared when they are computed
+    "|in eval mode at the start)"  # frozen stages
 )
 
 
