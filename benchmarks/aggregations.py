@@ -21,6 +21,7 @@ import argparse
 import csv
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +123,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append_row(path: Path, row: dict[str, object]) -> None:
+def append_row(path: Path, row: dict[str, object], columns: Sequence[str]) -> None:
     """Add a finished run."""
     is_new = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         if is_new:
             writer.writeheader()
         writer.writerow(row)
@@ -180,7 +181,9 @@ def main() -> None:
                     row = run_fundus(variant, seed, arguments)
                 else:
                     row = run_digits(variant, seed, images, quick)
-                append_row(path, {"variant": variant, "seed": seed, "images": images, "quick": int(quick)} | row)
+                append_row(
+                    path, {"variant": variant, "seed": seed, "images": images, "quick": int(quick)} | row, COLUMNS
+                )
                 print(f"{variant}, seed {seed}: {row['accuracy']:.3f} ({row['train_seconds']} s)", flush=True)
     print(f"\n{table(finished())}\n\nMean (range) in percent.")
 
