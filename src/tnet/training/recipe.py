@@ -93,6 +93,7 @@ class TrainConfig:
             length, keep it; there is at least one step. ``null`` for none.
         workers: processes that load images; 0 loads them in the main process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        compile: compile the backbones (``torch.compile``): some minutes at the start, then faster steps.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes or GPUs to train on.
         eval_policies: policies measured in validation, at the recipe's looks: ``topk``, ``sample``, ``random``,
@@ -131,6 +132,7 @@ class TrainConfig:
     max_gmacs: float | None = None
     workers: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     eval_policies: tuple[str, ...] = ("topk", "random")

@@ -32,8 +32,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch._dynamo.exc import TorchDynamoException
 
 from tnet.allocator import keep_freed_memory
+from tnet.backbones.base import Backbone
 from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.config import shown, to_plain
 from tnet.data.loading import LabelledData
@@ -151,6 +153,10 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     if data.most_unreadable:
         record = RecordUnreadable(folder / UNREADABLE_NAME, data.most_unreadable)
         trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
+    if recipe.train.compile:
+        for part in module.modules():
+            if isinstance(part, Backbone):
+                part.compile()
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
         for part in module.modules():
@@ -321,6 +327,10 @@ def _fit(trainer: pl.Trainer, module: TNetModule, data: TNetData, checkpoint: Pa
         warnings.filterwarnings("ignore", message=_HARMLESS)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except TorchDynamoException as error:
+            reason = first_line(getattr(error, "inner_exception", error))
+            problem = f"train.compile is true, but the backbone cannot be compiled ({reason})"
+            raise TrainingError(f"{problem}; install a C++ compiler, or set it to false") from None
         except (pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             if checkpoint is None or trainer.global_step > 0 or isinstance(error, TrainingError):
                 raise
