@@ -129,6 +129,8 @@ class Guide:
             elif self.teacher.grid != model.grid:
                 grids = f"{key} has {_cells(self.teacher.grid)}, the model {_cells(model.grid)}"
                 raise ConfigError(f"{grids}; give a teacher with the same grid, or a plain network")
+        if config.by == "cells":
+            self.teacher = self.teacher.prepare_for_inference()  # faster, and no gradients are needed
 
     def open_maps(
         self, data: LabelledData, batch_size: int, workers: int, device: torch.device, progress: bool
