@@ -20,6 +20,7 @@ from tnet.geometry import Grid, whole_images
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet
 from tnet.models.io import save_model
 from tnet.models.kind import build_model
+from tnet.models.tnet import TNetOutput
 from tnet.training.guide import Guide, GuideConfig, evidence_in_cells, worth_of_cells
 from tnet.training.module import TNetModule
 from tnet.traversal.policies import FixedCells
@@ -207,6 +208,44 @@ def test_looks_are_random_at_first_and_the_locator_learns(folder: str) -> None:
     assert any(name.startswith("locator.") for name in learned)
 
 
+def test_a_model_teaches_itself_by_its_own_evidence() -> None:
+    module = Logged(train={"guide": GuideConfig(teacher="self")}, model={"dropout": 0.9}).eval()
+    model = module.model
+    assert isinstance(model, TNet)
+    torch.nn.init.normal_(model.classifier.weight)
+    module.training_step(BATCH, 0).backward()
+    p = evidence_in_cells(model, images(), TARGETS, model.grid).softmax(1)
+    q = model(images()).location_probs.detach()
+    expected = float((p * (p / q).log()).sum(1).mean())
+    assert expected > 1e-4
+    assert float(module.found["train/guide"]) == pytest.approx(expected, rel=1e-3)
+    # In training the evidence is that of evaluation, without dropout, and leaves the mode as it is.
+    module.train()
+    assert module.guide is not None
+    asked: list[bool] = []
+    model.backbone.register_forward_pre_hook(lambda backbone, inputs: asked.append(backbone.training))
+    module.training_step(BATCH, 0)
+    assert asked == [True, True, False] and model.training
+
+
+def test_whole_images_first_and_then_looks(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {"train": {"no_looks_epochs": 1, "epochs": 3, "guide": GuideConfig(teacher=folder)}}
+    weights = []
+    for epoch, done in ((0, 0.0), (1, 1 / 3), (2, 2 / 3)):
+        torch.manual_seed(0)
+        module = Logged(**changes, done=done).eval()
+        monkeypatch.setattr(Logged, "current_epoch", epoch)
+        outputs: list[TNetOutput] = []
+        module.model.register_forward_hook(lambda model, inputs, output, found=outputs: found.append(output))
+        module.training_step(BATCH, 0).backward()
+        assert len(outputs[0].regions) == (2 if epoch == 0 else 6)
+        learned = [name for name, item in module.model.named_parameters() if item.grad is not None]
+        assert any(name.startswith("locator.") for name in learned) == (epoch > 0)
+        weights.append(module.found.get("train/guide"))
+    assert weights[0] is None
+    assert float(weights[1]) == pytest.approx(2 * float(weights[2])), "it fades from the first looks on"
+
+
 # --- what cannot be
 
 
@@ -258,14 +297,21 @@ def test_settings_that_cannot_be(values: dict[str, Any], message: str) -> None:
         GuideConfig(**values)
 
 
-def test_random_looks_need_looks() -> None:
-    with pytest.raises(ConfigError, match="random_looks_epochs is 1, but the model is not a TNet with looks"):
-        tiny_recipe(train={"random_looks_epochs": 1}, model={"levels": 1, "looks": ()})
+@pytest.mark.parametrize("changes", [{"by": "cells"}, {"maps": "maps.safetensors"}])
+def test_a_model_that_teaches_itself_changes(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.guide\.teacher is self, which changes"):
+        recipe_with({"teacher": "self", **changes})
+
+
+@pytest.mark.parametrize("name", ["no_looks_epochs", "random_looks_epochs"])
+def test_first_epochs_need_looks(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 1, but the model is not a TNet with looks"):
+        tiny_recipe(train={name: 1}, model={"levels": 1, "looks": ()})
 
 
 def test_teachers_that_do_not_fit(tmp_path: Path) -> None:
     def guide(by: Any, **changes: Any) -> Guide:
-        return Guide(GuideConfig(teacher=str(tmp_path / "model"), by=by), tiny_config(**changes))
+        return Guide(GuideConfig(teacher=str(tmp_path / "model"), by=by), TNet(tiny_config(**changes)))
 
     with pytest.raises(CheckpointError):
         guide("cells")

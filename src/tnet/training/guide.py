@@ -29,6 +29,9 @@ from tnet.objectives import Objective
 from tnet.training.worth_maps import WorthMaps
 from tnet.traversal import POLICIES
 
+SELF = "self"
+"""Teacher of a model that teaches itself."""
+
 _CHUNK = 64  # cells that a teacher sees at a time
 
 
@@ -37,15 +40,16 @@ class GuideConfig:
     """What teaches the locator where to look in the whole image.
 
     Attributes:
-        teacher: folder of a run or saved model of the same classes, best a plain network at full resolution; ``null``
-            for none.
+        teacher: folder of a run or saved model of the same classes, best a plain network at full resolution; ``self``
+            for the model that is trained, as it is at each step; ``null`` for none.
         by: what the teacher measures of each cell: ``evidence``, how much the cell adds to the log-odds of the right
             class in its view of the whole image (gradient times activation, HiResCAM, Draelos and Carin 2020), in one
             pass; or ``cells``, the log-likelihood of the right class given the cell alone, at the size of a look, above
             the mean of the cells. A teacher with looks is given the whole image and the cell, as in
             :meth:`tnet.objectives.Objective.worth`.
         temperature: divisor of these maps, in nats; the locator learns their softmax.
-        share: weight of the divergence from it at the start and at the end of training, linear in between.
+        share: weight of the divergence from it at the start (of the epochs with looks) and at the end of training,
+            linear in between.
         maps: file in which the maps of all training images are kept, measured once before training and without
             augmentation; flips and quarter turns then move the cells. ``null`` measures every batch as augmented, which
             fits any augmentation and takes the teacher's time at every step.
@@ -74,6 +78,9 @@ class GuideConfig:
         """Raise ConfigError unless the model has a locator to teach, and maps can follow the augmentation."""
         if self.teacher is None:
             return
+        if self.teacher == SELF and (self.by != "evidence" or self.maps is not None):
+            problem = f"train.guide.teacher is {SELF}, which changes with every step"
+            raise ConfigError(f"{problem}; set by to evidence and maps to null, or give a trained model")
         problem = f"train.guide.teacher is {self.teacher}"
         if not isinstance(model, TNetConfig) or not model.default_looks:
             looks = f"model.looks is {list(model.default_looks)}" if isinstance(model, TNetConfig) else model.title
@@ -114,10 +121,12 @@ def load_teacher(folder: str, ours: ModelConfig, key: str) -> Model:
 class Guide:
     """The term of a loss by which the locator learns from a teacher."""
 
-    def __init__(self, config: GuideConfig, model: TNetConfig) -> None:
+    def __init__(self, config: GuideConfig, trained: TNet) -> None:
         assert config.teacher is not None
+        model = trained.config
         self.config, self.grid, self.look_px = config, model.grid, model.region_px
-        self.teacher = load_teacher(config.teacher, model, "train.guide.teacher")
+        is_own = config.teacher == SELF
+        self.teacher = trained if is_own else load_teacher(config.teacher, model, "train.guide.teacher")
         self.maps: WorthMaps | None = None
         key = f"train.guide.teacher {config.teacher}"
         if config.by == "evidence" and not isinstance(self.teacher, TNet):
@@ -156,7 +165,10 @@ class Guide:
         logits = logits[(output.regions.level[output.divided] == 0).to(logits.device)]
         if self.maps is None:
             self.teacher.to(logits.device)
+            training = self.teacher.training
+            self.teacher.eval()
             maps = self.measure(batch)
+            self.teacher.train(training)
         else:
             maps = self.maps.of(batch.names)
         return divergence(maps.to(logits) / self.config.temperature, logits, multilabel=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -21,7 +22,7 @@ from tnet.losses import Loss, divergence
 from tnet.models.base import Model, ModelConfig, ModelOutput
 from tnet.models.config import TNetConfig
 from tnet.models.kind import build_model
-from tnet.models.tnet import TNetOutput
+from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Objective
 from tnet.training.guide import Guide, load_teacher
 from tnet.training.optimizers import build_optimizer, schedule_factor
@@ -92,7 +93,8 @@ class TNetModule(pl.LightningModule):
             self.teacher.append(teacher.requires_grad_(False))
         self.guide: Guide | None = None
         if recipe.train.guide.teacher is not None and isinstance(recipe.model, TNetConfig):
-            self.guide = Guide(recipe.train.guide, recipe.model)
+            assert isinstance(self.model, TNet)
+            self.guide = Guide(recipe.train.guide, self.model)
         self.elapsed_share = 0.0  # of the time limit; set by TimeLimit
         config = recipe.model
         names = [*(["0"] if config.allows_no_looks else []), *self.eval_policies]
@@ -142,16 +144,22 @@ class TNetModule(pl.LightningModule):
 
     def _plain_step(self, batch: Batch) -> tuple[ModelOutput, Loss]:
         train = self.recipe.train
-        is_random = self.current_epoch < train.random_looks_epochs
-        options = {"policy": SampleWithoutReplacement(temperature=_RANDOM)} if is_random else {}
+        options: dict[str, Any] = {}
+        if self.current_epoch < train.no_looks_epochs:
+            options = {"looks": 0}
+        elif self.current_epoch < train.random_looks_epochs:
+            options = {"policy": SampleWithoutReplacement(temperature=_RANDOM)}
         output: ModelOutput = self.model(batch.images, **self.objective.forward_options, **options)
         loss = self.objective(output, batch.targets, self.model)
         terms = dict(loss.terms)
         if self.teacher:
             terms["teacher"] = train.teacher_weight * self._divergence(output, batch)
-        if self.guide is not None and (weight := train.guide.weight(self.progress(self.global_step))):
+        if self.guide is not None and output.has_looks:
             assert isinstance(output, TNetOutput)
-            terms["guide"] = weight * self.guide.divergence(output, batch)
+            begin = train.no_looks_epochs / train.epochs
+            weight = train.guide.weight(max(0.0, self.progress(self.global_step) - begin) / (1 - begin))
+            if weight:
+                terms["guide"] = weight * self.guide.divergence(output, batch)
         return output, Loss.of(terms, loss.reward, loss.reward_per_feature)
 
     def _divergence(self, output: ModelOutput, batch: Batch) -> Tensor:

@@ -35,9 +35,11 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MOST: dict[str, float] = {
     "epochs": 10**6, "batch_size": 10**5, "images_per_epoch": 10**9, "max_minutes": 10**7, "max_gmacs": 10**15,
     "workers": 256, "devices": 1024, "recalibrate_batches": 10**5, "overlays": 10**4, "teacher_weight": 10**6,
-    "teacher_temperature": 10**6, "mixup_alpha": 10**6, "random_looks_epochs": 10**6, "frozen_stages": 1000,
+    "teacher_temperature": 10**6, "mixup_alpha": 10**6, "random_looks_epochs": 10**6, "no_looks_epochs": 10**6,
+    "frozen_stages": 1000,
 }  # fmt: skip
 
+_FIRST = ("no_looks_epochs", "random_looks_epochs")
 Keep = Literal["best", "last"]  # the epoch whose model a run keeps
 
 
@@ -113,6 +115,7 @@ class TrainConfig:
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
         frozen_stages: first stages of a timm backbone, the stem included, that are not trained, which saves time.
         guide: what teaches a TNet where to look.
+        no_looks_epochs: epochs at the start in which a TNet sees whole images only, as a plain network does.
         random_looks_epochs: epochs at the start in which a TNet's looks are random, so that it learns to classify
             regions of all kinds before it chooses; the locator learns meanwhile from the guide and the worth of looks.
         patience: end training after this many epochs without a better validation accuracy; ``null`` for never. The
@@ -146,6 +149,7 @@ class TrainConfig:
     teacher_temperature: float = 2.0
     frozen_stages: int = 0
     guide: GuideConfig = field(default_factory=GuideConfig)
+    no_looks_epochs: int = 0
     random_looks_epochs: int = 0
     patience: int | None = None
     balance: Literal["none", "classes"] = "none"
@@ -155,8 +159,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "devices", "images_per_epoch", "patience")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
-        numbers = ("workers", "overlays", "recalibrate_batches", "random_looks_epochs", "frozen_stages")
-        _require(self, "train", numbers, lambda value: value >= 0, "0 or more")
+        numbers = ("workers", "overlays", "recalibrate_batches", "frozen_stages")
+        _require(self, "train", (*numbers, *_FIRST), lambda value: value >= 0, "0 or more")
         _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")
         _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")
         _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
@@ -211,11 +215,9 @@ class Recipe:
             self._check_mixup()
         self.train.guide.check(self.model, self.data.augment)
         has_looks = isinstance(self.model, TNetConfig) and bool(self.model.looks)
-        if self.train.random_looks_epochs and not has_looks:
-            problem = (
-                f"train.random_looks_epochs is {self.train.random_looks_epochs}, but the model is not a TNet with looks"
-            )
-            raise ConfigError(f"{problem}; set it to 0")
+        for name in _FIRST:
+            if not has_looks and (epochs := getattr(self.train, name)):
+                raise ConfigError(f"train.{name} is {epochs}, but the model is not a TNet with looks; set it to 0")
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             looks, remedy = list(self.model.default_looks), "use 2 or more looks at some level, or set it to 0"

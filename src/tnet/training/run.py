@@ -61,6 +61,7 @@ from tnet.training import callbacks
 from tnet.training.curves import plot_curves, read_metrics, write_metrics
 from tnet.training.data import TNetData
 from tnet.training.effort import within_effort
+from tnet.training.guide import SELF
 from tnet.training.module import TNetModule
 from tnet.training.readable import UNREADABLE_NAME, RecordUnreadable
 from tnet.training.recipe import Recipe, load_recipe, save_recipe, with_classes
@@ -128,7 +129,8 @@ def _train(recipe: Recipe, folder: Path, resume: bool, progress: bool, val_batch
     checkpoint = _checkpoint_to_resume(folder, resume)
     is_new = not _names_in(folder)
     sources = {"start_from": recipe.train.start_from, "teacher": recipe.train.teacher}
-    sources["guide.teacher"] = recipe.train.guide.teacher
+    if recipe.train.guide.teacher != SELF:
+        sources["guide.teacher"] = recipe.train.guide.teacher
     for key, model in sources.items():  # before pretrained weights are downloaded
         if model is not None and not Path(model).exists():
             raise CheckpointError(f"train.{key} is {model}, which does not exist; give a run or saved model")
