@@ -286,7 +286,7 @@ def test_frozen_stages_get_no_gradients_and_stay_in_evaluation(name: str, side: 
         backbone.train(mode)
         frozen = {id(part) for top in backbone.frozen for part in top.modules()}
         for part in backbone.model.modules():
-            own = list(part.parameters(recurse=False))
+            own = list(part.parameters())
             assert not own or (id(part) in frozen) != any(parameter.requires_grad for parameter in own)
             assert part.training == (mode and id(part) not in frozen)
     backbone.train()(torch.randn(2, 3, side, side)).pooled.square().sum().backward()
