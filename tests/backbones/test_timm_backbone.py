@@ -293,6 +293,13 @@ def test_frozen_stages_get_no_gradients_and_stay_in_evaluation(name: str, side: 
     assert all((parameter.grad is not None) <= parameter.requires_grad for parameter in backbone.parameters())
 
 
+def test_a_model_without_stages_cannot_be_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
+    monkeypatch.delattr(type(backbone.model), "group_matcher")
+    with pytest.raises(ConfigError, match=r"frozen_stages is 2.*no stages of resnet10t"):
+        backbone.freeze(2)
+
+
 def test_all_stages_can_be_frozen_but_no_more() -> None:
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
     backbone.freeze(5)

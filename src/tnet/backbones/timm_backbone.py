@@ -82,12 +82,16 @@ class TimmBackbone(Backbone):
         Their batch norm and dropout stay in evaluation mode. They need no gradients, hence less time and memory.
 
         Raises:
-            ConfigError: there are fewer stages.
+            ConfigError: there are fewer stages, or timm does not group them.
         """
-        stage_of = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
+        problem = f"train.frozen_stages is {stages}, but"
+        try:
+            stage_of = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
+        except (AttributeError, AssertionError):  # a few models
+            raise ConfigError(f"{problem} timm knows no stages of {self.config.name}; set it to 0") from None
         count = 1 + max(stage_of.values())
         if stages > count:
-            raise ConfigError(f"train.frozen_stages is {stages}, but {self.config.name} has {count}; give at most that")
+            raise ConfigError(f"{problem} {self.config.name} has {count}; give at most that")
         trained = [name for name, stage in stage_of.items() if stage >= stages]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
