@@ -18,15 +18,12 @@ that are there are not repeated. Writes ``limits.png`` and prints a table.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from aggregations import append_row, read_rows
+from aggregations import RECIPE, append_row, read_rows
 
-import tnet.demo
-
-RECIPE = Path(tnet.demo.__file__).parent / "digits.yaml"
 # Fixed before the first run.
 CANVASES_PX = (1024, 1500, 3000, 6000)
 IMAGES = 11_520  # as in the demo
@@ -67,25 +64,32 @@ def run(form: str, canvas_px: int, seed: int, images: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, Path(folder) / "run")
         data = MegapixelDigits(recipe.data.digits, "test")
-        options: dict[str, Any] = {"batch_size": 16, "progress": False, "seed": 0}
-        learned = evaluate(result.model, data, looks=[recipe.model.default_looks, 0], policies=["topk"], **options)
-        (random,) = evaluate(result.model, data, looks=[recipe.model.default_looks], policies=["random"], **options)
-    by_looks = {row.total_looks: row for row in learned}
-    with_looks = by_looks[max(by_looks)]
+        looks = [0, recipe.model.default_looks]
+        rows = evaluate(result.model, data, looks=looks, policies=["topk", "random"], batch_size=16, progress=False)
+    without, learned, random = rows
     return {
-        "form": form, "canvas_px": canvas_px, "seed": seed, "images": images, "accuracy": with_looks.accuracy,
-        "accuracy_random": random.accuracy, "accuracy_0_looks": by_looks[0].accuracy,
-        "total_looks": with_looks.total_looks, "multiply_adds": with_looks.macs,
+        "form": form, "canvas_px": canvas_px, "seed": seed, "images": images, "accuracy": learned.accuracy,
+        "accuracy_random": random.accuracy, "accuracy_0_looks": without.accuracy,
+        "total_looks": learned.total_looks, "multiply_adds": learned.macs,
         "train_seconds": round(result.train_seconds, 1),
     }  # fmt: skip
 
 
-def means(rows: list[dict[str, str]], form: str, column: str) -> dict[int, float]:
-    """Return the mean over seeds, in percent, by canvas."""
+def by_canvas(rows: list[dict[str, str]], form: str) -> dict[int, list[dict[str, str]]]:
+    """Return the rows of a form, one for each seed, by canvas."""
     mine = [row for row in rows if row["form"] == form]
     canvases = sorted({int(row["canvas_px"]) for row in mine})
-    found = {side: [100 * float(row[column]) for row in mine if int(row["canvas_px"]) == side] for side in canvases}
-    return {side: sum(values) / len(values) for side, values in found.items()}
+    return {side: [row for row in mine if int(row["canvas_px"]) == side] for side in canvases}
+
+
+def mean(rows: list[dict[str, str]], column: str) -> float:
+    """Return the mean of a share over seeds, in percent."""
+    return statistics.mean(100 * float(row[column]) for row in rows)
+
+
+def share(canvas_px: int) -> float:
+    """Return how much of the image the digit covers, in percent."""
+    return 100 * DIGIT_PX**2 / canvas_px**2
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -96,14 +100,13 @@ def table(rows: list[dict[str, str]]) -> str:
     lines = [head, "|---" * 8 + "|"]
     for side in sorted({int(row["canvas_px"]) for row in rows}):
         for form in FORMS:
-            mine = [row for row in rows if row["form"] == form and int(row["canvas_px"]) == side]
+            mine = by_canvas(rows, form).get(side)
             if not mine:
                 continue
-            share = 100 * DIGIT_PX**2 / side**2
             columns = ("accuracy", "accuracy_random", "accuracy_0_looks")
-            numbers = " | ".join(f"{means(rows, form, column)[side]:.1f}" for column in columns)
+            numbers = " | ".join(f"{mean(mine, column):.1f}" for column in columns)
             cost = int(mine[0]["multiply_adds"]) / 1e6
-            lines.append(f"| {side} | {share:.2g} | {form} | {numbers} | {mine[0]['total_looks']} | {cost:.1f} |")
+            lines.append(f"| {side} | {share(side):.2g} | {form} | {numbers} | {mine[0]['total_looks']} | {cost:.1f} |")
     return "\n".join(lines)
 
 
@@ -114,10 +117,10 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for form in FORMS:
-        points = means(rows, form, "accuracy")
+        points = by_canvas(rows, form)
         if points:
-            shares = [100 * DIGIT_PX**2 / side**2 for side in points]
-            axes.plot(shares, list(points.values()), marker="o", label=form)
+            accuracies = [mean(mine, "accuracy") for mine in points.values()]
+            axes.plot([share(side) for side in points], accuracies, marker="o", label=form)
     axes.axhline(10, color="grey", linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="digit, % of the image", ylabel="accuracy, %", ylim=(0, 100))
     axes.invert_xaxis()

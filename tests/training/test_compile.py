@@ -1,4 +1,4 @@
-"""Compiled backbones: whole, once for all shapes, and in training.
+"""Compiled backbones: whole, for few shapes, and in training.
 
 The backend computes as without compiling, so that results are the same to the bit and no compiler is needed.
 """

@@ -39,7 +39,7 @@ _MOST: dict[str, float] = {
     "frozen_stages": 1000,
 }  # fmt: skip
 
-_FIRST = ("no_looks_epochs", "random_looks_epochs")
+_FIRST_EPOCHS = ("no_looks_epochs", "random_looks_epochs")
 Keep = Literal["best", "last"]  # the epoch whose model a run keeps
 
 
@@ -160,7 +160,7 @@ class TrainConfig:
         counts = ("epochs", "batch_size", "devices", "images_per_epoch", "patience")
         _require(self, "train", counts, lambda value: value >= 1, "at least 1")
         numbers = ("workers", "overlays", "recalibrate_batches", "frozen_stages")
-        _require(self, "train", (*numbers, *_FIRST), lambda value: value >= 0, "0 or more")
+        _require(self, "train", (*numbers, *_FIRST_EPOCHS), lambda value: value >= 0, "0 or more")
         _require(self, "train", ("max_minutes", "max_gmacs"), lambda value: value > 0, "a number above 0")
         _require(self, "train", ("ema_decay",), lambda value: 0 < value < 1, "a number between 0 and 1")
         _require(self, "train", ("mixup_alpha",), lambda value: 0 <= value < math.inf, "0 (none) or more")
@@ -215,7 +215,7 @@ class Recipe:
             self._check_mixup()
         self.train.guide.check(self.model, self.data.augment)
         has_looks = isinstance(self.model, TNetConfig) and bool(self.model.looks)
-        for name in _FIRST:
+        for name in _FIRST_EPOCHS:
             if not has_looks and (epochs := getattr(self.train, name)):
                 raise ConfigError(f"train.{name} is {epochs}, but the model is not a TNet with looks; set it to 0")
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
