@@ -246,6 +246,25 @@ def test_whole_images_first_and_then_looks(folder: str, monkeypatch: pytest.Monk
     assert float(weights[1]) == pytest.approx(2 * float(weights[2])), "it fades from the first looks on"
 
 
+@pytest.mark.parametrize(("no_looks_epochs", "epoch", "batch", "starts"), [
+    (2, 2, 0, True), (2, 1, 0, False), (2, 2, 1, False), (2, 3, 0, False), (0, 0, 0, False),
+])  # fmt: skip
+def test_separate_weights_for_looks_start_from_those_of_whole_images(
+    no_looks_epochs: int, epoch: int, batch: int, starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separate = {"look_weights": "separate", "batch_norm": "shared"}
+    module = Logged(model=separate, train={"no_looks_epochs": no_looks_epochs, "epochs": 4})
+    model, whole = module.model, dict(module.model.backbone.named_parameters())
+    assert isinstance(model, TNet) and model.look_backbone is not None
+    for parameter in whole.values():
+        torch.nn.init.normal_(parameter)
+    monkeypatch.setattr(Logged, "current_epoch", epoch)
+    module.on_train_batch_start(BATCH, batch)
+    looks = dict(model.look_backbone.named_parameters())
+    assert [torch.equal(looks[name], value) for name, value in whole.items()] == [starts] * len(whole)
+    assert all(looks[name] is not value and looks[name].requires_grad for name, value in whole.items())
+
+
 # --- what cannot be
 
 

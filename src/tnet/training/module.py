@@ -120,6 +120,17 @@ class TNetModule(pl.LightningModule):
         """Seed dropout and sampling by the step, so that a resumed run repeats the uninterrupted one."""
         # Not per epoch, as the data loader draws a number too, at a time that depends on resuming.
         torch.manual_seed((self.recipe.seed + self.global_rank * _RANK_STRIDE) * _SEED_STRIDE + self.global_step)
+        # The first batch, not the start of the epoch, which a training resumed within the epoch repeats.
+        if batch_index == 0 and self.current_epoch == self.recipe.train.no_looks_epochs > 0:
+            self._start_looks()
+
+    def _start_looks(self) -> None:
+        """Give separate weights for looks what whole images have taught; their running statistics stay their own."""
+        looks = self.model.look_backbone if isinstance(self.model, TNet) else None
+        if looks is not None:
+            with torch.no_grad():
+                for own, taught in zip(looks.parameters(), self.model.backbone.parameters(), strict=True):
+                    own.copy_(taught)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one step."""

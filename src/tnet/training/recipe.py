@@ -115,7 +115,8 @@ class TrainConfig:
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
         frozen_stages: first stages of a timm backbone, the stem included, that are not trained, which saves time.
         guide: what teaches a TNet where to look.
-        no_looks_epochs: epochs at the start in which a TNet sees whole images only, as a plain network does.
+        no_looks_epochs: epochs at the start in which a TNet sees whole images only, as a plain network does; then
+            separate weights for looks start from theirs.
         random_looks_epochs: epochs at the start in which a TNet's looks are random, so that it learns to classify
             regions of all kinds before it chooses; the locator learns meanwhile from the guide and the worth of looks.
         patience: end training after this many epochs without a better validation accuracy; ``null`` for never. The
