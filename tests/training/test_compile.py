@@ -19,8 +19,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
 from tnet.backbones import TimmBackbone
+from tnet.data.sample import Batch
 from tnet.errors import TrainingError
 from tnet.models.tnet import TNet
+from tnet.training.callbacks import recalibrate_norms
 from tnet.training.run import train
 
 
@@ -59,6 +61,18 @@ def test_training_with_compiled_backbones(tmp_path: Path, monkeypatch: pytest.Mo
     states = [result.model.state_dict() for result in (plain, compiled)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_statistics_are_measured_without_compiling() -> None:
+    # A compiled norm that averages over all batches breaks the graph, and the limit of compilations is soon reached.
+    model = TNet(tiny_config(backbone=TINY_RESNET, batch_norm="shared"))
+    model.backbone.compile(backend="eager")
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    recalibrate_norms(model, [Batch(torch.rand(4, 1, 96, 96), torch.zeros(4, dtype=torch.long), list("abcd"))])
+    assert not counters["stats"]
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers())
+    model.eval()(torch.rand(4, 1, 96, 96))
+    assert counters["stats"]["unique_graphs"]
 
 
 def test_a_compiler_that_fails_ends_training_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

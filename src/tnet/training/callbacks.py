@@ -247,8 +247,10 @@ def recalibrate_norms(model: Model, batches: Iterable[Batch], kept: Collection[n
         norm.momentum = None  # average over all batches
         norm.train()
     try:
-        for batch in batches:
-            model(batch.images)
+        # Plain averages read a counter from the device, at which a compiled backbone would break in each norm.
+        with torch.compiler.set_stance("force_eager"):
+            for batch in batches:
+                model(batch.images)
     finally:
         for norm, momentum, values in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum

@@ -293,6 +293,7 @@ def test_keys_are_of_content(tmp_path: Path) -> None:
     guides = [GuideConfig(teacher=str(tmp_path / name), maps=maps) for name in "ab" for maps in (None, f"{name}.st")]
     keys = [recipe_key(tiny_recipe(train={"guide": guide})) for guide in guides]
     assert keys[:2] == keys[2:] and len({recipe_key(recipe), *keys}) == 3
+    assert recipe_key(tiny_recipe(train={"guide": GuideConfig(teacher="self")})) not in (recipe_key(recipe), *keys)
     with pytest.raises(ConfigError, match="has no config.json"):
         model_digest(tmp_path)
     assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1}) != content_key({"a": 1, "b": 3})

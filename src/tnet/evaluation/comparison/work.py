@@ -32,6 +32,7 @@ from tnet.models.io import RECIPE_NAME, load_model, model_digest, recipe_path
 from tnet.models.kind import kind_of
 from tnet.models.registry import create_model
 from tnet.training.curves import read_metrics
+from tnet.training.guide import SELF
 from tnet.training.recipe import Recipe, load_recipe
 from tnet.training.run import LAST_CHECKPOINT, train
 
@@ -86,10 +87,11 @@ def recipe_key(recipe: Recipe) -> str:
     # Settings without influence on the outcome are left out, and paths whose content is hashed instead.
     train_config = replace(recipe.train, workers=0, overlays=0, start_from=None, teacher=None)
     guide = recipe.train.guide
-    guide = replace(guide, teacher=guide.teacher and "", maps=guide.maps and "")
+    taught_by = None if guide.teacher == SELF else guide.teacher
+    guide = replace(guide, teacher="" if taught_by else guide.teacher, maps=guide.maps and "")
     train_config = replace(train_config, guide=guide)
     weights = getattr(getattr(recipe.model, "backbone", None), "weights", None)
-    sources = recipe.train.start_from, recipe.train.teacher, recipe.train.guide.teacher
+    sources = recipe.train.start_from, recipe.train.teacher, taught_by
     digests = [None if folder is None else model_digest(Path(folder)) for folder in sources]
     digests.append(file_digest(Path(weights)) if weights and Path(weights).is_file() else None)
     plain = replace(recipe, title="", train=train_config)
