@@ -9,10 +9,13 @@ written to the output folder and resumed by the same command.
     python benchmarks/equal_cost.py digits --quick          # in minutes, to see it work: one seed, two steps a network
     python benchmarks/equal_cost.py defects --root FOLDER --tnet train.guide.teacher=PLAIN_RUN objective.reward=gain
 
-Folders have train, val and test with one folder per class (birds: no val); `boards` are made by the script beside the
-scans. Fundus photographs are few, so that each seed is a fold of the patients.
+Folders have train, val and test with one folder per class (birds: no val). Fundus photographs are few, so that each
+seed is a fold of the patients. Boards of nine scans are made by the script beside the scans; as there are few of them,
+all networks start from those of `defects`, each from the one that saw single scans at the same scale:
 
-Writes ``OUT/TASK/equal_cost.md``, ``.csv`` and ``.png``.
+    OMP_NUM_THREADS=1 python benchmarks/equal_cost.py boards --root BOARDS --scans FOLDER --boxes BOARDS/boxes.csv
+
+Writes ``OUT/TASK/equal_cost.md``, ``.csv`` and ``.png``; ``OUT/compared`` has all trained networks.
 """
 
 from __future__ import annotations
@@ -48,7 +51,10 @@ from tnet.models.io import load_model, model_digest
 from tnet.training.recipe import dump_yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-PLAIN = ("model.levels=1", "model.looks=[]", "model.look_px=null", "model.batch_norm=shared", "train.eval_policies=[]")
+PLAIN = (
+    "model.levels=1", "model.looks=[]", "model.look_px=null", "model.batch_norm=shared", "model.look_weights=shared",
+    "model.policy.train=topk", "train.guide.teacher=null", "train.no_looks_epochs=0", "train.eval_policies=[]",
+)  # fmt: skip
 TIME = "cpu", 16
 QUICK = ("train.epochs=1", "train.images_per_epoch=16", "train.batch_size=8", "train.recalibrate_batches=1")
 Looks = int | tuple[int, ...]
@@ -65,6 +71,9 @@ class Task:
         tnet: overrides of the TNet: its sizes.
         batches: images per step of plain networks from a side on, for memory; the epochs stay.
         folds: seeds are folds of this many; 0 for a test set that is the same for all.
+        effort: overrides of all networks.
+        after: task whose networks these start from, on images that are smaller by ``scale``.
+        scale: side of these images as a multiple of that task's.
     """
 
     recipe: str
@@ -73,13 +82,27 @@ class Task:
     tnet: tuple[str, ...] = ()
     batches: dict[int, int] = field(default_factory=dict)
     folds: int = 0
+    effort: tuple[str, ...] = ()
+    after: str | None = None
+    scale: int = 1
 
 
-# Boards: regions of 224 px at full resolution, that cover the board with an overlap of a third.
-_BOARDS = ("model.base_px=448", "model.look_px=224", "model.grid={rows: 12, cols: 12, cell_extent: 0.11667}")
+# The scales of the networks that they start from, and the same looks: 112 px at full resolution.
+_BOARDS = (
+    "model.base_px=672", "model.grid={rows: 24, cols: 24, cell_extent: 0.05833}", "train.no_looks_epochs=0",
+)  # fmt: skip
 TASKS = {
-    "defects": Task("finetune/defects", (224, 288, 384, 512, 640), (0, 1, 2, 3, 5)),
-    "boards": Task("finetune/defects", (448, 640, 896, 1280, 1920), (0, 1, 2, 4, 8), _BOARDS, {1280: 8, 1920: 4}),
+    "defects": Task("finetune/defects", (224, 320, 384, 448, 640), (0, 1, 2, 3, 6)),
+    "boards": Task(
+        "finetune/defects",
+        (672, 960, 1152, 1344, 1920),
+        (0, 1, 2, 3, 6),
+        _BOARDS,
+        {960: 8, 1344: 4},
+        effort=("train.epochs=4",),
+        after="defects",
+        scale=3,
+    ),
     "birds": Task("finetune/birds", (80, 112, 144, 176, 224), (0, 1, 2, 3, 5)),
     "imagenette": Task("finetune/photographs", (64, 96, 128, 176, 224), (0, 1, 2, 4, 6)),
     "fundus": Task("finetune/fundus", (224, 320, 448, 560, 672), (0, 1, 3, 6), (), {672: 4}, folds=5),
@@ -112,17 +135,20 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
     common += [f"data.root={root}"] if root else []
     if arguments.quick and arguments.task == "digits":
         common += ["data.digits.images_train=64", "data.digits.images_val=16", "data.digits.images_test=16"]
-    recipe = str(RECIPES / f"{task.recipe}.yaml")
-    rows: list[dict[str, Any]] = []
-    for side_px in task.sides_px[:2] if arguments.quick else task.sides_px:
-        batch = max((least for least in task.batches if least <= side_px), default=None)
-        small = [f"train.batch_size={task.batches[batch]}"] if batch and not arguments.quick else []
-        overrides = [*PLAIN, f"model.base_px={side_px}", *small]
-        rows.append({"name": f"plain, {side_px} px", "recipe": recipe, "overrides": overrides, "policies": [LEARNED]})
+    sides_px = task.sides_px[:2] if arguments.quick else task.sides_px
     looks = [list(item) if isinstance(item, tuple) else item for item in task.looks]
-    overrides = [*task.tnet, *arguments.tnet]
-    policies = [LEARNED, *CONTROLS]
-    rows.append({"name": "TNet", "recipe": recipe, "overrides": overrides, "looks": looks, "policies": policies})
+    rows: list[dict[str, Any]] = [
+        *({"name": f"plain, {side_px} px", **_plain(task, side_px, arguments.quick)} for side_px in sides_px),
+        {"name": "TNet", **_tnet(task, arguments.tnet), "looks": looks, "policies": [LEARNED, *CONTROLS]},
+    ]
+    if task.after is not None:
+        first = TASKS[task.after]
+        starts = [_plain(first, side_px // task.scale, arguments.quick) for side_px in sides_px]
+        starts.append(_tnet(first, arguments.tnet))
+        for row, start in zip(list(rows), starts, strict=True):
+            row["after"] = f"{row['name']}, {task.after}"
+            start["overrides"].append(f"data.root={arguments.scans.resolve()}")
+            rows.insert(rows.index(row), {"name": row["after"], **start, "measure": False})
     costs = {"devices": [TIME[0]], "batch_sizes": [TIME[1]], "repeats": 1 if arguments.quick else 5}
     return {
         "title": f"{arguments.task}: TNet and plain networks of equal cost", "seeds": list(seeds), "split": "test",
@@ -130,12 +156,29 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
     }  # fmt: skip
 
 
+def _plain(task: Task, side_px: int, quick: bool) -> dict[str, Any]:
+    """Return what is trained for a plain network."""
+    batch = max((least for least in task.batches if least <= side_px), default=None)
+    small = [f"train.batch_size={task.batches[batch]}"] if batch and not quick else []
+    overrides = [*PLAIN, f"model.base_px={side_px}", *small]
+    return {
+        "recipe": str(RECIPES / f"{task.recipe}.yaml"),
+        "overrides": [*task.effort, *overrides],
+        "policies": [LEARNED],
+    }
+
+
+def _tnet(task: Task, more: Sequence[str]) -> dict[str, Any]:
+    """Return what is trained for the TNet."""
+    return {"recipe": str(RECIPES / f"{task.recipe}.yaml"), "overrides": [*task.effort, *task.tnet, *more]}
+
+
 def run(arguments: argparse.Namespace, out: Path, root: Path | None, seeds: Sequence[int]) -> tuple[Suite, list[Line]]:
     """Write a suite, then train and measure what is missing."""
     path = make_folder(out) / "suite.yaml"
     write_text(path, dump_yaml(suite_of(arguments, root, seeds)))
     suite = load_suite(path)
-    found = compare(suite, out / "compared", progress=not arguments.quiet)
+    found = compare(suite, arguments.out / "compared", progress=not arguments.quiet)
     if found.failures:
         names = ", ".join(found.failures)
         raise SystemExit(f"failed: {names}; what is done is kept in {out}, and the same command resumes")
@@ -196,7 +239,7 @@ def envelope_at(hull: Sequence[tuple[float, float]], cost: float) -> float | Non
 
 def pointing(arguments: argparse.Namespace, suite: Suite, out: Path) -> list[dict[str, Any]]:
     """Where the TNet of each seed looks: learned, random and centre; read back if measured."""
-    work = Work(suite, out / "compared/cache", "cpu", not arguments.quiet, print)
+    work = Work(suite, arguments.out / "compared/cache", "cpu", not arguments.quiet, print)
     row = next(row for row in suite.rows if row.name == "TNet")
     found = []
     for entry in work.entries(row, make=False):
@@ -310,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--root", type=Path, help="folder of the images; digits need none")
+    parser.add_argument("--scans", type=Path, help="folder of the scans that boards are made of")
     parser.add_argument("--weights", type=Path, help="of the backbone; the network's own are fetched if left out")
     parser.add_argument("--boxes", type=Path, help="table of boxes, to measure where it looks")
     parser.add_argument("--out", type=Path, default=Path("runs/equal_cost"))
@@ -323,6 +367,8 @@ def main() -> None:
     task, out = TASKS[arguments.task], arguments.out / (arguments.task + "-quick" * arguments.quick)
     if arguments.root is None and arguments.task != "digits":
         parser.error(f"{arguments.task} needs --root")
+    if arguments.scans is None and task.after is not None:
+        parser.error(f"{arguments.task} needs --scans, the folder of {task.after}")
     seeds = arguments.seeds or list(range(task.folds or 3))
     seeds = seeds[:1] if arguments.quick else seeds
     parts: list[tuple[Path, Path | None, list[int]]] = [(out, arguments.root and arguments.root.resolve(), seeds)]

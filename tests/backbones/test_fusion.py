@@ -9,9 +9,9 @@ import torch
 from tests.helpers import as_trained
 from torch import nn
 
-from tnet.backbones import create_backbone
+from tnet.backbones import TimmBackbone, create_backbone
 from tnet.backbones.base import Backbone, BackboneConfig, Described, batch_norms
-from tnet.backbones.fusion import TOLERANCE, FusedConv, fuse
+from tnet.backbones.fusion import TOLERANCE, FusedConv, fuse, fused_parts
 
 # One of each way in which convolutions, batch norm and activations follow each other.
 FAMILIES = {
@@ -37,7 +37,7 @@ def trained(name: str, side_px: int = 64) -> Backbone:
 
 def difference(one: Described, other: Described) -> float:
     """Largest difference relative to the largest value."""
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(one, other, strict=True))
+    return max(float(((a - b).abs().max() / a.abs().max()).detach()) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,53 @@ def test_copies_and_other_precisions_work() -> None:
         # Not oneDNN's single precision: the other path of each convolution.
         double = copy.deepcopy(fused).double()(glimpses.double())
         assert difference(wanted, Described(double.pooled.float(), double.cell_map.float())) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18"])
+def test_frozen_stages_compute_the_same_while_the_rest_is_trained(name: str) -> None:
+    backbone = trained(name)
+    assert isinstance(backbone, TimmBackbone)
+    backbone.freeze(2)
+    backbone.train()
+    copied, glimpses = copy.deepcopy(backbone), torch.randn(2, 3, 65, 64)
+    norms = [norm for norm in batch_norms(backbone) if norm in backbone.frozen]
+    called: list[bool] = []
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, inputs, output: called.append(output is inputs[0]))
+    state = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with fused_parts(backbone, backbone.frozen, 3, 64):
+        assert backbone.training and not any(part.training for part in backbone.frozen)
+        assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
+        with torch.no_grad():
+            assert difference(copied.eval()(glimpses), backbone.eval()(glimpses)) < 1e-5
+        copied.train()
+        backbone.train()
+        called.clear()
+        found = backbone(glimpses)
+        assert len(called) == len(norms) > 2 and all(called), "norms pass on what they are given"
+        # Batch norm over few positions, in what is trained, amplifies rounding.
+        assert difference(copied(glimpses), found) < 1e-3
+        found.pooled.sum().backward()
+    frozen = {parameter for part in backbone.frozen for parameter in part.parameters()}
+    assert all((parameter.grad is None) == (parameter in frozen) for parameter in backbone.parameters())
+    called.clear()
+    backbone(glimpses)
+    assert not any(called), "as before"
+    assert all("forward" not in vars(module) for module in backbone.modules())
+
+
+def test_parts_that_would_compute_something_else_stay() -> None:
+    backbone = Reused()
+    backbone.norm.running_mean.normal_()  # type: ignore[union-attr]
+    glimpses = torch.randn(1, 3, 8, 8)
+    wanted = backbone.eval()(glimpses)
+    with fused_parts(backbone, [*backbone.modules()], 3, 8):
+        assert difference(wanted, backbone(glimpses)) == 0.0
+    fine = trained("resnet18")
+    with pytest.raises(KeyError), fused_parts(fine, [*fine.modules()], 3, 64):
+        assert any("forward" in vars(module) for module in fine.modules())
+        raise KeyError
+    assert all("forward" not in vars(module) for module in fine.modules())
 
 
 class Reused(Backbone):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pytest
@@ -249,6 +249,34 @@ def test_frozen_stages_are_recalibrated_once_before_training(tmp_path: Path, mon
     for name, value in of_norms(trained).items():
         assert torch.equal(value, statistics[name]) == name.startswith(first), name
         assert not (value == 17).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fused"),
+    [({}, True), ({"batch_norm": "per_level"}, False), ({"look_weights": "separate"}, True), ({"ema": 0.9}, False)],
+)
+def test_frozen_stages_are_fused_while_a_model_is_trained(
+    changes: dict[str, Any], fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"batch_norm": "shared", **changes}
+    settings = {"epochs": 1, "frozen_stages": 2, "recalibrate_batches": 1, "ema_decay": changes.pop("ema", None)}
+    recipe = tiny_recipe(model={"backbone": TINY_RESNET, **changes}, train=settings)
+    seen: list[int] = []
+    step = TNetModule.training_step
+
+    def count(module: TNetModule, batch: Batch, index: int) -> Tensor:
+        seen.append(sum("forward" in vars(part) for part in module.model.modules()))
+        return step(module, batch, index)
+
+    monkeypatch.setattr(TNetModule, "training_step", count)
+    models = [train(recipe, tmp_path / "run", progress=False).model]
+    assert min(seen) == max(seen) and (seen[0] > 0) == fused
+    assert all("forward" not in vars(part) for part in models[0].modules())
+    monkeypatch.setattr(callbacks.FuseFrozen, "on_train_start", lambda *_: None)
+    models.append(train(recipe, tmp_path / "slower", progress=False).model)
+    assert seen[-1] == 0
+    for (name, one), other in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_frozen_stages_need_a_backbone_of_timm() -> None:

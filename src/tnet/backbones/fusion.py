@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -164,6 +165,51 @@ def fuse(backbone: Backbone, in_channels: int, sides_px: Collection[int]) -> Bac
     return fused
 
 
+@contextmanager
+def fused_parts(backbone: Backbone, parts: Collection[nn.Module], in_channels: int, side_px: int) -> Iterator[None]:
+    """Let parts of a backbone compute as :func:`fuse` does, while its tensors stay as they are.
+
+    For parts in evaluation mode that are not trained, and whose running statistics do not change meanwhile. Nothing
+    happens if an output would differ by more than :data:`TOLERANCE`.
+
+    Args:
+        backbone: the backbone, in any mode.
+        parts: the modules; others compute as before.
+        in_channels: channels of a glimpse.
+        side_px: a side of its glimpses.
+    """
+    training = backbone.training
+    backbone.eval()
+    changed: list[nn.Module] = []
+    device = next((tensor.device for tensor in backbone.parameters()), "cpu")
+    glimpses = torch.randn(2, in_channels, side_px, side_px, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.no_grad():
+            wanted = backbone(glimpses)
+            for chain in _chains(backbone, glimpses):
+                conv, norm, activation = (None if name is None else backbone.get_submodule(name) for name in chain)
+                assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, _BatchNorm))
+                if conv not in parts or (norm is not None and norm not in parts):
+                    continue
+                fused, rest = _fused(conv, norm, activation)
+                for module, instead in ((conv, fused), (norm, rest), (activation, nn.Identity())):
+                    if module is not None:
+                        vars(module)["forward"] = instead.eval().forward  # beside the class's own
+                        changed.append(module)
+            given = backbone(glimpses)
+        if not all((a - b).abs().max() <= TOLERANCE * a.abs().max() for a, b in zip(wanted, given, strict=True)):
+            _restore(changed)
+        backbone.train(training)
+        yield
+    finally:
+        _restore(changed)
+
+
+def _restore(changed: list[nn.Module]) -> None:
+    while changed:
+        del vars(changed.pop())["forward"]
+
+
 @dataclass
 class _Call:
     """A call of a module in a forward pass, with the versions of its tensors, which count changes in place.
@@ -252,15 +298,21 @@ def _replace(module: nn.Module, chain: _Chain) -> None:
     conv = module.get_submodule(chain.conv)
     norm = None if chain.norm is None else module.get_submodule(chain.norm)
     activation = None if chain.activation is None else module.get_submodule(chain.activation)
-    rest: nn.Module = nn.Identity()
-    if isinstance(norm, BatchNormAct2d):
-        activation, rest = (norm.act, rest) if type(norm.act) in _NAMES else (None, norm.act)
     assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, _BatchNorm))
-    _set(module, chain.conv, FusedConv(conv, norm, activation))
+    fused, rest = _fused(conv, norm, activation)
+    _set(module, chain.conv, fused)
     if chain.norm is not None:
         _set(module, chain.norm, rest)
     if chain.activation is not None:
         _set(module, chain.activation, nn.Identity())
+
+
+def _fused(conv: nn.Conv2d, norm: _BatchNorm | None, activation: nn.Module | None) -> tuple[FusedConv, nn.Module]:
+    """Return a convolution with what follows it, and what is left to do in the norm's place."""
+    rest: nn.Module = nn.Identity()
+    if isinstance(norm, BatchNormAct2d):
+        activation, rest = (norm.act, rest) if type(norm.act) in _NAMES else (None, norm.act)
+    return FusedConv(conv, norm, activation), rest
 
 
 def _set(module: nn.Module, name: str, part: nn.Module) -> None:

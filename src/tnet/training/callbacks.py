@@ -6,6 +6,7 @@ import io
 import signal
 import threading
 from collections.abc import Collection, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from tnet.backbones import TimmBackbone
 from tnet.backbones.base import batch_norms
+from tnet.backbones.fusion import fused_parts
 from tnet.data.loading import train_loader
 from tnet.data.sample import Batch
 from tnet.files import atomic_path
@@ -294,3 +297,28 @@ class RecalibrateNorms(Callback):
         with torch.random.fork_rng(devices=[]):
             batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
             recalibrate_norms(pl_module.model, batches, kept)
+
+
+class FuseFrozen(Callback):
+    """Fuses frozen stages on the CPU while a model is trained, which is faster; its tensors stay as they are."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fuse them; after :class:`RecalibrateNorms`, since they do not change from then on."""
+        assert isinstance(pl_module, TNetModule)
+        model = pl_module.model
+        if pl_module.device.type != "cpu" or model.population_norms is not None:  # which change with the level
+            return
+        config = model.config
+        for part in model.modules():
+            if isinstance(part, TimmBackbone):
+                side_px = config.region_px or config.whole_px
+                self.stack.enter_context(fused_parts(part, pl_module.frozen, config.in_channels, side_px))
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Restore them."""
+        self.stack.close()
+
+    on_exception = teardown

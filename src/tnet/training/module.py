@@ -126,10 +126,10 @@ class TNetModule(pl.LightningModule):
 
     def _start_looks(self) -> None:
         """Give separate weights for looks what whole images have taught; their running statistics stay their own."""
-        looks = self.model.look_backbone if isinstance(self.model, TNet) else None
-        if looks is not None:
+        model = self.model
+        if isinstance(model, TNet) and model.look_backbone is not None:
             with torch.no_grad():
-                for own, taught in zip(looks.parameters(), self.model.backbone.parameters(), strict=True):
+                for own, taught in zip(model.look_backbone.parameters(), model.backbone.parameters(), strict=True):
                     own.copy_(taught)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
