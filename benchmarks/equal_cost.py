@@ -173,12 +173,12 @@ def _tnet(task: Task, more: Sequence[str]) -> dict[str, Any]:
     return {"recipe": str(RECIPES / f"{task.recipe}.yaml"), "overrides": [*task.effort, *task.tnet, *more]}
 
 
-def run(arguments: argparse.Namespace, out: Path, root: Path | None, seeds: Sequence[int]) -> tuple[Suite, list[Line]]:
-    """Write a suite, then train and measure what is missing."""
+def run_suite(rows: dict[str, Any], out: Path, shared: Path, progress: bool) -> tuple[Suite, list[Line]]:
+    """Write a suite to ``out``, then train and measure what is missing in ``shared``."""
     path = make_folder(out) / "suite.yaml"
-    write_text(path, dump_yaml(suite_of(arguments, root, seeds)))
+    write_text(path, dump_yaml(rows))
     suite = load_suite(path)
-    found = compare(suite, arguments.out / "compared", progress=not arguments.quiet)
+    found = compare(suite, shared / "compared", progress=progress)
     if found.failures:
         names = ", ".join(found.failures)
         raise SystemExit(f"failed: {names}; what is done is kept in {out}, and the same command resumes")
@@ -380,7 +380,7 @@ def main() -> None:
     lines: list[Line] = []
     looked: list[dict[str, Any]] = []
     for folder, root, own in parts:
-        suite, found = run(arguments, folder, root, own)
+        suite, found = run_suite(suite_of(arguments, root, own), folder, arguments.out, not arguments.quiet)
         lines += found
         if arguments.boxes is not None:
             looked += pointing(arguments, suite, folder)
