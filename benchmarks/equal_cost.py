@@ -56,7 +56,13 @@ PLAIN = (
     "model.policy.train=topk", "train.guide.teacher=null", "train.no_looks_epochs=0", "train.eval_policies=[]",
 )  # fmt: skip
 TIME = "cpu", 16
-QUICK = ("train.epochs=1", "train.images_per_epoch=16", "train.batch_size=8", "train.recalibrate_batches=1")
+QUICK = (
+    "train.epochs=1",
+    "train.no_looks_epochs=0",
+    "train.images_per_epoch=16",
+    "train.batch_size=8",
+    "train.recalibrate_batches=1",
+)
 Looks = int | tuple[int, ...]
 
 

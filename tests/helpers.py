@@ -18,7 +18,8 @@ from tnet.data.digits import DigitsConfig
 from tnet.geometry import Grid, Regions
 from tnet.models import LocatorConfig, PolicyConfig, PositionConfig, TNet, TNetConfig, TNetOutput
 from tnet.models.base import ModelConfig
-from tnet.training.recipe import Recipe, TrainConfig
+from tnet.training.config import TrainConfig
+from tnet.training.recipe import Recipe
 from tnet.traversal import Calibrated, LookGain
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -21,7 +21,8 @@ from tnet.suggest.plan import Weights, choose_plan
 from tnet.suggest.reasons import data_warnings, model_reasons, model_warnings
 from tnet.suggest.recipe import OBJECTIVE, OPTIM, Proposal, explain, parse_macs, propose, recipe_text
 from tnet.suggest.survey import ImageFacts, Survey
-from tnet.training.recipe import TrainConfig, load_recipe, parse_recipe
+from tnet.training.config import TrainConfig
+from tnet.training.recipe import load_recipe, parse_recipe
 
 BACKBONE = "test_resnet"  # weights made at 160 px
 

@@ -322,6 +322,12 @@ def test_a_model_that_teaches_itself_changes(changes: dict[str, Any]) -> None:
         recipe_with({"teacher": "self", **changes})
 
 
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_some_epoch_has_looks(epochs: int) -> None:
+    with pytest.raises(ConfigError, match=rf"no_looks_epochs is {epochs} and train\.epochs 2, which leaves no epoch"):
+        tiny_recipe(train={"no_looks_epochs": epochs, "epochs": 2})
+
+
 @pytest.mark.parametrize("name", ["no_looks_epochs", "random_looks_epochs"])
 def test_first_epochs_need_looks(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 1, but the model is not a TNet with looks"):

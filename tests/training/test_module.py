@@ -14,9 +14,9 @@ from tnet.data.sample import Batch
 from tnet.errors import ConfigError, TrainingError
 from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet
+from tnet.training.config import OptimConfig
 from tnet.training.module import TNetModule, accuracy_metric, class_metrics
 from tnet.training.optimizers import parameter_groups, schedule_factor
-from tnet.training.recipe import OptimConfig
 
 TERMS = ("cross_entropy", "cross_entropy_per_feature", "reinforce", "reinforce_per_feature", "teacher")
 

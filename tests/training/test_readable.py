@@ -17,7 +17,8 @@ from tnet.data.folder import ImageFolder
 from tnet.data.loading import Share, eval_loader, train_loader
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError, DataError, ImageError, UnreadableWarning
-from tnet.training.recipe import Recipe, TrainConfig
+from tnet.training.config import TrainConfig
+from tnet.training.recipe import Recipe
 from tnet.training.run import RunResult, train
 
 CLASSES = ("ant", "bee")

@@ -13,10 +13,9 @@ from tests.helpers import tiny_recipe
 
 from tnet.errors import ConfigError, GeometryError, RecipeError
 from tnet.models import LocatorConfig
+from tnet.training.config import OptimConfig, TrainConfig
 from tnet.training.recipe import (
-    OptimConfig,
     Recipe,
-    TrainConfig,
     dump_yaml,
     load_recipe,
     parse_recipe,

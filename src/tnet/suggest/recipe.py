@@ -36,7 +36,8 @@ from tnet.suggest.reasons import (
 )
 from tnet.suggest.survey import Survey
 from tnet.text import on_one_line
-from tnet.training.recipe import OptimConfig, Recipe, TrainConfig, parse_recipe
+from tnet.training.config import OptimConfig, TrainConfig
+from tnet.training.recipe import Recipe, parse_recipe
 
 DEFAULT_BACKBONE = BackboneConfig.name
 # For fine-tuning, which learning from worth was studied in; from random weights it was not. Also in own_images.yaml.

@@ -30,10 +30,10 @@ from tnet.models.base import Model
 from tnet.models.io import default_card, save_model
 from tnet.stop import STOP_SIGNALS
 from tnet.text import markdown
+from tnet.training.config import Keep
 from tnet.training.curves import write_metrics
 from tnet.training.data import TNetData
 from tnet.training.module import TNetModule
-from tnet.training.recipe import Keep
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tnet.training.recipe import OptimConfig
+from tnet.training.config import OptimConfig
 
 
 class KerasAdam(torch.optim.Adam):
