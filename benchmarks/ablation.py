@@ -78,6 +78,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # seeing differently
     "shared weights": ("model.look_weights=shared", "model.batch_norm=per_level"),
     "more weight on single looks": ("objective.joint_weight_ce=0.3",),
+    "one of them must know": ("objective.joint_weight_ce=0.5", "objective.per_feature=mixture"),
     # context
     "mean": ("model.aggregation=mean",),
     "attention": ("model.aggregation=attention",),

@@ -193,6 +193,34 @@ def test_cap_of_one_level_keeps_only_the_whole_image() -> None:
 # --- the optional terms
 
 
+@pytest.mark.parametrize(("smoothing", "levels", "features"), [(0.0, 0, 7), (0.1, 0, 7), (0.0, 2, 3), (0.0, 1, 1)])
+def test_one_of_the_features_must_know(smoothing: float, levels: int, features: int) -> None:
+    output = random_output()
+    changes = {"label_smoothing": smoothing, "per_feature_levels": levels}
+    loss = loss_of(output, per_feature="mixture", joint_weight_ce=0.4, **changes)
+    single = output.feature_logits.numpy()[:, :features]
+    expected = []
+    for image, target in enumerate(TARGET.tolist()):
+        likelihoods = [math.exp(-cross_entropy(logits, target, smoothing)) for logits in single[image]]
+        expected.append(-math.log(sum(likelihoods) / features))
+    found = float(loss.terms["cross_entropy_per_feature"])
+    assert found == pytest.approx(0.6 * sum(expected) / BATCH, rel=1e-6)
+    others = loss_of(output, joint_weight_ce=0.4, **changes)
+    assert found <= float(others.terms["cross_entropy_per_feature"]) + 1e-6  # Jensen's inequality
+    assert loss.terms.keys() == others.terms.keys()
+
+
+def test_features_learn_by_their_share_of_the_mixture() -> None:
+    output = random_output()
+    logits = output.feature_logits.clone().requires_grad_()
+    loss = loss_of(replace(output, feature_logits=logits), per_feature="mixture", joint_weight_ce=0.0)
+    (slope,) = torch.autograd.grad(loss.terms["cross_entropy_per_feature"], logits)
+    probs = logits.detach().softmax(dim=2)
+    likely = probs[torch.arange(BATCH)[:, None], torch.arange(7), TARGET[:, None]]
+    alone = probs - torch.nn.functional.one_hot(TARGET, probs.shape[2])[:, None]  # of a feature's own cross entropy
+    torch.testing.assert_close(slope, (likely / likely.sum(1, keepdim=True))[:, :, None] * alone / BATCH)
+
+
 @pytest.mark.parametrize("margin", [0.4, 0.0])
 def test_contrastive_loss_is_the_mean_over_all_pairs(margin: float) -> None:
     output = random_output()
@@ -631,6 +659,21 @@ def test_gains_of_different_numbers_of_looks() -> None:
             errors.append(error**2 / 2 if error < 1 else error - 0.5)
     loss = Objective(ObjectiveConfig(gain_weight=0.3))(output, TARGET, model)
     assert float(loss.terms["gain"].detach()) == pytest.approx(0.3 * sum(errors) / len(errors), rel=1e-6)
+
+
+def test_a_mixture_of_different_numbers_of_looks() -> None:
+    torch.manual_seed(3)
+    model = TNet(three_levels(locator=VALUED)).double().eval()
+    output = fewer_looks(model)
+    assert output.seen is not None
+    config = ObjectiveConfig(per_feature="mixture", joint_weight_ce=0.0, reinforce_weight=0.0)
+    chosen = {"log_prob": torch.zeros_like(output.log_prob), "joint_log_prob": torch.zeros(BATCH).double()}
+    loss = Objective(config)(replace(output, **chosen), TARGET, model)  # a search has none
+    probs = output.feature_logits.detach().softmax(2)[torch.arange(BATCH), :, TARGET]
+    expected = [-float(probs[image][output.seen[image]].mean().log()) for image in range(BATCH)]
+    assert float(loss.terms["cross_entropy_per_feature"].detach()) == pytest.approx(np.mean(expected), rel=1e-9)
+    loss.total.backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
 
 
 def test_only_the_second_locator_learns_from_gains() -> None:

@@ -42,6 +42,9 @@ class ObjectiveConfig:
     Attributes:
         joint_weight_ce: share of the cross entropy of all features together (paper: 0.3 ImageNet and birds, 0.2 and
             0.05 fMoW); the rest goes to the cross entropy of single features.
+        per_feature: who must know the label: each single feature (``mean`` of their cross entropies, paper); or one of
+            them (``mixture``: cross entropy of the mean of their probabilities), so that a region without the evidence
+            need not guess. With several labels per image one feature must know them all.
         joint_weight_reinforce: the same for the two REINFORCE terms.
         reinforce_weight: weight of both REINFORCE terms (paper: 0.1).
         reward: what REINFORCE rewards: a ``correct`` answer, of all features together and of each alone (paper); or the
@@ -67,6 +70,7 @@ class ObjectiveConfig:
     """
 
     joint_weight_ce: float = 0.3
+    per_feature: Literal["mean", "mixture"] = "mean"
     joint_weight_reinforce: float = 0.3
     reinforce_weight: float = 0.1
     reward: Literal["correct", "gain"] = "correct"
@@ -132,6 +136,8 @@ class Objective(ModelObjective):
             logits, repeated = output.feature_logits.flatten(0, 1), repeat_target(target, used.shape[1]).flatten(0, 1)
             rows = _indices(used, logits.device)
             per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
+            if config.per_feature == "mixture":
+                per_feature = _of_mixture(per_feature, rows, used)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
             chosen = _indices(used[:, 1:], logits.device)
             if len(chosen):
@@ -307,6 +313,14 @@ def _answers(
 def _indices(mask: Bool[Tensor, "batch n"], device: torch.device) -> Int[Tensor, " true"]:
     """Return flat indices of true elements, computed on the CPU to avoid a device synchronisation."""
     return mask.flatten().nonzero().flatten().to(device)
+
+
+def _of_mixture(
+    losses: Float[Tensor, " used"], rows: Int[Tensor, " used"], used: Bool[Tensor, "batch n"]
+) -> Float[Tensor, " batch"]:
+    """Return the cross entropy of the mean probability of each image's features, one of which is the whole image."""
+    spread = losses.new_full((used.numel(),), torch.inf).index_put((rows,), losses).view(used.shape)
+    return used.sum(dim=1).to(losses).log() - (-spread).logsumexp(dim=1)
 
 
 def _expected_gain(
