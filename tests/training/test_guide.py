@@ -23,6 +23,7 @@ from tnet.models.kind import build_model
 from tnet.models.tnet import TNetOutput
 from tnet.training.guide import Guide, GuideConfig, evidence_in_cells, worth_of_cells
 from tnet.training.module import TNetModule
+from tnet.training.run import train
 from tnet.traversal.policies import FixedCells
 
 THIRDS = Grid(3, 3, 1 / 3)  # cells that neither overlap nor leave gaps
@@ -263,6 +264,14 @@ def test_separate_weights_for_looks_start_from_those_of_whole_images(
     looks = dict(model.look_backbone.named_parameters())
     assert [torch.equal(looks[name], value) for name, value in whole.items()] == [starts] * len(whole)
     assert all(looks[name] is not value and looks[name].requires_grad for name, value in whole.items())
+
+
+def test_a_run_without_looks_at_first_is_resumed(tmp_path: Path) -> None:
+    changes = {"no_looks_epochs": 1, "epochs": 2, "guide": GuideConfig(teacher="self"), "recalibrate_batches": 1}
+    train(tiny_recipe(train=changes), tmp_path, progress=False)
+    longer = train(tiny_recipe(train={**changes, "epochs": 3}), tmp_path, resume=True, progress=False)
+    guided = [row.get("train/guide") for row in longer.metrics]
+    assert guided[0] is None and None not in guided[1:] and len(guided) == 3
 
 
 # --- what cannot be

@@ -14,6 +14,7 @@ from tnet.cli.main import app
 from tnet.data.augment import AugmentConfig
 from tnet.data.config import DataConfig
 from tnet.errors import ConfigError
+from tnet.training.guide import GuideConfig
 from tnet.training.recipe import Recipe, save_recipe
 from tnet.training.smoke import smoke, smoke_recipe
 
@@ -59,6 +60,13 @@ def test_what_a_recipe_says_stays_but_its_size(tmp_path: Path) -> None:
     assert small.data.augment == AUGMENT and small.model == recipe.model
     assert (small.train.start_from, small.train.max_minutes, small.train.max_gmacs) == (None, None, None)
     assert small.train.workers == 0
+
+
+def test_looks_are_tried_even_if_the_first_epochs_have_none(tmp_path: Path) -> None:
+    train = {"no_looks_epochs": 4, "epochs": 8, "guide": GuideConfig(teacher="self")}
+    recipe = replace(tiny_recipe(train=train), data=DataConfig(kind="folder"))
+    small = smoke_recipe(recipe, tmp_path).train
+    assert (small.epochs, small.no_looks_epochs, small.guide) == (1, 0, GuideConfig())
 
 
 def test_pictures_of_other_channels_cannot_be_made(tmp_path: Path) -> None:

@@ -218,8 +218,8 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     """Refuse to resume a run of another recipe; only its length, and the place of the images, may change."""
 
     def compared(recipe: Recipe) -> dict[str, Any]:
-        train = replace(recipe.train, epochs=1, max_minutes=None, max_gmacs=None, patience=None, workers=0, overlays=0)
-        train = replace(train, logger="none")
+        train = replace(recipe.train, epochs=10**6, max_minutes=None, max_gmacs=None, patience=None, workers=0)
+        train = replace(train, overlays=0, logger="none")
         data = replace(recipe.data, root="", overview_folder=None, unreadable="raise", unreadable_cap=0.0)
         return _flat(to_plain(replace(recipe, train=train, data=data, title="")))
 

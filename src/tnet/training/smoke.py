@@ -37,9 +37,9 @@ def smoke(recipe: Recipe, *, progress: bool = True) -> RunResult:
 
 def smoke_recipe(recipe: Recipe, root: Path) -> Recipe:
     """Return the recipe cut to two steps on synthetic images, which are written to ``root``."""
-    small = replace(recipe.train, epochs=1, batch_size=_BATCH, images_per_epoch=_BATCH * _STEPS, workers=0, devices=1)
+    small = replace(recipe.train, no_looks_epochs=0, guide=GuideConfig(), workers=0, devices=1)
+    small = replace(small, epochs=1, batch_size=_BATCH, images_per_epoch=_BATCH * _STEPS)
     small = replace(small, max_minutes=None, max_gmacs=None, overlays=0, start_from=None, teacher=None)
-    small = replace(small, guide=GuideConfig(), no_looks_epochs=0)
     small = replace(small, recalibrate_batches=min(small.recalibrate_batches, 1))
     data = _synthetic(replace(recipe.data, overview_folder=None), recipe.model, root)
     return replace(recipe, model=recipe.model.without_weights(), data=data, train=small)
