@@ -77,8 +77,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "every look, distilled": ("objective.every_look_weight=0.5", "objective.distil_weight=0.5"),
     # seeing differently
     "shared weights": ("model.look_weights=shared", "model.batch_norm=per_level"),
-    "more weight on single looks": ("objective.joint_weight_ce=0.3",),
-    "one of them must know": ("objective.joint_weight_ce=0.5", "objective.per_feature=mixture"),
+    "each look must know": ("objective.per_feature=mean",),
+    "each look, little weight": ("objective.per_feature=mean", "objective.joint_weight_ce=0.9"),
     # context
     "mean": ("model.aggregation=mean",),
     "attention": ("model.aggregation=attention",),
