@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from equal_cost import PLAIN, RECIPES, run_suite
-from finetune import write_folds
+from equal_cost import PLAIN, RECIPES, parts_of, run_suite
 
 from tnet.allocator import keep_freed_memory
 from tnet.evaluation.comparison import Suite
@@ -86,7 +85,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def suite_of(arguments: argparse.Namespace, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the suite as plain data."""
     task = TASKS[arguments.task]
     recipe = str(RECIPES / f"{task.recipe}.yaml")
@@ -155,13 +154,8 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     task, out = TASKS[arguments.task], make_folder(arguments.out / f"ablation-{arguments.task}")
-    parts = [(out, arguments.root.resolve(), arguments.seeds)]
-    if task.folds:
-        parts = [(out / f"fold-{seed}", (out / f"fold-{seed}/data").resolve(), [seed]) for seed in arguments.seeds]
-        for _, root, (seed,) in parts:
-            write_folds(arguments.root, root, seed, task.folds)
     found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-    for folder, root, seeds in parts:
+    for folder, root, seeds in parts_of(arguments.root, out, arguments.seeds, task.folds):
         suite, _ = run_suite(suite_of(arguments, root, seeds), folder, arguments.out, not arguments.quiet)
         for key, by_seed in rights(suite, arguments.out, not arguments.quiet).items():
             found.setdefault(key, {}).update(by_seed)

@@ -24,7 +24,7 @@ import argparse
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -177,6 +177,21 @@ def _plain(task: Task, side_px: int, quick: bool) -> dict[str, Any]:
 def _tnet(task: Task, more: Sequence[str]) -> dict[str, Any]:
     """Return what is trained for the TNet."""
     return {"recipe": str(RECIPES / f"{task.recipe}.yaml"), "overrides": [*task.effort, *task.tnet, *more]}
+
+
+def parts_of(
+    root: Path | None, out: Path, seeds: Sequence[int], folds: int
+) -> Iterator[tuple[Path, Path | None, Sequence[int]]]:
+    """Yield output folders, images and seeds: all at once, or fold by fold, which are written."""
+    if not folds:
+        yield out, root and root.resolve(), seeds
+        return
+    assert root is not None
+    for seed in seeds:
+        part = out / f"fold-{seed}"
+        data = (part / "data").resolve()
+        write_folds(root, data, seed, folds)
+        yield part, data, [seed]
 
 
 def run_suite(rows: dict[str, Any], out: Path, shared: Path, progress: bool) -> tuple[Suite, list[Line]]:
@@ -377,15 +392,9 @@ def main() -> None:
         parser.error(f"{arguments.task} needs --scans, the folder of {task.after}")
     seeds = arguments.seeds or list(range(task.folds or 3))
     seeds = seeds[:1] if arguments.quick else seeds
-    parts: list[tuple[Path, Path | None, list[int]]] = [(out, arguments.root and arguments.root.resolve(), seeds)]
-    if task.folds:
-        parts = [(out / f"fold-{seed}", (out / f"fold-{seed}/data").resolve(), [seed]) for seed in seeds]
-        for _, root, (seed,) in parts:
-            assert root is not None
-            write_folds(arguments.root, root, seed, task.folds)
     lines: list[Line] = []
     looked: list[dict[str, Any]] = []
-    for folder, root, own in parts:
+    for folder, root, own in parts_of(arguments.root, out, seeds, task.folds):
         suite, found = run_suite(suite_of(arguments, root, own), folder, arguments.out, not arguments.quiet)
         lines += found
         if arguments.boxes is not None:

@@ -24,7 +24,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tnet.backbones.base import Backbone
+from tnet.backbones.base import Backbone, Described
 
 TOLERANCE = 1e-4
 """Largest change of a backbone's outputs by fusion, relative to the largest output."""
@@ -155,9 +155,8 @@ def fuse(backbone: Backbone, in_channels: int, sides_px: Collection[int]) -> Bac
     try:
         backbone.eval()
         for images in glimpses:
-            for wanted, given in zip(backbone(images), fused(images), strict=True):
-                if not (wanted - given).abs().max() <= TOLERANCE * wanted.abs().max():  # also if it is NaN
-                    return None
+            if not _agree(backbone(images), fused(images)):
+                return None
     except Exception:  # backbones from elsewhere may use their modules in any way
         return None
     finally:
@@ -187,8 +186,7 @@ def fused_parts(backbone: Backbone, parts: Collection[nn.Module], in_channels: i
         with torch.no_grad():
             wanted = backbone(glimpses)
             for chain in _chains(backbone, glimpses):
-                conv, norm, activation = (None if name is None else backbone.get_submodule(name) for name in chain)
-                assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, _BatchNorm))
+                conv, norm, activation = _modules(backbone, chain)
                 if conv not in parts or (norm is not None and norm not in parts):
                     continue
                 fused, rest = _fused(conv, norm, activation)
@@ -197,12 +195,17 @@ def fused_parts(backbone: Backbone, parts: Collection[nn.Module], in_channels: i
                         vars(module)["forward"] = instead.eval().forward  # beside the class's own
                         changed.append(module)
             given = backbone(glimpses)
-        if not all((a - b).abs().max() <= TOLERANCE * a.abs().max() for a, b in zip(wanted, given, strict=True)):
+        if not _agree(wanted, given):
             _restore(changed)
         backbone.train(training)
         yield
     finally:
         _restore(changed)
+
+
+def _agree(wanted: Described, given: Described) -> bool:
+    """Return whether outputs differ by no more than the tolerance; not if any is NaN."""
+    return all((a - b).abs().max() <= TOLERANCE * a.abs().max() for a, b in zip(wanted, given, strict=True))
 
 
 def _restore(changed: list[nn.Module]) -> None:
@@ -295,16 +298,18 @@ def _is_plain_norm(norm: nn.Module) -> bool:
 
 
 def _replace(module: nn.Module, chain: _Chain) -> None:
-    conv = module.get_submodule(chain.conv)
-    norm = None if chain.norm is None else module.get_submodule(chain.norm)
-    activation = None if chain.activation is None else module.get_submodule(chain.activation)
-    assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, _BatchNorm))
-    fused, rest = _fused(conv, norm, activation)
+    fused, rest = _fused(*_modules(module, chain))
     _set(module, chain.conv, fused)
     if chain.norm is not None:
         _set(module, chain.norm, rest)
     if chain.activation is not None:
         _set(module, chain.activation, nn.Identity())
+
+
+def _modules(module: nn.Module, chain: _Chain) -> tuple[nn.Conv2d, _BatchNorm | None, nn.Module | None]:
+    conv, norm, activation = (None if name is None else module.get_submodule(name) for name in chain)
+    assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, _BatchNorm))
+    return conv, norm, activation
 
 
 def _fused(conv: nn.Conv2d, norm: _BatchNorm | None, activation: nn.Module | None) -> tuple[FusedConv, nn.Module]:
