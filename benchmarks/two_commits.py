@@ -17,6 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # Registered form, image side in pixels, looks.
@@ -95,6 +97,20 @@ def compare(sources: list[Path], form: tuple[str, int, str], batch: int, pairs: 
     return f"| {name} | {batch} | {old:.1f} | {new:.1f} | {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f} |"
 
 
+@contextmanager
+def checked_out(commits: Sequence[str], folder: Path) -> Iterator[list[Path]]:
+    """Check commits out into ``folder``, and yield where each has its package."""
+    made: list[Path] = []
+    try:
+        for index, commit in enumerate(commits):
+            made.append(folder / f"{index}-{commit}")
+            subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(made[-1]), commit], check=True)
+        yield [path / "src" for path in made]
+    finally:
+        for path in made:
+            subprocess.run(["git", "worktree", "remove", "--force", str(path)], check=False)
+
+
 def main() -> None:
     """Check both commits out beside each other and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,21 +121,12 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=[name for name, *_ in FORMS])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        sources = []
-        for side, commit in (("old", options.old), ("new", options.new)):
-            folder = Path(scratch) / side
-            subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(folder), commit], check=True)
-            sources.append(folder / "src")
-        try:
-            print(f"{options.pairs} pairs, {options.threads} thread(s); ratio: new / old, with its middle half")
-            print("| form | batch | old, ms per image | new | ratio | middle half |\n|---|---|---|---|---|---|")
-            for form in (form for form in FORMS if form[0] in options.forms):
-                for batch in options.batches:
-                    print(compare(sources, form, batch, options.pairs, options.threads), flush=True)
-        finally:
-            for source in sources:
-                subprocess.run(["git", "worktree", "remove", "--force", str(source.parent)], check=True)
+    with tempfile.TemporaryDirectory() as scratch, checked_out([options.old, options.new], Path(scratch)) as sources:
+        print(f"{options.pairs} pairs, {options.threads} thread(s); ratio: new / old, with its middle half")
+        print("| form | batch | old, ms per image | new | ratio | middle half |\n|---|---|---|---|---|---|")
+        for form in (form for form in FORMS if form[0] in options.forms):
+            for batch in options.batches:
+                print(compare(sources, form, batch, options.pairs, options.threads), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tnet.backbones import BackboneConfig
 from tnet.errors import ConfigError, GeometryError
 from tnet.export import resize as resize_module
 from tnet.export import unrolled as unrolled_module
-from tnet.export.resize import Resized, is_reproduced, resize_weights
+from tnet.export.resize import Resized, is_reproduced, regular_taps, resize_weights
 from tnet.export.unrolled import FixedLooks
 from tnet.geometry import Grid
 from tnet.models import LocatorConfig, PolicyConfig, TNet, TNetConfig
@@ -81,7 +81,33 @@ def test_pixels_are_those_of_pytorch(resize: Resize, height: int, width: int, si
     assert is_reproduced(resize)
     pixels = noise(3, (height, width))
     expected = interpolate(pixels, (side, side), resize).float()
-    assert torch.equal(Resized((height, width), side, resize).resized(pixels.float()), expected)
+    assert torch.equal(Resized((height, width), side, resize)(pixels), expected)
+
+
+@pytest.mark.parametrize("resize", ["antialias", "bilinear"])
+@pytest.mark.parametrize(
+    ("size_hw", "step_px"),
+    [
+        ((128, 128), 16),  # thirds of halves, reduced by whole numbers
+        ((64, 96), 12),  # enlarged
+        ((131, 150), None),  # regions begin anywhere, and beyond the edges
+    ],
+)
+def test_regions_are_read_in_parts_of_rows(resize: Resize, size_hw: tuple[int, int], step_px: int | None) -> None:
+    model = build(three_levels(resize=resize, grid=Grid(3, 3, 0.5)))
+    assert FixedLooks(model, (3, 2), size_hw).step_px == step_px
+    assert_same(model, size_hw, (3, 2))
+
+
+@pytest.mark.parametrize(
+    ("size_px", "side_px", "resize", "taps"),
+    [
+        (32, 8, "bilinear", [1, 2]), (24, 8, "bilinear", [1]), (8, 8, "antialias", [0]), (16, 8, "antialias", None),
+        (20, 8, "bilinear", None), (4, 8, "bilinear", None),
+    ],
+)  # fmt: skip
+def test_pixels_that_are_averaged(size_px: int, side_px: int, resize: Resize, taps: list[int] | None) -> None:
+    assert regular_taps(resize_weights(size_px, side_px, resize, rounded=True)) == taps
 
 
 def test_without_rounding_floating_point_images_are_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class FixedSaccader(nn.Module):
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
         model, config, batch = self.model, self.model.config, image.shape[0]
-        pixels = (self.whole.resized(image.float()) / 255 - model.get_buffer("mean")) / model.get_buffer("std")
+        pixels = (self.whole(image) / 255 - model.get_buffer("mean")) / model.get_buffer("std")
         logits, path, _ = model.look(pixels, self.looks, self.policy)
         seen = logits.gather(1, path[:, :, None].expand(-1, -1, logits.shape[2]))
         zeros, one = torch.zeros(batch, dtype=torch.long), torch.tensor([[0, 0, *self.whole.size_hw]])

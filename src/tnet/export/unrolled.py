@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 from torch import Tensor, nn
 
 from tnet.errors import ConfigError, GeometryError
 from tnet.export.parts import Answer, describe
-from tnet.export.resize import Resized, is_reproduced
+from tnet.export.resize import UNALIGNED_PX, Resized, is_reproduced
 from tnet.geometry import axis_cells, cell_boxes, cell_spans, image_shares, whole_images
 from tnet.models.tnet import TNet
 from tnet.traversal import FixedCells, TopK
 
+_LEAST_STEP_PX = 8  # pixels per part of a row, as each costs an index
 OUTPUTS = {
     "logits": "float32 [batch, classes]",
     "boxes": "int64 [batch, n, 4]: the whole image first, then in the order of looking",
@@ -67,16 +70,17 @@ class FixedLooks(nn.Module):
         self.stages = nn.ModuleList(self.levels)
         self.before = (-low[0], -low[1])  # padding that the farthest regions reach into
         self.after = (high[0] - size_hw[0], high[1] - size_hw[1])
+        columns = [int(x) for level in self.levels[:-1] for x in level.starts[:, 1]]
+        widths = [level.size_hw[1] for level in self.levels[1:]]
+        step_px = math.gcd(high[1] - low[1], self.before[1], *columns, *widths)
+        self.step_px = step_px if step_px >= _LEAST_STEP_PX else None
 
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
         model, grid = self.model, self.model.grid
-        mean, std, pixels = model.get_buffer("mean"), model.get_buffer("std"), image.float()
-        glimpses = self.levels[0].resized(pixels)
-        (top, left), (bottom, right) = self.before, self.after
-        outside = (255 * mean).round() if self.rounded else 255 * mean
-        padded = F.pad(pixels - outside, (left, right, top, bottom)) + outside
-        columns = padded.permute(0, 3, 1, 2)  # of which each is contiguous
+        mean, std = model.get_buffer("mean"), model.get_buffer("std")
+        glimpses = self.levels[0](image)
+        padded = self._padded(image)
         batch = image.shape[0]
         origin = image.new_zeros(batch, 1, 2, dtype=torch.long)
         position = origin
@@ -99,12 +103,23 @@ class FixedLooks(nn.Module):
             origin = (origin.reshape(-1, 1, 2) + stage.starts[cells]).reshape(batch, -1, 2)
             inner = torch.stack([cells // grid.cols, cells % grid.cols], dim=2)
             position = (position.reshape(-1, 1, 2) * torch.tensor([grid.rows, grid.cols]) + inner).reshape(batch, -1, 2)
-            glimpses = self.levels[level + 1].cropped(columns, origin + torch.tensor(self.before))
+            glimpses = self.levels[level + 1].cropped(padded, origin + torch.tensor(self.before), self.step_px)
         table = torch.cat(boxes, dim=1)
         shares = image_shares(table, torch.tensor(self.size_hw).expand(batch, 2))
         answered = self.answer(torch.cat(features, dim=1), None, shares, whole_map)
         values = (answered.logits, table, answered.weights, answered.region_logits)
         return dict(zip(OUTPUTS, values, strict=True))
+
+    def _padded(self, image: UInt8[Tensor, "batch channels height width"]) -> Num[Tensor, "batch channels h w"]:
+        """Return the image with what regions beyond its edges see there, and room to read parts of rows."""
+        (top, left), (bottom, right), padded = self.before, self.after, image
+        if top or left or bottom or right:
+            mean = self.model.get_buffer("mean")
+            outside = (255 * mean).round() if self.rounded else 255 * mean
+            padded = F.pad(image.float() - outside, (left, right, top, bottom)) + outside
+        if self.step_px is None:
+            padded = F.pad(padded, (0, UNALIGNED_PX + -padded.shape[3] % UNALIGNED_PX))
+        return padded
 
 
 def check_unrollable(model: TNet, looks: tuple[int, ...]) -> TopK | FixedCells | None:
