@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tests.backbones.test_timm_backbone import FAMILIES, build
 from tests.helpers import TINY_RESNET, tiny_config, tiny_recipe
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
@@ -47,6 +48,20 @@ def test_backbones_compile_whole_and_few_times(batch_norm: Literal["shared", "pe
             model(images[:count].clone(), looks=looks)
     # For one number of glimpses, for any number, and for few of them; per population.
     assert counters["stats"]["unique_graphs"] <= (6 if batch_norm == "per_level" else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "kwargs"),
+    [pytest.param(*item, marks=() if item[0] == "resnet10t" else pytest.mark.slow) for item in FAMILIES],
+)
+def test_a_backbone_of_each_family_compiles_whole(name: str, side: int, kwargs: dict[str, Any]) -> None:
+    backbone = build(name, side, kwargs).eval()
+    glimpses = torch.rand(2, 3, side, side)
+    plain = backbone(glimpses)
+    backbone.compile(backend="eager", fullgraph=True)
+    for value, expected in zip(backbone(glimpses), plain, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.slow
