@@ -1,9 +1,13 @@
-"""Peak memory of one forward at 4 looks against the size of the image.
+"""Peak memory of one forward: at 4 looks against the size of the image, or beside a plain network on whole images.
 
 Each size runs in fresh processes, which report their peak resident memory; the median of five is shown. The C library
 is set to return freed blocks at once: otherwise the peak varies by tens of MiB with what it happens to keep.
 
     python benchmarks/memory.py [--model tnet_efficientnet_b0.fmow_448]
+    python benchmarks/memory.py --whole [--model tnet_efficientnet_b0.fmow_896]
+
+``--whole``: the model, as it comes, and its backbone on whole images of the same size, in PyTorch (prepared) and
+OpenVINO; how far the peak rises above that with the model loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 SIZES_PX = (224, 896, 1792, 3584)
 REPEATS = 5
@@ -51,12 +57,76 @@ def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
     }
 
 
+def measure_system(name: str, system: str, engine: str, batch: int, folder: Path) -> float:
+    """Run one forward of a TNet, or of the plain network, in this process; return MiB above those with it loaded."""
+    import torch
+
+    from tnet import create_model
+    from tnet.evaluation.memory import peak_bytes
+    from tnet.export import export_model
+    from tnet.export.runtime import open_session
+    from tnet.export.write import default_size
+    from tnet.models.kind import build_model
+
+    model = create_model(name).eval()
+    size_hw = default_size(model.config)
+    if system == "plain network":
+        model = build_model(model.config.plain(size_hw[0]).without_weights()).eval()
+    exported = folder / system.replace(" ", "_")
+    if batch == 0:
+        export_model(model, exported, "openvino", size_hw=size_hw)
+        return 0.0
+    images = torch.randint(256, (batch, model.config.in_channels, *size_hw), dtype=torch.uint8)
+    with torch.inference_mode():
+        if engine == "openvino":
+            run = open_session(exported / "model.xml", "openvino")
+            before = peak_bytes()
+            run(image=images)
+        else:
+            model = model.prepare_for_inference()
+            before = peak_bytes()
+            model(images)
+    return (peak_bytes() - before) / 2**20
+
+
+def beside_whole(name: str) -> None:
+    """Print a table of a TNet and the plain network."""
+    command = [sys.executable, __file__, "--model", name, "--folder"]
+    print("| engine | batch | TNet, MiB | plain network, MiB | ratio |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(system: str, engine: str, batch: int) -> float:
+            job = [*command, folder, "--system", system, engine, str(batch)]
+            done = subprocess.run(job, check=True, capture_output=True, text=True, env={**os.environ, **_GIVE_BACK})
+            return float(done.stdout.splitlines()[-1])
+
+        systems = ("TNet", "plain network")
+        for system in systems:
+            run(system, "openvino", 0)  # export
+        for engine in ("torch", "openvino"):
+            for batch in (1, 16):
+                tnet, plain = (statistics.median(run(system, engine, batch) for _ in range(3)) for system in systems)
+                print(f"| {engine} | {batch} | {tnet:.0f} | {plain:.0f} | {tnet / plain:.2f} |", flush=True)
+    print(f"\n{name}; median of 3 processes; {platform.machine()}, {time.strftime('%Y-%m-%d')}.")
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tnet_efficientnet_b0.fmow_448")
+    parser.add_argument("--model")
+    parser.add_argument("--whole", action="store_true", help="beside a plain network on whole images")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--system", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("SIZE", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.system:
+        system, engine, batch = arguments.system
+        print(measure_system(arguments.model, system, engine, int(batch), arguments.folder))
+        return
+    if arguments.whole:
+        beside_whole(arguments.model or "tnet_efficientnet_b0.fmow_896")
+        return
+    arguments.model = arguments.model or "tnet_efficientnet_b0.fmow_448"
     if arguments.one:
         print(json.dumps(measure(arguments.model, int(arguments.one[0]), arguments.one[1])))
         return
