@@ -86,16 +86,18 @@ def test_pixels_are_those_of_pytorch(resize: Resize, height: int, width: int, si
 
 @pytest.mark.parametrize("resize", ["antialias", "bilinear"])
 @pytest.mark.parametrize(
-    ("size_hw", "step_px"),
+    ("size_hw", "steps_px"),
     [
-        ((128, 128), 16),  # thirds of halves, reduced by whole numbers
-        ((64, 96), 12),  # enlarged
-        ((131, 150), None),  # regions begin anywhere, and beyond the edges
+        ((128, 128), [32, 16]),  # halves, reduced by whole numbers
+        ((64, 96), [24, 12]),  # enlarged
+        ((131, 150), [None, None]),  # regions begin anywhere, and beyond the edges
     ],
 )
-def test_regions_are_read_in_parts_of_rows(resize: Resize, size_hw: tuple[int, int], step_px: int | None) -> None:
+def test_regions_are_read_in_parts_of_rows(
+    resize: Resize, size_hw: tuple[int, int], steps_px: list[int | None]
+) -> None:
     model = build(three_levels(resize=resize, grid=Grid(3, 3, 0.5)))
-    assert FixedLooks(model, (3, 2), size_hw).step_px == step_px
+    assert FixedLooks(model, (3, 2), size_hw).steps_px == steps_px
     assert_same(model, size_hw, (3, 2))
 
 

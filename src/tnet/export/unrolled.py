@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +71,12 @@ class FixedLooks(nn.Module):
         self.stages = nn.ModuleList(self.levels)
         self.before = (-low[0], -low[1])  # padding that the farthest regions reach into
         self.after = (high[0] - size_hw[0], high[1] - size_hw[1])
-        columns = [int(x) for level in self.levels[:-1] for x in level.starts[:, 1]]
-        widths = [level.size_hw[1] for level in self.levels[1:]]
-        step_px = math.gcd(high[1] - low[1], self.before[1], *columns, *widths)
-        self.step_px = step_px if step_px >= _LEAST_STEP_PX else None
+        step_px, steps_px = math.gcd(high[1] - low[1], self.before[1]), []
+        for parent, child in pairwise(self.levels):
+            step_px = math.gcd(step_px, *parent.starts[:, 1].tolist())
+            steps_px.append(math.gcd(step_px, child.size_hw[1]))
+        self.is_aligned = min(steps_px, default=0) >= _LEAST_STEP_PX
+        self.steps_px = steps_px if self.is_aligned else [None] * len(steps_px)
 
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """Classify raw images of ``size_hw``, values 0 to 255; returns :data:`OUTPUTS`."""
@@ -103,7 +106,7 @@ class FixedLooks(nn.Module):
             origin = (origin.reshape(-1, 1, 2) + stage.starts[cells]).reshape(batch, -1, 2)
             inner = torch.stack([cells // grid.cols, cells % grid.cols], dim=2)
             position = (position.reshape(-1, 1, 2) * torch.tensor([grid.rows, grid.cols]) + inner).reshape(batch, -1, 2)
-            glimpses = self.levels[level + 1].cropped(padded, origin + torch.tensor(self.before), self.step_px)
+            glimpses = self.levels[level + 1].cropped(padded, origin + torch.tensor(self.before), self.steps_px[level])
         table = torch.cat(boxes, dim=1)
         shares = image_shares(table, torch.tensor(self.size_hw).expand(batch, 2))
         answered = self.answer(torch.cat(features, dim=1), None, shares, whole_map)
@@ -117,7 +120,7 @@ class FixedLooks(nn.Module):
             mean = self.model.get_buffer("mean")
             outside = (255 * mean).round() if self.rounded else 255 * mean
             padded = F.pad(image.float() - outside, (left, right, top, bottom)) + outside
-        if self.step_px is None:
+        if not self.is_aligned:
             padded = F.pad(padded, (0, UNALIGNED_PX + -padded.shape[3] % UNALIGNED_PX))
         return padded
 
