@@ -71,10 +71,10 @@ class FixedLooks(nn.Module):
         self.stages = nn.ModuleList(self.levels)
         self.before = (-low[0], -low[1])  # padding that the farthest regions reach into
         self.after = (high[0] - size_hw[0], high[1] - size_hw[1])
-        step_px, steps_px = math.gcd(high[1] - low[1], self.before[1]), []
-        for parent, child in pairwise(self.levels):
-            step_px = math.gcd(step_px, *parent.starts[:, 1].tolist())
-            steps_px.append(math.gcd(step_px, child.size_hw[1]))
+        step_px, steps_px = math.gcd(high[1] - low[1], self.before[1]), list[int]()
+        for outer, inner in pairwise(self.levels):
+            step_px = math.gcd(step_px, *outer.starts[:, 1].tolist())
+            steps_px.append(math.gcd(step_px, inner.size_hw[1]))
         self.is_aligned = min(steps_px, default=0) >= _LEAST_STEP_PX
         self.steps_px = steps_px if self.is_aligned else [None] * len(steps_px)
 
