@@ -105,7 +105,7 @@ TASKS = {
         (0, 1, 2, 3, 6),
         _BOARDS,
         {960: 8, 1344: 4},
-        effort=("train.epochs=4",),
+        effort=("train.epochs=3",),
         after="defects",
         scale=3,
     ),
@@ -141,7 +141,7 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
     common += [f"data.root={root}"] if root else []
     if arguments.quick and arguments.task == "digits":
         common += ["data.digits.images_train=64", "data.digits.images_val=16", "data.digits.images_test=16"]
-    sides_px = task.sides_px[:2] if arguments.quick else task.sides_px
+    sides_px = arguments.sides or (task.sides_px[:2] if arguments.quick else task.sides_px)
     looks = [list(item) if isinstance(item, tuple) else item for item in task.looks]
     rows: list[dict[str, Any]] = [
         *({"name": f"plain, {side_px} px", **_plain(task, side_px, arguments.quick)} for side_px in sides_px),
@@ -379,6 +379,9 @@ def main() -> None:
     parser.add_argument("--boxes", type=Path, help="table of boxes, to measure where it looks")
     parser.add_argument("--out", type=Path, default=Path("runs/equal_cost"))
     parser.add_argument("--seeds", type=int, nargs="+", help="[default: 0 1 2, or all folds]")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", metavar="PX", help="of the plain networks [default: the task's]"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of all networks")
     parser.add_argument("--tnet", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the TNet alone")
     parser.add_argument("--quick", action="store_true", help="one seed, two plain networks, two steps each")
