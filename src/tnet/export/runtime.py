@@ -72,7 +72,7 @@ def _openvino(path: Path) -> Run:
 
     def run(**given: Tensor) -> dict[str, Tensor]:
         inputs = {item.any_name: _array(given[item.any_name]) for item in compiled.inputs}
-        results: Any = compiled(inputs)
+        results: Any = compiled(inputs, share_inputs=True, share_outputs=True)  # outputs are copied below
         return {item.any_name: torch.from_numpy(np.array(results[item])) for item in compiled.outputs}
 
     return run
