@@ -30,8 +30,6 @@ import torch
 from PIL import Image
 from two_commits import checked_out
 
-from tnet.evaluation.report import markdown_table
-
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 RECIPES = SOURCE.parent / "recipes" / "finetune"
 # Images per step, as in the recipes; height and width in pixels.
@@ -51,7 +49,7 @@ KINDS = {
 OTHERS = ("images", "optimizer", "other operations", "Python")
 
 _WORKER = """
-import json, statistics, sys, time
+import json, os, statistics, sys, time
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from tnet.training.recipe import load_recipe
@@ -65,17 +63,19 @@ def stepped(*_):
     ends.append(time.perf_counter())
     if shares == "True" and len(ends) == 4:
         profiler.start()
-    if shares == "True" and len(ends) == int(steps):
+    if len(ends) < int(steps):
+        return
+    used = ends[3:]
+    found = {"ms": 1000 * statistics.median(b - a for a, b in zip(used, used[1:]))}
+    if shares == "True":
         profiler.stop()
+        found["wall_ms"] = 1000 * (used[-1] - used[0])
+        found["operations_ms"] = {row.key: row.self_cpu_time_total / 1000 for row in profiler.key_averages()}
+    print("found", json.dumps(found), flush=True)
+    os._exit(0)  # without validation
 
 register_optimizer_step_post_hook(stepped)
-train(load_recipe(path, overrides), out, progress=False, val_batches=1)
-used = ends[3 : int(steps)]
-found = {"ms": 1000 * statistics.median(b - a for a, b in zip(used, used[1:]))}
-if shares == "True":
-    found["wall_ms"] = 1000 * (used[-1] - used[0])
-    found["operations_ms"] = {row.key: row.self_cpu_time_total / 1000 for row in profiler.key_averages()}
-print("found", json.dumps(found))
+train(load_recipe(path, overrides), out, progress=False)
 """
 
 
@@ -169,18 +169,28 @@ def main() -> None:
         for name, folder in folders.items():
             write_images(folder, SIZES_HW[name], 2 * BATCHES[name] * options.steps)
         if options.shares:
-            rows = [shared_out(name, folder, options) for name, folder in folders.items()]
             head = ["recipe", "ms per step", *(f"{kind} %" for kind in (*KINDS, *OTHERS))]
+            print_row(head)
+            print_row(["---"] * len(head))
+            for name, folder in folders.items():
+                print_row(shared_out(name, folder, options))
         else:
-            with checked_out(options.commits, Path(scratch)) as sources:
-                rows = [compared(sources, name, folder, options) for name, folder in folders.items()]
             head = ["recipe", f"ms per step, {options.commits[0]}", options.commits[1], "times faster"]
-    print(markdown_table(head, rows))
+            print_row(head)
+            print_row(["---"] * len(head))
+            with checked_out(options.commits, Path(scratch)) as sources:
+                for name, folder in folders.items():
+                    print_row(compared(sources, name, folder, options))
+    pairs = "" if options.shares else f", of {options.pairs} pairs (middle half)"
     print(
-        f"Median of {options.steps - 4} steps{'' if options.shares else f', of {options.pairs} pairs (middle half)'}. "
-        f"{platform.machine()}, {options.threads} thread(s), Python {platform.python_version()}, PyTorch "
-        f"{torch.__version__}, {datetime.datetime.now(datetime.UTC).date()}."
+        f"\nMedian of {options.steps - 4} steps{pairs}. {platform.machine()}, {options.threads} thread(s), Python "
+        f"{platform.python_version()}, PyTorch {torch.__version__}, {datetime.datetime.now(datetime.UTC).date()}."
     )
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """Print a row of a table as soon as it is known: each takes minutes."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
