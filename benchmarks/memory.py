@@ -23,6 +23,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+from tnet import create_model
+from tnet.evaluation.memory import peak_bytes, reset_peak_bytes
+from tnet.export import export_model
+from tnet.export.runtime import open_session
+from tnet.export.write import default_size
+from tnet.models.base import Model
+from tnet.models.kind import build_model
+
 SIZES_PX = (224, 896, 1792, 3584)
 REPEATS = 5
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -30,11 +40,6 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
     """Run one forward in this process; return MiB of the input and of the peak after the model was built."""
-    import torch
-
-    from tnet import create_model
-    from tnet.evaluation.memory import peak_bytes
-
     torch.set_num_threads(1)
     model = create_model(name).eval()
     with torch.inference_mode():
@@ -57,52 +62,46 @@ def measure(name: str, size_px: int, dtype: str) -> dict[str, float]:
     }
 
 
-def measure_system(name: str, system: str, engine: str, batch: int, folder: Path) -> float:
-    """Run one forward of a TNet, or of the plain network, in this process; return MiB above those with it loaded."""
-    import torch
-
-    from tnet import create_model
-    from tnet.evaluation.memory import peak_bytes
-    from tnet.export import export_model
-    from tnet.export.runtime import open_session
-    from tnet.export.write import default_size
-    from tnet.models.kind import build_model
-
+def system_of(name: str, system: str) -> Model:
+    """Return a registered TNet, or the plain network on whole images of its size."""
     model = create_model(name).eval()
-    size_hw = default_size(model.config)
-    if system == "plain network":
-        model = build_model(model.config.plain(size_hw[0]).without_weights()).eval()
-    exported = folder / system.replace(" ", "_")
-    if batch == 0:
-        export_model(model, exported, "openvino", size_hw=size_hw)
-        return 0.0
-    images = torch.randint(256, (batch, model.config.in_channels, *size_hw), dtype=torch.uint8)
+    if system == "TNet":
+        return model
+    return build_model(model.config.plain(default_size(model.config)[0]).without_weights()).eval()
+
+
+def measure_system(name: str, system: str, engine: str, batch: int, folder: Path) -> float:
+    """Run one forward in this process; return MiB above those with the model loaded."""
+    model = system_of(name, system)
+    config = create_model(name).config
+    images = torch.randint(256, (batch, config.in_channels, *default_size(config)), dtype=torch.uint8)
     with torch.inference_mode():
         if engine == "openvino":
-            run = open_session(exported / "model.xml", "openvino")
-            before = peak_bytes()
+            run = open_session(folder / system / "model.xml", "openvino")
+            before = reset_peak_bytes()
             run(image=images)
         else:
             model = model.prepare_for_inference()
-            before = peak_bytes()
+            before = reset_peak_bytes()
             model(images)
     return (peak_bytes() - before) / 2**20
 
 
 def beside_whole(name: str) -> None:
     """Print a table of a TNet and the plain network."""
-    command = [sys.executable, __file__, "--model", name, "--folder"]
+    size_hw, systems = default_size(create_model(name).config), ("TNet", "plain network")
     print("| engine | batch | TNet, MiB | plain network, MiB | ratio |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
+        for system in systems:
+            export_model(system_of(name, system), Path(folder, system), "openvino", size_hw=size_hw)
 
         def run(system: str, engine: str, batch: int) -> float:
-            job = [*command, folder, "--system", system, engine, str(batch)]
-            done = subprocess.run(job, check=True, capture_output=True, text=True, env={**os.environ, **_GIVE_BACK})
+            command = [sys.executable, __file__, "--model", name, "--folder", folder, "--system", system, engine]
+            done = subprocess.run(
+                [*command, str(batch)], check=True, capture_output=True, text=True, env={**os.environ, **_GIVE_BACK}
+            )
             return float(done.stdout.splitlines()[-1])
 
-        systems = ("TNet", "plain network")
-        for system in systems:
-            run(system, "openvino", 0)  # export
         for engine in ("torch", "openvino"):
             for batch in (1, 16):
                 tnet, plain = (statistics.median(run(system, engine, batch) for _ in range(3)) for system in systems)

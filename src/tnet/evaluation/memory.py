@@ -81,10 +81,7 @@ def _measure(job: dict[str, Any]) -> int:
     model = create_model(job["model"]) if job["registered"] else load_model(job["model"])
     model = model.to(device).eval()
     looks = tuple(job["looks"]) if isinstance(job["looks"], list) else job["looks"]
-    # Where the peak of resident memory cannot be reset, the peak of loading is subtracted too.
-    with contextlib.suppress(OSError):  # not Linux, or not permitted
-        _CLEAR.write_text("5", encoding="ascii")
-    before = peak_bytes()
+    before = reset_peak_bytes()
     shape = (job["batch_size"], model.config.in_channels, *job["size_hw"])
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     with torch.inference_mode():
@@ -92,6 +89,16 @@ def _measure(job: dict[str, Any]) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return max(0, peak_bytes() - before)
+
+
+def reset_peak_bytes() -> int:
+    """Forget the peak so far, and return the resident memory from which the next one rises.
+
+    Where the peak cannot be reset (not Linux, or not permitted), it is that of everything so far, such as loading.
+    """
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5", encoding="ascii")
+    return peak_bytes()
 
 
 def peak_bytes() -> int:

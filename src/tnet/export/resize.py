@@ -58,8 +58,9 @@ class Resized(nn.Module):
         (batch, channels, height, width), count = image.shape, origin_yx.shape[1]
         y0, x0 = origin_yx.reshape(-1, 2).unbind(1)
         owner = torch.arange(batch)[:, None].expand(batch, count).reshape(-1)
-        parts = self.horizontal.parts if step_px is None else self.size_hw[1] // step_px
         part_px = step_px or UNALIGNED_PX
+        reach_px = self.size_hw[1] + (UNALIGNED_PX - 1 if step_px is None else 0)  # from the first part's first column
+        parts = -(-reach_px // part_px)
         rows = torch.arange(channels)[:, None, None] * height + torch.arange(self.size_hw[0])[:, None]
         inside = rows * (width // part_px) + torch.arange(parts)
         first = (owner * (channels * height) + y0) * (width // part_px) + x0 // part_px
@@ -76,17 +77,13 @@ class Axis(nn.Module):
     """Resizing along one axis: means of few pixels at regular distances, or a matrix product."""
 
     weights: Float[Tensor, "side size"]
-    shifts: Float[Tensor, "padded side"]
 
     def __init__(self, size_px: int, side_px: int, resize: Resize, rounded: bool) -> None:
         super().__init__()
         self.side_px, self.step_px, self.rounded = side_px, size_px // side_px, rounded
         weights = resize_weights(size_px, side_px, resize, rounded)
         self.taps = regular_taps(weights)
-        self.parts = -(-(size_px + UNALIGNED_PX - 1) // UNALIGNED_PX)
         self.register_buffer("weights", weights)
-        after = self.parts * UNALIGNED_PX - size_px
-        self.register_buffer("shifts", F.pad(weights.T, (0, 0, UNALIGNED_PX - 1, after)))
 
     def across(self, pixels: Num[Tensor, "n channels h size"]) -> Float[Tensor, "n channels h side"]:
         """Resize the width."""
@@ -103,7 +100,8 @@ class Axis(nn.Module):
         """Resize the width of what begins ``shift_px`` pixels, fewer than a part of a row, from the left."""
         n, channels, height, wide = pixels.shape
         rows = (UNALIGNED_PX - 1 - shift_px)[:, None] + torch.arange(wide)
-        weights = self.shifts.index_select(0, rows.reshape(-1)).reshape(n, wide, self.side_px)
+        shifted = F.pad(self.weights.T, (0, 0, UNALIGNED_PX - 1, wide - self.weights.shape[1]))
+        weights = shifted.index_select(0, rows.reshape(-1)).reshape(n, wide, self.side_px)
         resized = pixels.float().reshape(n, channels * height, wide) @ weights
         return self._round(resized.reshape(n, channels, height, self.side_px))
 

@@ -75,7 +75,7 @@ class FixedLooks(nn.Module):
         for outer, inner in pairwise(self.levels):
             step_px = math.gcd(step_px, *outer.starts[:, 1].tolist())
             steps_px.append(math.gcd(step_px, inner.size_hw[1]))
-        self.is_aligned = min(steps_px, default=0) >= _LEAST_STEP_PX
+        self.is_aligned = all(step >= _LEAST_STEP_PX for step in steps_px)
         self.steps_px = steps_px if self.is_aligned else [None] * len(steps_px)
 
     def forward(self, image: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
