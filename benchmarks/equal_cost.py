@@ -80,6 +80,8 @@ class Task:
         effort: overrides of all networks.
         after: task whose networks these start from, on images that are smaller by ``scale``.
         scale: side of these images as a multiple of that task's.
+        first_px: all networks start from a plain network trained just as long: the TNet from that of this side, each
+            plain network from that of its own.
     """
 
     recipe: str
@@ -91,6 +93,7 @@ class Task:
     effort: tuple[str, ...] = ()
     after: str | None = None
     scale: int = 1
+    first_px: int | None = None
 
 
 # The scales of the networks that they start from, and the same looks: 112 px at full resolution.
@@ -111,7 +114,16 @@ TASKS = {
     ),
     "birds": Task("finetune/birds", (80, 112, 144, 176, 224), (0, 1, 2, 3, 5)),
     "imagenette": Task("finetune/photographs", (64, 96, 128, 176, 224), (0, 1, 2, 4, 6)),
-    "fundus": Task("finetune/fundus", (224, 320, 448, 560, 672), (0, 1, 3, 6), (), {672: 4}, folds=5),
+    # A look of 160 px is at the scale of 480 px; 4 looks cost what the plain network at 390 px does.
+    "fundus": Task(
+        "finetune/fundus",
+        (224, 320, 390, 480, 672),
+        (0, 1, 2, 4, 6),
+        ("model.look_px=160",),
+        {672: 4},
+        folds=5,
+        first_px=480,
+    ),
     "digits": Task("baselines/tnet_digits", (64, 160, 320, 640, 1500), (0, 1, 2, 3, 5), (), {1500: 8}),
 }
 
@@ -155,6 +167,14 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
             row["after"] = f"{row['name']}, {task.after}"
             start["overrides"].append(f"data.root={arguments.scans.resolve()}")
             rows.insert(rows.index(row), {"name": row["after"], **start, "measure": False})
+    if task.first_px is not None:
+        firsts = {f"plain, {px} px": _plain(task, px, arguments.quick) for px in {*sides_px, task.first_px}}
+        for row in rows:
+            name = row["name"] if row["name"] in firsts else f"plain, {task.first_px} px"
+            row["after"] = f"{name}, first"
+        for name in dict.fromkeys(row["after"] for row in rows):
+            at = next(index for index, row in enumerate(rows) if row.get("after") == name)
+            rows.insert(at, {"name": name, **firsts[name.removesuffix(", first")], "measure": False})
     costs = {"devices": [TIME[0]], "batch_sizes": [TIME[1]], "repeats": 1 if arguments.quick else 5}
     return {
         "title": f"{arguments.task}: TNet and plain networks of equal cost", "seeds": list(seeds), "split": "test",

@@ -167,6 +167,10 @@ class TimmBackbone(Backbone):
                 final = self.model.forward_features(glimpses)
             finally:
                 _TAPPED.reset(token)
+        if final.device.type == "cpu" and final.requires_grad and final.dim() == 4:
+            # The gradient of a mean is one value expanded over the map, of which batch norm's gradient takes ten times
+            # as long.
+            final.register_hook(_dense)
         return self.model.forward_head(final, pre_logits=True), maps
 
     def forward(self, glimpses: Float[Tensor, "glimpses channels height width"]) -> Described:
@@ -189,6 +193,10 @@ def _keep(module: nn.Module, inputs: Any, output: Any) -> None:
     kept = _TAPPED.get()
     if kept is not None:
         kept.append(output)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class _Call(nn.Module):
