@@ -4,6 +4,7 @@ Trains by the fine-tuning recipes, as ``tnet train`` does, on noise in JPEG file
 augmentation included, for a few steps at a time in processes of their own; those of two commits take turns (A B B A).
 
     OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=2000 python benchmarks/training_steps.py OLD NEW [--pairs 6]
+        [--set train.compile=true]
     OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=2000 python benchmarks/training_steps.py --shares
 
 (Threads wait as the command line lets them wait.) Recipes are those of this checkout.
@@ -99,12 +100,15 @@ def write_images(folder: Path, size_hw: tuple[int, int], count: int) -> None:
             csv.writer(file).writerows([["path", "label", "patient"], *rows])
 
 
-def measure(source: Path, recipe: str, images: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    source: Path, recipe: str, images: Path, options: argparse.Namespace, more: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train for a few steps with the package in ``source``; return what :data:`_WORKER` found."""
     overrides = [
         f"data.root={images}", f"train.batch_size={BATCHES[recipe]}", "model.backbone.pretrained=false",
         "train.epochs=1",
         *(("train.no_looks_epochs=0", "train.guide.teacher=null") if recipe == "defects" else ()),
+        *more,
     ]  # fmt: skip
     path = str(RECIPES / f"{recipe}.yaml")
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +128,10 @@ def compared(sources: Sequence[Path], recipe: str, images: Path, options: argpar
     """Return a row of the table of two commits."""
     pairs = []
     for pair in range(options.pairs):
-        found = {index: measure(sources[index], recipe, images, options)["ms"] for index in (0, 1)[:: 1 - pair % 2 * 2]}
+        found = {
+            index: measure(sources[index], recipe, images, options, options.set if index else ())["ms"]
+            for index in (0, 1)[:: 1 - pair % 2 * 2]
+        }
         pairs.append((found[0], found[1]))
     ratios = sorted(old / new for old, new in pairs)
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
@@ -156,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="*", metavar="COMMIT", help="old and new")
     parser.add_argument("--shares", action="store_true", help="of kinds of work, in this checkout")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the new commit")
     parser.add_argument("--recipes", nargs="+", choices=list(SIZES_HW), help="[default: those that both know]")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=14, help="of each training, the first four of which warm up")
@@ -175,7 +183,8 @@ def main() -> None:
             for name, folder in folders.items():
                 print_row(shared_out(name, folder, options))
         else:
-            head = ["recipe", f"ms per step, {options.commits[0]}", options.commits[1], "times faster"]
+            new = " ".join((options.commits[1], *options.set))
+            head = ["recipe", f"ms per step, {options.commits[0]}", new, "times faster"]
             print_row(head)
             print_row(["---"] * len(head))
             with checked_out(options.commits, Path(scratch)) as sources:

@@ -32,7 +32,8 @@ BenchEngine = Literal["eager", "torch", "onnx", "openvino"]
 ENGINES: dict[BenchEngine, str] = {
     "eager": "PyTorch, unprepared", "torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
 }  # fmt: skip
-_FILES: dict[str, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
+FILES: dict[str, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
+"""The file of an exported model that an engine opens."""
 _STEP_PX = 32  # sides of plain networks are multiples
 
 
@@ -82,6 +83,7 @@ def bench(
     """Time a model at each number of looks, and plain networks, on random ``uint8`` images in memory.
 
     Rounds are interleaved within an engine: each times every system once, so that a machine that slows down slows all.
+    A pass that is not timed comes before each, so that caches hold the system's own weights, as when it runs alone.
     Plain networks have the model's backbone, with new weights: at the model's base resolution, at the resolution at
     which they cost as much as the model, and at full resolution.
 
@@ -92,7 +94,7 @@ def bench(
         looks: numbers of looks; empty for those up to the model's own.
         batch_sizes: images per batch.
         engines: keys of :data:`ENGINES`; ``onnx`` and ``openvino`` export every system first, and run on the CPU.
-        rounds: timed passes of each, after one to warm up.
+        rounds: timed passes of each.
         device: of PyTorch.
         progress: show a progress bar on standard error.
 
@@ -110,7 +112,7 @@ def bench(
     systems, notes = _systems(model.to(device).eval(), size_hw, looks)
     rows: list[BenchRow] = []
     with progress_bar(progress) as bar, torch.inference_mode():
-        task = bar.add_task("timing", total=len(engines) * len(systems) * (1 + len(batch_sizes) * (rounds + 1)))
+        task = bar.add_task("timing", total=len(engines) * len(systems) * (1 + len(batch_sizes) * rounds))
         for engine in engines:  # one by one, as engines keep the memory that a batch needed
             with tempfile.TemporaryDirectory() as folder:
                 ready: list[tuple[_System, Callable[[Tensor], object]]] = []
@@ -123,7 +125,7 @@ def bench(
                 for batch_size in batch_sizes:
                     shape = (batch_size, model.config.in_channels, *size_hw)
                     images = torch.randint(256, shape, dtype=torch.uint8)
-                    images = images if engine in _FILES else images.to(device)
+                    images = images if engine in FILES else images.to(device)
                     times = _interleaved([run for _, run in ready], images, rounds, lambda: bar.advance(task))
                     for (system, _), mine in zip(ready, times, strict=True):
                         count = None if system.is_plain else sum(system.looks)
@@ -134,15 +136,16 @@ def bench(
 def _interleaved(
     runs: Sequence[Callable[[Tensor], object]], images: Tensor, rounds: int, advance: Callable[[], None]
 ) -> list[list[float]]:
-    """Return the times of several functions, which take turns, after a round to warm up: milliseconds per image."""
+    """Return the times of several functions, which take turns, milliseconds per image; each turn is two passes."""
     times: list[list[float]] = [[] for _ in runs]
-    for round_ in range(rounds + 1):
+    for _ in range(rounds):
         for run, mine in zip(runs, times, strict=True):
+            run(images)
+            synchronize(images.device)
             start = time.perf_counter()
             run(images)
             synchronize(images.device)
-            if round_:
-                mine.append(1000 * (time.perf_counter() - start) / len(images))
+            mine.append(1000 * (time.perf_counter() - start) / len(images))
             advance()
     return times
 
@@ -192,10 +195,10 @@ def _plain_sides(model: TNet, size_hw: tuple[int, int], macs: int) -> Iterator[t
 
 def _runner(system: _System, engine: BenchEngine, size_hw: tuple[int, int], folder: Path) -> Callable[[Tensor], object]:
     """Return what runs a batch of raw images through a system."""
-    if engine in _FILES:
+    if engine in FILES:
         form: Any = engine
         export_model(system.model, folder, form, looks=system.looks, size_hw=size_hw)
-        session = open_session(folder / _FILES[engine], form)
+        session = open_session(folder / FILES[engine], form)
         return lambda images: session(image=images)
     model = system.model.prepare_for_inference() if engine == "torch" else system.model
     return lambda images: model(images, looks=system.looks)
