@@ -78,6 +78,16 @@ def timed(spent: Counter[str], name: str, call: Callable[..., Any]) -> Callable[
     return wrapper
 
 
+def one_pass(model: TNet | Run, images: torch.Tensor) -> float:
+    """Return the seconds that a model takes."""
+    start = time.perf_counter()
+    if isinstance(model, TNet):
+        model(images)
+    else:
+        model(image=images)
+    return time.perf_counter() - start
+
+
 def shares(models: Sequence[TNet | Run], images: torch.Tensor, rounds: int) -> list[tuple[float, dict[str, float]]]:
     """Return, per model, the median time of a pass in seconds, and the share of each part; models take turns.
 

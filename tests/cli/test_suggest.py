@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tnet.cli.main import app
+from tnet.data.groups import make_folds
 from tnet.training.recipe import load_recipe
 
 
@@ -60,6 +61,29 @@ def test_a_test_for_looks_with_weights_from_a_file(photos: Path, monkeypatch: py
     assert "# test: frozen features tell" in text
     backbone = load_recipe("made.yaml").model.backbone  # type: ignore[attr-defined]
     assert (backbone.weights, backbone.pretrained) == ("weights.safetensors", False)
+
+
+def test_groups_are_kept_together(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnet.suggest.probe._STEPS", 5)
+    seen: list[list[str] | None] = []
+
+    def folds(targets: Any, groups: list[str] | None, count: int, seed: int) -> Any:
+        seen.append(groups)
+        return make_folds(targets, groups, count, seed)
+
+    monkeypatch.setattr("tnet.suggest.probe.make_folds", folds)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), "weights.safetensors")
+    rows = [f"{path},{path.parent.name},{path.stem}{path.parent.name}" for path in sorted(photos.glob("*/*/*.png"))]
+    Path("all.csv").write_text("\n".join(["path,label,patient", *rows]))
+    options = ("--backbone", "test_resnet", "--weights", "weights.safetensors", "--no-progress", "--probe", 10)
+    code, output = run("suggest", "all.csv", *options, "--group-column", "patient", "--out", "made.yaml")
+    assert code == 0, output
+    assert seen[0] and set(seen[0]) <= {row.split(",")[2] for row in rows}
+    assert load_recipe("made.yaml").data.group_column == "patient"
+    code, output = run("suggest", "all.csv", *options, "--group-column", "eye")
+    assert code == 1 and "eye" in output and len(output.strip().splitlines()) == 1
+    code, output = run("suggest", photos, "--backbone", "test_resnet", "--group-pattern", "GROUP.*", "--out", "2.yaml")
+    assert code == 0 and load_recipe("2.yaml").data.group_pattern == "GROUP.*", output
 
 
 def test_a_test_for_looks_without_weights(photos: Path) -> None:

@@ -22,6 +22,7 @@ _PROBE_HELP = (
     "Test with that many training images, such as 700, whether looks are likely to pay: reads them with the frozen "
     "backbone, which takes minutes."
 )
+_GROUPS_HELP = "what belongs together, such as patients, which validation and the test for looks do not tear apart."
 _WEIGHTS_HELP = "File of the backbone's weights (.safetensors, .pth), instead of timm's, which are downloaded."
 
 
@@ -38,6 +39,10 @@ def suggest(
     label_column: Annotated[str, typer.Option(help="Column of a table with the labels.")] = "label",
     label_separator: Annotated[
         str | None, typer.Option(help="Separator of several labels of an image in a table, such as |.")
+    ] = None,
+    group_column: Annotated[str | None, typer.Option(help=f"Column of a table with {_GROUPS_HELP}")] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help=f"Where paths have {_GROUPS_HELP} GROUP_* takes what is before the first _.")
     ] = None,
     overwrite: OverwriteOption = False,
     progress: ProgressOption = True,
@@ -57,7 +62,10 @@ def suggest(
         check_outputs([out], inputs=[] if folder.is_dir() else [folder], overwrite=overwrite)
     budget = parse_macs(macs) if macs is not None else None
     data = find_layout(folder)
-    data = replace(data, path_column=path_column, label_column=label_column, label_separator=label_separator)
+    data = replace(
+        data, path_column=path_column, label_column=label_column, label_separator=label_separator,
+        group_column=group_column, group_pattern=group_pattern,
+    )  # fmt: skip
     proposal = propose(
         survey_images(data), budget_macs=budget, backbone=backbone, weights_file=weights, probe_images=probe,
         progress=progress,
