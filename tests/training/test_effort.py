@@ -46,6 +46,22 @@ def test_images_within_a_budget(images: int, changes: dict[str, int | None], epo
     assert bounded(tiny_recipe(train=changes)) == (3, changes.get("images_per_epoch", 24))  # without a budget
 
 
+@pytest.mark.parametrize(
+    ("whole", "looking", "epochs", "per_epoch"),
+    [
+        (48, 1, 3, 8),  # 2 of the epochs see whole images, at a third of the cost: 17 images of 40 with looks
+        (48, 24, 3, 24),
+        (48, 32, 4, 16),  # equal epochs: 2 steps each, not 3 in the first two
+        (48, 10**6, 5, 24),  # the recipe ends before
+        (1, 0, 3, 8),  # the epoch with looks stays
+    ],
+)
+def test_epochs_without_looks_cost_less(whole: int, looking: int, epochs: int, per_epoch: int) -> None:
+    macs = whole * multiply_adds(build_outline(tiny_config()), 0) + looking * MACS
+    recipe = tiny_recipe(train={"max_gmacs": macs / 1e9, "epochs": 5, "no_looks_epochs": 2})
+    assert bounded(recipe) == (epochs, per_epoch)
+
+
 def test_a_model_of_twice_the_cost_sees_half_the_images() -> None:
     double = tiny_config(looks=(5,))
     recipe = replace(tiny_recipe(train={"max_gmacs": 48 * MACS / 1e9}), model=double)

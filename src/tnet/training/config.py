@@ -71,8 +71,8 @@ class TrainConfig:
         max_minutes: time limit, validation included; the schedule follows it if it ends the run. ``null`` for none.
             Time also depends on what else the machine does; to compare models use ``max_gmacs``.
         max_gmacs: limit of multiply-adds, in 10^9: images seen times the cost of one at the recipe's looks (the mean
-            of the first 16, if it depends on their size), without gradients and validation. Fewer epochs, of equal
-            length, keep it; there is at least one step. ``null`` for none.
+            of the first 16, if it depends on their size; without looks in ``no_looks_epochs``), without gradients and
+            validation. Fewer epochs, of equal length, keep it; there is at least one step. ``null`` for none.
         workers: processes that load images; 0 loads them in the main process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         compile: compile the backbones (``torch.compile``): some minutes at the start, then faster steps.
