@@ -39,7 +39,12 @@ SIZES_HW = {"birds": (227, 227), "defects": (640, 640), "fundus": (1296, 1936), 
 FILES = 16
 # Kinds of work, each by names of PyTorch's operations.
 KINDS = {
-    "convolution": ("aten::mkldnn_convolution", "aten::thnn_conv2d", "aten::_slow_conv2d_forward"),
+    "convolution": (
+        "aten::mkldnn_convolution",
+        "aten::thnn_conv2d",
+        "aten::_slow_conv2d_forward",
+        "mkldnn::_convolution_pointwise",  # of frozen stages, with what follows it
+    ),
     "gradient of convolution": ("aten::convolution_backward",),
     "batch norm": ("aten::native_batch_norm",),
     "gradient of batch norm": ("aten::native_batch_norm_backward",),
@@ -146,8 +151,9 @@ def shared_out(recipe: str, images: Path, options: argparse.Namespace) -> list[s
     shares = {kind: sum(spent.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
     shares["images"] = sum(ms for name, ms in spent.items() if name.startswith("enumerate(DataLoader)"))
     shares["optimizer"] = sum(ms for name, ms in spent.items() if name.startswith(("Optimizer.", "aten::_foreach")))
-    shares["other operations"] = sum(ms for name, ms in spent.items() if name.startswith("aten::")) - sum(
-        spent.get(name, 0.0) for names in KINDS.values() for name in names
+    listed = {name for names in KINDS.values() for name in names}
+    shares["other operations"] = sum(
+        ms for name, ms in spent.items() if name.startswith(("aten::", "mkldnn::")) and name not in listed
     )
     shares["Python"] = wall_ms - sum(shares.values())
     return [_label(recipe), f"{found['ms']:.0f}", *(f"{100 * ms / wall_ms:.0f}" for ms in shares.values())]
