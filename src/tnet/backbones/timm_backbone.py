@@ -167,7 +167,7 @@ class TimmBackbone(Backbone):
                 final = self.model.forward_features(glimpses)
             finally:
                 _TAPPED.reset(token)
-        if final.device.type == "cpu" and final.requires_grad and final.dim() == 4:
+        if isinstance(final, Tensor) and final.device.type == "cpu" and final.requires_grad and final.dim() == 4:
             # The gradient of a mean is one value expanded over the map, of which batch norm's gradient takes ten times
             # as long.
             final.register_hook(_dense)
