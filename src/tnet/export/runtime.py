@@ -18,6 +18,7 @@ Engine = Literal["onnx", "openvino"]
 Run = Callable[..., dict[str, Tensor]]
 """Takes tensors by the names of the inputs, and returns the outputs by name."""
 
+_MOST_SHAPES = 4  # of the inputs of a file, for each of which OpenVINO compiles it, in about half a second
 _LIBRARIES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
@@ -68,10 +69,28 @@ def _openvino(path: Path) -> Run:
 
     # Some processors would choose bfloat16.
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    of_any_shape: Any = core.compile_model(model, "CPU", options)
+    of_shapes: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def compiled_for(inputs: dict[str, NDArray[Any]]) -> Any:
+        """Return the model for inputs of these shapes, which is faster and takes a fraction of the memory."""
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in of_shapes:
+            wanted = {name: openvino.PartialShape(array.shape) for name, array in inputs.items()}
+            if len(of_shapes) >= _MOST_SHAPES or not all(
+                item.get_partial_shape().compatible(wanted[item.any_name]) for item in model.inputs
+            ):
+                return of_any_shape  # which says what is wrong with the inputs
+            fixed = model.clone()
+            fixed.reshape(wanted)
+            of_shapes[shapes] = core.compile_model(fixed, "CPU", options)
+        return of_shapes[shapes]
 
     def run(**given: Tensor) -> dict[str, Tensor]:
-        inputs = {item.any_name: _array(given[item.any_name]) for item in compiled.inputs}
+        inputs = {item.any_name: _array(given[item.any_name]) for item in model.inputs}
+        compiled = compiled_for(inputs)
         results: Any = compiled(inputs, share_inputs=True, share_outputs=True)  # outputs are copied below
         return {item.any_name: torch.from_numpy(np.array(results[item])) for item in compiled.outputs}
 
