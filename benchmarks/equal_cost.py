@@ -159,22 +159,20 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
         *({"name": f"plain, {side_px} px", **_plain(task, side_px, arguments.quick)} for side_px in sides_px),
         {"name": "TNet", **_tnet(task, arguments.tnet), "looks": looks, "policies": [LEARNED, *CONTROLS]},
     ]
+    starts: list[tuple[str, dict[str, Any]]] = []
     if task.after is not None:
         first = TASKS[task.after]
-        starts = [_plain(first, side_px // task.scale, arguments.quick) for side_px in sides_px]
-        starts.append(_tnet(first, arguments.tnet))
-        for row, start in zip(list(rows), starts, strict=True):
-            row["after"] = f"{row['name']}, {task.after}"
-            start["overrides"].append(f"data.root={arguments.scans.resolve()}")
-            rows.insert(rows.index(row), {"name": row["after"], **start, "measure": False})
-    if task.first_px is not None:
-        firsts = {f"plain, {px} px": _plain(task, px, arguments.quick) for px in {*sides_px, task.first_px}}
-        for row in rows:
-            name = row["name"] if row["name"] in firsts else f"plain, {task.first_px} px"
-            row["after"] = f"{name}, first"
-        for name in dict.fromkeys(row["after"] for row in rows):
-            at = next(index for index, row in enumerate(rows) if row.get("after") == name)
-            rows.insert(at, {"name": name, **firsts[name.removesuffix(", first")], "measure": False})
+        networks = [_plain(first, side_px // task.scale, arguments.quick) for side_px in sides_px]
+        networks.append(_tnet(first, arguments.tnet))
+        for row, network in zip(rows, networks, strict=True):
+            network["overrides"].append(f"data.root={arguments.scans.resolve()}")
+            starts.append((f"{row['name']}, {task.after}", network))
+    elif task.first_px is not None:
+        starts += [(f"plain, {px} px, first", _plain(task, px, arguments.quick)) for px in (*sides_px, task.first_px)]
+    for row, (name, network) in zip(rows[: len(starts)], starts, strict=True):
+        row["after"] = name
+        if all(other["name"] != name for other in rows):
+            rows.insert(rows.index(row), {"name": name, **network, "measure": False})
     costs = {"devices": [TIME[0]], "batch_sizes": [TIME[1]], "repeats": 1 if arguments.quick else 5}
     return {
         "title": f"{arguments.task}: TNet and plain networks of equal cost", "seeds": list(seeds), "split": "test",
