@@ -29,6 +29,7 @@ import torch
 from tnet import create_model
 from tnet.evaluation.memory import peak_bytes, reset_peak_bytes
 from tnet.export import export_model
+from tnet.export.runtime import compile_openvino
 from tnet.export.write import default_size
 from tnet.models.base import Model
 from tnet.models.kind import build_model
@@ -73,16 +74,13 @@ def system_of(name: str, system: str) -> Model:
 def measure_system(name: str, system: str, engine: str, batch: int, folder: Path) -> float:
     """Run one forward in this process; return MiB above those with the model loaded."""
     model = system_of(name, system)
-    config = create_model(name).config
-    images = torch.randint(256, (batch, config.in_channels, *default_size(config)), dtype=torch.uint8)
+    shape = (batch, model.config.in_channels, *default_size(model.config))
+    images = torch.randint(256, shape, dtype=torch.uint8)
     with torch.inference_mode():
         if engine == "openvino":
-            # As open_session does, which compiles in the first pass: loading, whose memory is not counted.
-            core = openvino.Core()
-            loaded = core.read_model(str(folder / system / "model.xml"))
-            loaded.reshape([*images.shape])
-            options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-            compiled = core.compile_model(loaded, "CPU", options)
+            # Not by open_session, which compiles in the first pass: that is loading, whose memory is not counted.
+            exported = openvino.Core().read_model(str(folder / system / "model.xml"))
+            compiled = compile_openvino(exported, {"image": openvino.PartialShape(shape)})
             before = reset_peak_bytes()
             compiled({0: images.numpy()}, share_inputs=True)
         else:

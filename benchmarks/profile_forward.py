@@ -31,10 +31,9 @@ from PIL import Image
 
 from tnet.allocator import keep_freed_memory
 from tnet.cost import multiply_adds
-from tnet.evaluation.bench import ENGINES, FILES
+from tnet.evaluation.bench import ENGINES, FILES, BenchEngine, export_and_open
 from tnet.evaluation.report import looks_label, markdown_table
-from tnet.export import export_model
-from tnet.export.runtime import Run, open_session
+from tnet.export.runtime import Run
 from tnet.export.write import default_size
 from tnet.models import TNet
 from tnet.models.registry import create_model
@@ -134,14 +133,13 @@ def decode_ms(side_px: int) -> float:
     return statistics.median(times)
 
 
-def exported(model: TNet, engines: Sequence[str]) -> dict[str, Run]:
+def exported(model: TNet, engines: Sequence[BenchEngine]) -> dict[str, Run]:
     """Return the model in other engines, by their names."""
     sessions = {}
     for engine in engines:
-        form: Any = engine
         with tempfile.TemporaryDirectory() as folder:
-            export_model(model, Path(folder) / engine, form, looks=model.config.default_looks)
-            sessions[ENGINES[form]] = open_session(Path(folder) / engine / FILES[engine], form)
+            out = Path(folder) / engine
+            sessions[ENGINES[engine]] = export_and_open(model, out, engine, looks=model.config.default_looks)
     return sessions
 
 

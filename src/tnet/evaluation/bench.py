@@ -19,7 +19,7 @@ from tnet.cost import multiply_adds, synchronize
 from tnet.errors import ConfigError, ExportError, TnetError
 from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
 from tnet.export import export_model
-from tnet.export.runtime import open_session
+from tnet.export.runtime import Run, open_session
 from tnet.export.write import default_size
 from tnet.files import atomic_path
 from tnet.inference.predictor import check_image_size
@@ -32,7 +32,7 @@ BenchEngine = Literal["eager", "torch", "onnx", "openvino"]
 ENGINES: dict[BenchEngine, str] = {
     "eager": "PyTorch, unprepared", "torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
 }  # fmt: skip
-FILES: dict[str, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
+FILES: dict[BenchEngine, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
 """The file of an exported model that an engine opens."""
 _STEP_PX = 32  # sides of plain networks are multiples
 
@@ -193,12 +193,17 @@ def _plain_sides(model: TNet, size_hw: tuple[int, int], macs: int) -> Iterator[t
     yield from sides.items()
 
 
+def export_and_open(model: Model, folder: Path, engine: BenchEngine, **options: Any) -> Run:
+    """Export a model for an engine of :data:`FILES`, and open it there; options are those of ``export_model``."""
+    form: Any = engine
+    export_model(model, folder, form, **options)
+    return open_session(folder / FILES[engine], form)
+
+
 def _runner(system: _System, engine: BenchEngine, size_hw: tuple[int, int], folder: Path) -> Callable[[Tensor], object]:
     """Return what runs a batch of raw images through a system."""
     if engine in FILES:
-        form: Any = engine
-        export_model(system.model, folder, form, looks=system.looks, size_hw=size_hw)
-        session = open_session(folder / FILES[engine], form)
+        session = export_and_open(system.model, folder, engine, looks=system.looks, size_hw=size_hw)
         return lambda images: session(image=images)
     model = system.model.prepare_for_inference() if engine == "torch" else system.model
     return lambda images: model(images, looks=system.looks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,18 +64,29 @@ def _onnxruntime(path: Path) -> Run:
     return run
 
 
+def compile_openvino(model: Any, shapes: Mapping[str, Any] | None = None) -> Any:
+    """Compile an ``openvino.Model`` for inputs of these shapes, by name, or of any that it takes.
+
+    For fixed shapes it is faster, and takes a fraction of the memory.
+    """
+    import openvino
+
+    if shapes is not None:
+        model = model.clone()
+        model.reshape(shapes)
+    # Some processors would choose bfloat16.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return openvino.Core().compile_model(model, "CPU", options)
+
+
 def _openvino(path: Path) -> Run:
     import openvino
 
-    # Some processors would choose bfloat16.
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    of_any_shape: Any = core.compile_model(model, "CPU", options)
+    model = openvino.Core().read_model(str(path))
+    of_any_shape = compile_openvino(model)
     of_shapes: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def compiled_for(inputs: dict[str, NDArray[Any]]) -> Any:
-        """Return the model for inputs of these shapes, which is faster and takes a fraction of the memory."""
         shapes = tuple(array.shape for array in inputs.values())
         if shapes not in of_shapes:
             wanted = {name: openvino.PartialShape(array.shape) for name, array in inputs.items()}
@@ -83,9 +94,7 @@ def _openvino(path: Path) -> Run:
                 item.get_partial_shape().compatible(wanted[item.any_name]) for item in model.inputs
             ):
                 return of_any_shape  # which says what is wrong with the inputs
-            fixed = model.clone()
-            fixed.reshape(wanted)
-            of_shapes[shapes] = core.compile_model(fixed, "CPU", options)
+            of_shapes[shapes] = compile_openvino(model, wanted)
         return of_shapes[shapes]
 
     def run(**given: Tensor) -> dict[str, Tensor]:
