@@ -166,6 +166,7 @@ def test_other_files_of_a_folder_are_counted_by_kind(model: Path, pictures: Path
         (["{pictures}", "--looks", "10"], "10"),
         (["{pictures}", "--looks", "1x1"], "2 levels"),
         (["{pictures}", "--max-side-px", "30"], "32 px"),
+        (["{pictures}", "--precision", "fp16"], "precision is fp16, which this cpu does not compute in; use fp32"),
         (["{pictures}", "--out", "{pictures}/p.xlsx"], ".jsonl"),
         (["{pictures}", "--out", "{pictures}/a.png/p.csv"], "cannot be written"),
     ],
@@ -190,6 +191,26 @@ def test_a_missing_model_is_reported(pictures: Path, tmp_path: Path) -> None:
 
 def test_looks_that_are_no_number_are_a_usage_error(model: Path, pictures: Path) -> None:
     assert predict(model, pictures, "--looks", "many")[0] == 2
+
+
+def test_precision_is_for_pytorch(model: Path, pictures: Path) -> None:
+    code, _, err = predict(model, pictures, "--engine", "onnx", "--precision", "bf16")
+    assert code == 2 and "--precision and --compile are for PyTorch" in " ".join(err.split())
+
+
+def test_another_precision_is_another_job(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tnet.models.base.check_precision", lambda *_: None)  # the processor may lack it
+    assert predict(model, pictures, "--out", tmp_path / "job", "--precision", "bf16")[0] == 0
+    code, _, err = predict(model, pictures, "--out", tmp_path / "job")
+    assert code == 1 and "holds another job (precision" in err
+    probabilities = []
+    for precision in ("bf16", "fp32"):
+        out = tmp_path / f"{precision}.jsonl"
+        assert predict(model, pictures, "--out", out, "--precision", precision)[0] == 0
+        probabilities.append([json.loads(line)["probability"] for line in out.read_text().splitlines()])
+    assert probabilities[0] != probabilities[1] and probabilities[0] == pytest.approx(probabilities[1], abs=0.05)
 
 
 def test_a_folder_as_output_is_a_job(model: Path, pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -51,6 +51,11 @@ def test_other_models_are_timed_alone() -> None:
     assert [row.system for row in rows] == ["2 looks"]
 
 
+def test_a_precision_that_the_device_lacks_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="does not compute in; use fp32"):
+        bench(TNet(CONFIG), precision="fp16", progress=False)
+
+
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     rows, notes = bench(
         build_model(EVERY_KIND["dram"]),

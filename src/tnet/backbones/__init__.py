@@ -9,12 +9,13 @@ import timm
 from tnet.backbones.bagnet import BagNet77
 from tnet.backbones.base import Backbone, BackboneConfig, BatchNormMode, Described, PopulationNorms
 from tnet.backbones.fusion import fuse
+from tnet.backbones.precision import Precision
 from tnet.backbones.timm_backbone import TimmBackbone
 from tnet.errors import ConfigError, TnetError
 
 __all__ = [
-    "Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "TimmBackbone",
-    "create_backbone", "fuse", "pretrained_normalization",
+    "Backbone", "BackboneConfig", "BagNet77", "BatchNormMode", "Described", "PopulationNorms", "Precision",
+    "TimmBackbone", "create_backbone", "fuse", "pretrained_normalization",
 ]  # fmt: skip
 
 

@@ -74,7 +74,9 @@ class FusedConv(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Apply the convolution and what follows."""
         weight, padding = self.get_buffer("weight"), self.padding
-        if not (x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()):
+        if torch.compiler.is_compiling() or not (
+            x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        ):
             if self.is_same:
                 x, padding = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
             y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)

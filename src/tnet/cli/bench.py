@@ -28,6 +28,8 @@ def bench(
     engine: Annotated[list[EngineName] | None, typer.Option(help=_ENGINE_HELP)] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each.")] = 7,
     device: common.DeviceOption = "auto",
+    precision: common.PrecisionOption = "fp32",
+    compile: common.CompileOption = False,
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP)] = None,
     overwrite: common.OverwriteOption = False,
     progress: common.ProgressOption = True,
@@ -59,13 +61,14 @@ def bench(
     engines = cast("list[BenchEngine]", [item.value for item in engine] if engine else installed)
     rows, notes = measure(
         network, size_hw=size_hw, looks=chosen, batch_sizes=batch_size or (1, 16), engines=engines,
-        rounds=rounds, device=common.pick_device(device), progress=progress,
+        rounds=rounds, device=common.pick_device(device), precision=precision, compiled=compile, progress=progress,
     )  # fmt: skip
     height, width = size_hw or default_size(network.config)
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    prepared = "" if precision == "fp32" and not compile else f" PyTorch in {precision}{', compiled' * compile}."
     text = (
         f"{network.config.line()}; images of {height} x {width} px\n\n{bench_table(rows)}\n"
-        f"Median (middle half) of {rounds} rounds, interleaved within each engine. {about}.\n"
+        f"Median (middle half) of {rounds} rounds, interleaved within each engine.{prepared} {about}.\n"
     )
     text += "".join(f"- Not timed: {note}\n" for note in notes)
     common.say(text)

@@ -29,8 +29,17 @@ PolicyName = StrEnum(
     "PolicyName", ["topk", "sample", "random", "centre", "learned", "ordered_logits", "sobel_mean", "sobel_var"]
 )
 ReadName = Literal["auto", "lazy", "memory"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda, or another PyTorch device, such as cuda:1."
+_PRECISION_HELP = (
+    "Precision of the network. bf16 and fp16 are for GPUs, and round to three digits; regions and classes are chosen "
+    "in fp32."
+)
+_COMPILE_HELP = (
+    "Compile the network first, on GPUs with CUDA graphs. Takes up to minutes; pays for very many images in small "
+    "batches."
+)
 _LOOKS_HELP = "Number of looks; for several levels one number per level, such as 2x1 (2 looks, and 1 inside each)."
 _LOOKS_LIST_HELP = (
     "Numbers of looks, such as 0,1,2,3, or one number per level, such as 2x1. Can be repeated. "
@@ -61,6 +70,8 @@ PolicyOption = Annotated[
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Maximum number of images per batch.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Number of processes that read images.")]
 DeviceOption = Annotated[str, typer.Option(help=DEVICE_HELP)]
+PrecisionOption = Annotated[PrecisionName, typer.Option(help=_PRECISION_HELP)]
+CompileOption = Annotated[bool, typer.Option("--compile", help=_COMPILE_HELP)]
 MaxSideOption = Annotated[int | None, typer.Option(min=1, help=_MAX_SIDE_HELP)]
 PreprocessOption = Annotated[str | None, typer.Option(metavar="NAME", help=_PREPROCESS_HELP)]
 ReadOption = Annotated[ReadName | None, typer.Option(help=_READ_HELP, show_default=False)]

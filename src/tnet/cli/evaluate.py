@@ -62,6 +62,7 @@ def evaluate(
     batch_size: common.BatchSizeOption = 16,
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
+    precision: common.PrecisionOption = "fp32",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random and sample policies.")] = 0,
     path_column: Annotated[
         str | None, typer.Option(help="Table column of paths. [default: the recipe's, or path]")
@@ -133,7 +134,9 @@ def evaluate(
     page = common.results_page(folder, "evaluation", _TITLE, [data, boxes], overwrite, more)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": place, "progress": progress}
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "workers": workers, "device": place, "precision": precision, "progress": progress,
+    }  # fmt: skip
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
         policies=[item.value for item in policy] if policy else None, seed=seed, **options,
@@ -146,6 +149,7 @@ def evaluate(
     if searched is not None:
         text += _frontier(searched, images, rows, folder, options)
     if found is not None:
+        del options["precision"]  # measured as trained
         options |= {"looks": chosen, "curve_images": curve_images, "seed": seed, "plain": plain}
         text += _attention(model, images, found, [item.value for item in policy or []], folder, options)
     title = f"{_TITLE}: {markdown(run.resolve().name)}"

@@ -78,6 +78,8 @@ def predict(
     batch_size: common.BatchSizeOption = 8,
     workers: common.WorkersOption = 0,
     device: common.DeviceOption = "auto",
+    precision: common.PrecisionOption = "fp32",
+    compile: common.CompileOption = False,
     engine: Annotated[EngineName | None, typer.Option(help=_ENGINE_HELP, show_default=False)] = None,
     ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=_RAY_HELP, show_default=False)] = None,
     max_side_px: common.MaxSideOption = None,
@@ -116,6 +118,8 @@ def predict(
         raise typer.BadParameter("--overwrite does not apply to the folder of a job; delete the folder, or omit it")
     if (engine == "ray" and not is_job) or (engine != "ray" and ray_address is not None):
         raise typer.BadParameter("--ray-address is for --engine ray, and that for jobs; give a folder as --out")
+    if (engine is not None or is_export(model)) and (precision != "fp32" or compile):
+        raise typer.BadParameter("--precision and --compile are for PyTorch without --engine; omit them")
     share = _shard(shard) if is_job else (1, 1)
     paths = find_inputs(images, check_exists=not skip_unreadable and not is_job)
     inputs = [*paths, *(path for path in images if not path.is_dir())]
@@ -134,7 +138,8 @@ def predict(
         network = EngineTNet(model, engine or "onnx")
         device = "cpu"
     else:
-        network = load_for_inference(model, device=common.pick_device(_own_device(device)))
+        place = common.pick_device(_own_device(device))
+        network = load_for_inference(model, device=place, precision=precision, compiled=compile)
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:
@@ -161,7 +166,7 @@ def predict(
             from tnet.inference.cluster import ray_engine
 
             engine, job["engine"] = None, ray_engine(ray_address)
-        _run_job(out, network, model, paths, options, engine, **running, **job)
+        _run_job(out, network, model, paths, options, engine, precision, **running, **job)
         return
     predictions = iter_predictions(network, paths, **options, **running, skip_unreadable=skip_unreadable)
     skipped = 0
@@ -208,6 +213,7 @@ def _run_job(
     paths: list[Path],
     options: dict[str, Any],
     runtime: EngineName | None,
+    precision: common.PrecisionName,
     **running: Any,
 ) -> None:
     from tnet.export import export_digest, is_export
@@ -215,6 +221,8 @@ def _run_job(
     from tnet.models.io import model_digest
 
     settings = {name: repr(value) for name, value in {**options, "engine": runtime}.items()}
+    if precision != "fp32":
+        settings["precision"] = precision
     digest = export_digest(folder) if is_export(folder) else model_digest(folder)
     report = predict_into(out, network, paths, model_hash=digest, settings=settings, **options, **running)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.errors.items())

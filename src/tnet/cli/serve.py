@@ -27,6 +27,7 @@ def serve(
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Time to decode an image that is sent.")] = 20,
     decoders: Annotated[int, typer.Option(min=1, max=256, help="Processes that decode images.")] = 1,
     device: common.DeviceOption = "auto",
+    precision: common.PrecisionOption = "fp32",
     allow_small: common.SmallOption = False,
 ) -> None:
     """Answer HTTP requests with predictions, in batches across requests.
@@ -50,7 +51,7 @@ def serve(
     if root is not None and not root.is_dir():
         raise ConfigError(f"--root {root} is not a folder; correct the path")
     with listen(host, port) as listener:
-        network = load_for_inference(model, device=common.pick_device(device))
+        network = load_for_inference(model, device=common.pick_device(device), precision=precision)
         hosts, any_address = allowed_hosts(host)
         limits = Limits(round(max_mb * 2**20), waiting, seconds, batch_size, wait_ms / 1000, decoders)
         app = create_app(

@@ -15,6 +15,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tnet.backbones import Precision
+from tnet.backbones.precision import check_precision
 from tnet.cost import multiply_adds, synchronize
 from tnet.errors import ConfigError, ExportError, TnetError
 from tnet.evaluation.report import looks_label, macs_unit, markdown_table, short_number
@@ -78,6 +80,8 @@ def bench(
     engines: Sequence[BenchEngine] = ("torch",),
     rounds: int = 5,
     device: str = "cpu",
+    precision: Precision = "fp32",
+    compiled: bool = False,
     progress: bool = True,
 ) -> tuple[list[BenchRow], list[str]]:
     """Time a model at each number of looks, and plain networks, on random ``uint8`` images in memory.
@@ -96,6 +100,8 @@ def bench(
         engines: keys of :data:`ENGINES`; ``onnx`` and ``openvino`` export every system first, and run on the CPU.
         rounds: timed passes of each.
         device: of PyTorch.
+        precision: in which the engine ``torch`` computes.
+        compiled: compile the backbones for the engine ``torch``.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -103,10 +109,11 @@ def bench(
 
     Raises:
         GeometryError: the model does not support these looks.
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or the device does not support the precision.
     """
     if rounds < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"rounds is {rounds} and batch_sizes {list(batch_sizes)}; give at least 1 of each")
+    check_precision(precision, torch.device(device))
     size_hw = size_hw or default_size(model.config)
     check_image_size(size_hw, model.config, "of this size")
     systems, notes = _systems(model.to(device).eval(), size_hw, looks)
@@ -118,7 +125,8 @@ def bench(
                 ready: list[tuple[_System, Callable[[Tensor], object]]] = []
                 for index, system in enumerate(systems):
                     try:
-                        ready.append((system, _runner(system, engine, size_hw, Path(folder) / str(index))))
+                        place = Path(folder) / str(index)
+                        ready.append((system, _runner(system, engine, size_hw, place, precision, compiled)))
                     except (ExportError, ConfigError) as error:
                         notes.append(f"{system.name} in {ENGINES[engine]}: {error}")
                     bar.advance(task)
@@ -200,12 +208,19 @@ def export_and_open(model: Model, folder: Path, engine: BenchEngine, **options: 
     return open_session(folder / FILES[engine], form)
 
 
-def _runner(system: _System, engine: BenchEngine, size_hw: tuple[int, int], folder: Path) -> Callable[[Tensor], object]:
+def _runner(
+    system: _System,
+    engine: BenchEngine,
+    size_hw: tuple[int, int],
+    folder: Path,
+    precision: Precision,
+    compiled: bool,
+) -> Callable[[Tensor], object]:
     """Return what runs a batch of raw images through a system."""
     if engine in FILES:
         session = export_and_open(system.model, folder, engine, looks=system.looks, size_hw=size_hw)
         return lambda images: session(image=images)
-    model = system.model.prepare_for_inference() if engine == "torch" else system.model
+    model = system.model.prepare_for_inference(precision, compiled=compiled) if engine == "torch" else system.model
     return lambda images: model(images, looks=system.looks)
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC, MultilabelJaccardIndex
 
+from tnet.backbones import Precision
 from tnet.cost import count_parameters, multiply_adds, synchronize, time_per_image_ms
 from tnet.data.folder import shorten
 from tnet.data.loading import LabelledData, eval_loader
@@ -189,6 +190,7 @@ def evaluate(
     batch_size: int = 16,
     workers: int = 0,
     device: str = "cpu",
+    precision: Precision = "fp32",
     progress: bool = True,
     seed: int = 0,
     observe: Observer | None = None,
@@ -203,6 +205,7 @@ def evaluate(
         batch_size: images per batch.
         workers: processes that read images.
         device: device to run on.
+        precision: in which backbones compute.
         progress: show progress on standard error.
         seed: seed of random policies. With 2 levels, the cells drawn for 2 looks are among those drawn for 3.
         observe: is called with the output of every batch and setting.
@@ -228,7 +231,7 @@ def evaluate(
     check_data_fits(config, data)
     place = torch.device(device)
     model.to(place).eval()
-    fast = model.prepare_for_inference()
+    fast = model.prepare_for_inference(precision)
     runs = [_Run(model, setting, seed, place) for setting in settings(model, looks, policies)]
     first: Tensor | list[Tensor] | list[Scene] | None = None
     with torch.inference_mode():

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tnet.backbones import Precision
 from tnet.cost import multiply_adds
 from tnet.data.loading import LabelledData, eval_loader
 from tnet.errors import ConfigError
@@ -68,6 +69,7 @@ def measure_curves(
     batch_size: int = 16,
     workers: int = 0,
     device: str = "cpu",
+    precision: Precision = "fp32",
     progress: bool = True,
 ) -> Curves:
     """Run a search that does not stop over labelled images, and record every answer on the way.
@@ -80,7 +82,7 @@ def measure_curves(
         raise ConfigError("the search stops by itself, so its later answers cannot be measured; give one without rules")
     check_data_fits(model.config, data)
     model.to(device).eval()
-    costs, fast = step_costs(model), model.prepare_for_inference()
+    costs, fast = step_costs(model), model.prepare_for_inference(precision)
     parts: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
         for batch in track_images(eval_loader(data, batch_size, workers), len(data), "measuring", progress):

@@ -13,7 +13,8 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tnet.backbones import Backbone, PopulationNorms, fuse
+from tnet.backbones import Backbone, PopulationNorms, Precision, fuse
+from tnet.backbones.precision import check_precision, compile_backbone, lower_precision
 from tnet.config import check_most
 from tnet.errors import ConfigError, GeometryError
 from tnet.geometry import Regions
@@ -288,13 +289,27 @@ class Model(nn.Module, HubModel):
     """Whether this is a copy by :meth:`prepare_for_inference`."""
 
     @torch.no_grad()
-    def prepare_for_inference(self: AnyModel) -> AnyModel:
+    def prepare_for_inference(self: AnyModel, precision: Precision = "fp32", *, compiled: bool = False) -> AnyModel:
         """Return a copy that computes the same faster, up to rounding (:data:`tnet.backbones.fusion.TOLERANCE`).
 
         Batch norm is folded into convolutions and, on the CPU, activations are computed with them. The command line
         does so by itself. The copy cannot be trained, saved or exported; a prepared model is returned as it is.
+
+        Args:
+            precision: in which backbones compute: ``bf16`` and ``fp16`` are for GPUs, and round to three digits; places
+                are chosen, and classes decided, in ``fp32``.
+            compiled: also compile the backbones, on GPUs with CUDA graphs: takes up to minutes, and pays for many small
+                batches.
+
+        Raises:
+            ConfigError: the device does not compute in this precision, the backbone cannot be compiled, or the model is
+                prepared in another way already.
         """
+        device = self.get_buffer("mean").device
+        check_precision(precision, device)
         if self.is_prepared:
+            if precision != "fp32" or compiled:
+                self.check_original("prepared again")
             return self
         fused = self._fused_backbones()
         replaced = [part for name, part in self.named_children() if name in fused]
@@ -304,7 +319,12 @@ class Model(nn.Module, HubModel):
         if fused:
             prepared.population_norms = None  # the statistics are in the weights
         prepared.is_prepared = True
-        return prepared.eval().requires_grad_(False)
+        prepared.eval().requires_grad_(False)
+        for backbone in (part for part in prepared.children() if isinstance(part, Backbone)):
+            lower_precision(backbone, precision)
+            if compiled:
+                compile_backbone(backbone, device)
+        return prepared
 
     def _fused_backbones(self) -> dict[str, Backbone]:
         """Return the fused copies of backbones by name, without those that cannot be fused."""

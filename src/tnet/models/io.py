@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tnet.backbones import Precision
 from tnet.config import parse_dataclass, shown, to_plain
 from tnet.errors import CheckpointError, ClassesWarning, ConfigError, TnetError
 from tnet.files import atomic_folder, check_new_folder, file_digest, write_text
@@ -113,9 +114,11 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", calibr
     return model.to(device).eval()
 
 
-def load_for_inference(folder: str | Path, *, device: str | torch.device = "cpu", calibrated: bool = True) -> Model:
-    """Load a model as :func:`load_model` does, and prepare it for inference."""
-    return load_model(folder, device=device, calibrated=calibrated).prepare_for_inference()
+def load_for_inference(
+    folder: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32", compiled: bool = False
+) -> Model:
+    """Load a model as :func:`load_model` does, and prepare it: :meth:`tnet.models.base.Model.prepare_for_inference`."""
+    return load_model(folder, device=device).prepare_for_inference(precision, compiled=compiled)
 
 
 def fill_from(model: Model, folder: str | Path) -> list[str]:
