@@ -67,7 +67,8 @@ def compile_backbone(backbone: Backbone, device: torch.device) -> None:
             pooled, cell_map = compiled(glimpses)
         except TorchDynamoException as error:
             reason = first_line(getattr(error, "inner_exception", error))
-            raise ConfigError(f"the backbone cannot be compiled ({reason}); do not ask for it") from None
+            remedy = "install a C++ compiler, or leave out compiled (--compile)"
+            raise ConfigError(f"the backbone cannot be compiled ({reason}); {remedy}") from None
         # A graph writes over what it returned before.
         return Described(pooled.clone(), cell_map.clone()) if on_gpu else Described(pooled, cell_map)
 
