@@ -11,12 +11,12 @@ import argparse
 import datetime
 import platform
 import statistics
-import time
 from typing import Any
 
 import torch
 
 from tnet.allocator import keep_freed_memory
+from tnet.evaluation.bench import interleaved
 from tnet.evaluation.report import markdown_table
 from tnet.models.registry import create_model
 from tnet.models.tnet import TNet
@@ -44,14 +44,9 @@ def main() -> None:
         side_px = model.config.base_px
         for size in options.batch_sizes:
             glimpses = torch.randn(size, model.config.in_channels, side_px, side_px)
-            times: dict[str, list[float]] = {kind: [] for kind in variants}
             with torch.inference_mode():
-                for _ in range(options.rounds):
-                    for kind, backbone in backbones.items():
-                        backbone(glimpses)
-                        start = time.perf_counter()
-                        backbone(glimpses)
-                        times[kind].append(1000 * (time.perf_counter() - start) / size)
+                found = interleaved([*backbones.values()], glimpses, options.rounds, lambda: None)
+            times = dict(zip(variants, found, strict=True))
             single = times["fp32"]
             cells = [_cell(single)]
             for kind in [*variants][1:]:

@@ -134,12 +134,10 @@ def evaluate(
     page = common.results_page(folder, "evaluation", _TITLE, [data, boxes], overwrite, more)
     head = f"{model.config.line()}\n{markdown(source)}: {len(images)} images, {len(images.classes)} classes\n"
     common.say(head)
-    options: dict[str, Any] = {
-        "batch_size": batch_size, "workers": workers, "device": place, "precision": precision, "progress": progress,
-    }  # fmt: skip
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": place, "progress": progress}
     rows = measure(
         model, images, looks=chosen or model.config.listed_looks(),
-        policies=[item.value for item in policy] if policy else None, seed=seed, **options,
+        policies=[item.value for item in policy] if policy else None, seed=seed, precision=precision, **options,
     )  # fmt: skip
     table, notes = looks_table(rows), looks_notes(rows)
     common.say(f"{table}\n{notes}")
@@ -147,9 +145,8 @@ def evaluate(
     plot_looks(rows, folder / "evaluation.png")
     text = f"{head}\n{table}\n{notes}\n![evaluation.png](evaluation.png)\n"
     if searched is not None:
-        text += _frontier(searched, images, rows, folder, options)
+        text += _frontier(searched, images, rows, folder, {**options, "precision": precision})
     if found is not None:
-        del options["precision"]  # measured as trained
         options |= {"looks": chosen, "curve_images": curve_images, "seed": seed, "plain": plain}
         text += _attention(model, images, found, [item.value for item in policy or []], folder, options)
     title = f"{_TITLE}: {markdown(run.resolve().name)}"

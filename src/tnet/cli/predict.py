@@ -138,8 +138,8 @@ def predict(
         network = EngineTNet(model, engine or "onnx")
         device = "cpu"
     else:
-        place = common.pick_device(_own_device(device))
-        network = load_for_inference(model, device=place, precision=precision, compiled=compile)
+        device = common.pick_device(_own_device(device))
+        network = load_for_inference(model, device=device, precision=precision, compiled=compile)
     search = None
     is_limited = budget is not None or at_least is not None or max_ms is not None
     if is_limited or levels is not None or aspect is not None:
@@ -154,11 +154,7 @@ def predict(
         "allow_small": allow_small,
         "read": common.parse_reading(data, read, bands, value_range, max_side_px, preprocess),
     }  # fmt: skip
-    running: dict[str, Any] = {
-        "workers": workers,
-        "device": device if engine == "ray" else common.pick_device(_own_device(device)),
-        "progress": progress,
-    }
+    running: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
     if is_job:
         assert out is not None
         job: dict[str, Any] = {"part_rows": part_rows, "shard": share, "retry_failed": retry_failed}

@@ -134,17 +134,17 @@ def bench(
                     shape = (batch_size, model.config.in_channels, *size_hw)
                     images = torch.randint(256, shape, dtype=torch.uint8)
                     images = images if engine in FILES else images.to(device)
-                    times = _interleaved([run for _, run in ready], images, rounds, lambda: bar.advance(task))
+                    times = interleaved([run for _, run in ready], images, rounds, lambda: bar.advance(task))
                     for (system, _), mine in zip(ready, times, strict=True):
                         count = None if system.is_plain else sum(system.looks)
                         rows.append(BenchRow(system.name, count, engine, system.macs, batch_size, *_quartiles(mine)))
     return rows, notes
 
 
-def _interleaved(
+def interleaved(
     runs: Sequence[Callable[[Tensor], object]], images: Tensor, rounds: int, advance: Callable[[], None]
 ) -> list[list[float]]:
-    """Return the times of several functions, which take turns, milliseconds per image; each turn is two passes."""
+    """Return the times of functions, which take turns, milliseconds per image; the second of two passes is timed."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, mine in zip(runs, times, strict=True):

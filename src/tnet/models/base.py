@@ -298,12 +298,11 @@ class Model(nn.Module, HubModel):
         Args:
             precision: in which backbones compute: ``bf16`` and ``fp16`` are for GPUs, and round to three digits; places
                 are chosen, and classes decided, in ``fp32``.
-            compiled: also compile the backbones, on GPUs with CUDA graphs: takes up to minutes, and pays for many small
-                batches.
+            compiled: also compile the backbones when they are first used, on GPUs with CUDA graphs: takes up to
+                minutes, and pays for many small batches. The first use raises ConfigError if they cannot be compiled.
 
         Raises:
-            ConfigError: the device does not compute in this precision, the backbone cannot be compiled, or the model is
-                prepared in another way already.
+            ConfigError: the device does not compute in this precision, or the model is prepared in another way already.
         """
         device = self.get_buffer("mean").device
         check_precision(precision, device)
