@@ -89,11 +89,11 @@ def suite_of(arguments: argparse.Namespace, root: Path | None, seeds: Sequence[i
     """Return the suite as plain data."""
     task = TASKS[arguments.task]
     recipe = str(RECIPES / f"{task.recipe}.yaml")
-    common = [f"data.root={root}", *arguments.set]
+    common = [f"data.root={root}"]
     if arguments.weights:
         common += ["model.backbone.pretrained=false", f"model.backbone.weights={arguments.weights}"]
     start = {"name": "start", "recipe": recipe, "measure": False}
-    rows: list[dict[str, Any]] = [{**start, "overrides": [*PLAIN, f"model.base_px={task.base_px}"]}]
+    rows: list[dict[str, Any]] = [{**start, "overrides": [*PLAIN, f"model.base_px={task.base_px}", *arguments.set]}]
     rows += [
         {"name": name, "recipe": recipe, "after": "start", "overrides": [*task.effort, *VARIANTS[name], *arguments.set],
          "looks": [task.looks], "policies": [LEARNED, "random"]}

@@ -210,6 +210,31 @@ def test_one_of_the_features_must_know(smoothing: float, levels: int, features: 
     assert loss.terms.keys() == others.terms.keys()
 
 
+@pytest.mark.parametrize(("smoothing", "levels", "features"), [(0.0, 0, 7), (0.1, 2, 3), (0.0, 1, 1)])
+def test_each_of_several_labels_must_be_known_by_one_of_the_features(
+    smoothing: float, levels: int, features: int
+) -> None:
+    output = random_output()
+    labels = (torch.arange(output.logits.numel()).view_as(output.logits) % 3 == 0).to(output.logits)
+    changes = {"label_smoothing": smoothing, "per_feature_levels": levels}
+    loss = loss_of(output, target=labels, per_feature="mixture", joint_weight_ce=0.4, **changes)
+    absent = (1 - output.feature_logits[:, :features].double().sigmoid()).prod(dim=1).numpy()
+    smoothed = labels.double().numpy() * (1 - smoothing) + smoothing / 2
+    expected = -(smoothed * np.log(1 - absent) + (1 - smoothed) * np.log(absent)).mean()
+    assert float(loss.terms["cross_entropy_per_feature"]) == pytest.approx(0.6 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-60.0, 0.0, 60.0])
+def test_labels_learn_from_features_that_are_sure(logit: float) -> None:
+    output = random_output()
+    logits = torch.full_like(output.feature_logits, logit).requires_grad_()
+    labels = torch.full_like(output.logits, float(logit < 0))  # the opposite
+    loss = loss_of(replace(output, feature_logits=logits), target=labels, per_feature="mixture", joint_weight_ce=0.0)
+    (slope,) = torch.autograd.grad(loss.terms["cross_entropy_per_feature"], logits)
+    assert bool(slope.isfinite().all())
+    assert bool((slope * (1 if logit >= 0 else -1) > 0).all())  # downhill is away from the mistake
+
+
 def test_features_learn_by_their_share_of_the_mixture() -> None:
     output = random_output()
     logits = output.feature_logits.clone().requires_grad_()

@@ -44,7 +44,8 @@ class ObjectiveConfig:
             0.05 fMoW); the rest goes to the cross entropy of single features.
         per_feature: who must know the label: each single feature (``mean`` of their cross entropies, paper); or one of
             them (``mixture``: cross entropy of the mean of their probabilities), so that a region without the evidence
-            need not guess. With several labels per image one feature must know them all.
+            need not guess. With several labels per image, each label must be known by one of them: the probability that
+            any feature shows it, if they are independent (noisy or).
         joint_weight_reinforce: the same for the two REINFORCE terms.
         reinforce_weight: weight of both REINFORCE terms (paper: 0.1).
         reward: what REINFORCE rewards: a ``correct`` answer, of all features together and of each alone (paper); or the
@@ -135,9 +136,12 @@ class Objective(ModelObjective):
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
             logits, repeated = output.feature_logits.flatten(0, 1), repeat_target(target, used.shape[1]).flatten(0, 1)
             rows = _indices(used, logits.device)
-            per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
-            if config.per_feature == "mixture":
-                per_feature = _of_mixture(per_feature, rows, used)
+            if config.per_feature == "mixture" and target.is_floating_point():
+                per_feature = classification_loss(_of_any(output.feature_logits, used), target, config.label_smoothing)
+            else:
+                per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
+                if config.per_feature == "mixture":
+                    per_feature = _of_mixture(per_feature, rows, used)
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
             chosen = _indices(used[:, 1:], logits.device)
             if len(chosen):
@@ -321,6 +325,13 @@ def _of_mixture(
     """Return the cross entropy of the mean probability of each image's features, one of which is the whole image."""
     spread = losses.new_full((used.numel(),), torch.inf).index_put((rows,), losses).view(used.shape)
     return used.sum(dim=1).to(losses).log() - (-spread).logsumexp(dim=1)
+
+
+def _of_any(logits: Float[Tensor, "batch n classes"], used: Bool[Tensor, "batch n"]) -> Float[Tensor, "batch classes"]:
+    """Return the logit of each label being shown by any of the features, from its logits given each alone."""
+    # The log-odds of 1 - prod(1 - p): each factor is exp(-softplus(logit)).
+    surprise = (F.softplus(logits) * used[:, :, None].to(logits)).sum(dim=1).clamp_min(1e-30)  # log(0) has no gradient
+    return surprise + (-torch.expm1(-surprise)).log()
 
 
 def _expected_gain(
