@@ -136,12 +136,12 @@ class Objective(ModelObjective):
         if config.joint_weight_ce < 1 or (looks and config.joint_weight_reinforce < 1):
             logits, repeated = output.feature_logits.flatten(0, 1), repeat_target(target, used.shape[1]).flatten(0, 1)
             rows = _indices(used, logits.device)
-            if config.per_feature == "mixture" and target.is_floating_point():
+            is_mixture = config.per_feature == "mixture"
+            if is_mixture and target.is_floating_point():
                 per_feature = classification_loss(_of_any(output.feature_logits, used), target, config.label_smoothing)
             else:
-                per_feature = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
-                if config.per_feature == "mixture":
-                    per_feature = _of_mixture(per_feature, rows, used)
+                alone = classification_loss(logits[rows], repeated[rows], config.label_smoothing)
+                per_feature = _of_mixture(alone, rows, used) if is_mixture else alone
             terms["cross_entropy_per_feature"] = per_feature.mean() * (1 - config.joint_weight_ce)
             chosen = _indices(used[:, 1:], logits.device)
             if len(chosen):
