@@ -300,9 +300,10 @@ def test_a_model_without_stages_cannot_be_frozen(monkeypatch: pytest.MonkeyPatch
         backbone.freeze(2)
 
 
-def test_all_stages_can_be_frozen_but_no_more() -> None:
+@pytest.mark.parametrize("count", [5, None])
+def test_all_stages_can_be_frozen_but_no_more(count: int | None) -> None:
     backbone = build("resnet10t", 64, TINY_RESNET.kwargs)
-    backbone.freeze(5)
+    backbone.freeze(count)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not any(part.training for part in backbone.model.modules())
     with pytest.raises(ConfigError, match=r"frozen_stages is 6.*resnet10t has 5"):

@@ -365,6 +365,13 @@ def test_teachers_that_do_not_fit(tmp_path: Path) -> None:
         guide("evidence")
 
 
+@pytest.mark.parametrize("settings", [{"frozen_overview": True}, {"frozen_stages": 4}])
+def test_a_frozen_map_cannot_be_explained(settings: dict[str, Any]) -> None:
+    module = Logged(model={"look_weights": "separate"}, train={"guide": GuideConfig(teacher="self"), **settings})
+    with pytest.raises(ConfigError, match=r"frozen_overview or train\.frozen_stages freezes the map"):
+        module.training_step(BATCH, 0)
+
+
 def test_a_map_that_the_answer_does_not_come_from() -> None:
     """Intermediate maps of a vision transformer are copies beside the path to its answer."""
     kwargs: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -16,7 +16,7 @@ from tnet.baselines.ips import IPS, IPSConfig
 from tnet.data.loading import Share
 from tnet.data.sample import Batch
 from tnet.errors import ConfigError
-from tnet.models.io import save_model
+from tnet.models.io import load_model, save_model
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.training import callbacks
 from tnet.training.callbacks import RecalibrateNorms, recalibrate_norms
@@ -279,7 +279,50 @@ def test_frozen_stages_are_fused_while_a_model_is_trained(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_frozen_stages_need_a_backbone_of_timm() -> None:
-    recipe = tiny_recipe(model={"backbone": TINY_BAGNET}, train={"frozen_stages": 1})
-    with pytest.raises(ConfigError, match=r"frozen_stages is 1.*timm"):
+@pytest.mark.parametrize("stages", [0, 2])
+def test_a_frozen_overview_stays_as_it_is_while_looks_are_learned(
+    stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"backbone": TINY_RESNET, "look_weights": "separate", "batch_norm": "shared"}
+    save_model(TNet(replace(tiny_config(), **model)), tmp_path / "start")
+    settings = {"epochs": 1, "frozen_overview": True, "frozen_stages": stages, "recalibrate_batches": 1}
+    recipe = tiny_recipe(model=model, train={**settings, "start_from": str(tmp_path / "start")})
+    before = {name: value.clone() for name, value in load_model(tmp_path / "start").state_dict().items()}
+    # Statistics of whole images are measured once before the training; afterwards they stay.
+    after_first: dict[str, Tensor] = {}
+    original = callbacks.recalibrate_norms
+
+    def recalibrate(model: TNet, batches: Iterable[Batch], frozen: Collection[nn.Module]) -> None:
+        original(model, batches, frozen)
+        if not after_first:
+            after_first.update({name: value.clone() for name, value in model.state_dict().items()})
+
+    monkeypatch.setattr(callbacks, "recalibrate_norms", recalibrate)
+    trained = train(recipe, tmp_path / "run", progress=False).model.state_dict()
+    parts = {name: before[name] for name in before if name.startswith("backbone.") and name.endswith("weight")}
+    assert parts and all(torch.equal(value, trained[name]) for name, value in parts.items())
+    changed = {name for name, value in trained.items() if not torch.equal(value, after_first[name])}
+    assert not any(name.startswith("backbone.") for name in changed)
+    first = {name for name in changed if name.startswith("look_backbone.model.conv1")}
+    assert bool(first) == (stages == 0)
+    assert any(name.startswith("look_backbone.model.layer4") for name in changed)
+    assert any(name.startswith("locator.") for name in changed) and "classifier.weight" in changed
+
+
+@pytest.mark.parametrize("name", ["frozen_stages", "frozen_overview"])
+def test_frozen_stages_need_a_backbone_of_timm(name: str) -> None:
+    recipe = tiny_recipe(model={"backbone": TINY_BAGNET, "look_weights": "separate"}, train={name: 1})
+    with pytest.raises(ConfigError, match=rf"{name} is 1.*timm"):
         TNetModule(recipe)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "problem"),
+    [
+        ({}, {}, "no separate weights for looks"),
+        ({"look_weights": "separate"}, {"no_looks_epochs": 1}, "no_looks_epochs is 1, which trains the overview"),
+    ],
+)
+def test_a_frozen_overview_needs_looks_to_train(model: dict[str, Any], settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"frozen_overview is true, but .*{problem}"):
+        tiny_recipe(model=model, train={"frozen_overview": True, **settings})

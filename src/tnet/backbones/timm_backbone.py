@@ -76,23 +76,15 @@ class TimmBackbone(Backbone):
             raise ConfigError(f"tap {config.tap!r} of {config.name} is not a feature map; choose another module")
         self.feature_dim, self.cell_dim = pooled[1], maps[0][1]
 
-    def freeze(self, stages: int) -> None:
-        """Stop training the first stages, as timm groups them; the stem is one, or part of the first.
+    def freeze(self, stages: int | None) -> None:
+        """Stop training the first stages, as timm groups them (the stem is one, or part of the first), or all if None.
 
         Their batch norm and dropout stay in evaluation mode. They need no gradients, hence less time and memory.
 
         Raises:
             ConfigError: there are fewer stages, or timm does not group them.
         """
-        problem = f"train.frozen_stages is {stages}, but"
-        try:
-            stage_of = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
-        except (AttributeError, AssertionError):  # a few models
-            raise ConfigError(f"{problem} timm knows no stages of {self.config.name}; set it to 0") from None
-        count = 1 + max(stage_of.values())
-        if stages > count:
-            raise ConfigError(f"{problem} {self.config.name} has {count}; give at most that")
-        trained = [name for name, stage in stage_of.items() if stage >= stages]
+        trained = [] if stages is None else self._after(stages)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
         self.frozen = [
@@ -102,6 +94,18 @@ class TimmBackbone(Backbone):
             and not any(name.startswith(f"{path}.".lstrip(".")) for name in trained)
         ]
         self.train(self.training)
+
+    def _after(self, stages: int) -> list[str]:
+        """Return the names of the parameters beyond the first stages."""
+        problem = f"train.frozen_stages is {stages}, but"
+        try:
+            stage_of = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
+        except (AttributeError, AssertionError):  # a few models
+            raise ConfigError(f"{problem} timm knows no stages of {self.config.name}; set it to 0") from None
+        count = 1 + max(stage_of.values())
+        if stages > count:
+            raise ConfigError(f"{problem} {self.config.name} has {count}; give at most that")
+        return [name for name, stage in stage_of.items() if stage >= stages]
 
     @override
     def train(self, mode: bool = True) -> Self:

@@ -94,6 +94,8 @@ class TrainConfig:
         teacher_weight: weight of the divergence from the teacher's probabilities.
         teacher_temperature: divisor of both models' logits; the term is multiplied by its square.
         frozen_stages: first stages of a timm backbone, the stem included, that are not trained, which saves time.
+        frozen_overview: with separate weights for looks, the timm backbone of the overview is not trained at all, which
+            saves most of the time if the overview is large; start from a model that has learned it.
         guide: what teaches a TNet where to look.
         no_looks_epochs: epochs at the start in which a TNet sees whole images only, as a plain network does; then
             separate weights for looks start from theirs.
@@ -129,6 +131,7 @@ class TrainConfig:
     teacher_weight: float = 1.0
     teacher_temperature: float = 2.0
     frozen_stages: int = 0
+    frozen_overview: bool = False
     guide: GuideConfig = field(default_factory=GuideConfig)
     no_looks_epochs: int = 0
     random_looks_epochs: int = 0

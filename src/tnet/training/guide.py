@@ -192,7 +192,7 @@ def evidence_in_cells(teacher: TNet, images: Images, targets: Target, grid: Grid
     would see (``model.backbone.tap``), averaged over cells.
 
     Raises:
-        ConfigError: the answer of the network does not depend on that map, as in some transformers.
+        ConfigError: the answer of the network does not depend on that map, as in some transformers, or it is frozen.
     """
     maps: list[Tensor] = []
 
@@ -204,6 +204,9 @@ def evidence_in_cells(teacher: TNet, images: Images, targets: Target, grid: Grid
         with torch.enable_grad():
             scene = teacher.scene(images)
             odds = _log_odds(teacher(scene, looks=0).logits, targets).sum()
+            if not maps[0].requires_grad:
+                problem = "train.frozen_overview or train.frozen_stages freezes the map that the guide must explain"
+                raise ConfigError(f"{problem}; train it, or set train.guide.teacher to another model or null")
             (slope,) = torch.autograd.grad(odds, maps, allow_unused=True)
     finally:
         handle.remove()

@@ -24,6 +24,7 @@ from tnet.models.config import TNetConfig
 from tnet.models.kind import build_model
 from tnet.models.tnet import TNet, TNetOutput
 from tnet.objectives import Objective
+from tnet.training.config import TrainConfig
 from tnet.training.guide import Guide, load_teacher
 from tnet.training.optimizers import build_optimizer, schedule_factor
 from tnet.training.recipe import Recipe, build_objective
@@ -64,13 +65,19 @@ def _metric_name(measured: str) -> str:
     return {"0": "val/accuracy_0_looks", "topk": "val/accuracy"}.get(measured, f"val/accuracy_{measured}")
 
 
-def _freeze(model: Model, stages: int) -> list[nn.Module]:
-    """Freeze the first stages of a model's backbones, and return all modules in them."""
-    backbones = [part for part in model.modules() if isinstance(part, TimmBackbone)] if stages else []
-    if stages and not backbones:
-        raise ConfigError(f"train.frozen_stages is {stages}, but the model has no backbone of timm; set it to 0")
+def _freeze(model: Model, train: TrainConfig) -> list[nn.Module]:
+    """Freeze what the configuration says of a model's backbones, and return all modules in it."""
+    backbones = [part for part in model.modules() if isinstance(part, TimmBackbone)]
+    for name, off in (("frozen_stages", "0"), ("frozen_overview", "false")):
+        if (value := getattr(train, name)) and not backbones:
+            problem = f"train.{name} is {str(value).lower()}, but the model has no backbone of timm"
+            raise ConfigError(f"{problem}; set it to {off}")
     for backbone in backbones:
-        backbone.freeze(stages)
+        is_overview = isinstance(model, TNet) and backbone is model.backbone
+        if train.frozen_overview and is_overview:
+            backbone.freeze(None)
+        elif train.frozen_stages:
+            backbone.freeze(train.frozen_stages)
     return [module for backbone in backbones for part in backbone.frozen for module in part.modules()]
 
 
@@ -85,7 +92,7 @@ class TNetModule(pl.LightningModule):
         trained = self.objective.trained(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in trained)
-        self.frozen = frozenset(_freeze(self.model, recipe.train.frozen_stages))
+        self.frozen = frozenset(_freeze(self.model, recipe.train))
         # In a list, so that it is neither saved nor trained.
         self.teacher: list[Model] = []
         if recipe.train.teacher is not None:

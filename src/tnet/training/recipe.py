@@ -71,6 +71,7 @@ class Recipe:
         for name in FIRST_EPOCHS:
             if not has_looks and (epochs := getattr(self.train, name)):
                 raise ConfigError(f"train.{name} is {epochs}, but the model is not a TNet with looks; set it to 0")
+        self._check_frozen_overview()
         # A plain network (looks: []) has no locator: the term is ignored there, as others are.
         if getattr(self.objective, "worth_weight", 0) and max(self.model.default_looks, default=2) < 2:
             looks, remedy = list(self.model.default_looks), "use 2 or more looks at some level, or set it to 0"
@@ -78,6 +79,17 @@ class Recipe:
         has_value = isinstance(self.model, TNetConfig) and self.model.locator.value
         if has_value != bool(getattr(self.objective, "gain_weight", 0)):
             raise ConfigError("model.locator.value is trained by objective.gain_weight; set both of them, or neither")
+
+    def _check_frozen_overview(self) -> None:
+        if not self.train.frozen_overview:
+            return
+        if not (isinstance(self.model, TNetConfig) and self.model.levels > 1 and self.model.look_weights == "separate"):
+            problem, remedy = "the model has no separate weights for looks", "set model.look_weights to separate"
+        elif epochs := self.train.no_looks_epochs:
+            problem, remedy = f"train.no_looks_epochs is {epochs}, which trains the overview alone", "set that to 0"
+        else:
+            return
+        raise ConfigError(f"train.frozen_overview is true, but {problem}; {remedy}, or frozen_overview to false")
 
     def _check_mixup(self) -> None:
         if self.model.default_looks:

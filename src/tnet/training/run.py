@@ -279,7 +279,8 @@ def _trainer(recipe: Recipe, folder: Path, module: TNetModule, progress: bool, v
         active.append(callbacks.AverageWeights(train.ema_decay))
     if train.recalibrate_batches:
         active.append(callbacks.RecalibrateNorms(train.recalibrate_batches))
-    if train.frozen_stages and not train.compile and train.ema_decay is None:  # an average has statistics of its own
+    freezes = train.frozen_stages or train.frozen_overview
+    if freezes and not train.compile and train.ema_decay is None:  # an average has statistics of its own
         active.append(callbacks.FuseFrozen())
     active.append(callbacks.ShareStatistics())
     if train.max_minutes is not None:
