@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import map_coordinates  # type: ignore[import-untyped]
 from tests.helpers import pictures
 from torch import Tensor
 
@@ -134,6 +135,16 @@ def test_a_shift_moves_down_and_right_and_leaves_black() -> None:
     found = change_pixels(image, PixelChange(shift_yx=(0.2, -0.1), nearest=True))
     assert torch.equal(found[:, 2:, :-2], image[:, :-2, 2:])
     assert not found[:, :2].any() and not found[..., -2:].any()
+
+
+@pytest.mark.parametrize(("down", "right"), [(0.2, -0.1), (0.13, 0.07), (-0.31, 0.0), (1.0, -1.0)])
+def test_a_shift_by_parts_of_a_pixel_interpolates(down: float, right: float) -> None:
+    image = pictures((10, 20))[0]
+    found = change_pixels(image, PixelChange(shift_yx=(down, right)))
+    padded = F.pad(image[0].double(), (20, 20, 10, 10))
+    y, x = np.meshgrid(np.arange(10) + 10 - 10 * down, np.arange(20) + 20 - 20 * right, indexing="ij")
+    expected = map_coordinates(padded.numpy(), [y, x], order=1)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=0.5 + 1e-4)
 
 
 def test_a_turn_is_counterclockwise_and_black_beyond_the_edge() -> None:

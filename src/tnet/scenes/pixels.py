@@ -7,10 +7,11 @@ RandAugment.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -55,13 +56,14 @@ def change_pixels(
     """Return a changed copy of an image with values 0 to 255; colour changes need one or three channels."""
     if (change.colours or change.rand_augment) and image.shape[0] not in (1, 3):
         raise ConfigError(f"colour changes need an image of 1 or 3 channels, not {image.shape[0]}")
-    pixels = image.float() / 255
-    if change.size_px is not None:
-        pixels = resize_by(pixels, (change.size_px, change.size_px), change.method)
-    pixels = _coloured(pixels, change.colours).clamp(0, 1)
-    if change.angle_deg or change.shift_yx != (0.0, 0.0):
-        pixels = _moved(pixels, change)
-    levels = (pixels * 255).round().to(torch.uint8)
+    if replace(change, shift_yx=(0.0, 0.0), rand_augment=None) == PixelChange(nearest=True):
+        levels = _shifted(image, change)  # by whole pixels, which needs no floating point
+    else:
+        pixels = image.float() / 255
+        if change.size_px is not None:
+            pixels = resize_by(pixels, (change.size_px, change.size_px), change.method)
+        pixels = _rotated(_shifted(_coloured(pixels, change.colours).clamp(0, 1), change), change)
+        levels = (pixels * 255).round().to(torch.uint8)
     return levels if change.rand_augment is None else _rand_augmented(levels, change.rand_augment)
 
 
@@ -145,20 +147,32 @@ def _coloured(pixels: Tensor, colours: tuple[tuple[PixelColour, float], ...]) ->
     return pixels
 
 
-def _moved(pixels: Tensor, change: PixelChange) -> Tensor:
-    """Shift, then rotate (as published), with black around."""
+def _shifted(pixels: Tensor, change: PixelChange) -> Tensor:
+    """Shift before the rotation (as published), so that what leaves the image does not come back with it."""
+    for axis, share in zip((1, 2), change.shift_yx, strict=True):
+        shift_px = share * pixels.shape[axis]
+        whole_px = round(shift_px) if change.nearest else math.floor(shift_px)
+        part = 0.0 if change.nearest else shift_px - whole_px
+        moved = _moved(pixels, axis, whole_px)
+        pixels = moved + part * (_moved(pixels, axis, whole_px + 1) - moved) if part else moved
+    return pixels
+
+
+def _moved(pixels: Tensor, axis: int, shift_px: int) -> Tensor:
+    """Move by whole pixels, with black behind."""
+    sides = (shift_px, -shift_px) if axis == 2 else (0, 0, shift_px, -shift_px)
+    return F.pad(pixels, sides) if shift_px else pixels
+
+
+def _rotated(pixels: Tensor, change: PixelChange) -> Tensor:
+    """Rotate, with black around."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    height, width = pixels.shape[-2:]
-    down, right = change.shift_yx
+    if not change.angle_deg:
+        return pixels
     interpolation = InterpolationMode.NEAREST if change.nearest else InterpolationMode.BILINEAR
-    # Two passes: what a shift moves out of the image must not come back with the rotation.
-    for angle_deg, shift_xy in ((0.0, (right * width, down * height)), (change.angle_deg, (0.0, 0.0))):
-        if angle_deg or shift_xy != (0.0, 0.0):
-            # torchvision rotates clockwise
-            angle, translate = -angle_deg, list(shift_xy)
-            pixels = functional.affine(pixels, angle, translate, 1.0, [0.0, 0.0], interpolation, fill=[0.0])
-    return pixels
+    # torchvision rotates clockwise
+    return functional.affine(pixels, -change.angle_deg, [0.0, 0.0], 1.0, [0.0, 0.0], interpolation, fill=[0.0])
 
 
 def _rand_augmented(levels: Tensor, draw: RandAugmentDraw) -> Tensor:
