@@ -88,6 +88,18 @@ def test_augmentation_changes_with_the_epoch_and_validation_has_none(tmp_path: P
             assert torch.equal(image, torch.from_numpy(np.array(Image.open(name))).permute(2, 0, 1))
 
 
+def test_synthetic_digits_are_augmented_too() -> None:
+    moved, val = open_data(replace(DIGITS, augment=AugmentConfig(translation=0.1)), 1, seed=0)
+    plain, plain_val = open_data(DIGITS, 1, seed=0)
+    zero, one, same_zero, unmoved = (
+        batches_of(data, 0, epoch) for data, epoch in ((moved, 0), (moved, 1), (moved, 0), (plain, 0))
+    )
+    first = zero[0].images, unmoved[0].images
+    assert zero[0].names == unmoved[0].names and not any(torch.equal(a, b) for a, b in zip(*first, strict=True))
+    assert same(zero, same_zero) and not same(zero, one)
+    assert all(torch.equal(val[i].image, plain_val[i].image) for i in range(len(val)))
+
+
 def test_validation_is_whole_and_in_order() -> None:
     _, val = open_data(DIGITS, 1, seed=0)
     batches = list(eval_loader(val, 2, 0))

@@ -16,6 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
 from tnet.config import check_least, check_most
+from tnet.data.augment import Augment, sample_generator
 from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError
@@ -150,16 +151,25 @@ class MegapixelDigits(Dataset[Sample]):
     The same configuration, split and index give the same bytes in every process with the same release of NumPy (other
     releases rarely draw other numbers). The three splits share clutter patterns, but no source digits.
 
+    Augmentation depends on ``(seed, epoch, index)`` only; see :meth:`set_epoch`. It changes the image, not its answer.
+
+    Args:
+        config: content of the images.
+        split: train, val or test.
+        augment: random augmentation, or None.
+        seed: seed of the augmentation; that of the images is ``config.seed``.
+
     Raises:
         ConfigError: ``split`` is not one of train, val, test.
         DataError: a file in ``config.mnist_dir`` is missing or damaged.
     """
 
-    def __init__(self, config: DigitsConfig, split: Split) -> None:
+    def __init__(self, config: DigitsConfig, split: Split, *, augment: Augment | None = None, seed: int = 0) -> None:
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; give one of {', '.join(SPLITS)}")
         self.config = config
         self.split: Split = split
+        self.augment, self.seed, self.epoch = augment, seed, 0
         self.classes = [str(digit) for digit in range(CLASSES)]
         self.multilabel = config.task == "multi"
         load_glyphs(config.mnist_dir, split)  # a damaged file fails here, not in a worker; not stored, see _bank
@@ -169,20 +179,27 @@ class MegapixelDigits(Dataset[Sample]):
         # From the process's cache, so that pickling for a worker carries no pixels.
         return load_glyphs(self.config.mnist_dir, self.split)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the next epoch, from 0, which determines the augmentation together with the seed."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return self.config.images(self.split)
 
     def __getitem__(self, index: int) -> Sample:
         """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
-        return Sample(torch.from_numpy(self._draw(layout)[None]), layout.answer(self.config.task), self.name(index))
+        image = torch.from_numpy(self._draw(layout)[None])
+        if self.augment is not None:
+            image = self.augment(image, sample_generator(self.seed, self.epoch, index))
+        return Sample(image, layout.answer(self.config.task), self.name(index))
 
     def name(self, index: int) -> str:
         """Return the name of a sample, without drawing it."""
         return f"made/{self.split}/{index:06d}"
 
     def layout(self, index: int) -> DigitLayout:
-        """Return the layout of one image without drawing it."""
+        """Return the layout of one image without drawing it, before augmentation."""
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; the {self.split} split has images 0 to {len(self) - 1}")

@@ -62,13 +62,15 @@ def open_data(
         DataError: the data are missing, empty or inconsistent, or have a single class.
         ConfigError: ``channels`` does not fit the data.
     """
+    augment = None if config.augment == AugmentConfig() else Augment(config.augment)
     if config.kind == "digits":
         if channels != 1:
             raise ConfigError(f"synthetic digits are grey, but model.in_channels is {channels}; set it to 1")
         if not config.digits.images_train or not config.digits.images_val:
             counts = f"images_train is {config.digits.images_train} and images_val {config.digits.images_val}"
             raise ConfigError(f"data.digits.{counts}; give at least 1 of each for training")
-        return MegapixelDigits(config.digits, "train"), MegapixelDigits(config.digits, "val")
+        train_digits = MegapixelDigits(config.digits, "train", augment=augment, seed=seed)
+        return train_digits, MegapixelDigits(config.digits, "val")
     if channels not in (1, 3) and config.read != "lazy":
         problem = f"images are decoded with 1 or 3 channels, but model.in_channels is {channels}"
         raise ConfigError(f"{problem}; set it to 1 or 3, or data.read to lazy (--read lazy)")
@@ -76,7 +78,6 @@ def open_data(
     if channels not in (1, 3) and any(colours):
         problem = f"data.augment changes colours, but images have {channels} channels (model.in_channels)"
         raise ConfigError(f"{problem}; set brightness, contrast, saturation and hue to 0")
-    augment = None if config.augment == AugmentConfig() else Augment(config.augment)
     train, val = _open_images(config, augment, read_options(config, channels, base_px=base_px), seed)
     if config.augment.resize_px is not None:
         # Crops are taken from the stored image, and resized by the augmentation.

@@ -67,8 +67,7 @@ class WorthMaps:
         if not missing:
             return
         plain = copy.copy(self.data)
-        if isinstance(plain, LabelledImages):
-            plain.augment = None
+        plain.augment = None
         loader = eval_loader(plain, batch_size, workers, indices=missing)
         self._save()  # fails before the work if it cannot be written
         saved = time.monotonic()
@@ -87,7 +86,7 @@ class WorthMaps:
         for name in names:
             place = self.places[name]
             cells = self.maps[place].unflatten(0, (self.grid.rows, self.grid.cols))
-            if isinstance(data, LabelledImages) and data.augment is not None:
+            if data.augment is not None:
                 # The draw of the dataset; without crops it does not depend on the size of the image.
                 change = data.augment.draw((1, 1), sample_generator(data.seed, data.epoch, place))
                 cells = mirrored(cells, change)
