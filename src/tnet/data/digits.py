@@ -20,6 +20,7 @@ from tnet.data.augment import Augment, sample_generator
 from tnet.data.glyphs import CLASSES, CLUTTER_BANK, SPLITS, GlyphBank, Split, clutter_bank, load_glyphs
 from tnet.data.sample import Sample
 from tnet.errors import ConfigError
+from tnet.scenes.base import Scene
 
 Task = Literal["majority", "max", "top", "multi"]
 Variant = Literal["ips", "ats"]
@@ -189,7 +190,7 @@ class MegapixelDigits(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return the image ``[1, canvas_px, canvas_px]``, its answer and the name ``made/<split>/<index>``."""
         layout = self.layout(index)
-        image = torch.from_numpy(self._draw(layout)[None])
+        image: torch.Tensor | Scene = torch.from_numpy(self._draw(layout)[None])
         if self.augment is not None:
             image = self.augment(image, sample_generator(self.seed, self.epoch, index))
         return Sample(image, layout.answer(self.config.task), self.name(index))
